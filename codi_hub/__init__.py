@@ -1,0 +1,62 @@
+"""CoDi Hub: few-step conditional adapters on one frozen latent diffusion model.
+
+The public names load when first used, so that importing the package (and `codi list`) brings in no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codi_hub.catalog import Catalog
+    from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
+    from codi_hub.hub import Hub
+    from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Catalog": "catalog",
+    "CodiError": "errors",
+    "Conflict": "errors",
+    "DistillOptions": "options",
+    "DistillResult": "options",
+    "EvalOptions": "options",
+    "EvalReport": "options",
+    "Hub": "hub",
+    "InvalidInput": "errors",
+    "Mismatch": "errors",
+    "NotFound": "errors",
+    "RunOptions": "options",
+    "RunReport": "options",
+    "UsageError": "errors",
+}
+
+__all__ = [
+    "Catalog",
+    "CodiError",
+    "Conflict",
+    "DistillOptions",
+    "DistillResult",
+    "EvalOptions",
+    "EvalReport",
+    "Hub",
+    "InvalidInput",
+    "Mismatch",
+    "NotFound",
+    "RunOptions",
+    "RunReport",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"codi_hub.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
