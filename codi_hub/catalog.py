@@ -1,0 +1,253 @@
+"""The torch-free half of the Hub: what exists. Tasks, bases, adapter versions, and whether all is well."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from codi_hub.registry import AdapterRow, BaseRow, Problem, Registry
+    from codi_hub.tasks import Task
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Catalog:
+    """Looks things up and registers them; `Hub` adds to it what needs torch. The registry opens when first asked."""
+
+    def __init__(self, home: Path | None = None, base: str | None = None) -> None:
+        self._home = home
+        self._base = base
+
+    @classmethod
+    def open(cls, home: Path | str | None = None, base: str | None = None) -> Self:
+        """`home`: state folder (default: CODI_HOME, or the user's data folder). `base`: instead of the one in use."""
+        return cls(Path(home) if home else None, base)
+
+    @cached_property
+    def registry(self) -> Registry:
+        from codi_hub.registry import Registry
+
+        return Registry.open(self._home)
+
+    def close(self) -> None:
+        if "registry" in self.__dict__:
+            self.registry.__exit__(None, None, None)
+            del self.registry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- adapters
+
+    def list(self, task: str | None = None, base: str | None = None) -> Sequence[AdapterRow]:
+        """Every version, or those of one task or base. Raises NotFound for a task or base that does not exist."""
+        if task is not None:
+            self.task(task)
+        if base is not None:
+            self.registry.base(base)
+        return self.registry.adapters(task=task, base=base or self._base)
+
+    def show(self, ref: str) -> dict[str, Any]:
+        """One adapter, task or base in full, told apart by `type`. An adapter comes with its description and card."""
+        try:
+            return self._show_adapter(self.registry.resolve(ref, base=self._base))
+        except NotFound:
+            if ":" in ref:
+                raise
+        if ref in {task["name"] for task in self.task_list()}:
+            return self.show_task(ref)
+        if ref in {row.name for row in self.bases()}:
+            return {"type": "base"} | asdict(self.registry.base(ref))
+        raise NotFound(
+            f"no adapter, task or base is called {ref!r}; see `codi list`, `codi task list`, `codi base list`"
+        )
+
+    def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
+        config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
+        names = self.registry.files(row)
+        card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
+        return (
+            {"type": "adapter"}
+            | adapter_json(row)
+            | {"score": row.score, "parent": row.parent}
+            | {
+                "created": str(row.created),
+                "files": {name: str(self.registry.file(row, name)) for name in names},
+                "config": config,
+                "card": card,
+            }
+        )
+
+    # ---- tasks
+
+    def task_list(self) -> Sequence[dict[str, Any]]:
+        """Built-in and registered tasks by name: `name`, `like`, `options`, `builtin`."""
+        from codi_hub import tasks
+
+        known = {name: {"name": name, "like": name, "options": {}, "builtin": True} for name in tasks.builtin()}
+        for row in self.registry.tasks():
+            known[row.name] = {"name": row.name, "like": row.like, "options": row.options, "builtin": row.builtin}
+        return [known[name] for name in sorted(known)]
+
+    def task(self, name: str) -> dict[str, Any]:
+        """One entry of `task_list`. Raises NotFound with the names there are."""
+        entries = {entry["name"]: entry for entry in self.task_list()}
+        if name not in entries:
+            raise NotFound(f"no task {name!r}; there are {', '.join(entries)} (register one with `codi task add`)")
+        return entries[name]
+
+    def show_task(self, name: str) -> dict[str, Any]:
+        """A task with what it is for, every option's value in force, and its adapters."""
+        entry = self.task(name)
+        task = self.load_task(name)
+        return (
+            {"type": "task"}
+            | entry
+            | {
+                "summary": task.summary,
+                "settings": task.options.model_dump(mode="json"),
+                "adapters": [row.ref for row in self.registry.adapters(task=name)],
+            }
+        )
+
+    def load_task(self, name: str, overrides: dict[str, Any] | None = None) -> Task:
+        """The task object, its registered options overridden by `overrides`. Raises NotFound or UsageError."""
+        from codi_hub import tasks
+
+        entry = self.task(name)
+        return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
+
+    def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
+        """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`."""
+        from codi_hub import tasks
+
+        builtin = tasks.builtin()
+        if like is None and name not in builtin:
+            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(sorted(builtin))}")
+        if like not in (None, name) and name in builtin:
+            raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
+        template = (
+            {"like": name, "options": {}} if like in (None, name) and name in builtin else self.task(like or name)
+        )
+        options = {**template["options"], **(options or {})}
+        task = tasks.load(template["like"], options)
+        return self.registry.add_task(
+            name, template["like"], task.options.model_dump(mode="json", include=set(options))
+        )
+
+    def remove_task(self, name: str) -> None:
+        """Forgets a registered task. Raises Conflict for a built-in one."""
+        if self.task(name)["builtin"]:
+            raise Conflict(f"{name!r} is a built-in task and cannot be removed")
+        self.registry.remove_task(name)
+
+    # ---- bases
+
+    def bases(self) -> Sequence[BaseRow]:
+        return self.registry.bases()
+
+    def add_base(self, name: str, source: str | Path) -> BaseRow:
+        """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
+        source = _base_source(str(source))
+        from codi_hub.base import fingerprint
+
+        print_ = fingerprint(source)
+        return self.registry.add_base(name, source, family=print_.family, sketch=print_.sketch)
+
+    def use_base(self, name: str) -> BaseRow:
+        """Makes it the base of every command that names none."""
+        self.registry.use_base(name)
+        return self.registry.base(name)
+
+    def remove_base(self, name: str) -> None:
+        self.registry.remove_base(name)
+
+    # ---- health
+
+    def verify(self) -> Sequence[Problem]:
+        """Rehashes every file; an empty list means that files and records agree."""
+        return self.registry.verify()
+
+    def doctor(self) -> Sequence[dict[str, Any]]:
+        """What works on this machine: one `{"check", "ok", "detail"}` each, none of which can fail the others."""
+        return [*_diagnose(self)]
+
+
+def adapter_json(row: AdapterRow) -> dict[str, Any]:
+    """An entry of `codi list --json`."""
+    keys = ("task", "version", "ref", "base", "kind", "steps", "parameters", "bytes", "sha256", "status", "bundled")
+    return {key: getattr(row, key) for key in keys} | {"metrics": row.metrics, "tags": list(row.tags)}
+
+
+def _base_source(source: str) -> str:
+    """An absolute folder, or the hub id as it is. Raises NotFound or InvalidInput before anything heavy is loaded."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InvalidInput(f"{source} is no diffusers folder: it has no model_index.json")
+        return str(path.resolve())
+    if path.exists():
+        raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise NotFound(f"no folder {source}; a base is a diffusers folder or a hub id such as owner/name")
+    return source
+
+
+def _diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
+    def bundled() -> str:
+        rows = [row for row in catalog.registry.adapters() if row.bundled]
+        bases = [row.name for row in catalog.bases() if row.bundled]
+        if not bases:
+            raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
+        for row in rows:
+            catalog.registry.file(row, "adapter.safetensors")
+        return f"base {', '.join(bases)}; adapters {', '.join(row.ref for row in rows) or 'none'}"
+
+    checks: dict[str, Callable[[], str]] = {
+        "python": lambda: f"{platform.python_version()} on {platform.platform()}",
+        "codi-hub": lambda: version("codi-hub"),
+        "torch": _torch_version,
+        "device": _device,
+        "home": lambda: _writable(catalog.registry.home),
+        "registry": lambda: f"{len(catalog.registry.adapters())} adapters, {len(catalog.bases())} bases",
+        "bundled": bundled,
+    }
+    for name, check in checks.items():
+        try:
+            ok, detail = True, check()
+        except (CodiError, ImportError, OSError) as error:
+            ok, detail = False, str(error)
+        yield {"check": name, "ok": ok, "detail": detail}
+
+
+def _torch_version() -> str:
+    import torch
+
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _writable(home: Path) -> str:
+    with tempfile.TemporaryFile(dir=home):
+        return str(home)

@@ -1,0 +1,273 @@
+"""What a run, a distillation and an evaluation can be told, and what they answer. Knows no torch.
+
+Each field says here, once, what it means, what it may be and what it is called on the command line, where `cli.fields`
+turns it into an option.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from codi_hub.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+
+
+def _opt(
+    default: Any,
+    help: str,
+    *flags: str,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    panel: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field with its help, its flags (`--its-name` if none are given), its limits, and how it is typed if as text."""
+    metadata = {
+        "help": help,
+        "flags": flags,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "panel": panel,
+        "metavar": metavar,
+    }
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class _Checked:
+    """Refuses a value outside its field's choices or limits, with one line that names the option as it is typed."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, f.name), f.metadata
+            if value is None or not limits:
+                continue
+            flag = option_name(f.name, limits["flags"])
+            if limits["choices"] and value not in limits["choices"]:
+                raise UsageError(f"{flag} must be one of {', '.join(limits['choices'])}, not {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{flag} must be a finite number, not {value}")
+            if limits["least"] is not None and value < limits["least"]:
+                raise UsageError(f"{flag} must be at least {limits['least']}, not {value}")
+            if limits["most"] is not None and value > limits["most"]:
+                raise UsageError(f"{flag} must be at most {limits['most']}, not {value}")
+
+
+def option_name(field_name: str, flags: tuple[str, ...] = ()) -> str:
+    """The long flag of a field: the one given, or `--its-name`; of a switch such as "--a/--b", the first."""
+    long = [flag for flag in flags if flag.startswith("--")]
+    return (long[0] if long else "--" + field_name.replace("_", "-")).split("/")[0]
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds in "90s", "10m", "1h30m" or "45" (seconds). Raises UsageError for anything else, or for none at all."""
+    match = _DURATION.fullmatch(str(text).strip().lower())
+    parts = match.groups() if match else (None, None, None)
+    seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True) if part)
+    if seconds <= 0:
+        raise UsageError(f"not a duration: {str(text)!r}; write it as 90s, 10m or 1h30m")
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(_Checked):
+    """How a task is run over files."""
+
+    out: Path | None = _opt(None, "Folder for the outputs (default: INPUT_TASK/ beside the input)", "-o", "--out")
+    steps: int | None = _opt(None, "Sampling steps (default: the adapter's)", least=1, most=1000)
+    prompt: str | None = _opt(None, "Text for the tasks that read one")
+    seed: int = _opt(0, "Seed; each image's own is derived from it and the file's name", least=0)
+    batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
+    suffix: str = _opt("", "Added to every output's stem")
+    ext: str = _opt("auto", "Type of the outputs", choices=("auto", "png", "jpg", "webp"))
+    overwrite: bool = _opt(False, "Make again what is already there", "--overwrite")
+    resume: bool = _opt(True, "Skip what an earlier run finished")
+    recursive: bool = _opt(True, "Go into subfolders")
+    base: str | None = _opt(None, "Base to run on (default: the one in use)")
+    device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
+    dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
+    renoise: bool = _opt(False, "Fresh noise between steps instead of following the ODE")
+    set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(_Checked):
+    """How an adapter is distilled: the data, the method of PAPER.md with its switches, and the training around it."""
+
+    data: str | None = _opt(
+        None,
+        "leaves, scenes, a folder of images, a folder of pairs with metadata.jsonl, a .parquet file or a hub id "
+        "(default: what the task makes on the fly)",
+        panel="Data",
+    )
+    count: int | None = _opt(
+        None, "Number of training pairs (default: all, or what suits the task)", least=1, panel="Data"
+    )
+    size: int | None = _opt(None, "Side of the training crops in pixels (default: the base's)", least=8, panel="Data")
+    workers: int = _opt(0, "Processes that make pairs", least=0, panel="Data")
+
+    base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
+    kind: str = _opt("control", "Adapter kind: what is trained", panel="Adapter")
+    fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
+    init: str = _opt(
+        "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
+    )
+    parent: str | None = _opt(None, "Version to go on from, as TASK:VERSION", "--from", panel="Adapter")
+    allow_base_mismatch: bool = _opt(
+        False, "Let --from name an adapter of another base of the family", "--allow-base-mismatch", panel="Adapter"
+    )
+
+    method: str = _opt(
+        "pe-codi", "Train the adapter alone (pe-codi) or everything (codi)", choices=("pe-codi", "codi"), panel="Loss"
+    )
+    grid: int = _opt(8, "Points of the time grid that training sees", least=2, panel="Loss")
+    dt: int = _opt(1, "Grid points between the student's time and the target's", least=1, panel="Loss")
+    ode: str = _opt(
+        "own",
+        "How z at the earlier time is made: the network's own PF-ODE step, the true noise, or no step at all",
+        choices=("own", "noise", "off"),
+        panel="Loss",
+    )
+    guidance: str = _opt(
+        "latent",
+        "Where the prediction is compared with the target image",
+        choices=("latent", "roundtrip", "pixel", "lpips", "off"),
+        panel="Loss",
+    )
+    lpips: Path | None = _opt(None, "Weights of the perceptual network of --guidance lpips", panel="Loss")
+    consistency: bool = _opt(True, "Self-consistency in the noise prediction", panel="Loss")
+    consistency_weight: float = _opt(1.0, "Weight of the consistency term", least=0.0, panel="Loss")
+    consistency_cap: bool = _opt(True, "Bound that term's weight on x at high noise", panel="Loss")
+    shared_t: bool = _opt(True, "One time for the whole batch, or one per sample", "--shared-t/--mixed-t", panel="Loss")
+    ema: float = _opt(0.99, "Rate of the target network's moving average", least=0.0, most=1.0, panel="Loss")
+
+    train_steps: int | None = _opt(
+        None, "Optimiser steps (default: the task's, or until --time-budget ends)", least=1, panel="Training"
+    )
+    time_budget: float | None = _opt(
+        None, "Training time such as 90s, 10m or 1h30m; one step at least", metavar="TIME", panel="Training"
+    )
+    batch: int = _opt(16, "Pairs per step and device", least=1, panel="Training")
+    accumulate: int = _opt(1, "Batches per optimiser step", least=1, panel="Training")
+    lr: float = _opt(2e-4, "Learning rate", least=0.0, panel="Training")
+    precision: str = _opt("auto", "Precision of training", choices=DTYPES, panel="Training")
+    device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Training")
+    seed: int = _opt(0, "Seed of the data, the noise and the initial weights", least=0, panel="Training")
+    resume: bool | Path | None = _opt(
+        None, "Go on from the last checkpoint: of --run-dir, or of this task's latest run", "--resume", panel="Training"
+    )
+    run_dir: Path | None = _opt(
+        None, "Folder for checkpoints, logs and samples (default: a new one in the home)", panel="Training"
+    )
+    sample_every: int = _opt(250, "Steps between sample sheets; 0 makes none", least=0, panel="Training")
+    checkpoint_every: int = _opt(100, "Steps between checkpoints", least=1, panel="Training")
+    options: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
+
+    def __post_init__(self) -> None:
+        if self.time_budget is not None:
+            object.__setattr__(self, "time_budget", parse_duration(self.time_budget))
+        super().__post_init__()
+        if self.dt >= self.grid:
+            raise UsageError(f"--dt must be smaller than --grid ({self.grid}), not {self.dt}")
+        if self.guidance == "lpips" and self.lpips is None:
+            raise UsageError("--guidance lpips needs a network: name its weights with --lpips FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(_Checked):
+    """How an adapter is measured."""
+
+    steps: tuple[int, ...] = _opt((1, 2, 4, 8), "Numbers of steps to compare, as 1,2,4,8", metavar="N,N")
+    data: str | None = _opt(None, "Held-out images, as in `codi distill --data` (default: test photographs)")
+    count: int | None = _opt(None, "Number of images (default: all)", least=1)
+    out: Path | None = _opt(None, "Folder for the report and the pictures", "-o", "--out")
+    base: str | None = _opt(None, "Base to run on (default: the one in use)")
+    batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
+    seed: int = _opt(0, "Seed of the noise and the degradations", least=0)
+    device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
+    dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
+    set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
+
+    def __post_init__(self) -> None:
+        try:
+            steps = self.steps.split(",") if isinstance(self.steps, str) else self.steps
+            steps = tuple(dict.fromkeys(int(step) for step in steps))
+        except ValueError:
+            steps = ()
+        if not steps or min(steps) < 1:
+            raise UsageError(f"--steps must be numbers from 1 up, as 1,2,4,8, not {self.steps!r}")
+        object.__setattr__(self, "steps", steps)
+        super().__post_init__()
+
+
+class _Report:
+    """An answer that prints as one JSON document."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with paths and tuples as JSON knows them."""
+        return asdict(self, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(_Report):
+    """What became of each input. `items`: input, output, status ("ok", "failed", "skipped"), seed, error."""
+
+    task: str
+    adapter: str  # task:version
+    steps: int
+    ok: int
+    failed: int
+    skipped: int
+    seconds: float
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult(_Report):
+    """The version that a distillation registered."""
+
+    task: str
+    adapter: str  # task:version
+    base: str
+    kind: str
+    steps: int  # optimiser steps taken
+    seconds: float  # of training alone
+    metrics: dict[str, Any]  # held-out scores
+    score: float | None  # what `latest` is decided by; higher is better
+    latest: str  # the version `latest` names now
+    run_dir: Path
+
+    @property
+    def moved_latest(self) -> bool:
+        """False when the version it would have replaced scored better."""
+        return self.latest == self.adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport(_Report):
+    """A table: one row per method or number of steps. `rows`: `name`, then a number or None per column."""
+
+    task: str
+    adapter: str  # task:version
+    base: str
+    images: int
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    seconds: float
+    out: Path | None = None  # where the report and the pictures are, if anywhere
