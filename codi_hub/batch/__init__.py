@@ -1,0 +1,6 @@
+"""Folders of images: plan what to do, load ahead, generate, save behind, resume, report."""
+
+from codi_hub.batch.plan import Item, plan
+from codi_hub.batch.runner import Interrupted, run_folder
+
+__all__ = ["Interrupted", "Item", "plan", "run_folder"]

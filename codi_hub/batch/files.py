@@ -1,0 +1,213 @@
+"""Images in and out: any file may be hostile on the way in, and no file is ever half-written on the way out."""
+
+import contextlib
+import hashlib
+import io
+import os
+import stat
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from codi_hub.errors import CodiError, InvalidInput
+
+WRITABLE = ("png", "jpg", "jpeg", "webp")
+# By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
+READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "AVIF", "JPEG2000")
+MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
+MAX_BYTES = 2 << 30
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+    "PNG": {},
+}
+
+
+@dataclass(slots=True)
+class Picture:
+    """An input as read: `image` is an upright 8-bit RGB picture, or the array that a task's own loader returned.
+
+    `alpha` is its upright 8-bit alpha channel, where it has one; `icc` the profile that its RGB values are meant in.
+    """
+
+    image: Image.Image | np.ndarray
+    alpha: Image.Image | None = None
+    icc: bytes | None = None
+
+
+def text(path: Path) -> str:
+    """The path as given, with bytes that are not UTF-8 escaped, so that it can be printed, stored and sent as JSON."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown(path: Path) -> str:
+    """The path on one line, for messages: line breaks and control characters escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text(path))
+
+
+def explain(exc: BaseException) -> str:
+    """Any exception as one line of a report."""
+    if isinstance(exc, MemoryError):
+        return "not enough memory"
+    if isinstance(exc, OSError) and exc.strerror:
+        said = exc.strerror
+    else:
+        said = str(exc) if isinstance(exc, CodiError) else f"{type(exc).__name__}: {exc}"
+    line = " ".join(said.split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a regular file; InvalidInput for anything else, and for a file that is empty or over 2 GiB."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise InvalidInput("not a regular file: give an image file")
+            if info.st_size == 0:
+                raise InvalidInput("the file is empty (0 bytes): copy it again")
+            if info.st_size > MAX_BYTES:
+                raise InvalidInput(f"the file has {info.st_size} bytes, over the limit of {MAX_BYTES}: make it smaller")
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise InvalidInput(f"the file cannot be read: {exc.strerror}") from exc
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open for reading; a named pipe nobody writes to would otherwise block for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open one still image, its header checked and its pixels not yet decoded.
+
+    Raises InvalidInput for what is not an image, has more than `MAX_PIXELS` pixels, or is an animation or has several
+    pages (a still made of the first frame would silently drop the rest). A camera's MPO counts as its main picture.
+    """
+    try:
+        image = Image.open(path, formats=READABLE)
+        animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    except Exception as exc:  # Pillow's parsers raise anything at all on a hostile header
+        raise InvalidInput(f"not a readable image: {_pillow_said(exc)}") from exc
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(image)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise InvalidInput(f"{width}x{height} pixels, over the limit of {MAX_PIXELS}: cut it or make it smaller")
+        if animated:
+            raise InvalidInput("an animation or several pages: extract the frames to files of their own")
+        closing.pop_all()
+    return image
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the image has an alpha channel, by its header; False where it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return image.has_transparency_data
+    except InvalidInput:
+        return False
+
+
+def picture(image: Image.Image) -> Picture:
+    """Decode to 8-bit RGB, upright, alpha and colour profile apart. Raises InvalidInput where the data are broken."""
+    try:
+        with image:
+            image.load()
+            return _decoded(_upright(image))
+    except CodiError:
+        raise
+    except Exception as exc:  # as above: a broken stream may raise anything from SyntaxError to struct.error
+        raise InvalidInput(f"the image data are broken: {_pillow_said(exc)}") from exc
+
+
+def _pillow_said(exc: Exception) -> str:
+    if isinstance(exc, Image.UnidentifiedImageError):
+        return "the content is no known image format"
+    return explain(exc)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - unreadable EXIF says nothing about orientation; the pixels are fine
+        return image
+
+
+def _decoded(image: Image.Image) -> Picture:
+    icc = image.info.get("icc_profile")
+    space = icc[16:20] if isinstance(icc, bytes) else b""
+    if image.mode[0] in "IF":
+        return Picture(_eight_bits(image), icc=None)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if space in (b"CMYK", b"GRAY") and (space == b"CMYK") == (image.mode == "CMYK"):
+        flat = image if image.mode == "CMYK" else image.convert("L")
+        return Picture(_to_srgb(flat, icc), alpha)
+    rgb = image.convert("RGBA").convert("RGB") if alpha is not None else image.convert("RGB")
+    return Picture(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
+
+
+def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+        changed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: as if there were none
+        changed = None
+    return image.convert("RGB") if changed is None else changed
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float grey by the range that its values show, since these modes do not state one."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InvalidInput("pixels that are not numbers (NaN or infinity): save the image again without them")
+    top = values.max()
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    elif image.mode == "F" and top <= 1:
+        top = 1.0
+    else:
+        top = next((limit for limit in (255.0, 65535.0) if top <= limit), top)
+    grey = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
+    """uint8 HWC RGB plus the input's alpha, resized to it, as RGBA; unchanged without alpha or if it has its own."""
+    if alpha is None or pixels.ndim != 3 or pixels.shape[2] != 3:
+        return pixels
+    height, width = pixels.shape[:2]
+    if alpha.size != (width, height):
+        alpha = alpha.resize((width, height), Image.Resampling.BICUBIC)
+    return np.dstack([pixels, np.asarray(alpha)])
+
+
+def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None:
+    """Write uint8 HW, HW1, HWC (RGB or RGBA) to `path`, by its extension: whole or not at all.
+
+    A JPEG cannot hold alpha: it is laid on white. Raises OSError (a full disk, say) and ValueError (a picture larger than
+    the format can hold).
+    """
+    image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    kind = {"png": "PNG", "webp": "WEBP"}.get(path.suffix.lower().lstrip("."), "JPEG")
+    if kind == "JPEG" and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    options = dict(_SAVE_OPTIONS[kind])
+    if icc is not None and image.mode != "L":
+        options["icc_profile"] = icc
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden and no image by its name, so that neither this program nor another takes it for a result.
+    temporary = path.parent / f".codi-{uuid.uuid4().hex}.part"
+    try:
+        with open(temporary, "xb") as file:
+            image.save(file, format=kind, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

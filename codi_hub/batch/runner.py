@@ -1,0 +1,302 @@
+"""Planned items through a task and a generator, loading ahead and saving behind; one row each, whatever happens."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from codi_hub.batch.files import Picture, explain, file_hash, open_image, picture, save_image, text, with_alpha
+from codi_hub.batch.plan import Item
+from codi_hub.errors import CodiError, InvalidInput
+from codi_hub.options import RunReport
+
+# conditions (all of one shape, float32 HWC in [0, 1]), prompts, seeds -> outputs (float32 HWC in [0, 1])
+Generate = Callable[[list[np.ndarray], list[str], list[int]], list[np.ndarray]]
+Row = dict[str, Any]
+Answer = TypeVar("Answer")
+
+LOADERS = 2
+SAVERS = 2
+WAITING_BYTES = 512 << 20  # of conditions that wait for others of their shape
+
+
+class Prepared(Protocol):
+    """The part of a task's `Prepared` that the runner reads."""
+
+    @property
+    def condition(self) -> np.ndarray: ...
+
+
+class Runnable(Protocol):
+    """The part of a task that a run needs. `load`, `prepare` and `finish` are called from several threads at once.
+
+    `load` returns an image, opened but as stored (it is made upright and RGB afterwards), or an array for `prepare`.
+    """
+
+    @property
+    def load(self) -> Callable[[Path], Image.Image | np.ndarray]: ...
+    @property
+    def prepare(self) -> Callable[..., Any]: ...
+    @property
+    def finish(self) -> Callable[[np.ndarray, Any], np.ndarray]: ...
+
+
+class Interrupted(CodiError):
+    """Ctrl-C: what was in hand is finished and reported (`report`), the rest is not begun."""
+
+    exit_code = 130
+
+    def __init__(self, report: RunReport, planned: int) -> None:
+        super().__init__(
+            f"interrupted after {len(report.items)} of {planned} images: the same command again goes on from there"
+        )
+        self.report = report
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """An item ready to be computed; `seconds` grows as it passes through."""
+
+    index: int
+    item: Item
+    digest: str
+    picture: Picture
+    prepared: Prepared
+    seconds: float
+
+
+def run_folder(
+    items: Sequence[Item],
+    task: Runnable,
+    generate: Generate,
+    *,
+    name: str,
+    adapter: str,
+    steps: int,
+    batch: int = 1,
+    prompt: str | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    done: Callable[[Item, str], bool] | None = None,
+    record: Callable[[Row], object] | None = None,
+    on_item: Callable[[Row], object] | None = None,
+) -> RunReport:
+    """Run every item and report on each, in the order planned.
+
+    Items whose condition has the same shape are generated together, up to `batch` of them, in the order planned. If a
+    batch fails, its items are tried alone. An output that exists is skipped if `done(item, sha256 of the input)` says that
+    this very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
+    failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status, seed,
+    error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from this thread.
+
+    Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
+    """
+    run = _Run(items, task, generate, max(1, batch), prompt or "", record, on_item)
+    began = time.perf_counter()
+    with _first_interrupt(run.stop), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes a row
+        try:
+            run.everything(overwrite, resume, done)
+        except KeyboardInterrupt:
+            run.stop.set()
+        finally:
+            run.close()
+    rows = [row for _, row in sorted(run.rows.items())]
+    tally = {status: sum(row["status"] == status for row in rows) for status in ("ok", "failed", "skipped")}
+    seconds = time.perf_counter() - began
+    report = RunReport(task=name, adapter=adapter, steps=steps, seconds=seconds, items=rows, **tally)
+    if run.stop.is_set():
+        raise Interrupted(report, len(items))
+    return report
+
+
+@contextlib.contextmanager
+def _first_interrupt(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C sets `stop`, so that nothing is cut in the middle; the next one interrupts as usual."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous is not signal.default_int_handler:
+        yield  # not ours to catch: a server's thread, a caller's own handler, or `nohup`
+        return
+
+    def first(signum: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Run:
+    """One run's state: the queues on both sides of the computation, and the rows."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        task: Runnable,
+        generate: Generate,
+        batch: int,
+        prompt: str,
+        record: Callable[[Row], object] | None,
+        on_item: Callable[[Row], object] | None,
+    ) -> None:
+        self.items, self.task, self.generate = items, task, generate
+        self.batch, self.prompt, self.record, self.on_item = batch, prompt, record, on_item
+        self.stop = threading.Event()
+        self.rows: dict[int, Row] = {}
+        self.loaders = ThreadPoolExecutor(LOADERS, "codi-load")
+        self.savers = ThreadPoolExecutor(SAVERS, "codi-save")
+        self.saving: deque[tuple[_Loaded, Future[float]]] = deque()
+
+    def everything(self, overwrite: bool, resume: bool, done: Callable[[Item, str], bool] | None) -> None:
+        todo = list(range(len(self.items)))
+        if not overwrite:
+            todo = list(self._not_done(todo, resume, done))
+        waiting: dict[tuple[int, ...], list[_Loaded]] = {}
+        for index, future in self._ahead(self._load, todo, depth=self.batch + LOADERS):
+            self._collect(at_most=2 * self.batch)
+            if (error := future.exception()) is not None:
+                self._row(index, "failed", error=explain(error))
+                continue
+            loaded = future.result()
+            shape = loaded.prepared.condition.shape
+            waiting.setdefault(shape, []).append(loaded)
+            if len(waiting[shape]) >= self.batch:
+                self._compute(waiting.pop(shape))
+            elif _crowded(waiting, 4 * self.batch):
+                self._compute(waiting.pop(next(iter(waiting))))
+        for group in waiting.values():
+            if not self.stop.is_set():
+                self._compute(group)
+
+    def close(self) -> None:
+        """Wait for what is being saved, and report it; drop what was loaded ahead."""
+        self.loaders.shutdown(wait=True, cancel_futures=True)
+        self._collect(at_most=0)
+        self.savers.shutdown(wait=True)
+
+    def _ahead(
+        self, work: Callable[[int], Answer], indices: Iterable[int], depth: int
+    ) -> Iterator[tuple[int, Future[Answer]]]:
+        """(index, finished future of work(index)) in order, at most `depth` begun beyond the one that is out."""
+        source = iter(indices)
+        begun: deque[tuple[int, Future[Answer]]] = deque()
+        while not self.stop.is_set():
+            while len(begun) < depth and (index := next(source, None)) is not None:
+                begun.append((index, self.loaders.submit(work, index)))
+            if not begun:
+                return
+            begun[0][1].exception()  # waits
+            yield begun.popleft()
+
+    def _not_done(
+        self, indices: Sequence[int], resume: bool, done: Callable[[Item, str], bool] | None
+    ) -> Iterator[int]:
+        """The items that have to be run; those whose output is there already get their rows."""
+        there = [index for index in indices if os.path.lexists(self.items[index].output)]
+        finished = set()
+        if not resume:
+            for index in there:
+                self._row(index, "failed", error="the output exists already: use --overwrite or --resume")
+            finished.update(there)
+        elif done is not None:
+            for index, future in self._ahead(lambda i: file_hash(self.items[i].input), there, depth=4 * LOADERS):
+                if future.exception() is None and done(self.items[index], future.result()):
+                    self._row(index, "skipped")
+                    finished.add(index)
+        return (index for index in indices if index not in finished)
+
+    def _load(self, index: int) -> _Loaded:
+        item, began = self.items[index], time.perf_counter()
+        if item.error is not None:
+            raise InvalidInput(item.error)
+        digest = file_hash(item.input)
+        if item.input.suffix.lower() != ".npy":
+            open_image(item.input).close()  # a task's own loader need not know what a hostile header can do
+        loaded = self.task.load(item.input)
+        shot = picture(loaded) if isinstance(loaded, Image.Image) else Picture(loaded)
+        prepared = self.task.prepare(shot.image, path=item.input, rng=np.random.default_rng(item.seed))
+        return _Loaded(index, item, digest, shot, prepared, time.perf_counter() - began)
+
+    def _compute(self, group: list[_Loaded]) -> None:
+        """Generate a group of one shape and hand it to the savers; where that fails, each item alone."""
+        began = time.perf_counter()
+        outputs, error = self._generated(group)
+        share = (time.perf_counter() - began) / len(group)
+        for loaded in group:
+            loaded.seconds += share
+        if outputs is not None:
+            self.saving.extend(
+                (one, self.savers.submit(self._save, one, out)) for one, out in zip(group, outputs, strict=True)
+            )
+        elif len(group) == 1:
+            self._row(group[0].index, "failed", group[0], error)
+        else:
+            before = sum(row["status"] == "failed" for row in self.rows.values())
+            for loaded in group:
+                if not self.stop.is_set():
+                    self._compute([loaded])
+            if before == sum(row["status"] == "failed" for row in self.rows.values()):
+                self.batch = max(1, self.batch // 2)  # each went alone: together they were too much for the memory
+
+    def _generated(self, group: list[_Loaded]) -> tuple[list[np.ndarray] | None, str]:
+        """(outputs, "") or (None, why); the exception ends here, for its frames would keep the batch's memory."""
+        conditions = [loaded.prepared.condition for loaded in group]
+        try:
+            outputs = self.generate(conditions, [self.prompt] * len(group), [loaded.item.seed for loaded in group])
+        except Exception as exc:  # noqa: BLE001 - whatever one image does to the networks, the rest go on
+            return None, explain(exc)
+        if len(outputs) != len(group):
+            return None, f"{len(outputs)} outputs came back for {len(group)} images"
+        return list(outputs), ""
+
+    def _save(self, loaded: _Loaded, output: np.ndarray) -> float:
+        began = time.perf_counter()
+        if not np.isfinite(output).all():
+            raise InvalidInput("the output has values that are not numbers: try --dtype fp32")
+        pixels = self.task.finish(output, loaded.prepared)
+        save_image(with_alpha(pixels, loaded.picture.alpha), loaded.item.output, loaded.picture.icc)
+        return time.perf_counter() - began
+
+    def _collect(self, at_most: int) -> None:
+        """The rows of what has been saved; waits until no more than `at_most` are being saved."""
+        while self.saving and (len(self.saving) > at_most or self.saving[0][1].done()):
+            loaded, future = self.saving.popleft()
+            error = future.exception()
+            if error is None:
+                loaded.seconds += future.result()
+            self._row(loaded.index, "ok" if error is None else "failed", loaded, error and explain(error))
+
+    def _row(self, index: int, status: str, loaded: _Loaded | None = None, error: str | None = None) -> None:
+        item = self.items[index]
+        row: Row = {"input": text(item.input), "output": text(item.output)}
+        row |= {"status": status, "seed": item.seed, "error": error}
+        if self.record is not None and status != "skipped":
+            seconds = loaded.seconds if loaded is not None else 0.0
+            try:
+                self.record({**row, "input_hash": loaded.digest if loaded is not None else None, "seconds": seconds})
+            except Exception as exc:  # noqa: BLE001 - a full disk under the registry must not end the run either
+                why = f"not recorded: {explain(exc)}"
+                row |= {"status": "failed", "error": f"{error}; {why}" if error else f"written, but {why}"}
+        self.rows[index] = row
+        if self.on_item is not None:
+            self.on_item(dict(row))
+
+
+def _crowded(waiting: dict[tuple[int, ...], list[_Loaded]], most: int) -> bool:
+    """Whether too much waits for company: the oldest shape is then run as it is."""
+    conditions = [loaded.prepared.condition for group in waiting.values() for loaded in group]
+    return len(conditions) >= most or sum(condition.nbytes for condition in conditions) >= WAITING_BYTES
