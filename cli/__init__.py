@@ -1,0 +1,87 @@
+"""The `codi` command. Each module here has one group of commands: it parses, calls the library once, and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+import codi_hub
+from codi_hub.cli import adapters, base, distill, eval, health, run, task
+from codi_hub.errors import CodiError
+
+app = typer.Typer(
+    name="codi",
+    help="Few-step conditional image models: adapters on one frozen base, registered, distilled and run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (adapters, run, distill, eval, health):
+    group.register(app)
+app.add_typer(task.app, name="task")
+app.add_typer(base.app, name="base")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"codi-hub {codi_hub.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None: ...
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """The console script: exits with 0, 1 (something failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    sys.exit(_run(args))
+
+
+def _run(args: list[str] | None) -> int:
+    try:
+        code = app(args=args, prog_name="codi", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our pipe has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as error:  # noqa: BLE001  the edge where every error becomes one line
+        return _report(error)
+    return _interrupted() if code == 130 else code or 0
+
+
+def _interrupted() -> int:
+    print("Interrupted.", file=sys.stderr)
+    return 130
+
+
+def _report(error: Exception) -> int:
+    """Prints `Error: ...`, one line on stderr, and returns the exit code."""
+    if os.environ.get("CODI_DEBUG"):
+        traceback.print_exception(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error, file=sys.stderr)
+        return 2
+    print(f"Error: {' '.join(_text(error).split())}", file=sys.stderr)
+    return error.exit_code if isinstance(error, CodiError | typer.TyperException) else 1
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, CodiError):
+        return str(error)
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        return error.format_message().rstrip(".") + hint
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error} (run again with CODI_DEBUG=1 for the traceback)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
+from codi_hub.options import DistillOptions
 
 if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow, BaseRow, Problem, Registry
@@ -130,6 +131,10 @@ class Catalog:
 
         entry = self.task(name)
         return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
+
+    def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
+        """What was given, over what the task prefers, over the defaults."""
+        return DistillOptions(**{**self.load_task(name).distill, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
         """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`."""

@@ -91,14 +91,17 @@ class RunOptions(_Checked):
     seed: int = _opt(0, "Seed; each image's own is derived from it and the file's name", least=0)
     batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
     suffix: str = _opt("", "Added to every output's stem")
-    ext: str = _opt("auto", "Type of the outputs", choices=("auto", "png", "jpg", "webp"))
+    ext: str = _opt("auto", "Type of the outputs", choices=("auto", "png", "jpg"))
     overwrite: bool = _opt(False, "Make again what is already there", "--overwrite")
     resume: bool = _opt(True, "Skip what an earlier run finished")
     recursive: bool = _opt(True, "Go into subfolders")
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
-    renoise: bool = _opt(False, "Fresh noise between steps instead of following the ODE")
+    renoise: bool = _opt(False, "Fresh noise between steps instead of following the ODE", "--renoise")
+    allow_base_mismatch: bool = _opt(
+        False, "Run an adapter on another base of its family, such as a fine-tune", "--allow-base-mismatch"
+    )
     set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
 
 

@@ -1,0 +1,3 @@
+from codi_hub.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""codi base: the frozen models that adapters belong to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from codi_hub.catalog import Catalog
+from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.output import Output, details
+
+app = typer.Typer(help="Adds, lists, shows, chooses and removes base models.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the base")]
+
+
+@app.command()
+def add(
+    name: Name,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of a diffusers pipeline, or a hub id such as owner/name")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adds a base: any Stable-Diffusion-style model in diffusers' layout."""
+    with Catalog.open() as catalog:
+        row = catalog.add_base(name, source)
+    Output(json, quiet).result(_json(row), f"Added base {name}. Make it the default with `codi base use {name}`.", name)
+
+
+@app.command("list")
+def list_bases(json: Json = False, quiet: Quiet = False) -> None:
+    """Lists the bases; the one in use has a star."""
+    with Catalog.open() as catalog:
+        bases = catalog.bases()
+    rows = [(b.name, "*" if b.default else "", b.family[:12], "yes" if b.bundled else "no", b.source) for b in bases]
+    Output(json, quiet).table(
+        [_json(row) for row in bases],
+        ("name", "in use", "family", "bundled", "source"),
+        rows,
+        "No bases: add one with `codi base add NAME FOLDER`.",
+    )
+
+
+app.command("ls", hidden=True)(list_bases)
+
+
+@app.command()
+def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
+    """Shows a base in full."""
+    with Catalog.open() as catalog:
+        document = _json(catalog.registry.base(name))
+    Output(json, quiet).result(document, details(document), name)
+
+
+@app.command()
+def use(name: Name, json: Json = False, quiet: Quiet = False) -> None:
+    """Makes a base the one that every command uses unless told otherwise."""
+    with Catalog.open() as catalog:
+        row = catalog.use_base(name)
+    Output(json, quiet).result(_json(row), f"Base {name} is in use.", name)
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Bases to forget; their files stay")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forgets bases. Their files stay where they are."""
+    with Catalog.open() as catalog:
+        for name in names:
+            catalog.remove_base(name)
+    Output(json, quiet).result({"removed": names}, f"Removed {', '.join(names)}.")
+
+
+def _json(row: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if key != "sketch"}

@@ -1,0 +1,36 @@
+"""codi eval: how good an adapter is, step by step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.fields import options_from
+from codi_hub.cli.output import Output, table
+from codi_hub.cli.progress import Display
+from codi_hub.options import EvalOptions
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval")(evaluate)
+
+
+@options_from(EvalOptions)
+def evaluate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")],
+    given: dict[str, Any],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measures an adapter on held-out images at several numbers of steps, beside simple baselines."""
+    options = EvalOptions(**given)
+    from codi_hub.hub import Hub
+
+    out = Output(json, quiet)
+    with Hub.open(base=options.base) as hub, Display(out) as display:
+        report = hub.evaluate(task, options, on_event=display)
+    rows = [[row["name"], *(row.get(column) for column in report.columns)] for row in report.rows]
+    text = f"{report.adapter} on {report.base}, {report.images} images\n{table(('', *report.columns), rows)}"
+    out.result(report.to_json(), text + (f"\nPictures: {report.out}" if report.out else ""))

@@ -1,0 +1,85 @@
+"""One object prints everything: for people, as JSON, or quietly. Data goes to stdout, messages to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class Output:
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def say(self, message: str) -> None:
+        """A message that is no data."""
+        if not self.quiet:
+            print(message, file=sys.stderr)
+
+    def result(self, document: Any, text: str, name: str = "") -> None:
+        """One answer: the JSON document, or the text, or when quiet the name alone."""
+        if self.json:
+            print(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+        elif self.quiet:
+            self._lines([name] if name else [])
+        else:
+            print(text)
+
+    def table(self, document: Any, header: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+        """A list: JSON, a table with upper-case headers, or when quiet its first column."""
+        if self.json or (rows and not self.quiet):
+            self.result(document, table(header, rows))
+        elif self.quiet:
+            self._lines(str(row[0]) for row in rows)
+        else:
+            self.say(empty)
+
+    def _lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            print(line)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned by spaces; numbers to the right."""
+    cells = [[name.upper() for name in header], *([cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def details(document: dict[str, Any]) -> str:
+    """`key  value` lines, one level of nesting indented."""
+    lines, width = [], max(map(len, document), default=0)
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            lines += [key, *(f"  {inner}: {cell(text)}" for inner, text in value.items())]
+        else:
+            flat = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value == {} else value
+            lines.append(f"{key:<{width}}  {cell(flat)}")
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes as `812 B`, `9.2 MB`."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} GB"
