@@ -168,10 +168,10 @@ class Catalog:
     def add_base(self, name: str, source: str | Path) -> BaseRow:
         """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
         source = _base_source(str(source))
-        from codi_hub.base import fingerprint
+        from codi_hub.base import FrozenBase
 
-        print_ = fingerprint(source)
-        return self.registry.add_base(name, source, family=print_.family, sketch=print_.sketch)
+        mark = FrozenBase.load(source).fingerprint
+        return self.registry.add_base(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:
         """Makes it the base of every command that names none."""
@@ -202,8 +202,8 @@ def _base_source(source: str) -> str:
     """An absolute folder, or the hub id as it is. Raises NotFound or InvalidInput before anything heavy is loaded."""
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise InvalidInput(f"{source} is no diffusers folder: it has no model_index.json")
+        if not (path / "unet" / "config.json").is_file():
+            raise InvalidInput(f"{source} is not a diffusers model folder: it has no unet/config.json")
         return str(path.resolve())
     if path.exists():
         raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")

@@ -140,7 +140,7 @@ class DistillOptions(_Checked):
     ode: str = _opt(
         "own",
         "How z at the earlier time is made: the network's own PF-ODE step, the true noise, or no step at all",
-        choices=("own", "noise", "off"),
+        choices=("own", "noise", "none"),
         panel="Loss",
     )
     guidance: str = _opt(

@@ -1,0 +1,127 @@
+"""What every command has in common: help, exit codes, one-line errors, speed of start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+import codi_hub
+from codi_hub import cli
+
+
+def _commands(command=None, path=()):
+    command = command or typer.main.get_command(cli.app)
+    for name, child in getattr(command, "commands", {}).items():
+        yield (*path, name), child
+        yield from _commands(child, (*path, name))
+
+
+COMMANDS = dict(_commands())
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_for_itself_and_its_parameters(path, codi):
+    answer = codi(*path, "--help")
+    assert answer.code == 0
+    assert f"codi {' '.join(path)}" in answer.out
+    assert COMMANDS[path].help
+    assert [p.name for p in COMMANDS[path].params if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("path", [p for p, c in COMMANDS.items() if not getattr(c, "commands", None)], ids=" ".join)
+def test_every_command_that_prints_has_json_and_quiet(path):
+    flags = {flag for parameter in COMMANDS[path].params for flag in parameter.opts}
+    assert {"--json", "--quiet", "-q"} <= flags
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["nosuch"], "No such command 'nosuch'; see `codi --help`"),
+        (["run"], "Missing argument 'TASK'; see `codi run --help`"),
+        (["run", "superres"], "Missing argument 'INPUT'; see `codi run --help`"),
+        (["run", "superres", "in", "--steps", "0"], "--steps must be at least 1, not 0"),
+        (["run", "superres", "in", "--set", "scale"], "--set takes KEY=VALUE, not 'scale'"),
+        (["run", "superres", "in", "--set", "scale=2", "--scale", "4"], "option scale is given twice, as 2 and 4"),
+        (["run", "superres", "in", "--device", "tpu"], "--device must be one of auto, cpu, cuda, mps, not 'tpu'"),
+        (["run", "superres", "in", "--ext", "gif"], "--ext must be one of auto, png, jpg, not 'gif'"),
+        (["distill", "depth", "--time-budget", "soon"], "not a duration: 'soon'; write it as 90s, 10m or 1h30m"),
+        (["distill", "depth", "--dt", "8"], "--dt must be smaller than --grid (8), not 8"),
+        (["distill", "depth", "--lr", "nan"], "--lr must be a finite number, not nan"),
+        (
+            ["distill", "depth", "--guidance", "lpips"],
+            "--guidance lpips needs a network: name its weights with --lpips FILE",
+        ),
+        (["eval", "superres", "--steps", "1,x"], "--steps must be numbers from 1 up, as 1,2,4,8, not '1,x'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(args, line, codi):
+    assert codi(*args) == (2, "", f"Error: {line}\n")
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(codi):
+    answer = codi()
+    assert answer.code == 2
+    assert "Usage: codi" in answer.out + answer.err
+
+
+def test_version(codi):
+    assert codi("--version") == (0, f"codi-hub {codi_hub.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (codi_hub.NotFound("no task 'x'"), 1, "Error: no task 'x'"),
+        (codi_hub.UsageError("two\nlines"), 2, "Error: two lines"),
+        (OSError(28, "No space left on device", "/full/file"), 1, "Error: No space left on device: /full/file"),
+        (
+            TypeError("odd"),
+            1,
+            "Error: unexpected TypeError: odd (run again with CODI_DEBUG=1 for the traceback)",
+        ),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_error_ends_as_one_line_with_its_exit_code(error, code, line, codi, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(codi_hub.Catalog, "task_list", fail)
+    assert codi("task", "list") == (code, "", line + "\n")
+
+
+def test_the_traceback_is_shown_on_request(codi, monkeypatch):
+    monkeypatch.setenv("CODI_DEBUG", "1")
+    answer = codi("run", "superres", "in", "--steps", "0")
+    assert "Traceback (most recent call last)" in answer.err
+    assert answer.err.endswith("Error: --steps must be at least 1, not 0\n")
+
+
+LIGHT = [["list"], ["task", "list"], ["task", "add", "depth"], ["base", "list"], ["verify"], ["show", "superres:9"]]
+
+
+def test_looking_things_up_imports_no_torch():
+    program = (
+        "import sys, contextlib, io\n"
+        "from codi_hub import cli\n"
+        "for args in " + json.dumps(LIGHT) + ":\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        cli.main(args)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'alembic'} & set(sys.modules)\n"
+        "print('imported', sorted(heavy - {'alembic', 'numpy'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported []"
+
+
+def test_the_module_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "codi_hub.cli", "task", "list", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"superres", "depth"} <= {entry["name"] for entry in json.loads(done.stdout)}

@@ -1,0 +1,76 @@
+"""The options dataclasses: limits, durations, and what JSON makes of the reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codi_hub.cli.common import parse_set
+from codi_hub.errors import UsageError
+from codi_hub.options import DistillOptions, EvalOptions, EvalReport, RunOptions, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("45", 45), (" 0.5H ", 1800), (7, 7)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "0s", "-3m", "10 m", "1m1h", "ten", "1d", "nan"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        parse_duration(text)
+    assert str(caught.value) == f"not a duration: {text!r}; write it as 90s, 10m or 1h30m"
+
+
+@given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
+def test_a_duration_is_the_sum_of_its_parts(hours, minutes, seconds):
+    total = hours * 3600 + minutes * 60 + seconds
+    if total:
+        assert parse_duration(f"{hours}h{minutes}m{seconds}s") == total
+
+
+def test_options_are_checked_from_python_as_from_the_command_line():
+    assert DistillOptions(time_budget="10m").time_budget == 600
+    assert EvalOptions(steps="1,4,1").steps == (1, 4)
+    with pytest.raises(UsageError, match="--fusion must be one of zero_conv, gate, not 'add'"):
+        DistillOptions(fusion="add")
+    with pytest.raises(UsageError, match=r"--ema must be at most 1.0, not 1.5"):
+        DistillOptions(ema=1.5)
+    with pytest.raises(UsageError, match="--seed must be at least 0, not -1"):
+        RunOptions(seed=-1)
+
+
+def test_set_reads_json_scalars_and_text():
+    pairs = ["scale=2", "invert=true", "sigma=0.5", "estimate=org/model=v2", "note=", "none=null", "list=[1]"]
+    assert parse_set(pairs, mask=None, tile=8) == {
+        "scale": 2,
+        "invert": True,
+        "sigma": 0.5,
+        "estimate": "org/model=v2",
+        "note": "",
+        "none": None,
+        "list": "[1]",
+        "tile": 8,
+    }
+
+
+@pytest.mark.parametrize("pair", ["scale", "=2", ""])
+def test_set_refuses_what_is_no_pair(pair):
+    with pytest.raises(UsageError, match="--set takes KEY=VALUE"):
+        parse_set([pair])
+
+
+def test_reports_become_plain_json():
+    report = EvalReport(
+        task="depth", adapter="depth:1", base="nano", images=4, columns=["psnr"], rows=[{"name": "4 steps", "psnr": 24.5}],
+        seconds=1.5, out=Path("a") / "b",
+    )  # fmt: skip
+    document = json.loads(json.dumps(report.to_json()))
+    assert document["out"] == str(Path("a") / "b")
+    assert document["rows"] == [{"name": "4 steps", "psnr": 24.5}]
