@@ -1,6 +1,7 @@
 """Images in and out: any file may be hostile on the way in, and no file is ever half-written on the way out."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -17,7 +18,7 @@ from codi_hub.errors import CodiError, InvalidInput
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
 # By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
-READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "AVIF", "JPEG2000")
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -82,6 +83,12 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in READABLE if name in Image.OPEN)  # a Pillow may be built without some
+
+
 def open_image(path: Path) -> Image.Image:
     """Open one still image, its header checked and its pixels not yet decoded.
 
@@ -89,7 +96,7 @@ def open_image(path: Path) -> Image.Image:
     pages (a still made of the first frame would silently drop the rest). A camera's MPO counts as its main picture.
     """
     try:
-        image = Image.open(path, formats=READABLE)
+        image = Image.open(path, formats=_formats())
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except Exception as exc:  # Pillow's parsers raise anything at all on a hostile header
         raise InvalidInput(f"not a readable image: {_pillow_said(exc)}") from exc
@@ -140,7 +147,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _decoded(image: Image.Image) -> Picture:
     icc = image.info.get("icc_profile")
-    space = icc[16:20] if isinstance(icc, bytes) else b""
+    if not isinstance(icc, bytes):
+        icc = b""
+    space = icc[16:20]  # of the header, ICC.1:2022 section 7.2
     if image.mode[0] in "IF":
         return Picture(_eight_bits(image), icc=None)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -189,8 +198,8 @@ def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
 def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None:
     """Write uint8 HW, HW1, HWC (RGB or RGBA) to `path`, by its extension: whole or not at all.
 
-    A JPEG cannot hold alpha: it is laid on white. Raises OSError (a full disk, say) and ValueError (a picture larger than
-    the format can hold).
+    A JPEG cannot hold alpha: it is laid on white. Raises OSError (a full disk, say) and ValueError (more pixels
+    than the format can hold).
     """
     image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     kind = {"png": "PNG", "webp": "WEBP"}.get(path.suffix.lower().lstrip("."), "JPEG")

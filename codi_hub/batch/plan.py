@@ -28,7 +28,7 @@ class Planned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to make. `name` is its path relative to its INPUT, with slashes; `error` is why it cannot even begin."""
+    """One image to make. `name` is its path relative to its INPUT, with slashes; `error` is why it cannot begin."""
 
     input: Path
     output: Path
@@ -68,9 +68,9 @@ def plan(
 
     Folders are mirrored under `out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to `FOLDER_NAME/`
     beside it and a file's to `STEM_NAME/`, NAME being `name` (the task as registered) or else the template's own. One
-    file with an `out` that ends in an image extension is written to exactly that. `ext` auto keeps png and jpg and makes
-    everything else png; an image with alpha becomes png even where jpg was asked for. Hidden files, sidecars and output
-    folders are never items.
+    file with an `out` that ends in an image extension is written to exactly that. `ext` auto keeps png and jpg and
+    makes everything else png; an image with alpha becomes png even where jpg was asked for. Hidden files, sidecars and
+    output folders are never items.
 
     Raises NotFound for an input that is not there, UsageError for options that mean nothing, for outputs that would
     fall on each other or on an input, and where there is no image at all.

@@ -95,10 +95,11 @@ def run_folder(
     """Run every item and report on each, in the order planned.
 
     Items whose condition has the same shape are generated together, up to `batch` of them, in the order planned. If a
-    batch fails, its items are tried alone. An output that exists is skipped if `done(item, sha256 of the input)` says that
-    this very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
-    failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status, seed,
-    error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from this thread.
+    batch fails, its items are tried alone. An output that exists is skipped if `done(item, sha256 of the input)` says
+    that this very work was done, and made again if not; with `overwrite` it is always made again, and without `resume`
+    it is a failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status,
+    seed, error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from the
+    caller's thread.
 
     Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
     """
@@ -278,7 +279,9 @@ class _Run:
             error = future.exception()
             if error is None:
                 loaded.seconds += future.result()
-            self._row(loaded.index, "ok" if error is None else "failed", loaded, error and explain(error))
+                self._row(loaded.index, "ok", loaded)
+            else:
+                self._row(loaded.index, "failed", loaded, explain(error))
 
     def _row(self, index: int, status: str, loaded: _Loaded | None = None, error: str | None = None) -> None:
         item = self.items[index]
