@@ -8,7 +8,7 @@ import typer
 
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
-from codi_hub.cli.output import Output, table
+from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
 from codi_hub.options import EvalOptions
 
@@ -26,11 +26,11 @@ def evaluate(
 ) -> None:
     """Measures an adapter on held-out images at several numbers of steps, beside simple baselines."""
     options = EvalOptions(**given)
+    from codi_hub.evaluate.table import Table
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)
     with Hub.open(base=options.base) as hub, Display(out) as display:
         report = hub.evaluate(task, options, on_event=display)
-    rows = [[row["name"], *(row.get(column) for column in report.columns)] for row in report.rows]
-    text = f"{report.adapter} on {report.base}, {report.images} images\n{table(('', *report.columns), rows)}"
+    text = f"{report.adapter} on {report.base}, {report.images} images\n{Table(report.columns, report.rows).as_text()}"
     out.result(report.to_json(), text + (f"\nPictures: {report.out}" if report.out else ""))

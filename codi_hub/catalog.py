@@ -145,14 +145,14 @@ class Catalog:
             raise UsageError(f"say which task {name!r} is like: --like {'|'.join(sorted(builtin))}")
         if like not in (None, name) and name in builtin:
             raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
-        template = (
-            {"like": name, "options": {}} if like in (None, name) and name in builtin else self.task(like or name)
-        )
-        options = {**template["options"], **(options or {})}
-        task = tasks.load(template["like"], options)
-        return self.registry.add_task(
-            name, template["like"], task.options.model_dump(mode="json", include=set(options))
-        )
+        like, options = like or name, options or {}
+        if (
+            like != name or name not in builtin
+        ):  # a variant of a variant is one of the built-in task, with both's options
+            parent = self.task(like)
+            like, options = parent["like"], {**parent["options"], **options}
+        task = tasks.load(like, options)
+        return self.registry.add_task(name, like, task.options.model_dump(mode="json", include=set(options)))
 
     def remove_task(self, name: str) -> None:
         """Forgets a registered task. Raises Conflict for a built-in one."""
