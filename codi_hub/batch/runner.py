@@ -232,8 +232,8 @@ class _Run:
         prepared = self.task.prepare(shot.image, path=item.input, rng=np.random.default_rng(item.seed))
         return _Loaded(index, item, digest, shot, prepared, time.perf_counter() - began)
 
-    def _compute(self, group: list[_Loaded]) -> None:
-        """Generate a group of one shape and hand it to the savers; where that fails, each item alone."""
+    def _compute(self, group: list[_Loaded]) -> bool:
+        """Whether a group of one shape was generated and handed to the savers; where it was not, each is tried alone."""
         began = time.perf_counter()
         outputs, error = self._generated(group)
         share = (time.perf_counter() - began) / len(group)
@@ -245,13 +245,13 @@ class _Run:
             )
         elif len(group) == 1:
             self._row(group[0].index, "failed", group[0], error)
+            return False
         else:
-            before = sum(row["status"] == "failed" for row in self.rows.values())
-            for loaded in group:
-                if not self.stop.is_set():
-                    self._compute([loaded])
-            if before == sum(row["status"] == "failed" for row in self.rows.values()):
-                self.batch = max(1, self.batch // 2)  # each went alone: together they were too much for the memory
+            alone = [self._compute([loaded]) for loaded in group if not self.stop.is_set()]
+            if not all(alone):
+                return False
+            self.batch = max(1, self.batch // 2)  # each went alone: together they were too much for the memory
+        return True
 
     def _generated(self, group: list[_Loaded]) -> tuple[list[np.ndarray] | None, str]:
         """(outputs, "") or (None, why); the exception ends here, for its frames would keep the batch's memory."""
