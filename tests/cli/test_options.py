@@ -15,7 +15,8 @@ from codi_hub.options import DistillOptions, EvalOptions, EvalReport, RunOptions
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("45", 45), (" 0.5H ", 1800), (7, 7)]
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("45", 45), (" 0.5H ", 1800), (7, 7)],
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
@@ -67,10 +68,17 @@ def test_set_refuses_what_is_no_pair(pair):
 
 
 def test_reports_become_plain_json():
+    rows = [{"name": "4 steps", "psnr": 24.5}]
     report = EvalReport(
-        task="depth", adapter="depth:1", base="nano", images=4, columns=["psnr"], rows=[{"name": "4 steps", "psnr": 24.5}],
-        seconds=1.5, out=Path("a") / "b",
-    )  # fmt: skip
+        task="depth",
+        adapter="depth:1",
+        base="nano",
+        images=4,
+        columns=["psnr"],
+        rows=rows,
+        seconds=1.5,
+        out=Path("a/b"),
+    )
     document = json.loads(json.dumps(report.to_json()))
-    assert document["out"] == str(Path("a") / "b")
-    assert document["rows"] == [{"name": "4 steps", "psnr": 24.5}]
+    assert document["out"] == str(Path("a/b"))
+    assert document["rows"] == rows

@@ -1,0 +1,202 @@
+"""list, show, task, base, verify and doctor against a real registry in an empty home."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from codi_hub import Catalog
+
+BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
+
+
+@pytest.fixture
+def adapter(home, tmp_path):
+    """A registered base, task and adapter version; returns its reference."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (folder / "adapter.json").write_text(json.dumps({"task": "mine", "kind": "control"}))
+    (folder / "README.md").write_text("# A card\n")
+    with Catalog.open() as catalog:
+        catalog.registry.add_base("tiny", "/models/tiny", **BASE)
+        catalog.add_task("mine", "superres", {"scale": 2})
+        row, _ = catalog.registry.add_adapter(
+            folder,
+            task="mine",
+            base="tiny",
+            kind="control",
+            steps=4,
+            parameters=12,
+            metrics={"psnr": 24.5},
+            score=24.5,
+        )
+    return row.ref
+
+
+def test_list_as_json_has_the_documented_fields(codi, adapter):
+    answer = codi("list", "mine", "--json")
+    (entry,) = json.loads(answer.out)
+    keys = [
+        "task",
+        "version",
+        "ref",
+        "base",
+        "kind",
+        "steps",
+        "parameters",
+        "bytes",
+        "sha256",
+        "status",
+        "bundled",
+        "metrics",
+        "tags",
+    ]
+    assert (answer.code, answer.err, list(entry)) == (0, "", keys)
+    assert entry | {"tags": 0, "sha256": 0, "status": 0, "bytes": 0} == {
+        "task": "mine", "version": 1, "ref": "mine:1", "base": "tiny", "kind": "control", "steps": 4, "parameters": 12,
+        "bytes": 0, "sha256": 0, "status": 0, "bundled": False, "metrics": {"psnr": 24.5}, "tags": 0,
+    }  # fmt: skip
+    assert codi("ls", "mine", "--json") == answer
+
+
+def test_list_for_people_and_quietly(codi, adapter):
+    head, line = codi("list", "mine", "--base", "tiny").out.splitlines()
+    assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "STEPS", "SIZE", "SCORE", "TAGS"]
+    assert line.split()[:6] == ["mine:1", "mine", "1", "tiny", "control", "4"]
+    assert "24.5" in line
+    assert codi("list", "mine", "-q").out == "mine:1\n"
+
+
+def test_an_empty_list_says_what_to_do(codi):
+    codi("task", "add", "new", "--like", "superres")
+    assert codi("list", "new") == (0, "", "No adapters yet: make one with `codi distill TASK`.\n")
+    assert codi("list", "new", "--json") == (0, "[]\n", "")
+
+
+def test_unknown_names_are_not_found(codi):
+    answer = codi("list", "nosuch")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("Error: no task 'nosuch'; there are depth, superres")
+    answer = codi("list", "--base", "nosuch")
+    assert answer.code == 1
+    assert answer.err.startswith("Error: ")
+    assert answer.err.count("\n") == 1
+    line = "Error: no adapter, task or base is called 'nosuch'; see `codi list`, `codi task list`, `codi base list`\n"
+    assert codi("show", "nosuch") == (1, "", line)
+
+
+def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
+    shown = json.loads(codi("show", adapter, "--base", "tiny", "--json").out)
+    assert (shown["type"], shown["ref"], shown["score"], shown["card"]) == ("adapter", "mine:1", 24.5, "# A card\n")
+    assert shown["config"] == {"task": "mine", "kind": "control"}
+    assert set(shown["files"]) == {"adapter.safetensors", "adapter.json", "README.md"}
+    assert json.loads(codi("show", "mine", "--base", "tiny", "--json").out) == shown
+    assert "# A card" in codi("show", "mine", "--base", "tiny").out
+
+    codi("task", "add", "new", "--like", "superres", "--scale", "2")
+    shown = json.loads(codi("show", "new", "--json").out)
+    assert (shown["type"], shown["settings"]["scale"], shown["adapters"]) == ("task", 2, [])
+    shown = json.loads(codi("show", "tiny", "--json").out)
+    assert (shown["type"], shown["family"]) == ("base", BASE["family"])
+
+
+def test_task_add_list_show_and_rm(codi):
+    added = codi("task", "add", "sharp", "--like", "superres", "--set", "scale=2")
+    assert added == (0, "Registered task sharp. Train its adapter with `codi distill sharp`.\n", "")
+    entries = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
+    assert entries["sharp"] == {"name": "sharp", "like": "superres", "options": {"scale": 2}, "builtin": False}
+    assert entries["depth"] == {"name": "depth", "like": "depth", "options": {}, "builtin": True}
+    assert json.loads(codi("task", "show", "sharp", "--json").out)["settings"]["scale"] == 2
+    assert "sharp" in codi("task", "list", "-q").out.split()
+    assert codi("task", "rm", "sharp") == (0, "Removed sharp.\n", "")
+    assert "sharp" not in codi("task", "list", "-q").out.split()
+
+
+def test_adding_a_task_again_is_fine_unless_it_differs(codi):
+    assert codi("task", "add", "depth").code == 0
+    assert codi("task", "add", "depth").out.startswith("Already registered: task depth")
+    answer = codi("task", "add", "depth", "--set", "invert=true")
+    assert (answer.code, answer.out) == (1, "")
+    assert "codi task rm depth" in answer.err
+
+
+def test_a_variant_of_a_variant_has_the_options_of_both(codi):
+    codi("task", "add", "a", "--like", "superres", "--scale", "2")
+    codi("task", "add", "b", "--like", "a", "--set", "preset=full")
+    entry = json.loads(codi("task", "show", "b", "--json").out)
+    assert (entry["like"], entry["options"]) == ("superres", {"scale": 2, "preset": "full"})
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "line"),
+    [
+        (["add", "mine"], 2, "say which task 'mine' is like: --like depth|superres"),
+        (
+            ["add", "depth", "--like", "superres"],
+            1,
+            "'depth' is a built-in task and cannot be like 'superres'; choose another name",
+        ),
+        (["rm", "superres"], 1, "'superres' is a built-in task and cannot be removed"),
+    ],
+    ids=["no template", "another template", "built in"],
+)
+def test_what_cannot_be_done_with_tasks(args, code, line, codi):
+    assert codi("task", *args) == (code, "", f"Error: {line}\n")
+
+
+@pytest.mark.parametrize("options", [["--set", "nosuch=1"], ["--scale", "3"], ["--set", "scale=big"]], ids=" ".join)
+def test_task_options_are_checked_when_registered(options, codi):
+    answer = codi("task", "add", "mine", "--like", "superres", *options)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("Error: ")
+    assert answer.err.count("\n") == 1
+    assert codi("task", "show", "mine").code == 1
+
+
+def test_bases_are_listed_shown_chosen_and_removed(codi, home):
+    with Catalog.open() as catalog:
+        catalog.registry.add_base("a", "/models/a", **BASE)
+        catalog.registry.add_base("b", "owner/b", **BASE)
+    assert codi("base", "use", "b") == (0, "Base b is in use.\n", "")
+    entries = {entry["name"]: entry for entry in json.loads(codi("base", "list", "--json").out)}
+    assert [entries[name]["default"] for name in "ab"] == [False, True]
+    assert entries["b"]["source"] == "owner/b"
+    assert "sketch" not in entries["b"]
+    assert "owner/b" in codi("base", "show", "b").out
+    assert codi("base", "rm", "a") == (0, "Removed a.\n", "")
+    assert "a" not in codi("base", "list", "-q").out.split()
+
+
+def test_what_is_no_base_is_refused_before_torch_loads(codi, tmp_path):
+    (tmp_path / "weights.ckpt").touch()
+    hint = "a base is a diffusers folder or a hub id such as owner/name"
+    assert codi("base", "add", "x", tmp_path / "no") == (1, "", f"Error: no folder {tmp_path / 'no'}; {hint}\n")
+    file = tmp_path / "weights.ckpt"
+    assert codi("base", "add", "x", file) == (1, "", f"Error: {file} is a file; {hint}\n")
+    line = f"Error: {tmp_path} is not a diffusers model folder: it has no unet/config.json\n"
+    assert codi("base", "add", "x", tmp_path) == (1, "", line)
+
+
+def test_verify_is_silent_until_a_file_differs(codi, adapter):
+    assert json.loads(codi("verify", "--json").out) == {"ok": True, "problems": []}
+    with Catalog.open() as catalog:
+        path = catalog.registry.file(catalog.registry.resolve(adapter, base="tiny"), "README.md")
+    path.chmod(0o644)
+    path.write_text("# Changed\n")
+    answer = codi("verify", "--json")
+    document = json.loads(answer.out)
+    assert (answer.code, document["ok"]) == (1, False)
+    assert any(str(path) == problem["path"] for problem in document["problems"])
+    assert codi("verify").code == 1
+
+
+def test_doctor_checks_each_part_and_fails_as_a_whole(codi, monkeypatch):
+    checks = {check["check"]: check for check in json.loads(codi("doctor", "--json").out)}
+    assert list(checks) == ["python", "codi-hub", "torch", "device", "home", "registry", "bundled"]
+    assert all(checks[name]["ok"] for name in list(checks)[:6]), checks
+    monkeypatch.setenv("CODI_HOME", "/proc/nowhere")
+    answer = codi("doctor")
+    assert answer.code == 1
+    assert "FAILED" in answer.out

@@ -1,0 +1,116 @@
+"""run, distill and eval: what the command line gives the Hub, and what it makes of its answers.
+
+The Hub here answers at once; the real one is tested end to end elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from codi_hub import Catalog, DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+
+ITEMS = [
+    {"input": "in/a.png", "output": "out/a.png", "status": "ok", "seed": 7, "error": None},
+    {"input": "in/b.png", "output": "out/b.png", "status": "failed", "seed": 8, "error": "truncated"},
+]
+
+
+class Hub(Catalog):
+    """Keeps what it was asked."""
+
+    asked: tuple
+    items: list
+    latest: str
+
+    def run(self, task, inputs, options, on_event=None):
+        Hub.asked = (task, inputs, options)
+        for done, item in enumerate(Hub.items):
+            on_event({"kind": "item", **item, "done": done + 1, "total": len(Hub.items)})
+        count = {status: sum(item["status"] == status for item in Hub.items) for status in ("ok", "failed", "skipped")}
+        return RunReport(task=task, adapter=f"{task}:1", steps=4, seconds=1.25, items=Hub.items, **count)
+
+    def distill(self, task, options, on_event=None):
+        Hub.asked = (task, options)
+        on_event({"kind": "message", "text": "data: leaves"})
+        return DistillResult(
+            task=task, adapter=f"{task}:2", base="nano", kind="control", steps=100, seconds=60.0,
+            metrics={"psnr": 24.5}, score=24.5, latest=Hub.latest, run_dir=Path("runs/1"),
+        )  # fmt: skip
+
+    def evaluate(self, task, options, on_event=None):
+        Hub.asked = (task, options)
+        rows = [{"name": "bicubic", "psnr": 23.0}, {"name": "4 steps", "psnr": 23.5}]
+        return EvalReport(task=task, adapter="x:1", base="nano", images=4, columns=["psnr"], rows=rows, seconds=1.0)
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch):
+    Hub.items, Hub.latest = ITEMS[:1], "superres:2"
+    module = types.ModuleType("codi_hub.hub")
+    module.Hub = Hub
+    monkeypatch.setitem(sys.modules, "codi_hub.hub", module)
+    return Hub
+
+
+def test_run_hands_over_inputs_and_what_was_typed(codi, hub):
+    answer = codi("run", "superres", "in", "b.png", "-o", "out", "--steps", "2", "--no-resume", "--set", "scale=2")
+    expected = RunOptions(out=Path("out"), steps=2, resume=False, set={"scale": 2})
+    assert hub.asked == ("superres", [Path("in"), Path("b.png")], expected)
+    assert answer.code == 0
+    assert answer.out == "1 ok, 0 failed, 0 skipped in 1.2 s (superres:1, 4 steps) -> out\n"
+
+
+def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
+    document = json.loads(codi("run", "superres", "in", "--json").out)
+    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "items"]
+    assert document["items"] == ITEMS[:1]
+    assert list(document["items"][0]) == ["input", "output", "status", "seed", "error"]
+
+
+def test_one_failed_image_is_exit_code_1_and_a_line(codi, hub):
+    hub.items = ITEMS
+    answer = codi("run", "superres", "in", "-q")
+    assert (answer.code, answer.out, answer.err) == (1, "", "failed: in/b.png: truncated\n")
+    assert json.loads(codi("run", "superres", "in", "--json").out)["failed"] == 1
+
+
+def test_distill_without_options_takes_what_the_task_prefers(codi, hub):
+    assert codi("distill", "superres").code == 0
+    with Catalog.open() as catalog:
+        preferred = catalog.load_task("superres").distill
+    assert hub.asked == ("superres", DistillOptions(**preferred))
+
+
+def test_what_is_typed_comes_before_what_the_task_prefers(codi, hub, monkeypatch):
+    from codi_hub.tasks.superres import SuperRes
+
+    monkeypatch.setattr(SuperRes, "distill", {"batch": 8, "lr": 1e-4})
+    codi("distill", "superres", "--batch", "16", "--time-budget", "10m", "--mixed-t", "--scale", "2")
+    expected = DistillOptions(batch=16, lr=1e-4, time_budget=600.0, shared_t=False, options={"scale": 2})
+    assert hub.asked == ("superres", expected)
+
+
+def test_distill_says_where_latest_points(codi, hub):
+    answer = codi("distill", "superres")
+    assert answer.out == "Registered superres:2 for base nano after 100 steps: psnr 24.5\n"
+    assert answer.err == "data: leaves\n"
+    hub.latest = "superres:1"
+    assert (
+        "It scores worse than superres:1, which stays the latest; use it as superres:2."
+        in codi("distill", "superres").out
+    )
+    document = json.loads(codi("distill", "superres", "--json").out)
+    assert (document["adapter"], document["moved_latest"], document["run_dir"]) == ("superres:2", False, "runs/1")
+
+
+def test_eval_prints_its_table(codi, hub):
+    answer = codi("eval", "superres", "--steps", "1,4")
+    assert hub.asked == ("superres", EvalOptions(steps=(1, 4)))
+    assert [line.split() for line in answer.out.splitlines()[2:]] == [["bicubic", "23.00"], ["4", "steps", "23.50"]]
+    document = json.loads(codi("eval", "superres", "--json").out)
+    assert (document["columns"], document["rows"][1]) == (["psnr"], {"name": "4 steps", "psnr": 23.5})
