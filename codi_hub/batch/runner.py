@@ -233,7 +233,7 @@ class _Run:
         return _Loaded(index, item, digest, shot, prepared, time.perf_counter() - began)
 
     def _compute(self, group: list[_Loaded]) -> bool:
-        """Whether a group of one shape was generated and handed to the savers; where it was not, each is tried alone."""
+        """Whether a group of one shape was generated and handed to the savers; if it was not, each is tried alone."""
         began = time.perf_counter()
         outputs, error = self._generated(group)
         share = (time.perf_counter() - began) / len(group)
