@@ -1,0 +1,36 @@
+"""Image tasks: one file each, found through the entry-point group `codi_hub.tasks`, so that packages can bring more."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from codi_hub.errors import NotFound
+from codi_hub.tasks.base import Pair, Prepared, Task
+
+__all__ = ["Pair", "Prepared", "Task", "builtin", "load"]
+
+GROUP = "codi_hub.tasks"
+# What this package brings, for when it runs from a checkout that is not installed and has no entry points.
+_OWN = {"superres": "codi_hub.tasks.superres:SuperRes", "depth": "codi_hub.tasks.depth:Depth"}
+
+
+def builtin() -> dict[str, type[Task]]:
+    """Every installed task by name; another package cannot replace one of this package's."""
+    found = {point.name: point.value for point in entry_points(group=GROUP)} | _OWN
+    return {name: _class(found[name]) for name in sorted(found)}
+
+
+def load(like: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called `like` with its options. Raises NotFound with the names there are, UsageError for an option."""
+    known = builtin()
+    if like not in known:
+        raise NotFound(f"no task {like!r} to be like; there are {', '.join(known)}")
+    return known[like](options)
+
+
+def _class(value: str) -> type[Task]:
+    module, _, attribute = value.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,137 @@
+"""What a task is: how a training pair is made, how an input becomes a condition, how an output becomes a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.tasks.filters import to_uint8
+
+IMAGES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training pair of equal size: `target` uint8 (H, W, 3), `condition` uint8 (H, W, condition_channels)."""
+
+    target: np.ndarray
+    condition: np.ndarray
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An input ready for the networks.
+
+    Attributes:
+        condition: float32 (H, W, condition_channels) in [0, 1], of the output's size.
+        size: (width, height) of the output.
+        keep: what `finish` needs of the input.
+    """
+
+    condition: np.ndarray
+    size: tuple[int, int]
+    keep: dict[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """One image task. A subclass says how; it knows nothing of networks, registries or files but the one it is given.
+
+    `prepare`, `finish` and `load` are called from several threads at once.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    condition_channels: ClassVar[int] = 3
+    data: ClassVar[Literal["leaves", "scenes"]]  # what its training pairs are made of unless told otherwise
+    uses_prompt: ClassVar[bool] = False
+    input_extensions: ClassVar[frozenset[str]] = IMAGES
+    distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
+    score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better
+
+    class Options(BaseModel):
+        """What `--set` and `codi task add` may set."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        """Raises UsageError, on one line, for an option that does not exist or a value it cannot have."""
+        try:
+            self.options: Any = self.Options(**(options or {}))
+        except ValidationError as error:
+            raise UsageError(f"task {self.name}: {_one_line(error, self.Options)}") from None
+
+    def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
+        """A training pair from an example of `codi_hub.data`. Raises InvalidInput if the example lacks what it needs.
+
+        Args:
+            example: `image` uint8 (H, W, 3) and, where the source has them, `depth` float32 (H, W), `caption`,
+                `condition` uint8 (H, W, C), `edited` uint8 (H, W, 3), `edit_prompt`.
+            rng: the only source of randomness.
+        """
+        raise TypeError(f"task {self.name} does not say how a training pair is made")
+
+    def prepare(
+        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
+    ) -> Prepared:
+        """The condition of an input. `path` is where the input came from, for tasks with files beside it."""
+        raise TypeError(f"task {self.name} does not say how an input is prepared")
+
+    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """float32 (H, W, 3) in [0, 1], as the networks made it, to the picture: uint8 (H, W, 3)."""
+        return to_uint8(output)
+
+    def is_sidecar(self, path: Path) -> bool:
+        """Whether the file belongs to another input, and is none itself."""
+        return False
+
+    def load(self, path: Path) -> Image.Image | np.ndarray:
+        """The input at `path`: an image as stored, or an array that `prepare` knows what to do with."""
+        return Image.open(path)
+
+    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
+        """How well a float32 (H, W, 3) output in [0, 1] follows its condition, without a true target; higher is better.
+
+        None where it cannot be told.
+        """
+        return None
+
+    def latest_score(self, metrics: Mapping[str, Any]) -> float | None:
+        """The number that `latest` is decided by, from held-out metrics; higher is better."""
+        value = metrics.get(self.score)
+        return None if value is None else float(value)
+
+
+def pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    """An image as uint8 (H, W, 3). Arrays may be uint8, or float in [0, 1]. Raises InvalidInput for another form."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InvalidInput(f"an array of shape {image.shape} is no picture: give (H, W, 3)")
+    return image if image.dtype == np.uint8 else to_uint8(image)
+
+
+def needed(example: Mapping[str, Any], key: str, task: str) -> Any:
+    """`example[key]`. Raises InvalidInput naming what the data has instead."""
+    if example.get(key) is None:
+        has = ", ".join(sorted(k for k, value in example.items() if value is not None)) or "nothing"
+        raise InvalidInput(f"task {task} needs data with {key!r}; this has {has}")
+    return example[key]
+
+
+def _one_line(error: ValidationError, options: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"no option {name!r}; it has {', '.join(options.model_fields) or 'none'}"
+    message = problem["msg"]
+    return f"option {name!r}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"

@@ -1,0 +1,82 @@
+"""Super-resolution: the condition is the small input, enlarged to the output's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from codi_hub.errors import InvalidInput
+from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.degradation import degrade
+from codi_hub.tasks.filters import resize, smooth, to_uint8
+
+MAX_PIXELS = 120_000_000  # of an output
+MAX_PSNR = 100.0
+
+
+class SuperRes(Task):
+    """x2 or x4, for pictures that are small, soft, noisy or badly compressed."""
+
+    name = "superres"
+    summary = "Enlarge and restore small, degraded pictures"
+    data = "leaves"
+
+    class Options(Task.Options):
+        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+        scale: Annotated[Literal[2, 4], BeforeValidator(lambda value: int(value) if value in ("2", "4") else value)] = 4
+        """How many times larger the output is."""
+        preset: Literal["light", "full"] = "light"
+        """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
+        correct: bool = True
+        """Put the input's low frequencies back into the output."""
+        correct_sigma: float = Field(3.0, gt=0, le=64)
+        """Where low ends: sigma of a Gaussian in output pixels."""
+
+    def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
+        """Degrades `image`; an example that has a `condition` of its own, such as a real small picture, keeps that."""
+        scale = self.options.scale
+        image = needed(example, "image", self.name)
+        target = image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
+        height, width = target.shape[:2]
+        if example.get("condition") is not None:
+            return Pair(
+                target, _enlarge(pixels(example["condition"]), image.shape[1], image.shape[0])[:height, :width], ""
+            )
+        small = degrade(target, scale, rng, self.options.preset)
+        return Pair(target, _enlarge(small, width, height), "")
+
+    def prepare(
+        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
+    ) -> Prepared:
+        """Raises InvalidInput where the output would have more than `MAX_PIXELS` pixels."""
+        small = pixels(image)
+        height, width = (self.options.scale * side for side in small.shape[:2])
+        if width * height > MAX_PIXELS:
+            raise InvalidInput(
+                f"x{self.options.scale} would make {width}x{height} pixels, over the limit of {MAX_PIXELS}: cut the input"
+            )
+        return Prepared(_enlarge(small, width, height).astype(np.float32) / 255, (width, height))
+
+    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """With `correct`: output + G (condition - output), G the Gaussian: colours and light stay the input's."""
+        if self.options.correct:
+            output = output + smooth(prepared.condition - output, self.options.correct_sigma)
+        return to_uint8(output)
+
+    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
+        """PSNR in dB between the two, both averaged down to the input's size; at most `MAX_PSNR`."""
+        height, width = condition.shape[:2]
+        size = (max(1, width // self.options.scale), max(1, height // self.options.scale))
+        small, given = (resize(picture, size, Image.Resampling.BOX) for picture in (output, condition))
+        error = float(np.mean((small - given) ** 2, dtype=np.float64))
+        return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-12))))
+
+
+def _enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
