@@ -1,8 +1,8 @@
 """Degradations that turn a sharp picture into a realistic small one, for training super-resolution.
 
 `full` is the second-order pipeline of Real-ESRGAN (Wang et al., "Training Real-World Blind Super-Resolution with Pure
-Synthetic Data", 2021) with its published ranges: blur, resize, noise and JPEG, twice, and a final sinc filter. `light` is
-one such pass with milder ranges: what a downscaled, slightly noisy JPEG looks like.
+Synthetic Data", 2021) with its published ranges: blur, resize, noise and JPEG, twice, and a final sinc filter. `light`
+is one such pass with milder ranges: what a downscaled, slightly noisy JPEG looks like.
 
 Images are float32 (H, W, 3) in [0, 1] inside; sigmas of noise are in levels of 255, sigmas of blur in pixels.
 """
@@ -76,7 +76,7 @@ def degrade(image: np.ndarray, scale: int, rng: np.random.Generator, preset: str
 def degrade_once(
     image: np.ndarray, scale: int, blur_sigma: float, noise_sigma: float, jpeg_quality: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A known degradation, for evaluation: Gaussian blur, averaging down, Gaussian noise, JPEG. As `degrade` otherwise."""
+    """A known degradation, for evaluation: Gaussian blur, averaging down, Gaussian noise, JPEG. As `degrade`."""
     small = resize(smooth(_unit(image, scale), blur_sigma), _size(image, scale), Image.Resampling.BOX)
     return jpeg(add_gaussian_noise(small, noise_sigma, rng), jpeg_quality)
 
@@ -153,8 +153,8 @@ def blur_kernel(
 ) -> np.ndarray:
     """A kernel that sums to 1, float64 (size, size).
 
-    With q = x^T S^-1 x for the covariance S of the two sigmas turned by `angle`: exp(-q^beta / 2) for "gaussian" (beta 1)
-    and "generalised", 1 / (1 + q^beta) for "plateau".
+    With q = x^T S^-1 x for the covariance S of the two sigmas turned by `angle`: exp(-q^beta / 2) for "gaussian"
+    (beta 1) and "generalised", 1 / (1 + q^beta) for "plateau".
     """
     y, x = np.mgrid[:size, :size] - size // 2
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -181,7 +181,7 @@ def _bessel_j1(x: np.ndarray) -> np.ndarray:
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator, *, gray: bool = False) -> np.ndarray:
     """Noise of deviation `sigma` levels, the same in all channels if `gray`; unclipped."""
-    noise = rng.standard_normal(image.shape[:2] + (1 if gray else 3,), np.float32)
+    noise = rng.standard_normal((*image.shape[:2], 1 if gray else 3), np.float32)
     return image + noise * np.float32(sigma / 255)
 
 

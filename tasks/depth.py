@@ -78,7 +78,7 @@ class Depth(Task):
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
         """Whether the output has edges where the map has: correlation in [-1, 1] of their smoothed strengths.
 
-        None for a map or an output without any edge. It needs no true picture, and blur, tone and colour hardly move it.
+        None for a map or an output without any edge. It needs no true picture; tone and colour hardly move it.
         """
         edges = [_edges(condition[..., 0]), _edges(luma(output))]
         if min(float(edge.std()) for edge in edges) < 1e-4:
@@ -87,7 +87,7 @@ class Depth(Task):
 
 
 def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:
-    """A map in any units as float32 (H, W) in [0, 1], near = 1: its 2nd to 98th percentile, or if those agree its range.
+    """A map in any units as float32 (H, W) in [0, 1], near = 1: its 2nd to 98th percentile; if those agree, its range.
 
     A constant map becomes 0.5. Values that are not finite become the far end. Raises InvalidInput where none is finite.
     """
@@ -140,7 +140,7 @@ def _edges(field: np.ndarray) -> np.ndarray:
 
 
 def estimate(model: str, image: np.ndarray) -> np.ndarray:
-    """The depth of a uint8 (H, W, 3) photograph, float32 (H, W) in [0, 1], near = 1. Raises NotFound without the model."""
+    """The map of a uint8 (H, W, 3) photograph, float32 (H, W) in [0, 1], near = 1. Raises NotFound."""
     import torch
 
     with _loading:
@@ -164,7 +164,6 @@ def _estimator(model: str) -> tuple[Any, Any]:
         processor = AutoImageProcessor.from_pretrained(model)
         network = AutoModelForDepthEstimation.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise NotFound(
-            f"no depth model {model!r}: give a transformers depth estimation folder or hub id ({str(error).splitlines()[0]})"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise NotFound(f"no depth model {model!r}: give a folder or hub id of a transformers one ({why})") from error
     return processor, network.to("cuda" if torch.cuda.is_available() else "cpu").eval()

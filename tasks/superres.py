@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from codi_hub.errors import InvalidInput
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
@@ -29,7 +29,7 @@ class SuperRes(Task):
     class Options(Task.Options):
         model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-        scale: Annotated[Literal[2, 4], BeforeValidator(lambda value: int(value) if value in ("2", "4") else value)] = 4
+        scale: Literal[2, 4] = 4
         """How many times larger the output is."""
         preset: Literal["light", "full"] = "light"
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
@@ -58,9 +58,7 @@ class SuperRes(Task):
         small = pixels(image)
         height, width = (self.options.scale * side for side in small.shape[:2])
         if width * height > MAX_PIXELS:
-            raise InvalidInput(
-                f"x{self.options.scale} would make {width}x{height} pixels, over the limit of {MAX_PIXELS}: cut the input"
-            )
+            raise InvalidInput(f"{width}x{height} pixels would come out, over the limit of {MAX_PIXELS}: cut the input")
         return Prepared(_enlarge(small, width, height).astype(np.float32) / 255, (width, height))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
