@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before anything is computed.
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -22,8 +22,7 @@ class Planned(Protocol):
     def name(self) -> str: ...
     @property
     def input_extensions(self) -> frozenset[str]: ...
-    @property
-    def is_sidecar(self) -> Callable[[Path], bool]: ...
+    def is_sidecar(self, path: Path) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

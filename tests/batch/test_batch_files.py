@@ -155,7 +155,7 @@ def test_random_damage_is_a_picture_or_an_invalid_input(tmp_path):
     rng = np.random.default_rng(1)
     noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
     outcomes = set()
-    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "TGA"):
         whole = encoded(noise, kind)
         for turn in range(30):
             damaged = bytearray(whole)
