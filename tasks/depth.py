@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from pydantic import ConfigDict
 
 from codi_hub.errors import InvalidInput, NotFound
+from codi_hub.evaluate.metrics import structure_agreement
 from codi_hub.tasks.base import IMAGES, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import luma, smooth, to_uint8
+from codi_hub.tasks.filters import luma, to_uint8
 
 MAX_PIXELS = 120_000_000
 _loading = threading.Lock()
@@ -76,14 +77,8 @@ class Depth(Task):
             raise InvalidInput(f"the image data are broken: {error}") from error
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
-        """Whether the output has edges where the map has: correlation in [-1, 1] of their smoothed strengths.
-
-        None for a map or an output without any edge. It needs no true picture; tone and colour hardly move it.
-        """
-        edges = [_edges(condition[..., 0]), _edges(luma(output))]
-        if min(float(edge.std()) for edge in edges) < 1e-4:
-            return None
-        return float(np.corrcoef(edges[0].ravel(), edges[1].ravel())[0, 1])
+        """Whether edges lie where the map's do: a correlation in [-1, 1]. None for a map without any, where none can."""
+        return None if np.ptp(condition) == 0 else structure_agreement(output, condition)
 
 
 def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:
@@ -130,13 +125,6 @@ def _read_npy(path: Path) -> np.ndarray:
     if array.size > MAX_PIXELS:
         raise InvalidInput(f"an array of shape {array.shape} is over the limit of {MAX_PIXELS} values: make it smaller")
     return gray(np.squeeze(array))
-
-
-def _edges(field: np.ndarray) -> np.ndarray:
-    """Where a float32 (H, W) field changes, and how much, with room for being a few pixels off."""
-    soft = smooth(field[..., None], 1.0)[..., 0]
-    strength = np.hypot(*np.gradient(soft))
-    return np.sqrt(smooth(strength[..., None].astype(np.float32), 2.0)[..., 0].clip(0))
 
 
 def estimate(model: str, image: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import ConfigDict, Field
 
 from codi_hub.errors import InvalidInput
+from codi_hub.evaluate.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import degrade
 from codi_hub.tasks.filters import resize, smooth, to_uint8
@@ -72,8 +73,7 @@ class SuperRes(Task):
         height, width = condition.shape[:2]
         size = (max(1, width // self.options.scale), max(1, height // self.options.scale))
         small, given = (resize(picture, size, Image.Resampling.BOX) for picture in (output, condition))
-        error = float(np.mean((small - given) ** 2, dtype=np.float64))
-        return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-12))))
+        return min(MAX_PSNR, psnr(small, given))
 
 
 def _enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
