@@ -6,16 +6,18 @@ hit's parameter t *is* its planar depth. All fields are flat float32 arrays, one
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from codi_hub.data.textures import noise, pattern
 
 SUPERSAMPLING = 2
 FAR = np.float32(1e9)
-Array = np.ndarray
+Array = npt.NDArray[Any]
 Colour = tuple[float, float, float]  # linear light
-Vector = tuple[Array, Array, Array]
+Vector = tuple[Any, ...]  # x, y, z: arrays of one shape, or scalars
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ def _hit_sphere(r: float, o: Vector, d: Vector) -> Array:
 
 
 def _hit_box(half: tuple[float, float, float], o: Vector, d: Vector) -> Array:
-    enter, leave = None, None
+    enter: Any = -FAR
+    leave: Any = FAR
     for k in range(3):
         inverse = 1.0 / (d[k] + 1e-12)
         middle, reach = -o[k] * inverse, half[k] * np.abs(inverse)
-        enter = middle - reach if enter is None else np.maximum(enter, middle - reach)
-        leave = middle + reach if leave is None else np.minimum(leave, middle + reach)
+        enter = np.maximum(enter, middle - reach)
+        leave = np.minimum(leave, middle + reach)
     return np.where((enter < leave) & (enter > 1e-3), enter, FAR)
 
 
@@ -152,11 +155,10 @@ def _normal(thing: Thing, p: Vector) -> Vector:
     slope = r / (2 * h) if thing.shape == "cone" else 0.0
     length = math.hypot(1.0, slope)
     around = np.maximum(np.hypot(x, z), 1e-6) * length
-    nx, ny, nz = x / around, np.full_like(y, slope / length), z / around
     lid = np.abs(y) > h - 1e-3
     if slope:
         lid &= y < 0
-    return np.where(lid, 0, nx), np.where(lid, np.sign(y), ny), np.where(lid, 0, nz)
+    return np.where(lid, 0, x / around), np.where(lid, np.sign(y), slope / length), np.where(lid, 0, z / around)
 
 
 def _window(world: World, thing: Thing, side: int) -> tuple[slice, slice]:
@@ -299,7 +301,7 @@ def _surfaces(world: World, p: Vector, which: Array, t: Array, pixel: float) -> 
     base, gloss = np.zeros((t.size, 3), np.float32), np.zeros_like(t)
     n = (np.zeros_like(t), np.zeros_like(t), np.zeros_like(t))
     floor = np.flatnonzero(which == -1)
-    q = (p[0][floor] + world.drift, np.zeros(floor.size, np.float32), p[2][floor] + world.drift)
+    q: Vector = (p[0][floor] + world.drift, np.zeros(floor.size, np.float32), p[2][floor] + world.drift)
     blur = t[floor] * pixel * np.maximum(1.0, 0.6 * t[floor] / world.height)
     base[floor] = _paint(world.ground, q, blur)
     n[1][floor], gloss[floor] = 1.0, world.ground.gloss

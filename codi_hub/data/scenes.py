@@ -129,7 +129,9 @@ def _setting(rng: np.random.Generator) -> _Setting:
     floor = FLOORS[ground_word]
     cell = floor.cell * _between(rng, 0.75, 1.35)
     first = _linear(rng, floor.first or COLOURS[str(rng.choice(list(COLOURS)))], 0.025)
-    second = _linear(rng, floor.second, 0.02) if floor.second else tuple(0.45 * v + 0.06 for v in first)
+    r, g, b = first
+    paler = (0.45 * r + 0.06, 0.45 * g + 0.06, 0.45 * b + 0.06)
+    second = _linear(rng, floor.second, 0.02) if floor.second else paler
     ground = Surface(floor.texture, first, second, cell, floor.gloss)
     tan = math.tan(0.5 * _between(rng, math.radians(38), math.radians(62)))
     distance = _between(rng, 2.1, 3.9)

@@ -1,0 +1,1 @@
+"""Measuring adapters: metrics, test photographs, quality against steps, tables and contact sheets."""

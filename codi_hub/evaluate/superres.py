@@ -1,0 +1,152 @@
+"""Super-resolution against bicubic upsampling, on photographs degraded in known ways."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from codi_hub.evaluate.metrics import gmsd, psnr, ssim
+from codi_hub.evaluate.photographs import Photograph
+from codi_hub.evaluate.table import Figure, Table, mean_table
+
+BASELINE = "bicubic"
+
+# generate(conditions float32 HWC in [0, 1], prompts, seeds, steps) -> outputs float32 HWC in [0, 1]
+Generate = Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]
+
+
+class SuperresTask(Protocol):
+    """What this evaluation asks of a task; `codi_hub.tasks.superres.SuperRes` is one."""
+
+    options: Any  # has `scale`
+
+    def prepare(self, image: Image.Image) -> Any: ...
+
+    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Blur (sigma, px of the full size), then downscaling, noise (sigma of 255) and JPEG quality."""
+
+    blur: float
+    noise: float
+    jpeg: int
+
+
+GRID = (Degradation(0.8, 3.0, 85), Degradation(1.3, 6.0, 72), Degradation(1.8, 9.0, 60))
+
+
+@dataclass(frozen=True)
+class SuperresReport:
+    """Figures per method, photograph and degradation, their means, and pictures to look at.
+
+    Attributes:
+        table: means, one row per method.
+        figures: what the means are made of; `image` is "name blur/noise/jpeg".
+        pictures: per photograph, at the middle degradation: method name -> uint8 HWC, beginning with "input" (of the
+            input's own size) and ending with "original".
+    """
+
+    scale: int
+    seed: int
+    table: Table
+    figures: list[Figure]
+    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = [figure.as_dict() for figure in self.figures]
+        return {"scale": self.scale, "seed": self.seed, **self.table.as_dict(), "figures": figures}
+
+
+def degraded(photo: Photograph, scale: int, degradation: Degradation, seed: int) -> np.ndarray:
+    """The photograph at 1/scale of its size, uint8 HWC; the noise depends on the seed and the photograph's name."""
+    from codi_hub.tasks.degradation import degrade_once
+
+    rng = np.random.default_rng([seed, *photo.name.encode()])
+    return degrade_once(photo.image, scale, degradation.blur, degradation.noise, degradation.jpeg, rng)
+
+
+def evaluate_superres(
+    task: SuperresTask,
+    photos: Sequence[Photograph],
+    generate: Generate,
+    *,
+    steps: Sequence[int] = (1, 2, 4, 8),
+    seed: int = 0,
+    degradations: Sequence[Degradation] = GRID,
+    autoencode: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SuperresReport:
+    """Measures a super-resolution adapter at several numbers of steps against bicubic upsampling.
+
+    Args:
+        task: gives `options.scale`, `prepare` and `finish`, so that what is measured is what `codi run` writes.
+        photos: at full size, sides multiples of the scale.
+        generate: the adapter.
+        steps: numbers of steps to compare.
+        seed: of the degradations' noise and of the sampling.
+        degradations: each photograph goes through each.
+        autoencode: encodes and decodes full-size images, float32 HWC: what the latents allow at best.
+        on_progress: told (photographs done, all).
+    """
+    scale = int(task.options.scale)
+    figures: list[Figure] = []
+    pictures: dict[str, dict[str, np.ndarray]] = {}
+    for done, photo in enumerate(photos):
+        inputs = [degraded(photo, scale, degradation, seed) for degradation in degradations]
+        outputs = _outputs(task, photo, inputs, generate, steps, seed, autoencode)
+        for method, (images, seconds) in outputs.items():
+            for image, degradation in zip(images, degradations, strict=True):
+                label = f"{photo.name} {degradation.blur:g}/{degradation.noise:g}/{degradation.jpeg}"
+                figures.append(Figure(method, label, _measured(image, photo.image, seconds)))
+        middle = len(inputs) // 2
+        shown = {method: images[middle] for method, (images, _) in outputs.items()}
+        pictures[photo.name] = {"input": inputs[middle], **shown, "original": photo.image}
+        if on_progress:
+            on_progress(done + 1, len(photos))
+    return SuperresReport(scale, seed, mean_table(figures, against=BASELINE), figures, pictures)
+
+
+def _outputs(
+    task: SuperresTask,
+    photo: Photograph,
+    inputs: list[np.ndarray],
+    generate: Generate,
+    steps: Sequence[int],
+    seed: int,
+    autoencode: Callable[[list[np.ndarray]], list[np.ndarray]] | None,
+) -> dict[str, tuple[list[np.ndarray], float | None]]:
+    """Per method, its images of one photograph (uint8 HWC, one per input) and the seconds per image."""
+    height, width = photo.image.shape[:2]
+    made: dict[str, tuple[list[np.ndarray], float | None]] = {}
+    bicubic = [Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC) for small in inputs]
+    made[BASELINE] = [np.asarray(image) for image in bicubic], None
+    if autoencode:
+        (round_trip,) = autoencode([photo.image.astype(np.float32) / 255])
+        made["autoencoder"] = [_bytes(round_trip)] * len(inputs), None
+    prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
+    seeds = [seed * 1_000_003 + k for k in range(len(inputs))]
+    for count in steps:
+        begun = time.perf_counter()
+        outputs = generate([p.condition for p in prepared], [""] * len(inputs), seeds, count)
+        seconds = (time.perf_counter() - begun) / len(inputs)
+        finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
+        made[f"{count} step{'s' * (count != 1)}"] = finished, seconds
+    return made
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _measured(image: np.ndarray, reference: np.ndarray, seconds: float | None) -> dict[str, float | None]:
+    return {
+        "psnr": psnr(image, reference),
+        "ssim": ssim(image, reference),
+        "gmsd": gmsd(image, reference),
+        "seconds": seconds,
+    }
