@@ -1,0 +1,20 @@
+"""Adapter kinds: one file each, found here by name."""
+
+from typing import Any
+
+from codi_hub.adapters.control import ControlAdapter
+from codi_hub.base import FrozenBase
+from codi_hub.errors import UsageError
+
+KINDS: dict[str, type[ControlAdapter]] = {ControlAdapter.kind: ControlAdapter}
+
+
+def build(kind: str, base: FrozenBase, **config: Any) -> ControlAdapter:
+    """A new adapter of a kind on a base.
+
+    Raises:
+        UsageError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"--kind {kind}: one of {', '.join(KINDS)}")
+    return KINDS[kind](base, **config)

@@ -1,0 +1,87 @@
+"""`control`: a trained copy of the base's encoder half that sees z_t, t, the prompt and the condition (PE-CoDi as published).
+
+With `zero_conv` fusion it is a ControlNet, tensor for tensor; with `gate` it is the paper's h' = (1 - mu) h_theta + mu h_eta.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor, nn
+
+from codi_hub.base import Features, FrozenBase, encode_features
+from codi_hub.errors import UsageError
+
+FUSIONS = ("zero_conv", "gate")
+STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's; one stride of 2 between neighbours
+GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
+
+
+class ControlAdapter(nn.Module):
+    """A conditional encoder and its fusion with the frozen base.
+
+    Args:
+        base: the base it belongs to; only its shape, and with `pretrained` its weights, are taken.
+        condition_channels: channels of the condition, an image in [0, 1].
+        fusion: `zero_conv` or `gate`.
+        pretrained: start from the base's encoder, or from random weights.
+
+    Raises:
+        UsageError: an unknown fusion.
+    """
+
+    kind = "control"
+
+    def __init__(
+        self, base: FrozenBase, *, condition_channels: int = 3, fusion: str = "zero_conv", pretrained: bool = True
+    ):
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise UsageError(f"--fusion {fusion}: one of {', '.join(FUSIONS)}")
+        stem = STEM_CHANNELS[: base.factor.bit_length()]
+        with torch.device(base.device):
+            self.encoder = ControlNetModel.from_unet(
+                base.unet,
+                conditioning_embedding_out_channels=stem,
+                conditioning_channels=condition_channels,
+                load_weights_from_unet=pretrained,
+            )
+        self.encoder.to(torch.float32).requires_grad_(True).train()
+        # ControlNet starts this layer at zero as well as the fusion; then the layers before it move only in the third step
+        self.encoder.controlnet_cond_embedding.conv_out.reset_parameters()
+        self.fusion = fusion
+        self.config = {"condition_channels": condition_channels, "fusion": fusion}
+        if fusion == "gate":
+            count = len(self.encoder.controlnet_down_blocks) + 1
+            self.encoder.controlnet_down_blocks = nn.ModuleList()
+            self.encoder.controlnet_mid_block = nn.Identity()
+            self.mu = nn.Parameter(torch.zeros(count, device=base.device))
+        self.to(memory_format=torch.channels_last)
+
+    def prepare(self, condition: Tensor) -> Tensor:
+        """What depends on the condition alone, computed once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""
+        return self.encoder.controlnet_cond_embedding(condition)
+
+    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:
+        """What the base's network predicts at z_t under the condition, in the base's prediction type."""
+        emb, features = base.features(z_t, t, prompt)
+        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared)
+        return base.finish(emb, self.fuse(features, conditional), prompt)
+
+    def forward(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
+        """`predict` from the condition itself: the call that training makes, which wrappers of a module can see."""
+        return self.predict(base, z_t, t, prompt, self.prepare(condition))
+
+    def fuse(self, features: Features, conditional: Features) -> Features:
+        """h' from h_theta and h_eta, level by level; at initialisation h' is h_theta, bit for bit."""
+        if self.fusion == "gate":
+            return [(1 - mu) * h + mu * h_eta for mu, h, h_eta in zip(self.mu, features, conditional, strict=True)]
+        convolutions = [*self.encoder.controlnet_down_blocks, self.encoder.controlnet_mid_block]
+        return [h + conv(h_eta) for conv, h, h_eta in zip(convolutions, features, conditional, strict=True)]
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser; each is clipped apart. The gates have their own rate and no weight decay."""
+        groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": lr}]
+        if self.fusion == "gate":
+            groups.append({"params": [self.mu], "lr": max(GATE_LR, lr), "weight_decay": 0.0})
+        return groups

@@ -1,0 +1,153 @@
+"""Dead leaves: pictures of occluding shapes that carry the statistics of natural photographs.
+
+Restoration networks trained on such pictures alone work on photographs (Achddou et al., "Fully synthetic training for
+image restoration tasks", 2023; Baradad et al., "Learning to see by looking at noise", 2021). What makes them work is
+kept here: power-law sizes (so the spectrum falls as 1/f), textures of 1/f noise, shading inside a shape, a blurred
+far layer, and colours as muted as those of photographs.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SUPERSAMPLING = 2  # shapes are painted without antialiasing at twice the size, then averaged down
+BANK = 512  # side of the stored noise fields, px
+
+# Luma and the two chroma axes that photographs vary along: orange-blue far more than green-magenta.
+_TO_RGB = np.array([[1.0, 1.0, 1.0], [1.0, 0.15, -1.0], [0.45, -0.55, 0.45]], np.float32)
+
+
+@lru_cache(maxsize=1)
+def _noise_bank() -> np.ndarray:
+    """Stored 1/f^a noise, float32 (16, BANK, BANK, 3) of unit deviation, a from 0.6 to 1.8, mostly the same in R, G, B."""
+    rng = np.random.default_rng(20231)
+    frequency = np.hypot(np.fft.fftfreq(BANK)[:, None], np.fft.rfftfreq(BANK)[None])
+    frequency[0, 0] = 1.0
+    fields = []
+    for exponent in np.linspace(0.6, 1.8, 16):
+        spectrum = np.fft.rfft2(rng.standard_normal((3, BANK, BANK))) / frequency**exponent
+        spectrum[:, 0, 0] = 0.0
+        luma, warm, green = np.fft.irfft2(spectrum, s=(BANK, BANK))
+        field = np.stack([luma, 0.2 * warm, 0.1 * green], -1) / luma.std()
+        fields.append(field @ _TO_RGB)
+    return np.stack(fields).astype(np.float32)
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A piece of stored noise, float32 (height, width, 3); one in four is sheared into grain or stripes."""
+    field = _noise_bank()[rng.integers(16)]
+    top, left = rng.integers(BANK, size=2)
+    rows = (top + np.arange(height)) % BANK
+    columns = (left + np.arange(width)) % BANK
+    kind = rng.random()
+    if kind < 0.12:  # grain: the noise is stretched along one axis
+        stretch = rng.integers(3, 12)
+        rows = (top + np.arange(height) // stretch) % BANK
+    elif kind < 0.24:  # stripes, straight or bent by the noise
+        angle, period = rng.uniform(0, np.pi), rng.uniform(5, 40)
+        phase = (np.cos(angle) * np.arange(height)[:, None] + np.sin(angle) * np.arange(width)[None]) * (
+            2 * np.pi / period
+        )
+        wave = np.sin(phase + rng.uniform(0, 2) * field[rows[:, None], columns[None], 0])
+        sharpness = rng.uniform(1, 6)
+        return np.repeat((np.tanh(sharpness * wave) / np.tanh(sharpness))[..., None], 3, -1).astype(np.float32)
+    return field[rows[:, None], columns[None]]
+
+
+def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
+    """Corners of one shape around the origin, float (N, 2): an ellipse, a blob, a polygon, a bar or a bent thread."""
+    kind = rng.random()
+    turn = rng.uniform(0, 2 * np.pi)
+    if kind < 0.35:  # ellipse
+        angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+        points = np.stack([np.cos(angle), rng.uniform(0.3, 1.0) * np.sin(angle)], -1)
+    elif kind < 0.6:  # blob: a circle with a few random harmonics
+        angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+        harmonics = np.arange(2, 6)[:, None]
+        weight = rng.normal(0, 0.25, (4, 1)) / harmonics * 2
+        around = 1 + (weight * np.cos(harmonics * angle + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
+        points = np.stack([around * np.cos(angle), around * np.sin(angle)], -1)
+    elif kind < 0.8:  # polygon
+        angle = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
+        points = np.stack([np.cos(angle), np.sin(angle)], -1) * rng.uniform(0.6, 1.0, (len(angle), 1))
+    elif kind < 0.92:  # bar
+        points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1.4, rng.uniform(0.05, 0.7)]
+    else:  # thread: a long arc of a few pixels' width
+        along = np.linspace(-2.5, 2.5, 16)
+        bend, half = rng.normal(0, 0.15), rng.uniform(0.8, 3.0) / max(radius, 1.0)
+        upper = np.stack([along, bend * along**2 + half], -1)
+        points = np.concatenate([upper, (upper - [0, 2 * half])[::-1]])
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return radius * points @ rotation
+
+
+def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Colours of one picture, float32 (count, 3): broad in luma, narrow in chroma around a common cast."""
+    luma = np.clip(rng.normal(rng.uniform(0.3, 0.6), rng.uniform(0.12, 0.28), count), 0.02, 0.98)
+    vivid = rng.choice([1.0, 2.5, 5.0], (count, 1), p=[0.78, 0.18, 0.04])  # a few saturated things, as flags and fruit
+    chroma = rng.normal(0, [0.05, 0.03]) + rng.laplace(0, [0.06, 0.04], (count, 2)) * vivid
+    return (np.stack([luma, chroma[:, 0], chroma[:, 1]], -1) @ _TO_RGB).astype(np.float32)
+
+
+def _paint(canvas: np.ndarray, rng: np.random.Generator, outline: np.ndarray, colour: np.ndarray, rough: float) -> None:
+    """Paints one shape into the canvas, float32 (H, W, 3), in place: colour, shading across it, texture."""
+    height, width = canvas.shape[:2]
+    left, top = np.maximum(np.floor(outline.min(0)), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(outline.max(0)) + 1, [width, height]).astype(int)
+    if right <= left or bottom <= top:
+        return
+    stencil = Image.new("1", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(stencil).polygon([(x - left, y - top) for x, y in outline.tolist()], fill=1)
+    inside = np.asarray(stencil)
+    h, w = inside.shape
+    slope = rng.normal(0, 0.12, 2)
+    shade = slope[0] * np.linspace(-1, 1, h, dtype=np.float32)[:, None] + slope[1] * np.linspace(
+        -1, 1, w, dtype=np.float32
+    )
+    fill = colour * (1 + shade)[..., None]
+    if h * w > 64:
+        fill = fill + rough * _texture(rng, h, w)
+    region = canvas[top:bottom, left:right]
+    np.copyto(region, fill.astype(np.float32), where=inside[..., None])
+
+
+def _blur(canvas: np.ndarray, radius: float) -> np.ndarray:
+    image = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+
+
+def leaves(rng: np.random.Generator, size: int) -> np.ndarray:
+    """One dead-leaves picture.
+
+    Args:
+        rng: the only source of randomness; the same state gives the same picture.
+        size: side of the picture in pixels.
+
+    Returns:
+        uint8 (size, size, 3), RGB.
+    """
+    side = SUPERSAMPLING * size
+    count = int(np.exp(rng.uniform(np.log(12), np.log(260))))
+    colours = _colours(rng, count + 1)
+    roughness = rng.exponential(0.05)
+    canvas = colours[-1] + roughness * _texture(rng, side, side)
+    # p(r) ~ r^-3 between the bounds, by inverting its distribution function
+    smallest, largest = rng.uniform(2, 12), side * rng.uniform(0.3, 0.8)
+    radii = (smallest**-2 + rng.random(count) * (largest**-2 - smallest**-2)) ** -0.5
+    radii[: count // 8] = rng.uniform(
+        side * 0.08, side * 0.4, count // 8
+    )  # a few large ones, as objects in a photograph
+    far = int(count * rng.uniform(0.2, 0.6)) if rng.random() < 0.5 else 0
+    for k in range(count):
+        if k and k == far:
+            canvas = _blur(canvas, rng.uniform(1, 8))
+        rough = roughness * rng.exponential(1.0)
+        _paint(canvas, rng, _outline(rng, radii[k]) + rng.uniform(0, side, 2), colours[k], rough)
+    slope = rng.normal(0, 0.12, 2)  # uneven light over the whole picture
+    ramp = np.linspace(-1, 1, side, dtype=np.float32)
+    canvas = canvas * (1 + slope[0] * ramp[:, None] + slope[1] * ramp[None])[..., None]
+    small = canvas.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
+    if rng.random() < 0.35:
+        small = _blur(small, rng.uniform(0.3, 1.2))  # lenses are rarely sharp to the pixel
+    return (np.clip(small, 0, 1) * 255 + 0.5).astype(np.uint8)

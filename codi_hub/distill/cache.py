@@ -1,0 +1,154 @@
+"""Training pairs, encoded once: latents, conditions and prompt embeddings kept in memory and in the run's folder."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from codi_hub.base import FrozenBase
+from codi_hub.errors import InvalidInput
+from codi_hub.tasks.base import Pair, Task
+
+ENCODED_TOGETHER = 16
+HELD_OUT = 24  # pairs that are never trained on, at most; a tenth of a small data set
+Message = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PairsSpec:
+    """What pairs are made of; enough for another process to make pair k."""
+
+    like: str
+    options: dict[str, Any]
+    data: str
+    count: int | None
+    size: int
+    seed: int
+
+
+@dataclass
+class Cache:
+    """Encoded pairs. `x` float16 (N, C, h, w), `conditions` uint8 (N, K, H, W), `targets` uint8 (N, 3, H, W) or None."""
+
+    x: Tensor
+    conditions: Tensor
+    prompts: list[str]
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def open_pairs(spec: PairsSpec) -> tuple[Any, Task]:
+    """The source and the task a spec names."""
+    from codi_hub import tasks
+    from codi_hub.data.sources import open_source
+
+    task = tasks.load(spec.like, spec.options)
+    return open_source(spec.data, task, count=spec.count, size=spec.size, seed=spec.seed), task
+
+
+_worker: tuple[Any, Task, int] | None = None
+
+
+def _start_worker(spec: PairsSpec) -> None:
+    global _worker
+    _worker = (*open_pairs(spec), spec.seed)
+
+
+def _pair(index: int) -> Pair:
+    assert _worker is not None  # the executor's initializer has run
+    source, task, seed = _worker
+    return task.make_pair(source[index], np.random.default_rng([seed, 1, index]))
+
+
+def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
+    """Pairs in order, made by `workers` processes (0: one per core, at most 8)."""
+    workers = min(workers or min(8, os.cpu_count() or 1), len(indices))
+    if workers <= 1 or len(indices) < 4 * ENCODED_TOGETHER:
+        _start_worker(spec)
+        yield from map(_pair, indices)
+        return
+    # spawned, not forked: a fork of a process whose torch threads run may never come back
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
+        yield from pool.map(_pair, indices, chunksize=8)
+
+
+def split(length: int) -> tuple[range, range]:
+    """(training, held out) indices of a source: the last ones are held out.
+
+    Raises:
+        InvalidInput: fewer than two pairs.
+    """
+    if length < 2:
+        raise InvalidInput(
+            f"the data has {length} usable pair{'s' * (length != 1)}: at least 2 are needed, one to hold out"
+        )
+    held = min(HELD_OUT, max(1, length // 10))
+    return range(length - held), range(length - held, length)
+
+
+def build(
+    spec: PairsSpec,
+    indices: range,
+    base: FrozenBase,
+    path: Path,
+    *,
+    workers: int = 0,
+    with_targets: bool = False,
+    message: Message = lambda text: None,
+) -> Cache:
+    """Encodes the pairs of `indices`, or reads them from `path` where they lie encoded already."""
+    mark = json.dumps([spec.__dict__, [indices.start, indices.stop], base.fingerprint.family, base.fingerprint.sketch])
+    words = path.with_suffix(".json")
+    if words.exists() and (kept := json.loads(words.read_text()))["mark"] == mark:
+        tensors = load_file(path)
+        if "targets" in tensors or not with_targets:
+            return Cache(tensors["x"], tensors["conditions"], kept["prompts"], tensors.get("targets"))
+    rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
+    prompts: list[str] = []
+    with ExitStack() as stack:
+        pairs = make_pairs(spec, indices, workers)
+        stack.callback(pairs.close)  # type: ignore[attr-defined]
+        for group in _batched(pairs, ENCODED_TOGETHER):
+            targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
+            if targets.shape[2] % base.multiple or targets.shape[3] % base.multiple:
+                raise InvalidInput(
+                    f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.multiple}"
+                )
+            with torch.no_grad():
+                rows["x"].append(base.encode(targets.float() / 255).half().cpu())
+            rows["conditions"].append(
+                torch.from_numpy(np.stack([pair.condition for pair in group])).permute(0, 3, 1, 2)
+            )
+            if with_targets:
+                rows["targets"].append(targets)
+            prompts += [pair.prompt for pair in group]
+            if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
+                message(f"{len(prompts)} of {len(indices)} pairs made and encoded")
+    tensors = {name: torch.cat(parts).contiguous() for name, parts in rows.items() if parts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    words.write_text(json.dumps({"mark": mark, "prompts": prompts}))  # last: where it is, the tensors are whole
+    return Cache(tensors["x"], tensors["conditions"], prompts, tensors.get("targets"))
+
+
+def _batched(pairs: Iterator[Pair], count: int) -> Iterator[list[Pair]]:
+    group: list[Pair] = []
+    for pair in pairs:
+        group.append(pair)
+        if len(group) == count:
+            yield group
+            group = []
+    if group:
+        yield group

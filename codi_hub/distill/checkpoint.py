@@ -1,0 +1,56 @@
+"""Checkpoints that survive kill -9: one safetensors file, written beside the old one and renamed over it. No pickle."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from codi_hub.errors import InvalidInput
+
+NAME = "checkpoint.safetensors"
+
+
+def save(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Writes modules, optimiser moments and a JSON-able `state`."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{kind}/{name}": v for kind, module in modules.items() for name, v in module.state_dict().items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in moments.items()}
+    part = path.with_name(path.name + ".part")
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, part, metadata={"state": json.dumps(state)})
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts a checkpoint back in place and returns its `state`.
+
+    Raises:
+        InvalidInput: damaged, or of a run with another adapter.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        for kind, module in modules.items():
+            module.load_state_dict(_under(tensors, f"{kind}/"))
+    except Exception as error:  # safetensors raises its own kinds, torch RuntimeError, json ValueError
+        reason = " ".join(str(error).split())[:160]
+        raise InvalidInput(f"{path}: not a checkpoint of this run: {reason}; start anew without --resume") from error
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimiser/").items():
+        index, key = name.split("/")
+        moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

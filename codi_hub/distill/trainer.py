@@ -1,0 +1,243 @@
+"""The training loop of conditional diffusion distillation, under accelerate."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from codi_hub.adapters import ControlAdapter
+from codi_hub.base import FrozenBase
+from codi_hub.consistency import LossOptions, codi_loss, update_ema
+from codi_hub.distill import checkpoint
+from codi_hub.distill.cache import Cache
+from codi_hub.distill.guidance import Lpips, distance
+from codi_hub.options import DistillOptions
+from codi_hub.sampler import Denoiser
+from codi_hub.schedule import learning_timesteps
+
+WARM_UP_STEPS = 30
+FALL = 0.5  # share of the training in which the learning rate falls to zero
+CLIP = 1.0
+CHECKPOINT_SECONDS = 120.0
+
+OnEvent = Callable[[dict[str, Any]], object]
+
+
+@dataclass
+class Progress:
+    """How far a run has come. `seconds` counts training alone."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains an adapter on cached pairs. Everything random in step k depends on (seed, k) and nothing else.
+
+    Args:
+        base: frozen, in the dtype the networks compute in.
+        adapter: float32; becomes theta. Its copy becomes theta_minus, the moving average that is kept in the end.
+        total: optimiser steps, or None to train until `options.time_budget`.
+        folder: where the checkpoint is.
+    """
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        adapter: ControlAdapter,
+        cache: Cache,
+        options: DistillOptions,
+        accelerator: Accelerator,
+        *,
+        total: int | None,
+        folder: Path,
+    ):
+        self.base, self.cache, self.options, self.accelerator = base, cache, options, accelerator
+        self.total, self.folder, self.progress = total, folder, Progress()
+        self.target = copy.deepcopy(adapter).requires_grad_(False)
+        optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
+        self.rates = [group["lr"] for group in optimiser.param_groups]
+        self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
+        self.grid = learning_timesteps(options.grid, len(base.schedule))
+        unique = list(dict.fromkeys(cache.prompts))
+        with torch.no_grad():
+            self.prompts = torch.cat([base.embed(unique[k : k + 256]) for k in range(0, len(unique), 256)])
+        places = {text: k for k, text in enumerate(unique)}
+        self.prompt_of = torch.tensor([places[text] for text in cache.prompts])
+        self.loss_options = LossOptions(
+            options.ode, options.consistency, options.consistency_weight, options.consistency_cap
+        )
+        self.lpips = Lpips(options.lpips).to(base.device) if options.lpips else None
+        self._order: tuple[int, Tensor] | None = None
+
+    # ---- one step
+
+    def rows(self, step: int, micro: int) -> tuple[Tensor, int]:
+        """(rows of the cache, position in the stream) of this process's share of a micro-batch.
+
+        The stream is a new permutation in every epoch; one process with twice the batch sees the pairs that two see.
+        """
+        batch, world = self.options.batch, self.accelerator.num_processes
+        start = ((step * self.options.accumulate + micro) * world + self.accelerator.process_index) * batch
+        rows = [self._at(start + k) for k in range(batch)]
+        return torch.tensor(rows), start
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.cache))
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self.cache), generator=generator)
+        return int(self._order[1][place])
+
+    def times(self, step: int, start: int) -> tuple[Tensor, Tensor]:
+        """Timesteps t and s = t - dt, int64 (batch,). With shared t all micro-batches and processes of a step agree."""
+        options = self.options
+        key = step if options.shared_t else start + 2**40
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + key)
+        count = 1 if options.shared_t else options.batch
+        t = torch.randint(options.dt, options.grid + 1, (count,), generator=generator).expand(options.batch)
+        earlier = t - options.dt  # 0 is the clean end, where sigma would be 0: the first timestep stands in for it
+        return self.grid[t - 1], torch.where(earlier > 0, self.grid[(earlier - 1).clamp(min=0)], 0)
+
+    def losses(self, step: int, micro: int) -> dict[str, Tensor]:
+        """The terms of the loss on one micro-batch."""
+        rows, start = self.rows(step, micro)
+        device = self.accelerator.device
+        x = self.cache.x[rows].float()
+        seeds = [self.options.seed * 1_000_003 + start + k for k in range(len(rows))]
+        eps = torch.stack([torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        x, eps = (v.to(device, memory_format=torch.channels_last) for v in (x, eps))
+        condition = self.cache.conditions[rows].to(device, memory_format=torch.channels_last).float() / 255
+        prompt = self.prompts[self.prompt_of[rows]].to(device)
+        targets = None
+        if self.cache.targets is not None:
+            targets = self.cache.targets[rows].to(device).float() / 255
+        t, s = (v.to(device) for v in self.times(step, start))
+        with self.accelerator.autocast():
+            return codi_loss(
+                self.bind(self.student, prompt, condition),
+                self.bind(self.target, prompt, condition),
+                x,
+                eps,
+                t,
+                s,
+                self.base.schedule,
+                options=self.loss_options,
+                guidance=distance(self.options.guidance, self.base, targets, self.lpips),
+            )
+
+    def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:
+        """A denoiser with its condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32."""
+
+        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return self.base.schedule.convert(network(self.base, z_t, t, prompt, condition).float(), z_t, t)
+
+        return denoise
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns the mean of each term."""
+        sums: dict[str, float] = {}
+        step, count = self.progress.step, self.options.accumulate
+        for micro in range(count):
+            with self.accelerator.no_sync(self.student) if micro + 1 < count else nullcontext():
+                terms = self.losses(step, micro)
+                total = torch.stack(list(terms.values())).sum()
+                self.accelerator.backward(total / count)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / count
+        if not all(math.isfinite(value) for value in sums.values()):
+            raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")
+        factor = self.rate_factor()
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+            self.accelerator.clip_grad_norm_(group["params"], CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        # a young average forgets faster, or it would hold on to the initial weights
+        gamma = min(self.options.ema, (1 + step) / (10 + step))
+        update_ema(self.target, self.accelerator.unwrap_model(self.student), gamma)
+        self.progress.step += 1
+        return sums
+
+    def rate_factor(self) -> float:
+        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of the steps or the time."""
+        shares = []
+        if self.total:
+            shares.append(self.progress.step / self.total)
+        if self.options.time_budget:
+            shares.append(self.progress.seconds / self.options.time_budget)
+        return max(0.0, min((self.progress.step + 1) / WARM_UP_STEPS, 1.0, (1 - max(shares)) / FALL))
+
+    # ---- the loop
+
+    @property
+    def finished(self) -> bool:
+        """Whether the steps or the time are used up. One step is always taken."""
+        budget = self.options.time_budget
+        if self.progress.step == 0:
+            return False
+        return bool(self.total and self.progress.step >= self.total) or bool(budget and self.progress.seconds >= budget)
+
+    def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
+        """Trains to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
+        saved = time.monotonic()
+        try:
+            while not self._agreed(self.finished):
+                began = time.monotonic()
+                losses = self.train_step()
+                spent = time.monotonic() - began
+                self.progress.seconds += spent
+                step = self.progress.step
+                images = self.options.batch * self.options.accumulate * self.accelerator.num_processes
+                event = {"kind": "step", "step": step, "total": self.total, "losses": losses}
+                on_event(event | {"images_per_s": images / spent, "eta": self.eta()})
+                if step % self.options.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if self.options.sample_every and step % self.options.sample_every == 0:
+                    on_sample(step)
+        finally:
+            self.save()
+
+    def _agreed(self, finished: bool) -> bool:
+        """The main process's answer, so that clocks that differ do not leave a process waiting."""
+        if self.accelerator.num_processes == 1:
+            return finished
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([finished])[0]
+
+    def eta(self) -> float:
+        """Seconds of training left."""
+        left = []
+        if self.options.time_budget:
+            left.append(self.options.time_budget - self.progress.seconds)
+        if self.total:
+            left.append((self.total - self.progress.step) * self.progress.seconds / self.progress.step)
+        return max(0.0, min(left))
+
+    # ---- checkpoints
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"student": self.accelerator.unwrap_model(self.student), "target": self.target}
+
+    def save(self) -> None:
+        """Writes the checkpoint (main process only)."""
+        if self.accelerator.is_main_process and self.progress.step:
+            state = {"step": self.progress.step, "seconds": self.progress.seconds}
+            checkpoint.save(self.folder / checkpoint.NAME, self._modules(), self.optimiser, state)
+
+    def restore(self) -> bool:
+        """Goes back to the checkpoint, if there is one."""
+        path = self.folder / checkpoint.NAME
+        if path.exists():
+            self.progress = Progress(**checkpoint.load(path, self._modules(), self.optimiser))
+        return path.exists()

@@ -1,0 +1,113 @@
+"""Few-step inference: conditions, prompts and seeds in, pictures out."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codi_hub.adapters import ControlAdapter
+from codi_hub.base import FrozenBase
+from codi_hub.errors import UsageError
+from codi_hub.sampler import Denoiser, sample
+from codi_hub.schedule import sampling_timesteps
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto|cpu|cuda|mps` -> a device that is here.
+
+    Raises:
+        UsageError: unknown, or not on this machine.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, here in present.items() if here))
+    if not present.get(name.split(":")[0], False):
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise UsageError(f"--device {name}: not on this machine (here: {here})")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto|fp32|fp16|bf16` -> a dtype; auto is 16 bit where the device computes faster in it and float32 elsewhere.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name}: one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """One float32 normal tensor (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch, on any device."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def denoiser(base: FrozenBase, adapter: ControlAdapter, prompt: Tensor, prepared: Tensor) -> Denoiser:
+    """Binds condition and prompt: (z_t, t) -> (x_hat, eps_hat) in float32, whatever the network's dtype."""
+
+    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        output = adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
+        return base.schedule.convert(output.float(), z_t, t)
+
+    return denoise
+
+
+class Engine:
+    """Runs adapters on one loaded base."""
+
+    def __init__(self, base: FrozenBase):
+        self.base = base
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        adapter: ControlAdapter,
+        conditions: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int = 4,
+        renoise: bool = False,
+    ) -> list[np.ndarray]:
+        """One picture per condition.
+
+        Args:
+            conditions: float32 (H, W, C) in [0, 1], all of one shape; any size.
+            seeds: picture k's noise depends on seeds[k] and its size alone.
+            renoise: fresh noise between the steps in place of the predicted one.
+
+        Returns:
+            float32 (H, W, 3) in [0, 1], as large as the conditions.
+        """
+        base = self.base
+        height, width = conditions[0].shape[:2]
+        condition = torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2)
+        condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
+        shape = (base.unet.config.in_channels, condition.shape[2] // base.factor, condition.shape[3] // base.factor)
+        noise = seeded_noise(seeds, shape).to(base.device)
+        fresh: Callable[[int], Tensor] | None = None
+        if renoise:
+
+            def fresh(number: int) -> Tensor:
+                return seeded_noise([(seed + 7919 * (number + 1)) % 2**63 for seed in seeds], shape).to(base.device)
+
+        denoise = denoiser(base, adapter, base.embed(list(prompts)), adapter.prepare(condition))
+        timesteps = sampling_timesteps(steps, len(base.schedule))
+        x_hat = sample(denoise, noise, timesteps, base.schedule, fresh_noise=fresh)
+        images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
+        return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def pad(images: Tensor, multiple: int) -> Tensor:
+    """Pads (B, C, H, W) on the right and below to a multiple, by repeating the border."""
+    below, right = -images.shape[2] % multiple, -images.shape[3] % multiple
+    return torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")

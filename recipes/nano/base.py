@@ -1,0 +1,164 @@
+"""The text-conditioned U-Net of nano: v-prediction with zero terminal SNR, trained on cached latents of scenes and leaves."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from codi_hub.schedule import Schedule
+from recipes.nano.stage import train
+
+BATCH = 16
+CROP = 24  # latent cells; crops of three quarters of a picture train faster and cut nothing that a caption needs
+WHOLE = 0.5  # share of the steps that see whole scenes with captions
+DROP_CAPTION = 0.15  # so that the empty prompt, which superres uses, is known too
+TOKENS = 32
+
+
+def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary is the words of the captions, and letters for all others."""
+    words = sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = letters + [letter + "</w>" for letter in letters]
+    merges: list[str] = []
+    for word in words:
+        left = word[0]
+        for k, letter in enumerate(word[1:], 1):
+            right = letter + "</w>" if k == len(word) - 1 else letter
+            merges.append(f"{left} {right}")
+            left += right
+            pieces.append(left)
+    pieces = list(dict.fromkeys(["<|startoftext|>", "<|endoftext|>", *pieces]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(dict.fromkeys(merges)) + "\n")
+    made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    made.save_pretrained(folder)
+    return made
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule, rescaled to zero terminal SNR so that the first step starts from pure noise."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+class TextToLatent(nn.Module):
+    """U-Net and text encoder, trained together."""
+
+    def __init__(self, vocabulary: int, end: int):
+        super().__init__()
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=128,
+                intermediate_size=256,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=TOKENS,
+                bos_token_id=0,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+        # no self-attention: a network that has only seen 128 px keeps its statistics on photographs of any size
+        self.unet = UNet2DConditionModel(
+            sample_size=32,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=4,
+            cross_attention_dim=128,
+            only_cross_attention=True,
+            use_linear_projection=True,
+        )
+
+    def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(z_t, t, self.text(tokens)[0]).sample
+
+
+def encode(vae: AutoencoderTiny, images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> float16 latents (N, 4, H/4, W/4) of unit deviation."""
+    rows = []
+    for start in range(0, len(images), 32):
+        pixels = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            rows.append((vae.encoder(pixels.float().div(127.5).sub(1)) * vae.config.scaling_factor).half())
+    return torch.cat(rows)
+
+
+def run(workspace: Path, scenes: np.ndarray, captions: list[str], leaves: np.ndarray, minutes: float) -> Path:
+    """Trains within the budget and completes `workspace/base`, a diffusers pipeline folder."""
+    folder = workspace / "base"
+    words = tokenizer(captions, folder / "tokenizer")
+    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    cache = workspace / "latents.pt"
+    if not cache.exists():
+        torch.save({"scenes": encode(vae, scenes), "leaves": encode(vae, leaves)}, cache)
+    latents = torch.load(cache, weights_only=True)
+    ids = words(
+        [*captions, ""], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    ).input_ids
+    torch.manual_seed(0)
+    model = TextToLatent(len(words), words.eos_token_id).to(memory_format=torch.channels_last)
+    noise = scheduler()
+    schedule = Schedule.from_config(dict(noise.config))
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([78, step])
+        whole = rng.random() < WHOLE
+        source = latents["scenes"] if whole else latents["leaves"]
+        rows = torch.from_numpy(rng.integers(0, len(source), BATCH if whole else 2 * BATCH))
+        x, tokens = source[rows].float(), ids[-1].expand(len(rows), -1)
+        if whole:
+            tokens = torch.where(torch.from_numpy(rng.random((len(rows), 1))) < DROP_CAPTION, tokens, ids[rows])
+        else:
+            top, left = rng.integers(0, x.shape[2] - CROP + 1, 2)
+            x = x[:, :, top : top + CROP, left : left + CROP]
+        if rng.random() < 0.5 and not whole:
+            x = x.transpose(2, 3)
+        # stratified over the batch: the same spread of noise levels at every step
+        t = ((torch.arange(len(x)) + torch.rand(())) / len(x) * len(schedule)).long().clamp(max=len(schedule) - 1)
+        x, eps = x.contiguous(memory_format=torch.channels_last), torch.randn_like(x)
+        alpha_t, sigma_t = schedule.at(t, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = model(schedule.add_noise(x, eps, t), t, tokens)
+        return {"scenes" if whole else "leaves": (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()}
+
+    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=6e-4, ema_decay=0.998))
+    model.unet.half().save_pretrained(folder / "unet")
+    model.text.half().save_pretrained(folder / "text_encoder")
+    vae.half().save_pretrained(folder / "vae")
+    noise.save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n")
+    return folder
+
+
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+}

@@ -1,0 +1,55 @@
+"""Pools of training pictures, made once and kept as memory-mapped arrays, so that making them never starves training."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from codi_hub.data.leaves import leaves
+from codi_hub.data.scenes import scene
+
+CHUNK = 64
+
+
+def _chunk(kind: str, size: int, seed: int, first: int) -> tuple[np.ndarray, list[str]]:
+    images, captions = [], []
+    for k in range(first, first + CHUNK):
+        rng = np.random.default_rng([seed, k])
+        if kind == "leaves":
+            images.append(leaves(rng, size))
+            captions.append("")
+        else:
+            made = scene(rng, size)
+            images.append(made.image)
+            captions.append(made.caption)
+    return np.stack(images), captions
+
+
+def pool(
+    folder: Path, kind: str, count: int, *, size: int = 128, seed: int = 1, workers: int = 2
+) -> tuple[np.ndarray, list[str]]:
+    """`count` pictures of a kind (`leaves` or `scenes`) and their captions, made if they are not there yet.
+
+    Returns:
+        uint8 (count, size, size, 3) memory-mapped, and a list of captions (empty strings for leaves).
+    """
+    if count % CHUNK:
+        raise ValueError(f"a pool holds whole chunks of {CHUNK} pictures, not {count}")
+    target = folder / f"{kind}-{size}-{count}-{seed}.npy"
+    words = target.with_suffix(".json")
+    if not words.exists():  # the captions are written last: where they are, the pictures are whole
+        folder.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(target, "w+", np.uint8, (count, size, size, 3))
+        captions: list[str] = []
+        with ProcessPoolExecutor(workers) as executor:
+            starts = range(0, count, CHUNK)
+            for start, (images, texts) in zip(
+                starts, executor.map(partial(_chunk, kind, size, seed), starts), strict=True
+            ):
+                array[start : start + CHUNK] = images
+                captions += texts
+        array.flush()
+        words.write_text(json.dumps(captions))
+    return np.load(target, mmap_mode="r"), json.loads(words.read_text())
