@@ -43,7 +43,7 @@ class Catalog:
 
     def close(self) -> None:
         if "registry" in self.__dict__:
-            self.registry.__exit__(None, None, None)
+            self.registry.close()
             del self.registry
 
     def __enter__(self) -> Self:
@@ -56,11 +56,12 @@ class Catalog:
 
     def list(self, task: str | None = None, base: str | None = None) -> Sequence[AdapterRow]:
         """Every version, or those of one task or base. Raises NotFound for a task or base that does not exist."""
-        if task is not None:
+        rows = self.registry.adapters(task=task, base=base or self._base)
+        if not rows and task is not None:
             self.task(task)
-        if base is not None:
+        if not rows and base is not None:
             self.registry.base(base)
-        return self.registry.adapters(task=task, base=base or self._base)
+        return rows
 
     def show(self, ref: str) -> dict[str, Any]:
         """One adapter, task or base in full, told apart by `type`. An adapter comes with its description and card."""
