@@ -1,0 +1,173 @@
+"""The questions that a registry answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, select
+
+from codi_hub.errors import NotFound
+from codi_hub.registry import versions
+from codi_hub.registry.bundled import READY, Manifest
+from codi_hub.registry.database import Database
+from codi_hub.registry.models import adapter, adapter_file, base, setting, tag, task
+from codi_hub.registry.references import Reference, parse
+from codi_hub.registry.rows import AdapterRow, BaseRow, TaskRow
+
+_ADAPTER_COLUMNS = [column for column in adapter.c if column.name not in ("base_id", "folder")]
+_TAG_OF_ADAPTER = (
+    (tag.c.task == adapter.c.task) & (tag.c.base_id == adapter.c.base_id) & (tag.c.version == adapter.c.version)
+)
+
+
+class Lookup:
+    """Everything that only reads. The methods with an underscore work inside a transaction of their caller's."""
+
+    IN_USE = "base_in_use"
+    _database: Database
+    _manifest: Manifest | None
+
+    def bases(self) -> list[BaseRow]:
+        """Every base, by name."""
+        with self._database.read() as connection:
+            return self._bases(connection)
+
+    def base(self, name: str | None = None) -> BaseRow:
+        """A base by name; None: the one in use. Raises NotFound."""
+        with self._database.read() as connection:
+            return self._base(connection, name)[0]
+
+    def tasks(self) -> list[TaskRow]:
+        """Every registered task, by name. The built-in ones have no row."""
+        with self._database.read() as connection:
+            return [
+                TaskRow(**row._mapping, builtin=False) for row in connection.execute(task.select().order_by("name"))
+            ]
+
+    def task(self, name: str) -> TaskRow:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = self._task(connection, name)
+        if row is None:
+            raise NotFound(f"no task {name!r} is registered; register it with `codi task add {name}`")
+        return row
+
+    def adapters(
+        self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
+    ) -> list[AdapterRow]:
+        """Adapters by task, base and version. Raises NotFound for an unknown base; an unknown task has none."""
+        with self._database.read() as connection:
+            where = [adapter.c.status == READY]
+            if task is not None:
+                where.append(adapter.c.task == task)
+            if base is not None:
+                where.append(adapter.c.base_id == self._base(connection, base)[1])
+            return self._adapters(connection, where, limit, offset)
+
+    def resolve(self, ref: str, base: str | None = None) -> AdapterRow:
+        """The adapter that `task`, `task:version` or `task:tag` means, on the base in use unless another is named.
+
+        Raises UsageError for no reference, NotFound saying what there is instead.
+        """
+        reference = parse(ref)
+        with self._database.read() as connection:
+            return self._resolve(connection, reference, base)
+
+    def files(self, row: AdapterRow) -> list[str]:
+        """The names of an adapter's files."""
+        query = select(adapter_file.c.name).where(adapter_file.c.adapter_id == row.id).order_by(adapter_file.c.name)
+        with self._database.read() as connection:
+            return list(connection.scalars(query))
+
+    # ---- within a transaction
+
+    def _bases(self, connection: Connection) -> list[BaseRow]:
+        rows = connection.execute(base.select().order_by(base.c.name)).all()
+        chosen = connection.scalar(select(setting.c.value).where(setting.c.name == self.IN_USE))
+        if chosen not in {row.name for row in rows}:
+            chosen = next((row.name for row in rows if row.bundled), None)
+        return [self._base_row(row, chosen) for row in rows]
+
+    def _base_row(self, row: Any, chosen: str | None) -> BaseRow:
+        values = dict(row._mapping)
+        del values["id"]
+        if row.bundled and self._manifest:
+            values["source"] = str(self._manifest.root / Path(row.source))
+        return BaseRow(**values, default=row.name == chosen)
+
+    def _base(self, connection: Connection, name: str | None) -> tuple[BaseRow, int]:
+        """The base and its id."""
+        rows = self._bases(connection)
+        found = next((row for row in rows if (row.default if name is None else row.name == name)), None)
+        if found is None and name is None:
+            raise NotFound("no base is in use; choose one with `codi base use NAME`, or `codi base add NAME FOLDER`")
+        if found is None:
+            known = ", ".join(row.name for row in rows) or "none yet"
+            raise NotFound(f"no base {name!r}; there is {known} (add one with `codi base add NAME FOLDER`)")
+        return found, int(connection.scalar(select(base.c.id).where(base.c.name == found.name)) or 0)
+
+    @staticmethod
+    def _task(connection: Connection, name: str) -> TaskRow | None:
+        row = connection.execute(task.select().where(task.c.name == name)).first()
+        return TaskRow(**row._mapping, builtin=False) if row else None
+
+    @staticmethod
+    def _adapters(
+        connection: Connection, where: Sequence[ColumnElement[bool]], limit: int | None = None, offset: int = 0
+    ) -> list[AdapterRow]:
+        # By base_id rather than the base's name: an index has this order, so that a far page needs no sorting.
+        order = (adapter.c.task, adapter.c.base_id, adapter.c.version)
+        page = select(adapter.c.id).where(*where).order_by(*order).limit(limit).offset(offset)
+        tags: dict[int, list[str]] = {}
+        pairs = select(adapter.c.id, tag.c.name).join(tag, _TAG_OF_ADAPTER).where(adapter.c.id.in_(page))
+        for adapter_id, name in connection.execute(pairs.order_by(tag.c.name)):
+            tags.setdefault(adapter_id, []).append(name)
+        query = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled"))
+        rows = connection.execute(query.join(base).where(adapter.c.id.in_(page)).order_by(*order))
+        return [AdapterRow(**row._mapping, tags=tuple(tags.get(row.id, ()))) for row in rows]
+
+    def _adapter(self, connection: Connection, *where: ColumnElement[bool]) -> AdapterRow:
+        return self._adapters(connection, where)[0]
+
+    def _resolve(self, connection: Connection, reference: Reference, base_name: str | None) -> AdapterRow:
+        base_row, base_id = self._base(connection, base_name)
+        version = reference.version
+        if reference.tag is not None:
+            found = versions.tagged(connection, reference.task, base_id, reference.tag)
+            version = found.version if found else None
+        mine = (adapter.c.task == reference.task, adapter.c.base_id == base_id)
+        rows = self._adapters(connection, (*mine, adapter.c.version == version)) if version is not None else []
+        if rows and rows[0].status == READY:
+            return rows[0]
+        raise NotFound(self._missing(connection, reference, base_row.name, bool(rows)))
+
+    def _missing(self, connection: Connection, reference: Reference, base_name: str, replaced: bool) -> str:
+        """Why there is no such adapter, and what there is instead, on one line."""
+        if replaced:
+            return f"{reference} came with another CoDi Hub and has been replaced; use {reference.task}:latest"
+        there = self._adapters(connection, (adapter.c.task == reference.task, adapter.c.status == READY))
+        here = [row for row in there if row.base == base_name]
+        if here:
+            names = [str(row.version) for row in here[-10:]] + [name for row in here for name in row.tags][:10]
+            return f"no {reference} for base {base_name}; there is {reference.task}:{'|'.join(names)}"
+        if there:
+            bases = ", ".join(sorted({row.base for row in there}))
+            return (
+                f"task {reference.task!r} has no adapter for base {base_name}, but for {bases}: choose one with "
+                f"--base, or make one with `codi distill {reference.task}`"
+            )
+        return f"task {reference.task!r} has no adapter yet; make one with `codi distill {reference.task}`"
+
+    @staticmethod
+    def _refs(connection: Connection, base_id: int) -> list[str]:
+        query = select(adapter.c.task, adapter.c.version).where(adapter.c.base_id == base_id)
+        return [f"{name}:{version}" for name, version in connection.execute(query.order_by("task", "version"))]
+
+    def _file(self, connection: Connection, row: AdapterRow, name: str) -> Any:
+        query = select(adapter_file.c.sha256, adapter.c.folder).join(adapter).where(adapter.c.id == row.id)
+        found = connection.execute(query.where(adapter_file.c.name == name)).first()
+        if found is None:
+            raise NotFound(f"{row.ref} has no file {name!r}")
+        return found

@@ -1,0 +1,1 @@
+"""Schema changes, one numbered step each, for Alembic."""

@@ -1,0 +1,102 @@
+"""What the registry hands out: plain frozen records, detached from the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 to the microsecond: sorts as text as it does in time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRow:
+    """A base. `source`: an absolute folder or a hub id. `default`: the one in use."""
+
+    name: str
+    source: str
+    family: str
+    sketch: dict[str, Any] | None
+    bundled: bool
+    default: bool
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A registered task: the task it is like, and the options it was given."""
+
+    name: str
+    like: str
+    options: dict[str, Any]
+    builtin: bool
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """One immutable version of a task's adapter for one base.
+
+    `bytes` and `sha256` are those of `adapter.safetensors`; `score` is held-out, higher is better, None if unknown.
+    """
+
+    id: int
+    task: str
+    version: int
+    base: str
+    kind: str
+    steps: int
+    parameters: int
+    bytes: int
+    sha256: str
+    status: str
+    bundled: bool
+    metrics: dict[str, Any]
+    score: float | None
+    parent: str | None
+    tags: tuple[str, ...]
+    created: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.task}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run; `ok` and `failed` count its items so far. `finished` is None while it goes on, or after it was killed."""
+
+    id: int
+    task: str
+    adapter: str
+    options: dict[str, Any]
+    status: str
+    started: str
+    finished: str | None
+    ok: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunItemRow:
+    """One input of a run. `input_hash`: sha256 of the file, if it could be read."""
+
+    input: str
+    output: str | None
+    input_hash: str | None
+    status: str
+    seed: int
+    error: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What `verify` found. `kind`: missing | drift | orphan | leftover."""
+
+    kind: str
+    path: str
+    message: str

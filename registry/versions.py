@@ -1,0 +1,76 @@
+"""Versions and tags of one task on one base, inside a transaction of the caller's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Connection, Table, and_, delete, func, select, update
+from sqlalchemy import insert as sql_insert
+
+from codi_hub.registry.models import adapter, tag
+from codi_hub.registry.references import LATEST
+
+
+def insert(connection: Connection, table: Table, values: dict[str, Any]) -> int:
+    """Adds a row; its id."""
+    key = connection.execute(sql_insert(table).values(values)).inserted_primary_key
+    return int(key[0]) if key else 0
+
+
+def put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+    """Updates the row of that key, or adds it. Writers come one at a time, so nothing slips in between."""
+    where = and_(*(table.c[name] == value for name, value in key.items()))
+    if not connection.execute(update(table).where(where).values(values)).rowcount:
+        connection.execute(sql_insert(table).values(key | values))
+
+
+def next_version(connection: Connection, task: str, base_id: int) -> int:
+    """One above every version there ever was: rows are not deleted, so no number comes twice."""
+    query = select(func.max(adapter.c.version)).where(adapter.c.task == task, adapter.c.base_id == base_id)
+    return (connection.scalar(query) or 0) + 1
+
+
+def latest(connection: Connection, task: str, base_id: int) -> Any:
+    """The adapter row that `latest` points to, or None."""
+    return tagged(connection, task, base_id, LATEST)
+
+
+def tagged(connection: Connection, task: str, base_id: int, name: str) -> Any:
+    """The adapter row that a tag points to, or None."""
+    points = and_(tag.c.task == adapter.c.task, tag.c.base_id == adapter.c.base_id, tag.c.version == adapter.c.version)
+    query = select(adapter).join(tag, points)
+    return connection.execute(query.where(tag.c.task == task, tag.c.base_id == base_id, tag.c.name == name)).first()
+
+
+def move_tag(connection: Connection, name: str, row: Any) -> None:
+    put(connection, tag, {"task": row.task, "base_id": row.base_id, "name": name}, {"version": row.version})
+
+
+def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
+    """Points `latest` to `row`, unless its score is known to be worse than its holder's; whether it moved."""
+    scores = (row.score, holder.score if holder else None)
+    if None not in scores and scores[0] < scores[1]:
+        return False
+    move_tag(connection, LATEST, row)
+    return True
+
+
+def drop_tags(connection: Connection, task: str, base_id: int, version: int) -> None:
+    connection.execute(delete(tag).where(tag.c.task == task, tag.c.base_id == base_id, tag.c.version == version))
+
+
+def finite(score: float | None) -> float | None:
+    """The score as a float; None where it is not a number, or infinite, which no comparison could use."""
+    return float(score) if score is not None and math.isfinite(score) else None
+
+
+def plain(value: Any) -> Any:
+    """Metrics as JSON can hold them: string keys, lists for tuples, numbers as int or float, None if not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return finite(float(value))
