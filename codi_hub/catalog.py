@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
+from codi_hub.errors import Conflict, InvalidInput, NotFound, UsageError
 from codi_hub.options import DistillOptions
 
 if TYPE_CHECKING:
@@ -190,7 +187,9 @@ class Catalog:
 
     def doctor(self) -> Sequence[dict[str, Any]]:
         """What works on this machine: one `{"check", "ok", "detail"}` each, none of which can fail the others."""
-        return [*_diagnose(self)]
+        from codi_hub.doctor import diagnose
+
+        return [*diagnose(self)]
 
 
 def adapter_json(row: AdapterRow) -> dict[str, Any]:
@@ -211,49 +210,3 @@ def _base_source(source: str) -> str:
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise NotFound(f"no folder {source}; a base is a diffusers folder or a hub id such as owner/name")
     return source
-
-
-def _diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
-    def bundled() -> str:
-        rows = [row for row in catalog.registry.adapters() if row.bundled]
-        bases = [row.name for row in catalog.bases() if row.bundled]
-        if not bases:
-            raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
-        for row in rows:
-            catalog.registry.file(row, "adapter.safetensors")
-        return f"base {', '.join(bases)}; adapters {', '.join(row.ref for row in rows) or 'none'}"
-
-    checks: dict[str, Callable[[], str]] = {
-        "python": lambda: f"{platform.python_version()} on {platform.platform()}",
-        "codi-hub": lambda: version("codi-hub"),
-        "torch": _torch_version,
-        "device": _device,
-        "home": lambda: _writable(catalog.registry.home),
-        "registry": lambda: f"{len(catalog.registry.adapters())} adapters, {len(catalog.bases())} bases",
-        "bundled": bundled,
-    }
-    for name, check in checks.items():
-        try:
-            ok, detail = True, check()
-        except (CodiError, ImportError, OSError) as error:
-            ok, detail = False, str(error)
-        yield {"check": name, "ok": ok, "detail": detail}
-
-
-def _torch_version() -> str:
-    import torch
-
-    return f"{torch.__version__}, {torch.get_num_threads()} threads"
-
-
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _writable(home: Path) -> str:
-    with tempfile.TemporaryFile(dir=home):
-        return str(home)
