@@ -77,7 +77,7 @@ class Depth(Task):
             raise InvalidInput(f"the image data are broken: {error}") from error
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
-        """Whether edges lie where the map's do: a correlation in [-1, 1]. None for a map without any, where none can."""
+        """Whether edges lie where the map's do: a correlation in [-1, 1]. None for a map that has none."""
         return None if np.ptp(condition) == 0 else structure_agreement(output, condition)
 
 
@@ -91,14 +91,18 @@ def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:
         raise InvalidInput("the depth map has no finite value")
     known = depth[finite].astype(np.float64)
     low, high = np.percentile(known, (2, 98))
-    if high - low <= 1e-6 * np.abs(known).max():
+    if _equal(low, high):
         low, high = known.min(), known.max()
-    if high - low <= 1e-6 * np.abs(known).max():
+    if _equal(low, high):
         unit = np.full(depth.shape, 0.5, np.float32)
     else:
         filled = np.where(finite, depth, low).astype(np.float64)
         unit = np.clip((filled - low) / (high - low), 0, 1).astype(np.float32)
     return np.where(finite, 1 - unit if invert else unit, np.float32(0))
+
+
+def _equal(low: float, high: float) -> bool:
+    return high - low <= 1e-6 * max(abs(low), abs(high))
 
 
 def gray(image: Image.Image | np.ndarray) -> np.ndarray:

@@ -1,0 +1,243 @@
+"""Training data from every kind of source, and what is said about bad ones."""
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub import tasks
+from codi_hub.data import open_source
+from codi_hub.data.sources import DEFAULT_COUNT, Generated
+from codi_hub.errors import InvalidInput, NotFound, UsageError
+
+SUPERRES, DEPTH = tasks.load("superres"), tasks.load("depth")
+
+
+def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def ramp(width: int = 48, height: int = 40) -> Image.Image:
+    """Red tells the column, green the row: a cut shows where it was made."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures" / "below").mkdir(parents=True)
+    for k in range(5):
+        picture(k).save(tmp_path / "pictures" / ("below" if k > 3 else "") / f"{k}.png")
+    return tmp_path / "pictures"
+
+
+def with_metadata(folder: Path, rows: list[dict[str, Any]]) -> str:
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n", "utf-8")
+    return str(folder)
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("spec", ["leaves", "scenes", "scenes+leaves"])
+def test_pictures_made_on_the_fly(spec: str) -> None:
+    source = open_source(spec, SUPERRES, count=4, size=32, seed=5)
+    examples = list(source)
+    assert len(source) == len(examples) == 4
+    assert all(one["image"].shape == (32, 32, 3) and one["image"].dtype == np.uint8 for one in examples)
+    assert ["depth" in one for one in examples] == ["scenes" in spec, spec == "scenes"] * 2
+    assert same(source[2], examples[2])
+    assert not np.array_equal(source[2]["image"], open_source(spec, SUPERRES, count=4, size=32, seed=6)[2]["image"])
+
+
+def test_making_pictures_ends_even_if_nobody_says_when() -> None:
+    assert len(open_source("leaves", SUPERRES, size=16)) == DEFAULT_COUNT
+    with pytest.raises(IndexError):
+        Generated(("leaves",), 3, 16, 0)[3]
+
+
+def test_data_without_what_the_task_needs_is_refused_at_once() -> None:
+    with pytest.raises(InvalidInput, match="task depth needs data with 'depth'; this has caption, image"):
+        open_source("leaves", DEPTH, size=16)
+
+
+def test_folder_gives_cuts_that_depend_on_seed_and_position(folder: Path) -> None:
+    source = open_source(str(folder), SUPERRES, size=16, seed=1)
+    assert len(source) == 5
+    forwards = [source[k] for k in range(5)]
+    again = open_source(str(folder), SUPERRES, size=16, seed=1)
+    assert all(same(again[k], forwards[k]) for k in reversed(range(5)))
+    assert forwards[0]["image"].shape == (16, 16, 3)
+    assert not same(open_source(str(folder), SUPERRES, size=16, seed=2)[0], forwards[0])
+
+
+def test_more_examples_than_pictures_are_cut_elsewhere_and_fewer_are_chosen(folder: Path) -> None:
+    more = open_source(str(folder), SUPERRES, count=12, size=16, seed=1)
+    assert len(more) == 12
+    assert not same(more[0], more[5])
+    fewer = [open_source(str(folder), SUPERRES, count=2, size=40, seed=seed) for seed in range(8)]
+    assert {len(source) for source in fewer} == {2}
+    assert len({source[0]["image"].tobytes() for source in fewer}) > 1
+
+
+def test_pictures_are_cut_where_the_task_reads_no_prompt_and_shrunk_where_it_does(tmp_path: Path) -> None:
+    ramp(96, 64).save(tmp_path / "a.png")
+    with_metadata(tmp_path, [{"file_name": "a.png", "condition": "a.png", "text": "words"}])
+    cut = open_source(str(tmp_path), SUPERRES, size=32, seed=3)[0]["image"]
+    assert (np.ptp(cut[..., 0]), np.ptp(cut[..., 1])) == (31, 31)
+    whole = open_source(str(tmp_path), DEPTH, size=32, seed=3)[0]["image"]
+    assert np.ptp(whole[..., 1]) > 58
+
+
+def test_small_pictures_are_enlarged(tmp_path: Path) -> None:
+    ramp(20, 10).save(tmp_path / "a.png")
+    image = open_source(str(tmp_path), SUPERRES, size=32)[0]["image"]
+    assert image.shape == (32, 32, 3)
+    assert np.ptp(image[..., 1]) >= 8
+
+
+@pytest.mark.parametrize(
+    "names", [("file_name", "condition", "text"), ("file_name", "conditioning_image_file_name", "prompt")]
+)
+def test_folder_of_pairs_keeps_them_aligned(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    ramp().save(tmp_path / "a.png")
+    ramp().resize((24, 20), Image.Resampling.BOX).save(tmp_path / "a-small.png")
+    np.save(tmp_path / "a.npy", np.mgrid[:40, :48][1].astype(np.float32))
+    row = dict(zip(names, ("a.png", "a-small.png", "a ramp"), strict=True)) | {"depth": "a.npy"}
+    example = open_source(with_metadata(tmp_path, [row]), SUPERRES, size=16, seed=4)[0]
+    assert example["caption"] == "a ramp"
+    assert np.abs(example["condition"].astype(int) - example["image"]).max() <= 1
+    assert np.array_equal(example["depth"], example["image"][..., 0])
+    assert example["depth"].dtype == np.float32
+
+
+def test_edits_in_the_columns_of_instruct_pix2pix(tmp_path: Path) -> None:
+    for name, seed in (("before.png", 0), ("after.png", 1)):
+        picture(seed).save(tmp_path / name)
+    row = {"input_image": "before.png", "edit_prompt": "make it noisier", "edited_image": "after.png"}
+    example = open_source(with_metadata(tmp_path, [row]), SUPERRES, size=40)[0]
+    assert example["edit_prompt"] == "make it noisier"
+    assert example["edited"].shape == example["image"].shape
+    assert not np.array_equal(example["edited"], example["image"])
+
+
+def test_unreadable_files_are_skipped_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "b.jpg").write_bytes(b"")
+    (folder / ".hidden.png").write_bytes(b"nobody looks here")
+    (folder / "notes.txt").write_text("nor here")
+    with caplog.at_level(logging.WARNING, "codi_hub.data"):
+        source = open_source(str(folder), SUPERRES, size=16)
+    assert len(source) == 5
+    assert "skipped 2 of 7 pictures" in caplog.text
+
+
+def test_a_file_broken_further_in_gives_way_to_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    with caplog.at_level(logging.WARNING, "codi_hub.data"):
+        source = open_source(str(folder), SUPERRES, size=40)
+        examples = list(source)
+    assert len(examples) == 5
+    instead = np.asarray(picture(2))
+    assert any(np.array_equal(examples[1]["image"], instead[:, left : left + 40]) for left in range(9))
+    assert list(source.skipped) == [1]
+    assert "skipped row 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"file_name": "0.png"\n', "metadata.jsonl line 1 is no JSON"),
+        ("[1, 2]\n", "metadata.jsonl line 1 is no JSON object"),
+        ('{"picture": "0.png"}\n', "has no column of pictures .image, target.*; it has picture"),
+        ('{"file_name": "gone.png"}\n', "no readable picture in .*gone.png is no readable picture"),
+        ("\n", "no readable picture in"),
+    ],
+)
+def test_bad_metadata_is_one_line(folder: Path, lines: str, message: str) -> None:
+    (folder / "metadata.jsonl").write_text(lines)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        open_source(str(folder), SUPERRES, size=16)
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_folder_missing_folder_and_other_files(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no readable picture in"):
+        open_source(str(tmp_path), SUPERRES, size=16)
+    for missing in (tmp_path / "gone", tmp_path / "gone.parquet"):
+        with pytest.raises(NotFound, match="no folder or file"):
+            open_source(str(missing), SUPERRES, size=16)
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(UsageError, match="is no source of pictures"):
+        open_source(str(tmp_path / "a.txt"), SUPERRES, size=16)
+
+
+def as_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_parquet_with_images_of_datasets_or_plain_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    depth = (np.mgrid[:40, :48][1] * 100).astype(np.uint16)
+    cells = [as_bytes(ramp()), as_bytes(Image.fromarray(depth))]
+    table = datasets.Dataset.from_dict(
+        {"image": [cells[0]] * 2, "depth_map": [cells[1]] * 2, "caption": ["one", "two"], "unused": [1, 2]}
+    )
+    if typed:
+        table = table.cast_column("image", datasets.Image()).cast_column("depth_map", datasets.Image())
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    source = open_source(str(tmp_path / "data.parquet"), DEPTH, size=40, seed=2)
+    assert [one["caption"] for one in source] == ["one", "two"]
+    example = source[1]
+    assert set(example) == {"image", "depth", "caption"}
+    assert np.array_equal(example["depth"], example["image"][..., 0] * np.float32(100))
+
+
+def test_parquet_that_is_none_and_parquet_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(NotFound, match="cannot open the dataset") as caught:
+        open_source(str(tmp_path / "bad.parquet"), SUPERRES, size=16)
+    assert "\n" not in str(caught.value)
+    datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(str(tmp_path / "words.parquet"))
+    with pytest.raises(InvalidInput, match=r"has no column of pictures .*; it has words"):
+        open_source(str(tmp_path / "words.parquet"), SUPERRES, size=16)
+
+
+def test_hub_dataset_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": [as_bytes(ramp())], "text": ["from the hub"]})
+    asked = []
+
+    def load_dataset(name: str, **where: str) -> Any:
+        asked.append((name, where))
+        return datasets.DatasetDict({"test": rows.select([]), "train": rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert open_source("owner/pictures", SUPERRES, size=16)[0]["caption"] == "from the hub"
+    assert asked == [("owner/pictures", {})]
+
+
+def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(name: str, **where: str) -> Any:
+        raise ConnectionError("cannot reach\nthe hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(NotFound) as caught:
+        open_source("owner/pictures", SUPERRES, size=16)
+    assert str(caught.value) == "cannot open the dataset owner/pictures: cannot reach the hub"

@@ -1,0 +1,165 @@
+"""Depth maps in every form they come in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub import tasks
+from codi_hub.errors import InvalidInput, NotFound
+from codi_hub.tasks.depth import normalise
+
+RAMP = np.linspace(0, 1, 40, dtype=np.float32)[None].repeat(30, 0)  # near on the right
+
+
+def prepared(path: Path, **options: object) -> np.ndarray:
+    task = tasks.load("depth", options)
+    return task.prepare(task.load(path), path=path).condition
+
+
+def written(folder: Path, kind: str) -> Path:
+    path = folder / ("map.npy" if kind.startswith("npy") else "map.png")
+    arrays = {
+        "png8": np.round(RAMP * 255).astype(np.uint8),
+        "png16": np.round(RAMP * 65535).astype(np.uint16),
+        "png16 low": np.round(1000 + RAMP * 900).astype(np.uint16),
+        "png rgb": np.round(RAMP * 255).astype(np.uint8)[..., None].repeat(3, 2),
+        "npy float": RAMP * 37 - 4,
+        "npy half": RAMP.astype(np.float16),
+        "npy int": np.round(RAMP * 1000).astype(np.int32),
+        "npy 1HW": RAMP[None],
+    }
+    if kind.startswith("npy"):
+        np.save(path, arrays[kind])
+    else:
+        Image.fromarray(arrays[kind]).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["png8", "png16", "png16 low", "png rgb", "npy float", "npy half", "npy int", "npy 1HW"]
+)
+def test_the_same_map_in_any_form_is_the_same_condition(tmp_path: Path, kind: str) -> None:
+    condition = prepared(written(tmp_path, kind))
+    assert condition.shape == (30, 40, 1)
+    assert np.abs(condition[..., 0] - RAMP).max() < 0.03
+    assert (condition[:, 0].max(), condition[:, -1].min()) == (0, 1)
+    inverted = prepared(written(tmp_path, kind), invert=True)
+    assert np.allclose(inverted, 1 - condition)
+
+
+def test_16_bits_are_not_cut_to_8(tmp_path: Path) -> None:
+    assert len(np.unique(prepared(written(tmp_path, "png16 low")))) > 30
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e9])
+def test_constant_maps_are_harmless(value: float) -> None:
+    assert np.array_equal(normalise(np.full((4, 5), value, np.float32)), np.full((4, 5), 0.5, np.float32))
+
+
+def test_outliers_do_not_flatten_the_rest() -> None:
+    depth = RAMP.copy()
+    depth[0, 0], depth[0, 1] = 1e6, -1e6
+    assert np.abs(normalise(depth)[1:] - normalise(RAMP)[1:]).max() < 0.06
+
+
+def test_a_small_thing_before_a_constant_ground_is_seen() -> None:
+    depth = np.zeros((40, 40), np.float32)
+    depth[3:6, 3:6] = 7
+    assert np.array_equal(np.unique(normalise(depth)), [0, 1])
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("invert", [False, True])
+def test_holes_become_the_far_end(hole: float, invert: bool) -> None:
+    depth = RAMP.copy()
+    depth[5:9, 5:9] = hole
+    unit = normalise(depth, invert=invert)
+    assert (unit[5:9, 5:9] == 0).all()
+    assert np.abs(unit[20] - normalise(RAMP, invert=invert)[20]).max() < 0.05
+
+
+def test_a_map_of_holes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no finite value"):
+        normalise(np.full((3, 3), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable .npy"),
+        (b"\x93NUMPY\x01\x00garbage", "not a readable .npy"),
+        (np.array([[{"a": 1}]], dtype=object), "not a readable .npy"),
+        (np.array([["a", "b"]]), "no depth map: save it as numbers"),
+        (np.zeros((2, 3, 4, 5)), "is no depth map"),
+        (np.zeros(0), "is no depth map"),
+    ],
+)
+def test_hostile_arrays_are_refused(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "map.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        prepared(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "map.npy"
+    np.save(path, np.zeros((4, 4), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(4, 4)", b"(9999999, 9999999)")[:128] + bytes(64))
+    with pytest.raises(InvalidInput, match="not a readable"):
+        prepared(path)
+
+
+def test_truncated_image_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "png16")
+    path.write_bytes(path.read_bytes()[:80])
+    with pytest.raises(InvalidInput, match="the image data are broken"):
+        prepared(path)
+
+
+def test_pairs_come_from_depth_or_from_a_given_condition() -> None:
+    image = np.zeros((30, 40, 3), np.uint8)
+    task = tasks.load("depth")
+    given = np.round(RAMP * 255).astype(np.uint8)[..., None].repeat(3, 2)
+    by_depth = task.make_pair({"image": image, "depth": RAMP, "caption": "a wall"}, np.random.default_rng(0))
+    by_condition = task.make_pair({"image": image, "condition": given, "caption": None}, np.random.default_rng(0))
+    assert np.abs(by_depth.condition.astype(int) - by_condition.condition).max() <= 1
+    assert (by_depth.prompt, by_condition.prompt) == ("a wall", "")
+    with pytest.raises(InvalidInput, match="task depth needs data with 'depth'; this has image"):
+        task.make_pair({"image": image}, np.random.default_rng(0))
+
+
+def test_adherence_of_a_map_without_edges_cannot_be_told() -> None:
+    noise = np.random.default_rng(0).random((30, 40, 3)).astype(np.float32)
+    assert tasks.load("depth").adherence(noise, np.full((30, 40, 1), 0.5, np.float32)) is None
+
+
+def test_estimate_makes_the_map_of_a_photograph(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    processing = pytest.importorskip("transformers.models.dpt.image_processing_pil_dpt")
+    config = transformers.DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8, readout_type="ignore",
+    )  # fmt: skip
+    transformers.DPTForDepthEstimation(config).save_pretrained(tmp_path)
+    processing.DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    task = tasks.load("depth", {"estimate": str(tmp_path)})
+    photograph = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    condition = task.prepare(photograph).condition
+    assert condition.shape == (40, 56, 1)
+    assert (condition.min(), condition.max()) == (0, 1)
+    pair = task.make_pair({"image": photograph, "caption": "noise"}, np.random.default_rng(0))
+    assert np.abs(pair.condition / 255 - condition).max() < 0.01
+    assert np.array_equal(task.prepare(RAMP).condition[..., 0], normalise(RAMP))  # an array is a map all the same
+
+
+def test_a_model_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    task = tasks.load("depth", {"estimate": str(tmp_path / "none")})
+    with pytest.raises(NotFound, match="no depth model") as caught:
+        task.prepare(np.zeros((8, 8, 3), np.uint8))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,96 @@
+"""Super-resolution: what goes in and what is put back."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub import tasks
+from codi_hub.data.leaves import leaves
+from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.tasks.degradation import degrade
+from codi_hub.tasks.filters import smooth
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return leaves(np.random.default_rng(5), 96)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_training_condition_is_what_prepare_makes_of_the_degraded_picture(picture: np.ndarray, scale: int) -> None:
+    task = tasks.load("superres", {"scale": scale})
+    pair = task.make_pair({"image": picture}, np.random.default_rng(1))
+    prepared = task.prepare(degrade(picture, scale, np.random.default_rng(1), "light"))
+    assert prepared.size == (96, 96)
+    assert np.array_equal(np.round(prepared.condition * 255).astype(np.uint8), pair.condition)
+    assert np.array_equal(pair.target, picture)
+
+
+def test_target_is_cut_to_a_multiple_of_the_scale(picture: np.ndarray) -> None:
+    pair = tasks.load("superres").make_pair({"image": picture[:94, :67]}, np.random.default_rng(0))
+    assert pair.target.shape == pair.condition.shape == (92, 64, 3)
+
+
+def test_a_real_small_picture_is_taken_as_it_is(picture: np.ndarray) -> None:
+    small = np.asarray(Image.fromarray(picture).resize((24, 24)))
+    pair = tasks.load("superres").make_pair({"image": picture, "condition": small}, np.random.default_rng(0))
+    assert np.array_equal(pair.condition, np.asarray(Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)))
+
+
+def test_correction_keeps_the_low_frequencies_of_the_input_and_the_detail_of_the_output(picture: np.ndarray) -> None:
+    task = tasks.load("superres")
+    prepared = task.prepare(np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BOX)))
+    sharp = picture.astype(np.float32) / 255
+    drifted = 0.7 * sharp + [0.2, 0.05, 0.1]  # wrong contrast and colour
+    finished = task.finish(drifted.astype(np.float32), prepared).astype(np.float32) / 255
+    plain = tasks.load("superres", {"correct": False}).finish(drifted.astype(np.float32), prepared) / np.float32(255)
+    low = smooth(prepared.condition, 6.0)
+    assert np.abs(smooth(finished, 6.0) - low).mean() < 0.2 * np.abs(smooth(plain, 6.0) - low).mean()
+    assert np.abs(finished - sharp).mean() < 0.5 * np.abs(plain - sharp).mean()
+    high = [image - smooth(image, 1.0) for image in (finished, drifted.astype(np.float32))]
+    assert np.corrcoef(high[0].ravel(), high[1].ravel())[0, 1] > 0.95
+    assert np.abs(plain - np.clip(drifted, 0, 1)).max() < 0.51 / 255
+
+
+def test_correcting_a_large_picture_is_quick() -> None:
+    task = tasks.load("superres", {"scale": 2})
+    prepared = task.prepare(np.full((1024, 1024, 3), 100, np.uint8))
+    output = np.full((2048, 2048, 3), 0.6, np.float32)
+    began = time.process_time()
+    picture = task.finish(output, prepared)
+    assert time.process_time() - began < 3.0  # about 0.6 s where nothing else runs
+    assert np.abs(picture.astype(int) - 100).max() <= 1
+
+
+def test_adherence_is_the_agreement_at_the_inputs_size(picture: np.ndarray) -> None:
+    task = tasks.load("superres")
+    condition = task.prepare(np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BOX))).condition
+    assert task.adherence(condition, condition) == 100.0
+    assert 20 < task.adherence(picture.astype(np.float32) / 255, condition) < 60
+    assert task.adherence(condition + 0.1, condition) == pytest.approx(20.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 3}, "option 'scale': input should be 2 or 4, not 3"),
+        ({"preset": "hard"}, "option 'preset': input should be 'light' or 'full', not 'hard'"),
+        ({"correct_sigma": 0}, "option 'correct_sigma': input should be greater than 0, not 0"),
+    ],
+)
+def test_wrong_options_are_one_line(options: dict, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        tasks.load("superres", options)
+    assert str(caught.value) == f"task superres: {message}"
+
+
+def test_an_output_too_large_is_refused_before_it_is_made() -> None:
+    with pytest.raises(InvalidInput, match="24000x8000 pixels would come out"):
+        tasks.load("superres").prepare(Image.new("RGB", (6000, 2000)))
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="is no picture"):
+        tasks.load("superres").prepare(np.zeros((8, 8), np.float32))

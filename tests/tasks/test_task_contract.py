@@ -1,0 +1,121 @@
+"""What every task promises, whatever it does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub import tasks
+from codi_hub.data.scenes import scene
+from codi_hub.errors import NotFound, UsageError
+from codi_hub.tasks import Task
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def example() -> dict:
+    made = scene(np.random.default_rng(3), SIDE)
+    return {"image": made.image, "depth": made.depth, "caption": made.caption}
+
+
+@pytest.fixture(params=sorted(tasks.builtin()))
+def task(request: pytest.FixtureRequest) -> Task:
+    return tasks.load(request.param)
+
+
+def test_it_says_what_it_is(task: Task) -> None:
+    assert task.summary
+    assert "\n" not in task.summary
+    assert task.data in ("leaves", "scenes")
+    assert ".png" in task.input_extensions
+    assert all(ext.startswith(".") and ext == ext.lower() for ext in task.input_extensions)
+    assert all(field.description for field in task.Options.model_fields.values())
+
+
+def test_pair_has_one_size_and_the_declared_channels(task: Task, example: dict) -> None:
+    pair = task.make_pair(example, np.random.default_rng(0))
+    assert pair.target.dtype == pair.condition.dtype == np.uint8
+    assert pair.target.shape == (SIDE, SIDE, 3)
+    assert pair.condition.shape == (SIDE, SIDE, task.condition_channels)
+    assert pair.prompt == (example["caption"] if task.uses_prompt else "")
+
+
+def test_pair_depends_on_the_generator_alone(task: Task, example: dict) -> None:
+    before = {key: np.copy(value) for key, value in example.items()}
+    one, again = (task.make_pair(example, np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(one.condition, again.condition)
+    assert np.array_equal(one.target, again.target)
+    assert all(np.array_equal(before[key], example[key]) for key in before)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (33, 17), (1, 1)])
+def test_prepared_condition_is_what_the_networks_take(task: Task, size: tuple[int, int]) -> None:
+    width, height = size
+    picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    for image in (picture, Image.fromarray(picture)):
+        prepared = task.prepare(image, rng=np.random.default_rng(0))
+        condition = prepared.condition
+        assert condition.dtype == np.float32
+        assert condition.shape == (prepared.size[1], prepared.size[0], task.condition_channels)
+        assert np.isfinite(condition).all()
+        assert condition.min() >= 0
+        assert condition.max() <= 1
+
+
+def test_finished_picture_is_8_bit_whatever_the_networks_make(task: Task) -> None:
+    prepared = task.prepare(np.full((16, 24, 3), 90, np.uint8))
+    width, height = prepared.size
+    output = np.random.default_rng(2).uniform(-0.5, 1.5, (height, width, 3)).astype(np.float32)
+    kept = output.copy()
+    picture = task.finish(output, prepared)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (height, width, 3)
+    assert np.array_equal(output, kept)
+
+
+def test_adherence_prefers_the_target_to_anything_else(task: Task, example: dict) -> None:
+    pair = task.make_pair(example, np.random.default_rng(0))
+    condition = pair.condition.astype(np.float32) / 255
+    own = task.adherence(pair.target.astype(np.float32) / 255, condition)
+    others = [scene(np.random.default_rng(seed), SIDE).image for seed in (10, 11, 12)]
+    assert own is not None
+    assert own > max(task.adherence(other.astype(np.float32) / 255, condition) for other in others)
+
+
+def test_score_is_one_of_the_metrics(task: Task) -> None:
+    assert task.latest_score({task.score: 0.5, "other": 1.0}) == 0.5
+    assert task.latest_score({}) is None
+
+
+def test_loaded_file_prepares(task: Task, tmp_path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(4).integers(0, 256, (12, 20, 3), np.uint8)).save(path)
+    prepared = task.prepare(task.load(path), path=path)
+    assert prepared.condition.ndim == 3
+    assert not task.is_sidecar(path)
+
+
+def test_unknown_option_names_the_known_ones(task: Task) -> None:
+    with pytest.raises(UsageError) as caught:
+        tasks.load(task.name, {"nonsense": 1})
+    assert str(caught.value).startswith(f"task {task.name}: no option 'nonsense'; it has ")
+    assert next(iter(task.Options.model_fields)) in str(caught.value)
+
+
+def test_options_come_back_as_stored(task: Task) -> None:
+    stored = task.options.model_dump(mode="json")
+    assert tasks.load(task.name, stored).options == task.options
+
+
+def test_unknown_task_names_the_known_ones() -> None:
+    with pytest.raises(NotFound, match="no task 'nope' to be like; there are depth, superres"):
+        tasks.load("nope")
+
+
+def test_tasks_bring_in_no_torch() -> None:
+    code = "import sys; from codi_hub import tasks; tasks.load('depth'); print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout == "False\n"
