@@ -1,0 +1,201 @@
+"""Bases, tasks, versions, tags and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codi_hub.errors import Conflict, InvalidInput, NotFound, UsageError
+from codi_hub.registry import Registry
+
+
+def test_the_first_base_comes_into_use_and_another_can(registry: Registry) -> None:
+    assert [(row.name, row.default) for row in registry.bases()] == [("nano", True), ("sd15", False)]
+    assert registry.use_base("sd15").default
+    assert registry.base().name == "sd15"
+    assert registry.base("nano").sketch == {"w": [1.0]}
+    registry.remove_base("sd15")
+    with pytest.raises(NotFound, match="no base is in use; choose one with `codi base use NAME`"):
+        registry.base()
+    with pytest.raises(NotFound, match="no base 'sd15'; there is nano"):
+        registry.use_base("sd15")
+
+
+def test_a_base_again_is_no_error_but_another_of_its_name_is(registry: Registry) -> None:
+    again = registry.add_base("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
+    assert again == registry.base("nano")
+    with pytest.raises(Conflict, match=r"from /models/nano \(family f1\); `codi base rm nano` first"):
+        registry.add_base("nano", "/models/other", family="f1")
+    with pytest.raises(UsageError, match="'a b' cannot name a base"):
+        registry.add_base("a b", "/models/other", family="f1")
+
+
+def test_a_base_that_adapters_need_stays(registry: Registry, add) -> None:
+    add("depth", "sd15")
+    with pytest.raises(Conflict, match=r"1 adapters were distilled on it \(depth:1\)"):
+        registry.remove_base("sd15")
+    assert len(registry.bases()) == 2
+
+
+def test_tasks_are_rows(registry: Registry) -> None:
+    row, created = registry.add_task("fog", "depth", {"invert": True})
+    assert created
+    assert registry.add_task("fog", "depth", {"invert": True}) == (row, False)
+    with pytest.raises(Conflict, match="like depth with invert=True; to replace it, `codi task rm fog` first"):
+        registry.add_task("fog", "depth", {"invert": False})
+    with pytest.raises(Conflict):
+        registry.add_task("fog", "canny", {"invert": True})
+    assert registry.tasks() == [row]
+    assert registry.task("fog").options == {"invert": True}
+    registry.remove_task("fog")
+    with pytest.raises(NotFound, match="no task 'fog'"):
+        registry.remove_task("fog")
+
+
+@pytest.mark.parametrize("name", ["", "Depth", "-a", "a:b", "a/b", "a\n", "ä", "a" * 65])
+def test_impossible_task_names(registry: Registry, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a task"):
+        registry.add_task(name, "depth", {})
+
+
+def test_versions_are_per_task_and_base(add) -> None:
+    refs = [
+        add(task, base)[0] for task, base in [("depth", "nano"), ("depth", "sd15"), ("depth", "nano"), ("x", "nano")]
+    ]
+    assert [(row.ref, row.base) for row in refs] == [
+        ("depth:1", "nano"),
+        ("depth:1", "sd15"),
+        ("depth:2", "nano"),
+        ("x:1", "nano"),
+    ]
+
+
+def test_an_adapter_of_a_forgotten_task_stays(registry: Registry, add) -> None:
+    registry.add_task("fog", "depth", {})
+    add("fog")
+    registry.remove_task("fog")
+    assert registry.resolve("fog").ref == "fog:1"
+
+
+@pytest.mark.parametrize(
+    ("scores", "latest"),
+    [((1.0, 2.0), 2), ((2.0, 1.0), 1), ((1.0, 1.0), 2), ((None, -5.0), 2), ((5.0, None), 2), ((5.0, float("nan")), 2)],
+)
+def test_latest_moves_unless_the_score_is_worse(registry: Registry, add, scores: tuple, latest: int) -> None:
+    moved = [add(score=score, weights=f"w{i}")[1] for i, score in enumerate(scores)]
+    assert moved == [True, latest == 2]
+    assert registry.resolve("depth").version == latest
+    assert registry.tag("depth:1", "latest").tags == ("latest",)
+    assert registry.resolve("depth").version == 1
+
+
+def test_references(registry: Registry, add) -> None:
+    for weights in ("a", "b", "c"):
+        add(weights=weights)
+    add("depth", "sd15")
+    assert registry.tag("depth:2", "prod").tags == ("prod",)
+    found = {
+        ref: registry.resolve(ref).version for ref in ("depth", "depth:1", "depth:prod", "depth:latest", "depth:03")
+    }
+    assert found == {"depth": 3, "depth:1": 1, "depth:prod": 2, "depth:latest": 3, "depth:03": 3}
+    assert registry.resolve("depth", "sd15").version == 1
+    registry.use_base("sd15")
+    assert registry.resolve("depth").base == "sd15"
+    registry.untag("depth", "prod", "nano")
+    with pytest.raises(NotFound, match=r"no depth:prod for base nano; there is depth:1\|2\|3\|latest"):
+        registry.resolve("depth:prod", "nano")
+    with pytest.raises(NotFound, match="depth has no tag 'prod' for base nano"):
+        registry.untag("depth", "prod", "nano")
+
+
+@pytest.mark.parametrize(
+    "ref", ["", ":", "depth:", ":1", "depth:1:2", "Depth", "depth:a b", "depth:-1", "../x", "depth:²"]
+)
+def test_what_is_no_reference(registry: Registry, ref: str) -> None:
+    with pytest.raises(UsageError):
+        registry.resolve(ref)
+
+
+def test_what_is_not_there_names_what_is(registry: Registry, add) -> None:
+    with pytest.raises(NotFound, match="'depth' has no adapter yet; make one with `codi distill depth`"):
+        registry.resolve("depth")
+    add("depth", "sd15")
+    with pytest.raises(NotFound, match="'depth' has no adapter for base nano, but for sd15: choose one with --base"):
+        registry.resolve("depth")
+    with pytest.raises(NotFound, match="no depth:7 for base sd15; there is depth:1"):
+        registry.resolve("depth:7", "sd15")
+    with pytest.raises(NotFound, match="no base 'sdxl'; there is nano, sd15"):
+        registry.resolve("depth", "sdxl")
+
+
+def test_tags_that_cannot_be(registry: Registry, add) -> None:
+    add()
+    for name in ("3", "", "a:b", "-x"):
+        with pytest.raises(UsageError, match="cannot name a tag"):
+            registry.tag("depth", name)
+    with pytest.raises(UsageError, match="every task has a latest version"):
+        registry.untag("depth", "latest")
+
+
+def test_pages(registry: Registry, add) -> None:
+    for task in ("b", "a"):
+        for base in ("sd15", "nano"):
+            add(task, base)
+    rows = registry.adapters()
+    assert [(row.task, row.base, row.tags) for row in rows] == [
+        ("a", "nano", ("latest",)),
+        ("a", "sd15", ("latest",)),
+        ("b", "nano", ("latest",)),
+        ("b", "sd15", ("latest",)),
+    ]
+    assert registry.adapters(limit=2, offset=1) == rows[1:3]
+    assert registry.adapters(task="a") == rows[:2]
+    assert registry.adapters(base="sd15") == rows[1::2]
+    assert registry.adapters(task="zzz") == []
+    with pytest.raises(NotFound):
+        registry.adapters(base="zzz")
+
+
+def test_what_was_put_in_comes_out(registry: Registry, add) -> None:
+    metrics = {"psnr": {"4": 21.5}, "broken": float("inf"), "steps": (1, 2)}
+    row, _ = add(metrics=metrics, weights="abc", parent="depth:9", score=3)
+    assert registry.resolve("depth:1") == row
+    assert (row.metrics, row.parent) == ({"psnr": {"4": 21.5}, "broken": None, "steps": [1, 2]}, "depth:9")
+    assert (row.bytes, row.score, row.status, row.bundled) == (3, 3.0, "ready", False)
+    assert registry.files(row) == ["README.md", "adapter.json", "adapter.safetensors"]
+    assert registry.file(row, "adapter.safetensors").read_text() == "abc"
+    with pytest.raises(NotFound, match=r"depth:1 has no file '../secret'"):
+        registry.file(row, "../secret")
+
+
+def test_a_folder_without_weights_or_an_unknown_base_is_refused(registry: Registry, add, tmp_path: Path) -> None:
+    facts = {"task": "depth", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
+    with pytest.raises(InvalidInput, match=r"has no adapter\.safetensors"):
+        registry.add_adapter(tmp_path, base="nano", **facts)
+    with pytest.raises(NotFound, match="no base 'sdxl'"):
+        registry.add_adapter(tmp_path, base="sdxl", **facts)
+    assert registry.adapters() == []
+
+
+def test_runs(registry: Registry) -> None:
+    first = registry.start_run("depth", "depth:1", {"steps": 4, "out": None})
+    second = registry.start_run("superres", "superres:1", {})
+    item = {"input_hash": "ab", "seed": 2**63 - 1, "seconds": 0.5}
+    registry.add_item(first, input=Path("a.png"), output="o/a.png", status="ok", error=None, **item)
+    registry.add_item(first, input="b\udcff.png", output=None, status="failed", error="broken", **item)
+    registry.finish_run(first, "done")
+    rows = registry.runs()
+    assert [(row.id, row.status, row.ok, row.failed) for row in rows] == [
+        (second, "running", 0, 0),
+        (first, "done", 1, 1),
+    ]
+    assert rows[0].finished is None
+    assert str(rows[1].finished) >= rows[1].started
+    assert [(i.input, i.status, i.seed) for i in registry.run_items(first)] == [
+        ("a.png", "ok", 2**63 - 1),
+        ("b\\udcff.png", "failed", 2**63 - 1),
+    ]
+    assert len(registry.runs(limit=1)) == 1
+    with pytest.raises(NotFound, match="no run 99"):
+        registry.finish_run(99, "done")
