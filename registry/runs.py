@@ -75,6 +75,27 @@ class RunLog:
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
+    def finished_outputs(self, adapter_ref: str, options: dict[str, Any]) -> dict[str, str | None]:
+        """Output -> sha256 of its input, for what runs of this adapter with these very options have made.
+
+        An output that another run has made again since is left out.
+        """
+        wanted = versions.plain(options)
+        runs = select(run.c.id, run.c.options).where(run.c.adapter == adapter_ref)
+        made = select(run_item.c.run_id, run_item.c.output, run_item.c.input_hash).order_by(run_item.c.id)
+        finished: dict[str, str | None] = {}
+        with self._database.read() as connection:
+            same = {row.id for row in connection.execute(runs) if row.options == wanted}
+            if not same:
+                return finished
+            # Compared here, in order: JSON is not comparable in every database, and the last one who wrote counts.
+            for row in connection.execute(made.where(run_item.c.run_id >= min(same), run_item.c.status == "ok")):
+                if row.run_id in same:
+                    finished[row.output] = row.input_hash
+                else:
+                    finished.pop(row.output, None)
+        return finished
+
 
 def _count(status: str) -> Any:
     query: Select[Any] = select(func.count()).where(run_item.c.run_id == run.c.id, run_item.c.status == status)

@@ -199,3 +199,20 @@ def test_runs(registry: Registry) -> None:
     assert len(registry.runs(limit=1)) == 1
     with pytest.raises(NotFound, match="no run 99"):
         registry.finish_run(99, "done")
+
+
+def test_finished_outputs_are_those_of_the_same_settings_that_still_stand(registry: Registry) -> None:
+    item = {"seed": 1, "seconds": 0.5, "error": None}
+    same = {"steps": 4, "size": (1, 2)}
+    first = registry.start_run("depth", "depth:1", same)
+    for name in ("a", "b", "c"):
+        registry.add_item(first, input=name, output=f"o/{name}", input_hash=name, status="ok", **item)
+    registry.add_item(first, input="d", output="o/d", input_hash="d", status="failed", **item)
+    other = registry.start_run("depth", "depth:1", {"steps": 1})
+    registry.add_item(other, input="a", output="o/a", input_hash="a", status="ok", **item)
+    registry.add_item(other, input="b", output="o/b", input_hash="b", status="failed", **item)
+    second = registry.start_run("depth", "depth:1", same)
+    registry.add_item(second, input="c", output="o/c", input_hash="new", status="ok", **item)
+    assert registry.finished_outputs("depth:1", same) == {"o/b": "b", "o/c": "new"}
+    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": "a"}
+    assert registry.finished_outputs("depth:2", same) == {}

@@ -73,7 +73,8 @@ def _adapters() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adapter")),
         sa.UniqueConstraint("task", "base_id", "version", name=op.f("uq_adapter_task_base_id_version")),
     )
-    op.create_index(op.f("ix_adapter_base_id_task_version"), "adapter", ["base_id", "task", "version"], unique=False)
+    op.create_index("ix_adapter_status_task_base_id_version", "adapter", ["status", "task", "base_id", "version"])
+    op.create_index("ix_adapter_status_base_id_task_version", "adapter", ["status", "base_id", "task", "version"])
     op.create_table(
         "adapter_file",
         sa.Column("adapter_id", sa.Integer(), nullable=False),
