@@ -161,7 +161,8 @@ def _rows(spec: str, task: Task) -> tuple[Sequence[Mapping[str, Any]], dict[str,
             raise UsageError(f"{spec} is no source of pictures: give a folder, a .parquet file or a hub id")
         table = _dataset(spec, "parquet", data_files=str(path))
     elif path.suffix == ".parquet" or not _HUB_ID.fullmatch(spec):
-        raise NotFound(f"no folder or file {spec}, and it is none of {', '.join(GENERATORS)} and no hub id")
+        kinds = ", ".join(GENERATORS)
+        raise NotFound(f"no folder or file {spec!r}: give a folder, a .parquet file, a hub id, or one of {kinds}")
     else:
         table = _dataset(spec, spec)
     if not len(table):

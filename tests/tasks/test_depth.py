@@ -139,6 +139,7 @@ def test_adherence_of_a_map_without_edges_cannot_be_told() -> None:
     assert tasks.load("depth").adherence(noise, np.full((30, 40, 1), 0.5, np.float32)) is None
 
 
+@pytest.mark.slow
 def test_estimate_makes_the_map_of_a_photograph(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     processing = pytest.importorskip("transformers.models.dpt.image_processing_pil_dpt")
