@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from recipes.nano.stage import train
@@ -45,10 +46,15 @@ def crops(pools: list[np.ndarray], step: int) -> torch.Tensor:
 
 
 def reconstruction(output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """L1 on pixels and on their differences: the second keeps edges, which GMSD sees and plain L1 lets blur."""
+    """Distances on pixels, on their differences, and on the mean colour of each latent cell.
+
+    The differences keep edges, which GMSD sees and plain L1 lets blur. Without the last term four channels settled on three
+    of detail and one of colour: reds and greens were lost, and 3,000 steps did not bring them back.
+    """
     across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
     down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()
-    return {"pixel": (output - target).abs().mean(), "gradient": 0.5 * (across + down)}
+    colour = (F.avg_pool2d(output, 4) - F.avg_pool2d(target, 4)).square().mean()
+    return {"pixel": (output - target).abs().mean(), "gradient": 0.5 * (across + down), "colour": 10 * colour}
 
 
 def run(workspace: Path, pools: list[np.ndarray], minutes: float) -> Path:

@@ -1,0 +1,64 @@
+"""The model card that is written with every adapter: what it is, how it was made, what it scores."""
+
+from typing import Any
+
+from codi_hub.adapters.format import AdapterRecord
+
+CARD = """# {task}: a {kind} adapter for the base `{base}`
+
+Distilled with CoDi Hub (conditional diffusion distillation, Mei et al., CVPR 2024) for 1-8 sampling steps, {steps} by
+default. {parameters:,} parameters, stored in 16 bit.
+
+## Use
+
+    codi run {task} INPUT --steps {steps}
+
+## Training
+
+| | |
+|-|-|
+{training}
+
+## Scores on {held_out} held-out pairs, never trained on
+
+| steps | {heads} |
+|-|{rules}|
+{rows}
+
+PSNR (dB) and GMSD (lower is better) are against the target picture, after the task's `finish`. `adherence` is the task's
+own measure of obedience to the condition, `shuffled` the same against another pair's condition.{reference}
+
+## Limits
+
+It does what its training pairs show, on the base it was distilled on (family `{family}`) and no other. It has seen
+pictures of the sort named above only; on others, look before you trust.
+"""
+
+
+def write_card(record: AdapterRecord, parameters: int) -> str:
+    """The card's text, in Markdown."""
+    by_steps: dict[str, dict[str, Any]] = record.metrics["by_steps"]
+    names = [name for name in next(iter(by_steps.values())) if any(row[name] is not None for row in by_steps.values())]
+    rows = [
+        f"| {steps} | " + " | ".join(_figure(row[name]) for name in names) + " |" for steps, row in by_steps.items()
+    ]
+    training = [f"| {key.replace('_', ' ')} | {value} |" for key, value in record.training.items()]
+    given = record.metrics.get("condition_psnr")
+    return CARD.format(
+        task=record.task,
+        kind=record.kind,
+        base=record.base.name,
+        family=record.base.family,
+        steps=record.steps,
+        parameters=parameters,
+        training="\n".join(training),
+        held_out=record.metrics["held_out"],
+        heads=" | ".join(names),
+        rules="|".join("-" for _ in names),
+        rows="\n".join(rows),
+        reference=f" The condition itself scores {given:.2f} dB." if given is not None else "",
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

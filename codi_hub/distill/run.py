@@ -1,0 +1,299 @@
+"""One distillation from options to a folder that can be registered."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from codi_hub import adapters
+from codi_hub.adapters import ControlAdapter, format
+from codi_hub.base import FrozenBase
+from codi_hub.distill.cache import Cache, PairsSpec, build, open_pairs, split
+from codi_hub.distill.card import write_card
+from codi_hub.distill.trainer import OnEvent, Trainer
+from codi_hub.engine import Engine, choose_device, choose_dtype
+from codi_hub.errors import CodiError, UsageError
+from codi_hub.evaluate.metrics import psnr
+from codi_hub.evaluate.pairs import held_out_scores, outputs
+from codi_hub.evaluate.sheets import sheet
+from codi_hub.options import DistillOptions
+from codi_hub.tasks.base import Pair, Task
+
+DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
+SAMPLING_STEPS = (1, 2, 4, 8)
+DEFAULT_SAMPLING = 4
+SHOWN = 4  # pairs on a sample sheet
+FREE = {  # options that a resumed run may change; the others make another adapter
+    *("time_budget", "train_steps", "device", "precision", "workers", "resume", "run_dir"),
+    *("sample_every", "checkpoint_every", "base", "allow_base_mismatch", "parent"),
+}
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is distilled: a task by its name, its built-in kind and options, on a base, with training options."""
+
+    task_name: str
+    like: str
+    task_options: dict[str, Any]
+    base_name: str
+    base_source: str
+    options: DistillOptions
+    folder: Path
+    parent: tuple[str, Path, Path] | None = None  # reference, weights and record of the version to go on from
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished distillation: its three files lie in `folder`."""
+
+    folder: Path
+    record: format.AdapterRecord
+    parameters: int
+    steps: int
+    seconds: float
+    score: float | None
+
+
+def distil(job: Job, on_event: OnEvent) -> Made:
+    """Distils an adapter (PAPER.md, "Training") and measures it on held-out pairs.
+
+    Raises:
+        CodiError: options that cannot be, data that cannot be used, a resumed run of another adapter.
+    """
+    options = job.options
+    if options.kind not in adapters.KINDS:
+        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
+    if options.method != "pe-codi":
+        raise UsageError(
+            f"--method {options.method}: not in this version; pe-codi trains one adapter on the frozen base"
+        )
+    _check_resumed(job)
+    accelerator, base = _machine(job)
+    spec = _spec(job, base)
+    source, task = open_pairs(spec)
+    train, held = split(len(source))
+    total = options.train_steps or (None if options.time_budget else DEFAULT_STEPS)
+    _announce(job, spec, len(train), total, accelerator, on_event)
+    say = _speaker(on_event)
+    pixels = options.guidance in ("pixel", "lpips")
+    cache_file = job.folder / "pairs.safetensors"
+    with accelerator.main_process_first():
+        cache = build(spec, train, base, cache_file, workers=options.workers, with_targets=pixels, message=say)
+    adapter = _new_adapter(job, base, task)
+    trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
+    if options.resume and trainer.restore():
+        say(f"Going on from step {trainer.progress.step}, after {trainer.progress.seconds:.0f} s of training")
+    pairs = [task.make_pair(source[k], np.random.default_rng([spec.seed, 1, k])) for k in held]
+    watcher = _Watcher(job, base, task, pairs, trainer, on_event)
+    try:
+        trainer.run(watcher.on_step, watcher.on_sample)
+    except FloatingPointError as error:
+        raise CodiError(f"{error}: try a lower --lr, or --precision fp32") from error
+    finally:
+        watcher.close()
+    return _finish(job, base, task, pairs, trainer, cache)
+
+
+def _speaker(on_event: OnEvent) -> Any:
+    return lambda text: on_event({"kind": "message", "text": text})
+
+
+def _machine(job: Job) -> tuple[Accelerator, FrozenBase]:
+    device = choose_device(job.options.device)
+    dtype = choose_dtype(job.options.precision, device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=PRECISIONS[dtype],
+        gradient_accumulation_steps=job.options.accumulate,
+    )
+    return accelerator, FrozenBase.load(job.base_source, device=accelerator.device, dtype=dtype)
+
+
+def _spec(job: Job, base: FrozenBase) -> PairsSpec:
+    options = job.options
+    size = options.size or base.unet.config.sample_size * base.factor
+    if size % base.multiple:
+        raise UsageError(f"--size {size}: a multiple of {base.multiple} px on this base")
+    data = options.data or _default_data(job)
+    return PairsSpec(job.like, job.task_options, data, options.count, size, options.seed)
+
+
+def _default_data(job: Job) -> str:
+    from codi_hub import tasks
+
+    return tasks.load(job.like, job.task_options).data
+
+
+def _announce(
+    job: Job, spec: PairsSpec, count: int, total: int | None, accelerator: Accelerator, on_event: OnEvent
+) -> None:
+    """Says, before anything is computed, what will be trained, on what and for how long."""
+    options = job.options
+    length = [f"{total} steps"] if total else []
+    if options.time_budget:
+        length.append(f"{options.time_budget:g} s")
+    _speaker(on_event)(
+        f"Distilling {job.task_name} on {job.base_name}: {options.kind}/{options.fusion}, {count} pairs of {spec.size} px "
+        f"from {spec.data}, {' or '.join(length)} of training, batch {options.batch * options.accumulate} on "
+        f"{accelerator.device} ({accelerator.mixed_precision}); run folder {job.folder}"
+    )
+
+
+def _check_resumed(job: Job) -> None:
+    """Keeps the run's options beside its checkpoint, and refuses to resume with others.
+
+    Raises:
+        UsageError: nothing to resume, or an option that differs.
+    """
+    fixed = {k: v for k, v in asdict(job.options).items() if k not in FREE}
+    mine = {"task": job.task_name, "like": job.like, "task_options": job.task_options, "base": job.base_name, **fixed}
+    mine = json.loads(json.dumps(mine, default=str))
+    path = job.folder / "run.json"
+    if job.options.resume:
+        if not path.exists():
+            raise UsageError(f"--resume: {job.folder} holds no run to go on with")
+        kept = json.loads(path.read_text())
+        for key, value in mine.items():
+            if kept.get(key) != value:
+                raise UsageError(f"--resume: the run was begun with {key} = {kept.get(key)!r}, not {value!r}")
+    else:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine, indent=1))
+
+
+def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
+    torch.manual_seed(job.options.seed)
+    if job.parent:
+        _, weights, record_file = job.parent
+        record = format.read_record(record_file)
+        kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
+        adapter = adapters.build(record.kind, base, pretrained=False, **record.config)
+        adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()})
+        return adapter
+    pretrained = job.options.init == "pretrained"
+    return adapters.build(
+        job.options.kind,
+        base,
+        condition_channels=task.condition_channels,
+        fusion=job.options.fusion,
+        pretrained=pretrained,
+    )
+
+
+class _Watcher:
+    """Looks on while an adapter trains: progress events, TensorBoard scalars, and sample sheets as PNG."""
+
+    def __init__(self, job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, on_event: OnEvent):
+        self.job, self.base, self.task, self.trainer, self.on_event = job, base, task, trainer, on_event
+        self.pairs = pairs[:SHOWN]
+        self.main = trainer.accelerator.is_main_process
+        self.board: Any = None
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(job.folder / "tensorboard"))
+
+    def on_step(self, event: dict[str, Any]) -> None:
+        if self.main:
+            for name, value in event["losses"].items():
+                self.board.add_scalar(f"loss/{name}", value, event["step"])
+            self.on_event(event)
+
+    def on_sample(self, step: int) -> None:
+        if self.main:
+            picture = sample_sheet(self.base, self.trainer.target, self.task, self.pairs)
+            path = self.job.folder / "samples" / f"{step:06}.png"
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
+            self.board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+
+def _generator(base: FrozenBase, adapter: ControlAdapter) -> Any:
+    engine = Engine(base)
+
+    def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
+        return engine.generate(adapter, conditions, prompts, seeds, steps=steps)
+
+    return generate
+
+
+def inference_copy(base: FrozenBase, adapter: torch.nn.Module, record_config: dict[str, Any]) -> ControlAdapter:
+    """The trained adapter as it will run: in the base's dtype, without gradients."""
+    copy = adapters.build(adapter.kind, base, pretrained=False, **record_config)  # type: ignore[arg-type]
+    copy.load_state_dict(adapter.state_dict())
+    return copy.to(base.dtype).requires_grad_(False).eval()
+
+
+def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) -> Any:
+    """A contact sheet: condition, 1 step, 4 steps, target, one row per pair."""
+    generate = _generator(base, inference_copy(base, adapter, adapter.config))
+    one, four = (outputs(task, pairs, generate, steps, 0)[0] for steps in (1, DEFAULT_SAMPLING))
+    rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
+    return sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
+
+
+def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, cache: Cache) -> Made:
+    """Measures the moving average and writes the adapter's folder."""
+    adapter = inference_copy(base, trainer.target, trainer.target.config)
+    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter), steps=SAMPLING_STEPS)
+    rows = [[p.condition, *(pictures[n][k] for n in SAMPLING_STEPS), p.target] for k, p in enumerate(pairs[:8])]
+    heads = ["condition", *(f"{n} step{'s' * (n > 1)}" for n in SAMPLING_STEPS), "target"]
+    sheet(rows, columns=heads, width=160).save(job.folder / "held-out.png")
+    metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}
+    metrics |= {"held_out": len(pairs), "by_steps": {str(n): row for n, row in scores.items()}}
+    if pairs[0].condition.shape[2] == 3:
+        metrics["condition_psnr"] = float(np.mean([psnr(p.condition, p.target) for p in pairs]))
+    mark = base.fingerprint
+    record = format.AdapterRecord(
+        task=job.task_name,
+        kind=adapter.kind,
+        base=format.BaseRecord(name=job.base_name, family=mark.family, sketch=mark.sketch),
+        prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
+        steps=DEFAULT_SAMPLING,
+        config=trainer.target.config,
+        training=_training(job, base, trainer, cache),
+        metrics=metrics,
+    )
+    folder = job.folder / "adapter"
+    parameters = sum(p.numel() for p in adapter.parameters())
+    format.write(folder, trainer.target, record, write_card(record, parameters))
+    progress = trainer.progress
+    return Made(folder, record, parameters, progress.step, progress.seconds, task.latest_score(metrics))
+
+
+def _training(job: Job, base: FrozenBase, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+    """What the card says of the training."""
+    options, spec = job.options, _spec(job, base)
+    processor = platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if base.device.type == "cuda"
+        else f"{torch.get_num_threads()} threads, {processor}"
+    )
+    losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
+    return {
+        "data": f"{len(cache)} pairs of {spec.size} px from {spec.data}",
+        "task_options": json.dumps(job.task_options),
+        "method": f"{options.method}, {options.kind}/{options.fusion}, {options.init} initialisation",
+        "loss": json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap}),
+        "times": f"grid of {options.grid}, dt {options.dt}, {'shared' if options.shared_t else 'mixed'} t",
+        "optimiser_steps": trainer.progress.step,
+        "batch": options.batch * options.accumulate * trainer.accelerator.num_processes,
+        "learning_rate": options.lr,
+        "ema": options.ema,
+        "minutes": round(trainer.progress.seconds / 60, 1),
+        "hardware": f"{device}, {trainer.accelerator.mixed_precision} mixed precision",
+        "parent": job.parent[0] if job.parent else "none",
+        "seed": options.seed,
+    }

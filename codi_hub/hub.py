@@ -1,0 +1,299 @@
+"""The Hub: the front door. What exists comes from the catalogue; what computes is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_hub.catalog import Catalog
+from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codi_hub.adapters import ControlAdapter
+    from codi_hub.base import FrozenBase
+    from codi_hub.registry import AdapterRow
+    from codi_hub.tasks import Task
+
+PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
+DEFAULT_BATCH = 8
+
+OnEvent = Callable[[dict[str, Any]], object]
+Generate = Callable[..., "list[np.ndarray]"]
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Takes an event and does nothing with it."""
+
+
+class Hub(Catalog):
+    """Runs, distils and measures adapters, with one loaded base per (name, device, dtype) and adapters kept resident."""
+
+    def __init__(self, home: Path | None = None, base: str | None = None) -> None:
+        super().__init__(home, base)
+        self._loaded: dict[tuple[str, str, str], Any] = {}
+
+    # ---- use
+
+    def load_base(self, name: str | None = None, device: str = "auto", dtype: str = "auto") -> FrozenBase:
+        """The base of that name (default: the one in use), loaded once.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: it is not there or is not what was registered.
+        """
+        return self._loaded_base(name, device, dtype)[0]
+
+    def _loaded_base(self, name: str | None, device: str, dtype: str) -> Any:
+        from codi_hub.adapters.swap import Resident
+        from codi_hub.base import FrozenBase
+        from codi_hub.engine import choose_device, choose_dtype
+
+        row = self.registry.base(name or self._base)
+        where = choose_device(device)
+        precision = choose_dtype(dtype, where)
+        key = (row.name, str(where), str(precision))
+        if key not in self._loaded:
+            base = FrozenBase.load(row.source, device=where, dtype=precision)
+            base.fingerprint.check(row.family, row.sketch)
+            self._loaded[key] = base, Resident()
+        return self._loaded[key]
+
+    def use(
+        self, ref: str, *, device: str = "auto", dtype: str = "auto", allow_base_mismatch: bool = False
+    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
+        """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
+        """
+        from codi_hub.adapters import format
+
+        row = self.registry.resolve(ref, base=self._base)
+        base, resident = self._loaded_base(row.base, device, dtype)
+
+        def load() -> ControlAdapter:
+            record = format.read_record(self.registry.file(row, format.RECORD))
+            weights = self.registry.file(row, format.WEIGHTS)
+            return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
+
+        return base, resident.get(row.sha256, load), row
+
+    def generator(self, base: FrozenBase, adapter: ControlAdapter, *, renoise: bool = False) -> Generate:
+        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
+        from codi_hub.engine import Engine
+
+        engine = Engine(base)
+
+        def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
+            height, width = conditions[0].shape[:2]
+            together = max(1, PIXELS_TOGETHER // (height * width))
+            made: list[np.ndarray] = []
+            for start in range(0, len(conditions), together):
+                part = slice(start, start + together)
+                made += engine.generate(
+                    adapter, conditions[part], prompts[part], seeds[part], steps=steps, renoise=renoise
+                )
+            return made
+
+        return generate
+
+    # ---- run
+
+    def run(
+        self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = _silent
+    ) -> RunReport:
+        """Runs an adapter over files and folders (DESIGN, "Two ways through it").
+
+        Raises:
+            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
+            Interrupted: after Ctrl-C, with the report so far.
+        """
+        from codi_hub.batch import Interrupted, plan, run_folder
+
+        options = options or RunOptions()
+        row = self.registry.resolve(ref, base=options.base or self._base)
+        task = self.load_task(row.task, options.set)
+        items = plan(
+            list(inputs),
+            options.out,
+            task,
+            suffix=options.suffix,
+            ext=options.ext,
+            seed=options.seed,
+            name=row.task,
+            recursive=options.recursive,
+        )
+        steps = options.steps or row.steps
+        self._check_steps(steps, row)
+        state: dict[str, Any] = {}
+
+        def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
+            if not state:  # only now, so that a run in which all is done already loads no networks
+                base, adapter, _ = self.use(
+                    f"{row.task}:{row.version}",
+                    device=options.device,
+                    dtype=options.dtype,
+                    allow_base_mismatch=options.allow_base_mismatch,
+                )
+                state["generate"] = self.generator(base, adapter, renoise=options.renoise)
+            return state["generate"](conditions, prompts, seeds, steps)
+
+        made_with = _what_matters(row, task, options, steps)
+        finished = self.registry.finished_outputs(row.ref, made_with)
+        run_id = self.registry.start_run(row.task, row.ref, made_with)
+        count = len(items)
+        seen = iter(range(1, count + 1))
+        status = "failed"
+        try:
+            report = run_folder(
+                items,
+                task,
+                generate,
+                name=row.task,
+                adapter=row.ref,
+                steps=steps,
+                batch=options.batch or DEFAULT_BATCH,
+                prompt=options.prompt,
+                overwrite=options.overwrite,
+                resume=options.resume,
+                done=lambda item, digest: finished.get(_recorded(item.output)) == digest,
+                record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
+                on_item=lambda made: on_event({"kind": "item", **made, "done": next(seen), "total": count}),
+            )
+            status = "failed" if report.failed else "ok"
+        except Interrupted:
+            status = "interrupted"
+            raise
+        finally:
+            self.registry.finish_run(run_id, status)
+        return report
+
+    def _check_steps(self, steps: int, row: AdapterRow) -> None:
+        if not 1 <= steps <= 1000:
+            raise UsageError(f"--steps {steps}: between 1 and 1000 ({row.ref} is made for {row.steps})")
+
+    # ---- distil
+
+    def distill(self, name: str, options: DistillOptions, on_event: OnEvent = _silent) -> DistillResult:
+        """Distils an adapter for a task and registers it as a new version.
+
+        Raises:
+            CodiError: options or data that cannot be used; nothing is registered then.
+        """
+        from codi_hub.distill.run import distil
+
+        entry = self.task(name)
+        task = self.load_task(name, options.options)
+        task_options = {**entry["options"], **options.options}
+        base = self.registry.base(options.base or self._base)
+        folder = self._run_folder(name, options)
+        parent = self._parent(options.parent, base.name) if options.parent else None
+        made = distil(
+            self._job(name, task, task_options, base, options, folder, parent),
+            on_event,
+        )
+        row, _ = self.registry.add_adapter(
+            made.folder,
+            task=name,
+            base=base.name,
+            kind=made.record.kind,
+            steps=made.record.steps,
+            parameters=made.parameters,
+            metrics=made.record.metrics,
+            score=made.score,
+            parent=parent[0] if parent else None,
+        )
+        return DistillResult(
+            task=name,
+            adapter=row.ref,
+            base=base.name,
+            kind=row.kind,
+            steps=made.steps,
+            seconds=made.seconds,
+            metrics=made.record.metrics,
+            score=made.score,
+            latest=self.registry.resolve(name, base=base.name).ref,
+            run_dir=folder,
+        )
+
+    def _job(self, name: str, task: Task, task_options: Any, base: Any, options: Any, folder: Path, parent: Any) -> Any:
+        from codi_hub.distill.run import Job
+
+        return Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
+
+    def _run_folder(self, name: str, options: DistillOptions) -> Path:
+        """The folder of checkpoints: the one given, the task's latest with --resume, or a new one.
+
+        Raises:
+            UsageError: nothing to resume, or a new run where one lies already.
+        """
+        given = options.resume if isinstance(options.resume, Path) else options.run_dir
+        if given is None and not options.resume:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            return self.registry.home / "distill" / f"{name}-{stamp}-{secrets.token_hex(3)}"
+        if given is None:
+            begun = sorted((self.registry.home / "distill").glob(f"{name}-*-*/run.json"))
+            begun = [path for path in begun if path.parent.name.rsplit("-", 3)[0] == name]
+            if not begun:
+                raise UsageError(f"--resume: no distillation of {name!r} has been begun in {self.registry.home}")
+            given = begun[-1].parent
+        if not options.resume and (given / "run.json").exists():
+            raise UsageError(f"--run-dir {given}: a run lies there already; add --resume to go on with it")
+        return given.absolute()
+
+    def _parent(self, ref: str, base: str) -> tuple[str, Path, Path]:
+        row = self.registry.resolve(ref, base=base)
+        return row.ref, self.registry.file(row, "adapter.safetensors"), self.registry.file(row, "adapter.json")
+
+    # ---- evaluate
+
+    def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = _silent) -> EvalReport:
+        """Measures an adapter at several numbers of steps, on pictures it was not trained on.
+
+        Raises:
+            CodiError: no adapter, or data that cannot be used.
+        """
+        from codi_hub.evaluate.run import evaluate_task
+
+        options = options or EvalOptions()
+        row = self.registry.resolve(ref, base=options.base or self._base)
+        task = self.load_task(row.task, options.set)
+        for steps in options.steps:
+            self._check_steps(steps, row)
+        base, adapter, _ = self.use(f"{row.task}:{row.version}", device=options.device, dtype=options.dtype)
+        began = time.perf_counter()
+
+        def progress(done: int, total: int) -> None:
+            on_event({"kind": "message", "text": f"measured {done} of {total}"})
+
+        made = evaluate_task(task, base, self.generator(base, adapter), options, progress)
+        return EvalReport(
+            task=row.task,
+            adapter=row.ref,
+            base=row.base,
+            images=made.images,
+            columns=made.table.columns,
+            rows=made.table.rows,
+            seconds=time.perf_counter() - began,
+            out=options.out,
+        )
+
+
+def _recorded(output: Any) -> str:
+    """An output's path as the run log knows it, whatever the working directory was."""
+    from codi_hub.batch.files import text
+
+    return os.path.abspath(text(output))
+
+
+def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
+    """Everything that decides what an output looks like, beside the input itself: a resumed run compares it."""
+    names = ("prompt", "seed", "renoise", "dtype", "ext", "suffix")
+    chosen = {name: getattr(options, name) for name in names}
+    return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": task.options.model_dump(mode="json")}
