@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from codi_hub.errors import InvalidInput, Mismatch, NotFound
@@ -67,10 +69,12 @@ class Fingerprint:
 
 
 def sketch_distance(mine: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
-    """Largest relative distance between two sketches, over the tensors both have."""
+    """Largest relative distance between two sketches, over the tensors both have; infinite if not comparable."""
     distances = [0.0]
     for name in mine.keys() & theirs.keys():
         a, b = torch.tensor(mine[name]), torch.tensor(theirs[name])
+        if a.shape != b.shape or not b.isfinite().all():
+            return math.inf
         distances.append(((a - b).norm() / a.norm().clamp(min=1e-12)).item())
     return max(distances)
 
@@ -136,7 +140,7 @@ class FrozenBase(nn.Module):
             text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
             scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InvalidInput(f"base {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
         base = cls(unet, vae, text_encoder, tokenizer, scheduler).to(device)
         return base.to(memory_format=torch.channels_last)

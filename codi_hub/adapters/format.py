@@ -64,12 +64,12 @@ def read_record(path: Path) -> AdapterRecord:
                 f"{path.name}: format version {version}, this program reads up to {FORMAT_VERSION}: upgrade codi-hub"
             )
         return AdapterRecord.model_validate(data)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InvalidInput(f"{path.name}: not an adapter record: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "content"
         raise InvalidInput(f"{path.name}: {where}: {first['msg'].lower()}") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5,000 digits
+        raise InvalidInput(f"{path.name}: not an adapter record: {str(error).splitlines()[0]}") from error
 
 
 def load(
