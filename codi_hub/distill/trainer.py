@@ -66,6 +66,9 @@ class Trainer:
         optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
+        accelerator.gradient_accumulation_steps = (
+            1  # train_step takes the mean itself; accelerate would divide once more
+        )
         self.grid = learning_timesteps(options.grid, len(base.schedule))
         unique = list(dict.fromkeys(cache.prompts))
         with torch.no_grad():
@@ -156,9 +159,10 @@ class Trainer:
         if not all(math.isfinite(value) for value in sums.values()):
             raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")
         factor = self.rate_factor()
+        self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it again for every group
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-            self.accelerator.clip_grad_norm_(group["params"], CLIP)
+            nn.utils.clip_grad_norm_(group["params"], CLIP)
         self.optimiser.step()
         self.optimiser.zero_grad()
         # a young average forgets faster, or it would hold on to the initial weights
