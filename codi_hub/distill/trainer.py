@@ -66,9 +66,8 @@ class Trainer:
         optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
-        accelerator.gradient_accumulation_steps = (
-            1  # train_step takes the mean itself; accelerate would divide once more
-        )
+        # train_step takes the mean over micro-batches itself; accelerate would divide once more
+        accelerator.gradient_accumulation_steps = 1
         self.grid = learning_timesteps(options.grid, len(base.schedule))
         unique = list(dict.fromkeys(cache.prompts))
         with torch.no_grad():
