@@ -36,7 +36,7 @@ def local_folder(source: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "cannot be had"
+    except Exception as error:  # noqa: BLE001 - the hub client raises a dozen unrelated kinds; all mean "cannot be had"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NotFound(
             f"base {source!r} is neither a folder here nor a model that the hub could give: {reason}"
@@ -209,7 +209,7 @@ def encode_features(
         added: added after conv_in; a conditional encoder's view of its condition.
 
     Returns:
-        the time embedding, and the features to be fused: those of conv_in, of every layer on the way down, and the middle's.
+        the time embedding, and the features to be fused: of conv_in, of every layer on the way down, of the middle.
     """
     emb = net.time_embedding(net.time_proj(t.expand(len(z_t))).to(z_t.dtype))
     hidden = net.conv_in(z_t) + added

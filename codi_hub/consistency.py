@@ -33,8 +33,9 @@ class LossOptions:
 def consistency_weight(schedule: Schedule, s: Tensor, like: Tensor, *, capped: bool) -> Tensor:
     """Weight of the noise-consistency term at s.
 
-    In noise space the term is x-consistency times alpha_s^2 / sigma_s^2, heavy near s = 0, where it makes drift grow with the
-    number of sampling steps. Capped by min(1, 2 sigma_s^2 / alpha_s^2), x-consistency never weighs more than 2.
+    In noise space the term is x-consistency times alpha_s^2 / sigma_s^2, heavy near s = 0, where it makes drift grow
+    with the number of sampling steps. Capped by min(1, 2 sigma_s^2 / alpha_s^2), x-consistency never
+    weighs more than 2.
     """
     alpha_s, sigma_s = schedule.at(s, like)
     return (2 * sigma_s**2 / alpha_s**2).clamp(max=1.0) if capped else torch.ones_like(sigma_s)
@@ -85,7 +86,7 @@ def codi_loss(
 
 
 def guidance_scale(schedule: Schedule, t: Tensor, cap: float | None) -> float:
-    """Factor on d_x that holds an eps-predicting base's weight, sigma_t^2 / alpha_t^2 on its output's error, at `cap`."""
+    """Factor on d_x that holds its weight on an eps-predicting base's error, sigma_t^2 / alpha_t^2, at `cap`."""
     if cap is None or schedule.prediction_type != "epsilon":
         return 1.0
     alpha_t, sigma_t = schedule.at(t, schedule.alphas[:1])

@@ -47,7 +47,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """One float32 normal tensor (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch, on any device."""
+    """Normal noise, float32 (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 

@@ -2,7 +2,7 @@
 
 
 class CodiError(Exception):
-    """Something the user can put right. The command line prints the message as `Error: ...` and exits with `exit_code`."""
+    """Something the user can put right. The command line prints it as `Error: ...` and exits with `exit_code`."""
 
     exit_code = 1
 

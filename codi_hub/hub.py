@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
-from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.errors import UsageError
 from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _silent(event: dict[str, Any]) -> None:
 
 
 class Hub(Catalog):
-    """Runs, distils and measures adapters, with one loaded base per (name, device, dtype) and adapters kept resident."""
+    """Runs, distils and measures adapters: one loaded base per (name, device, dtype), adapters kept resident."""
 
     def __init__(self, home: Path | None = None, base: str | None = None) -> None:
         super().__init__(home, base)

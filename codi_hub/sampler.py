@@ -26,7 +26,7 @@ def sample(
         noise: z_T ~ N(0, I), (B, ...).
         timesteps: descending; the step after the last one is clean.
         schedule: the base's.
-        fresh_noise: if given, step number -> new noise used in place of eps_hat (renoising), else the deterministic walk.
+        fresh_noise: if given, step number -> new noise in place of eps_hat (renoising), else the deterministic walk.
 
     Returns:
         x_hat of the last step, (B, ...).

@@ -63,9 +63,9 @@ class Schedule:
     def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x_hat, eps_hat) from what the network predicts at z_t.
 
-        eps: x_hat = (z_t - sigma_t eps) / alpha_t. v: x_hat = alpha_t z_t - sigma_t v, eps_hat = alpha_t v + sigma_t z_t.
-        x: eps_hat = (z_t - alpha_t x_hat) / sigma_t. The first two tend to x_hat = z_t as t -> 0 by themselves; x-prediction
-        needs the boundary of consistency models, x_hat = c_skip z_t + c_out output, here with the scaling of latent
+        eps: x_hat = (z_t - sigma_t eps) / alpha_t. v: x_hat = alpha_t z_t - sigma_t v and eps_hat = alpha_t v +
+        sigma_t z_t. x: eps_hat = (z_t - alpha_t x_hat) / sigma_t. The first two tend to x_hat = z_t as t -> 0; x needs
+        the boundary of consistency models, x_hat = c_skip z_t + c_out output, here with the scaling of latent
         consistency models (Luo et al., 2023), which leaves every timestep but the very first as the base has it.
         """
         alpha_t, sigma_t = self.at(t, z_t)
@@ -79,13 +79,13 @@ class Schedule:
 
 
 def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of an x-predicting consistency model: (1, 0) at t = 0 and (0, 1) from the first few timesteps on."""
+    """(c_skip, c_out) of an x-predicting consistency model: (1, 0) at t = 0, (0, 1) from the first timesteps on."""
     scaled = (TIMESTEP_SCALING * t) ** 2
     return SIGMA_DATA**2 / (scaled + SIGMA_DATA**2), (scaled / (scaled + SIGMA_DATA**2)).sqrt()
 
 
 def sampling_timesteps(steps: int, length: int) -> list[int]:
-    """Trailing grid of few-step sampling: `steps` timesteps from T - 1 down, evenly spaced, the step after the last is clean.
+    """Trailing grid of few-step sampling: `steps` timesteps from T - 1 down, evenly spaced; after the last, clean.
 
     Raises:
         UsageError: steps outside 1..length.
@@ -96,7 +96,7 @@ def sampling_timesteps(steps: int, length: int) -> list[int]:
 
 
 def learning_timesteps(grid: int, length: int) -> Tensor:
-    """The timesteps training draws from, ascending, int64 (grid,). A grid of 8 holds those of 1, 2, 4 and 8 sampling steps.
+    """The timesteps training draws from, ascending, int64 (grid,). 8 points hold those of 1, 2, 4 and 8 steps.
 
     Raises:
         UsageError: grid outside 1..length.

@@ -1,6 +1,7 @@
-"""`control`: a trained copy of the base's encoder half that sees z_t, t, the prompt and the condition (PE-CoDi as published).
+"""`control`: a trained copy of the base's encoder half that sees z_t, t, the prompt and the condition (PE-CoDi).
 
-With `zero_conv` fusion it is a ControlNet, tensor for tensor; with `gate` it is the paper's h' = (1 - mu) h_theta + mu h_eta.
+With `zero_conv` fusion it is a ControlNet, tensor for tensor; with `gate` the paper's
+h' = (1 - mu) h_theta + mu h_eta.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ class ControlAdapter(nn.Module):
                 load_weights_from_unet=pretrained,
             )
         self.encoder.to(torch.float32).requires_grad_(True).train()
-        # ControlNet starts this layer at zero as well as the fusion; then the layers before it move only in the third step
+        # ControlNet starts this layer at zero too; then the layers before it would move only in the third step
         self.encoder.controlnet_cond_embedding.conv_out.reset_parameters()
         self.fusion = fusion
         self.config = {"condition_channels": condition_channels, "fusion": fusion}
@@ -59,7 +60,7 @@ class ControlAdapter(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def prepare(self, condition: Tensor) -> Tensor:
-        """What depends on the condition alone, computed once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""
+        """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""
         return self.encoder.controlnet_cond_embedding(condition)
 
     def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def load(
     base.fingerprint.check(record.base.family, record.base.sketch, allow_fine_tune=allow_base_mismatch)
     if record.prediction_type != base.schedule.prediction_type:
         raise Mismatch(
-            f"the adapter predicts {record.prediction_type}, this base {base.schedule.prediction_type}: distil the task on it"
+            f"the adapter predicts {record.prediction_type}, this base {base.schedule.prediction_type}: "
+            "distil the task on this base"
         )
     try:
         adapter = adapters.build(record.kind, base, pretrained=False, **record.config)

@@ -20,7 +20,7 @@ _TO_RGB = np.array([[1.0, 1.0, 1.0], [1.0, 0.15, -1.0], [0.45, -0.55, 0.45]], np
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """Stored 1/f^a noise, float32 (16, BANK, BANK, 3) of unit deviation, a from 0.6 to 1.8, mostly the same in R, G, B."""
+    """1/f^a noise, float32 (16, BANK, BANK, 3) of unit deviation, a from 0.6 to 1.8, mostly the same in R, G, B."""
     rng = np.random.default_rng(20231)
     frequency = np.hypot(np.fft.fftfreq(BANK)[:, None], np.fft.rfftfreq(BANK)[None])
     frequency[0, 0] = 1.0

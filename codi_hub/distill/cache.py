@@ -38,7 +38,7 @@ class PairsSpec:
 
 @dataclass
 class Cache:
-    """Encoded pairs. `x` float16 (N, C, h, w), `conditions` uint8 (N, K, H, W), `targets` uint8 (N, 3, H, W) or None."""
+    """Pairs: `x` float16 (N, C, h, w), `conditions` uint8 (N, K, H, W), `targets` uint8 (N, 3, H, W) or None."""
 
     x: Tensor
     conditions: Tensor

@@ -25,8 +25,8 @@ default. {parameters:,} parameters, stored in 16 bit.
 |-|{rules}|
 {rows}
 
-PSNR (dB) and GMSD (lower is better) are against the target picture, after the task's `finish`. `adherence` is the task's
-own measure of obedience to the condition, `shuffled` the same against another pair's condition.{reference}
+PSNR (dB) and GMSD (lower is better) are against the target picture, after the task's `finish`. `adherence` is the
+task's own measure of obedience to the condition, `shuffled` the same against another pair's condition.{reference}
 
 ## Limits
 

@@ -64,7 +64,7 @@ def distance(name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips |
     """The guidance term of a name, for one batch.
 
     Args:
-        name: `latent`, `roundtrip` (E(D(x_hat)) against x), `pixel` (D(x_hat) against the target picture), `lpips` or `off`.
+        name: `latent`, `roundtrip` (E(D(x_hat)) against x), `pixel` (D(x_hat) against the target), `lpips` or `off`.
         targets: pictures in [0, 1], (B, 3, H, W); needed by `pixel` and `lpips`.
     """
     if name == "roundtrip":

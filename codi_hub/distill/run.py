@@ -140,8 +140,9 @@ def _announce(
     if options.time_budget:
         length.append(f"{options.time_budget:g} s")
     _speaker(on_event)(
-        f"Distilling {job.task_name} on {job.base_name}: {options.kind}/{options.fusion}, {count} pairs of {spec.size} px "
-        f"from {spec.data}, {' or '.join(length)} of training, batch {options.batch * options.accumulate} on "
+        f"Distilling {job.task_name} on {job.base_name}: {options.kind}/{options.fusion}, {count} pairs "
+        f"of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
+        f"batch {options.batch * options.accumulate} on "
         f"{accelerator.device} ({accelerator.mixed_precision}); run folder {job.folder}"
     )
 

@@ -171,7 +171,7 @@ class Trainer:
         return sums
 
     def rate_factor(self) -> float:
-        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of the steps or the time."""
+        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of steps or time."""
         shares = []
         if self.total:
             shares.append(self.progress.step / self.total)

@@ -30,7 +30,7 @@ def outputs(
 
 
 def measure(task: Task, pairs: Sequence[Pair], pictures: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Means over the pairs: `psnr` and `gmsd` against the target, `adherence` to the own condition, `shuffled` to the next's."""
+    """Means: `psnr` and `gmsd` against the target, `adherence` to the own condition, `shuffled` to the next one's."""
     conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
     floats = [picture.astype(np.float32) / 255 for picture in pictures]
     own = [task.adherence(image, condition) for image, condition in zip(floats, conditions, strict=True)]

@@ -48,8 +48,8 @@ def crops(pools: list[np.ndarray], step: int) -> torch.Tensor:
 def reconstruction(output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
     """Distances on pixels, on their differences, and on the mean colour of each latent cell.
 
-    The differences keep edges, which GMSD sees and plain L1 lets blur. Without the last term four channels settled on three
-    of detail and one of colour: reds and greens were lost, and 3,000 steps did not bring them back.
+    The differences keep edges, which GMSD sees and plain L1 lets blur. Without the last term four channels settled on
+    three of detail and one of colour: reds and greens were lost, and 3,000 steps did not bring them back.
     """
     across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
     down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()
@@ -57,14 +57,14 @@ def reconstruction(output: torch.Tensor, target: torch.Tensor) -> dict[str, torc
     return {"pixel": (output - target).abs().mean(), "gradient": 0.5 * (across + down), "colour": 10 * colour}
 
 
-def run(workspace: Path, pools: list[np.ndarray], minutes: float) -> Path:
-    """Trains within the budget and writes `workspace/base/vae`, its scaling factor set so that latents have unit deviation."""
+def run(workspace: Path, pools: list[np.ndarray], minutes: float, device: str = "cpu") -> Path:
+    """Trains within the budget and writes `workspace/base/vae`, scaled so that latents have unit deviation."""
     torch.manual_seed(0)
-    model = build().to(memory_format=torch.channels_last)
+    model = build().to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
-        images = crops(pools, step)
-        with torch.autocast("cpu", torch.bfloat16):
+        images = crops(pools, step).to(device)
+        with torch.autocast(device, torch.bfloat16):
             latents = model.encoder(images)
             decoded = model.decoder(latents + LATENT_NOISE * torch.randn_like(latents))
         latents, decoded = latents.float(), decoded.float()
@@ -73,7 +73,7 @@ def run(workspace: Path, pools: list[np.ndarray], minutes: float) -> Path:
     model.load_state_dict(train(workspace / "autoencoder", model, loss_of, minutes=minutes, lr=1e-3))
     model.eval()
     with torch.no_grad():
-        latents = torch.cat([model.encoder(crops(pools, 10**9 + k)) for k in range(16)])
+        latents = torch.cat([model.encoder(crops(pools, 10**9 + k).to(device)) for k in range(16)])
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     (workspace / "autoencoder" / "latents.json").write_text(
         json.dumps({"mean": latents.mean((0, 2, 3)).tolist(), "std": latents.std((0, 2, 3)).tolist()})

@@ -1,4 +1,4 @@
-"""The text-conditioned U-Net of nano: v-prediction with zero terminal SNR, trained on cached latents of scenes and leaves."""
+"""The text-conditioned U-Net of nano: v-prediction with zero terminal SNR, on cached latents of scenes and leaves."""
 
 import json
 import re
@@ -77,9 +77,9 @@ class TextToLatent(nn.Module):
         # no self-attention: a network that has only seen 128 px keeps its statistics on photographs of any size
         self.unet = UNet2DConditionModel(
             sample_size=32,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             mid_block_type="UNetMidBlock2D",
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             block_out_channels=(64, 128, 192),
             layers_per_block=1,
             norm_num_groups=16,
@@ -93,30 +93,38 @@ class TextToLatent(nn.Module):
         return self.unet(z_t, t, self.text(tokens)[0]).sample
 
 
-def encode(vae: AutoencoderTiny, images: np.ndarray) -> Tensor:
+def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
     """uint8 (N, H, W, 3) -> float16 latents (N, 4, H/4, W/4) of unit deviation."""
     rows = []
     for start in range(0, len(images), 32):
         pixels = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            rows.append((vae.encoder(pixels.float().div(127.5).sub(1)) * vae.config.scaling_factor).half())
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            latents = vae.encoder(pixels.to(device).float().div(127.5).sub(1)) * vae.config.scaling_factor
+            rows.append(latents.half().cpu())
     return torch.cat(rows)
 
 
-def run(workspace: Path, scenes: np.ndarray, captions: list[str], leaves: np.ndarray, minutes: float) -> Path:
+def run(
+    workspace: Path,
+    scenes: np.ndarray,
+    captions: list[str],
+    leaves: np.ndarray,
+    minutes: float,
+    device: str = "cpu",
+) -> Path:
     """Trains within the budget and completes `workspace/base`, a diffusers pipeline folder."""
     folder = workspace / "base"
     words = tokenizer(captions, folder / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device, memory_format=torch.channels_last)
     cache = workspace / "latents.pt"
     if not cache.exists():
-        torch.save({"scenes": encode(vae, scenes), "leaves": encode(vae, leaves)}, cache)
+        torch.save({"scenes": encode(vae, scenes, device), "leaves": encode(vae, leaves, device)}, cache)
     latents = torch.load(cache, weights_only=True)
     ids = words(
         [*captions, ""], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     ).input_ids
     torch.manual_seed(0)
-    model = TextToLatent(len(words), words.eos_token_id).to(memory_format=torch.channels_last)
+    model = TextToLatent(len(words), words.eos_token_id).to(device, memory_format=torch.channels_last)
     noise = scheduler()
     schedule = Schedule.from_config(dict(noise.config))
 
@@ -135,13 +143,14 @@ def run(workspace: Path, scenes: np.ndarray, captions: list[str], leaves: np.nda
             x = x.transpose(2, 3)
         # stratified over the batch: the same spread of noise levels at every step
         t = ((torch.arange(len(x)) + torch.rand(())) / len(x) * len(schedule)).long().clamp(max=len(schedule) - 1)
-        x, eps = x.contiguous(memory_format=torch.channels_last), torch.randn_like(x)
+        x = x.to(device, memory_format=torch.channels_last)
+        t, tokens, eps = t.to(device), tokens.to(device), torch.randn_like(x)
         alpha_t, sigma_t = schedule.at(t, x)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             v = model(schedule.add_noise(x, eps, t), t, tokens)
         return {"scenes" if whole else "leaves": (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()}
 
-    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=6e-4, ema_decay=0.998))
+    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=8e-4, ema_decay=0.997))
     model.unet.half().save_pretrained(folder / "unet")
     model.text.half().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")

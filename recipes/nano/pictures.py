@@ -1,4 +1,4 @@
-"""Pools of training pictures, made once and kept as memory-mapped arrays, so that making them never starves training."""
+"""Pools of training pictures, made once and kept as memory-mapped arrays, so that training never waits for them."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor

@@ -33,7 +33,7 @@ def train(
 
     Args:
         folder: where `checkpoint.pt` and `log.jsonl` go.
-        loss_of: step -> named losses; their sum is minimised. Randomness is seeded by the step, so nothing else is kept.
+        loss_of: step -> named losses, whose sum is minimised. Randomness is seeded by the step.
         minutes: the whole budget, all pieces of the stage together.
 
     Returns:
@@ -44,7 +44,7 @@ def train(
     ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step, spent, path = 0, 0.0, folder / "checkpoint.pt"
     if path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         ema, step, spent = kept["ema"], kept["step"], kept["spent"]

@@ -1,0 +1,137 @@
+"""Puts the finished models into `codi_hub/nano` with their cards and the manifest by which a registry finds them."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import codi_hub
+from codi_hub.base import FrozenBase
+from codi_hub.registry import Registry
+
+BASE = "nano"
+TASKS = ("superres", "depth")
+LIMIT = 60_000_000  # bytes, all bundled files together
+CARD = """# nano: a small text-to-image latent diffusion model
+
+The frozen base that CoDi Hub bundles. A diffusers folder, loadable with `StableDiffusionPipeline.from_pretrained`.
+Everything in it was made from nothing by `python -m recipes.nano`; it has never seen a photograph.
+
+| part | what | parameters | trained on | for |
+|-|-|-|-|-|
+| `vae` | AutoencoderTiny, f4, 4 channels | {vae:,} | {leaves} dead-leaves pictures and {scenes} scenes, 64 px crops \
+| {vae_steps:,} steps, {vae_minutes:.0f} minutes |
+| `unet` | UNet2DConditionModel, v-prediction, zero terminal SNR, no self-attention | {unet:,} | latents of the same \
+pictures, 96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
+| `text_encoder` | CLIPTextModel, 2 layers, vocabulary {words} | {text:,} | the scenes' captions, with the U-Net | |
+
+Hardware: {hardware}. Loss at the end: {losses}.
+
+The autoencoder reconstructs photographs it was not trained on at {photographs}.
+
+It knows spheres, boxes, cones and cylinders on a ground, under a sky or before a wall, and abstract shapes. It knows no
+animals, no people and no words but those of its captions. It is small on purpose: it shows the method on two CPU cores.
+{note}
+"""
+
+
+def run(workspace: Path, note: str = "") -> None:
+    """Replaces the content of `codi_hub/nano`.
+
+    Raises:
+        ValueError: the files would exceed the limit.
+    """
+    root = Path(codi_hub.__file__).parent / "nano"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(workspace / "base", root / "base")
+    base = FrozenBase.load(str(root / "base"))
+    (root / "base" / "README.md").write_text(_card(workspace, base, note))
+    mark = base.fingerprint
+    entry = {
+        "name": BASE,
+        "path": "base",
+        "family": mark.family,
+        "sketch": mark.sketch,
+        "files": _hashes(root / "base"),
+    }
+    adapters = []
+    with Registry.open(workspace / "home") as registry:
+        for task in TASKS:
+            row = registry.resolve(task, base=BASE)
+            folder = root / task
+            folder.mkdir()
+            for name in registry.files(row):
+                shutil.copyfile(registry.file(row, name), folder / name)
+            adapters.append(
+                {
+                    "task": task,
+                    "version": 1,
+                    "path": task,
+                    "kind": row.kind,
+                    "steps": row.steps,
+                    "parameters": row.parameters,
+                    "metrics": row.metrics,
+                    "score": row.score,
+                    "created": str(row.created),
+                    "files": {
+                        name: {"sha256": digest, "bytes": (folder / name).stat().st_size}
+                        for name, digest in _hashes(folder).items()
+                    },
+                }
+            )
+    (root / "manifest.json").write_text(json.dumps({"base": entry, "adapters": adapters}, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
+    print(f"{root}: {size / 1e6:.1f} MB")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _card(workspace: Path, base: FrozenBase, note: str) -> str:
+    logs = {
+        stage: [json.loads(line) for line in (workspace / stage / "log.jsonl").read_text().splitlines()]
+        for stage in ("autoencoder", "unet")
+    }
+    last: dict[str, dict[str, Any]] = {stage: rows[-1] for stage, rows in logs.items()}
+    losses = {k: v for row in last.values() for k, v in row.items() if k not in ("step", "minutes")}
+    return CARD.format(
+        **{name: sum(p.numel() for p in getattr(base, part).parameters()) for name, part in PARTS.items()},
+        leaves=_count(workspace, "leaves"),
+        scenes=_count(workspace, "scenes"),
+        vae_steps=last["autoencoder"]["step"],
+        vae_minutes=last["autoencoder"]["minutes"],
+        unet_steps=last["unet"]["step"],
+        unet_minutes=last["unet"]["minutes"],
+        words=len(base.tokenizer),
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "two CPU cores, bfloat16 autocast",
+        losses=", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+        photographs=_reconstruction(base),
+        note=f"\n{note}\n" if note else "",
+    )
+
+
+PARTS = {"vae": "vae", "unet": "unet", "text": "text_encoder"}
+
+
+def _count(workspace: Path, kind: str) -> int:
+    return sum(int(path.stem.split("-")[2]) for path in (workspace / "pictures").glob(f"{kind}-*.npy"))
+
+
+def _reconstruction(base: FrozenBase) -> str:
+    """PSNR of every test photograph through the autoencoder."""
+    from codi_hub.evaluate.metrics import psnr
+    from codi_hub.evaluate.photographs import photographs
+    from codi_hub.evaluate.run import round_trip
+
+    figures = []
+    for photo in photographs():
+        image = photo.image.astype("float32") / 255
+        figures.append(f"{photo.name} {psnr(round_trip(base, image), image):.1f} dB")
+    return ", ".join(figures)
