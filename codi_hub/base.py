@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +129,15 @@ class FrozenBase(nn.Module):
         Raises:
             NotFound, InvalidInput, Mismatch: it is not there, is damaged, or is not of the Stable Diffusion kind.
         """
+        folder = local_folder(source)
+        with _quiet():
+            return cls._load(folder, source, torch.device(device), dtype)
+
+    @classmethod
+    def _load(cls, folder: Path, source: str, device: torch.device, dtype: torch.dtype) -> "FrozenBase":
         from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        folder = local_folder(source)
         try:
             kind = json.loads((folder / "vae" / "config.json").read_text()).get("_class_name", "AutoencoderKL")
             autoencoder = AutoencoderTiny if kind == "AutoencoderTiny" else AutoencoderKL
@@ -220,6 +227,27 @@ def encode_features(
         features += more
     text = {"encoder_hidden_states": prompt} if getattr(net.mid_block, "has_cross_attention", False) else {}
     return emb, [*features, net.mid_block(hidden, emb, **text)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the libraries' progress bars and remarks on unused config entries while a model is loaded."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    bars = transformers_logging.is_progress_bar_enabled()
+    for library in libraries:
+        library.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def check_supported(config: Any) -> None:

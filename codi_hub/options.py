@@ -149,6 +149,11 @@ class DistillOptions(_Checked):
         choices=("latent", "roundtrip", "pixel", "lpips", "off"),
         panel="Loss",
     )
+    guidance_cap: float = _opt(
+        5.0,
+        "Largest weight of that comparison on an eps-predicting base, where it grows as sigma²/alpha²",
+        panel="Loss",
+    )
     lpips: Path | None = _opt(None, "Weights of the perceptual network of --guidance lpips", panel="Loss")
     consistency: bool = _opt(True, "Self-consistency in the noise prediction", panel="Loss")
     consistency_weight: float = _opt(1.0, "Weight of the consistency term", least=0.0, panel="Loss")

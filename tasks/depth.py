@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,6 +34,7 @@ class Depth(Task):
     uses_prompt = True
     input_extensions = IMAGES | {".npy"}
     score = "adherence"
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 4e-4}
 
     class Options(Task.Options):
         model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

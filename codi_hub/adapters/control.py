@@ -47,7 +47,7 @@ class ControlAdapter(nn.Module):
                 conditioning_channels=condition_channels,
                 load_weights_from_unet=pretrained,
             )
-        self.encoder.to(torch.float32).requires_grad_(True).train()
+        self.encoder.requires_grad_(True).train()
         # ControlNet starts this layer at zero too; then the layers before it would move only in the third step
         self.encoder.controlnet_cond_embedding.conv_out.reset_parameters()
         self.fusion = fusion
@@ -57,7 +57,7 @@ class ControlAdapter(nn.Module):
             self.encoder.controlnet_down_blocks = nn.ModuleList()
             self.encoder.controlnet_mid_block = nn.Identity()
             self.mu = nn.Parameter(torch.zeros(count, device=base.device))
-        self.to(memory_format=torch.channels_last)
+        self.to(torch.float32, memory_format=torch.channels_last)
 
     def prepare(self, condition: Tensor) -> Tensor:
         """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""

@@ -75,7 +75,11 @@ class Trainer:
         places = {text: k for k, text in enumerate(unique)}
         self.prompt_of = torch.tensor([places[text] for text in cache.prompts])
         self.loss_options = LossOptions(
-            options.ode, options.consistency, options.consistency_weight, options.consistency_cap
+            options.ode,  # type: ignore[arg-type]
+            options.consistency,
+            options.consistency_weight,
+            options.consistency_cap,
+            options.guidance_cap,
         )
         self.lpips = Lpips(options.lpips).to(base.device) if options.lpips else None
         self._order: tuple[int, Tensor] | None = None
