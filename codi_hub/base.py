@@ -150,7 +150,7 @@ class FrozenBase(nn.Module):
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InvalidInput(f"base {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
         base = cls(unet, vae, text_encoder, tokenizer, scheduler).to(device)
-        return base.to(memory_format=torch.channels_last)
+        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> torch.device:

@@ -186,7 +186,7 @@ class Hub(Catalog):
         Raises:
             CodiError: options or data that cannot be used; nothing is registered then.
         """
-        from codi_hub.distill.run import distil
+        from codi_hub.distill.run import Job, distil
 
         entry = self.task(name)
         task = self.load_task(name, options.options)
@@ -194,10 +194,8 @@ class Hub(Catalog):
         base = self.registry.base(options.base or self._base)
         folder = self._run_folder(name, options)
         parent = self._parent(options.parent, base.name) if options.parent else None
-        made = distil(
-            self._job(name, task, task_options, base, options, folder, parent),
-            on_event,
-        )
+        job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
+        made = distil(job, on_event)
         row, _ = self.registry.add_adapter(
             made.folder,
             task=name,
@@ -221,11 +219,6 @@ class Hub(Catalog):
             latest=self.registry.resolve(name, base=base.name).ref,
             run_dir=folder,
         )
-
-    def _job(self, name: str, task: Task, task_options: Any, base: Any, options: Any, folder: Path, parent: Any) -> Any:
-        from codi_hub.distill.run import Job
-
-        return Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
 
     def _run_folder(self, name: str, options: DistillOptions) -> Path:
         """The folder of checkpoints: the one given, the task's latest with --resume, or a new one.

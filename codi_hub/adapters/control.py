@@ -57,7 +57,7 @@ class ControlAdapter(nn.Module):
             self.encoder.controlnet_down_blocks = nn.ModuleList()
             self.encoder.controlnet_mid_block = nn.Identity()
             self.mu = nn.Parameter(torch.zeros(count, device=base.device))
-        self.to(torch.float32, memory_format=torch.channels_last)
+        self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(self, condition: Tensor) -> Tensor:
         """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""

@@ -48,6 +48,9 @@ class Lpips(nn.Module):
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
+    mean: Tensor
+    deviation: Tensor
+
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W) -> mean distance, a scalar."""
         a, b = ((image - self.mean) / self.deviation for image in (a, b))
@@ -70,7 +73,7 @@ def distance(name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips |
     if name == "roundtrip":
         return lambda x, x_hat: latent_l2(x, base.encode(base.decode(x_hat)))
     if name == "pixel":
-        return lambda x, x_hat: (base.decode(x_hat) - targets).square().mean()
+        return lambda x, x_hat: (base.decode(x_hat) - targets).square().mean()  # type: ignore[operator]
     if name == "lpips":
         return lambda x, x_hat: lpips(base.decode(x_hat), targets)  # type: ignore[misc]
     return latent_l2 if name == "latent" else None

@@ -58,7 +58,7 @@ def _superres(
         return [round_trip(base, image) for image in images]
 
     report = evaluate_superres(
-        task,  # type: ignore[arg-type]
+        task,
         photos,
         generate,
         steps=options.steps,
@@ -90,7 +90,7 @@ def _depth(task: Task, base: FrozenBase, generate: Generate, options: EvalOption
     report = evaluate_depth(
         scenes,
         generate,
-        task,  # type: ignore[arg-type]
+        task,
         steps=options.steps,
         seed=options.seed,
         on_progress=on_progress,

@@ -1,0 +1,166 @@
+"""The main job as a stranger does it: an empty home, the bundled models, real files, the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from codi_hub.data.scenes import scene
+from codi_hub.evaluate.metrics import gmsd, psnr
+from codi_hub.evaluate.photographs import photographs
+from codi_hub.tasks.degradation import degrade_once
+
+SMALL = [
+    "--train-steps",
+    "6",
+    "--count",
+    "40",
+    "--size",
+    "64",
+    "--batch",
+    "4",
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+]
+SMALL += ["--checkpoint-every", "1", "--sample-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A real photograph's middle, 192 px a side."""
+    image = photographs(count=1)[0].image
+    top, left = (side // 2 - 96 for side in image.shape[:2])
+    return image[top : top + 192, left : left + 192]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, photo: np.ndarray) -> Path:
+    """A folder of three small, degraded pictures, one of another size, one of them in a subfolder."""
+    folder = tmp_path / "imgs"
+    (folder / "sub").mkdir(parents=True)
+    for k, (name, image) in enumerate({"a.png": photo, "b.jpg": photo[:, ::-1], "sub/c.png": photo[:128]}.items()):
+        small = degrade_once(np.ascontiguousarray(image), 4, 1.2, 5.0, 75, np.random.default_rng(k))
+        Image.fromarray(small).save(folder / name)
+    return folder
+
+
+def items(answer: Any) -> dict[str, str]:
+    return {Path(item["input"]).name: item["status"] for item in json.loads(answer.out)["items"]}
+
+
+def test_bundled_models_are_there_and_lie_where_they_were_installed(codi: Callable[..., Any], home: Path) -> None:
+    rows = json.loads(codi("list", "--json").out)
+    assert {(row["task"], row["base"], row["bundled"]) for row in rows} >= {
+        ("superres", "nano", True),
+        ("depth", "nano", True),
+    }
+    assert not list(home.rglob("*.safetensors"))
+    assert codi("verify").code == 0
+
+
+def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs: Path, tmp_path: Path) -> None:
+    fixed = ["--steps", "4", "--dtype", "fp32", "--json"]
+    first = codi("run", "superres", inputs, *fixed)
+    out = inputs.with_name("imgs_superres")
+    assert first.code == 0
+    assert set(items(first).values()) == {"ok"}
+    sizes = {path.relative_to(out).as_posix(): Image.open(path).size for path in out.rglob("*.*")}
+    assert sizes == {"a.png": (192, 192), "b.jpg": (192, 192), "sub/c.png": (192, 128)}
+    assert set(items(codi("run", "superres", inputs, *fixed)).values()) == {"skipped"}
+    alone = codi("run", "superres", inputs / "a.png", "-o", tmp_path / "alone.png", *fixed)
+    assert alone.code == 0
+    pair = [np.asarray(Image.open(path)).astype(int) for path in (out / "a.png", tmp_path / "alone.png")]
+    assert np.abs(pair[0] - pair[1]).max() <= 1
+    other = codi("run", "superres", inputs / "a.png", "-o", tmp_path / "other.png", "--seed", "1", *fixed)
+    assert other.code == 0
+    assert (np.asarray(Image.open(tmp_path / "other.png")) != pair[0]).any()
+
+
+def test_what_is_missing_or_changed_is_done_again(codi: Callable[..., Any], inputs: Path) -> None:
+    assert codi("run", "superres", inputs, "--steps", "1", "--json").code == 0
+    (inputs.with_name("imgs_superres") / "a.png").unlink()
+    Image.open(inputs / "sub/c.png").rotate(180).save(inputs / "sub/c.png")
+    again = items(codi("run", "superres", inputs, "--steps", "1", "--json"))
+    assert again == {"a.png": "ok", "b.jpg": "skipped", "c.png": "ok"}
+    assert set(items(codi("run", "superres", inputs, "--steps", "2", "--json")).values()) == {"ok"}
+
+
+def test_a_degraded_photograph_comes_out_better_than_bicubic(codi: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    originals, rows = {}, []
+    for k, photo in enumerate(photographs(count=4)):
+        image = photo.image[:256, :256]
+        originals[photo.name] = image
+        small = degrade_once(image, 4, 1.3, 6.0, 72, np.random.default_rng(k))
+        Image.fromarray(small).save(tmp_path / "in" / f"{photo.name}.png")
+    assert codi("run", "superres", tmp_path / "in", "-o", tmp_path / "out", "--steps", "4").code == 0
+    for name, image in originals.items():
+        ours = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        bicubic = Image.open(tmp_path / "in" / f"{name}.png").resize((256, 256), Image.Resampling.BICUBIC)
+        rows.append([measure(shown, image) for measure in (psnr, gmsd) for shown in (ours, np.asarray(bicubic))])
+    ours_psnr, bicubic_psnr, ours_gmsd, bicubic_gmsd = np.mean(rows, axis=0)
+    assert ours_psnr > bicubic_psnr
+    assert ours_gmsd < bicubic_gmsd
+
+
+def test_a_task_is_added_distilled_listed_and_run(codi: Callable[..., Any], tmp_path: Path) -> None:
+    assert codi("task", "add", "depth").code == 0
+    made = json.loads(codi("distill", "depth", *SMALL, "--json").out)
+    assert made["steps"] == 6
+    assert made["adapter"] == "depth:2"
+    run = Path(made["run_dir"])
+    assert (run / "held-out.png").exists()
+    assert list((run / "tensorboard").iterdir())
+    rows = {row["ref"]: row for row in json.loads(codi("list", "depth", "--json").out)}
+    assert rows["depth:2"]["metrics"]["held_out"] == 4
+    assert "## Training" in json.loads(codi("show", "depth:2", "--json").out)["card"]
+    depth = scene(np.random.default_rng(0), 64).depth
+    (tmp_path / "maps").mkdir()
+    Image.fromarray((depth * 255).astype(np.uint8)).save(tmp_path / "maps" / "m.png")
+    np.save(tmp_path / "maps" / "n.npy", depth)
+    done = codi("run", "depth:2", tmp_path / "maps", "--prompt", "a red sphere", "--steps", "4", "--json")
+    assert items(done) == {"m.png": "ok", "n.npy": "ok"}
+    assert Image.open(tmp_path / "maps_depth" / "n.png").size == (64, 64)
+
+
+def distil(run_dir: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "codi_hub.cli", "distill", "superres", *SMALL, "--run-dir", str(run_dir), *more]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+
+
+def test_killed_and_resumed_training_gives_the_weights_of_one_that_was_not(tmp_path: Path, home: Path) -> None:
+    killed = distil(tmp_path / "killed", "--train-steps", "60")
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    while not checkpoint.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    runs = [
+        distil(tmp_path / "killed", "--train-steps", "60", "--resume"),
+        distil(tmp_path / "whole", "--train-steps", "60"),
+    ]
+    assert [(process.communicate()[1], process.returncode)[1] for process in runs] == [0, 0]
+    resumed, whole = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_run_is_not_resumed_with_other_options(codi: Callable[..., Any], tmp_path: Path) -> None:
+    fixed = ["distill", "superres", *SMALL, "--run-dir", tmp_path / "run", "--train-steps", "1"]
+    assert codi(*fixed).code == 0
+    answer = codi(*fixed, "--resume", "--lr", "0.5")
+    assert answer.code == 2
+    assert "Error: --resume: the run was begun with lr = " in answer.err
