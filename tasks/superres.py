@@ -26,7 +26,7 @@ class SuperRes(Task):
     name = "superres"
     summary = "Enlarge and restore small, degraded pictures"
     data = "leaves"
-    distill: ClassVar[dict[str, Any]] = {"size": 96, "count": 5000, "lr": 4e-4}
+    distill: ClassVar[dict[str, Any]] = {"size": 96, "count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):
         model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

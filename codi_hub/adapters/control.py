@@ -15,6 +15,13 @@ from codi_hub.errors import UsageError
 
 FUSIONS = ("zero_conv", "gate")
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's; one stride of 2 between neighbours
+LAST_GAIN = 0.5
+LUMA_DEVIATION, CHROMA_DEVIATION = 0.25, 0.06  # of photographs in [0, 1], about
+WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit deviation
+    [1 / (3 * LUMA_DEVIATION)] * 3,
+    [0.5 / CHROMA_DEVIATION, 0.0, -0.5 / CHROMA_DEVIATION],
+    [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
+]
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
@@ -48,8 +55,7 @@ class ControlAdapter(nn.Module):
                 load_weights_from_unet=pretrained,
             )
         self.encoder.requires_grad_(True).train()
-        # ControlNet starts this layer at zero too; then the layers before it would move only in the third step
-        self.encoder.controlnet_cond_embedding.conv_out.reset_parameters()
+        initialise_stem(self.encoder.controlnet_cond_embedding)
         self.fusion = fusion
         self.config = {"condition_channels": condition_channels, "fusion": fusion}
         if fusion == "gate":
@@ -86,3 +92,26 @@ class ControlAdapter(nn.Module):
         if self.fusion == "gate":
             groups.append({"params": [self.mu], "lr": max(GATE_LR, lr), "weight_decay": 0.0})
         return groups
+
+
+def initialise_stem(stem: nn.Module) -> None:
+    """Starts a condition stem so that it carries its condition from the first step; its form stays ControlNet's.
+
+    PyTorch's default shrinks a signal about threefold at every layer, and ControlNet starts the last layer at zero:
+    what comes out hardly depends on the condition, and colour, whose share in an RGB picture is small, is learnt last
+    of all (in 800 steps of superres, not at all). So: He initialisation (He et al., 2015), a first layer that sees the
+    condition centred and decorrelated, and a last layer that is not zero; the fusion is what starts at zero.
+    """
+    layers = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    first, last = stem.conv_in, stem.conv_out
+    with torch.no_grad():
+        last.weight.mul_(LAST_GAIN)
+        if first.in_channels == 3:
+            whiten = torch.tensor(WHITEN, device=first.weight.device)
+            first.weight.copy_(torch.einsum("ochw,cd->odhw", first.weight, whiten))
+        else:
+            first.weight.div_(LUMA_DEVIATION)
+        first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
