@@ -77,6 +77,7 @@ class Engine:
         *,
         steps: int = 4,
         renoise: bool = False,
+        temperature: float = 1.0,
     ) -> list[np.ndarray]:
         """One picture per condition.
 
@@ -84,6 +85,8 @@ class Engine:
             conditions: float32 (H, W, C) in [0, 1], all of one shape; any size.
             seeds: picture k's noise depends on seeds[k] and its size alone.
             renoise: fresh noise between the steps in place of the predicted one.
+            temperature: scale of the noise. Below 1 the picture moves from a sample towards the mean of what the
+                condition allows: less invented detail, fewer wrong pixels.
 
         Returns:
             float32 (H, W, 3) in [0, 1], as large as the conditions.
@@ -93,12 +96,14 @@ class Engine:
         condition = torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2)
         condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
         shape = (base.unet.config.in_channels, condition.shape[2] // base.factor, condition.shape[3] // base.factor)
-        noise = seeded_noise(seeds, shape).to(base.device)
+        noise = temperature * seeded_noise(seeds, shape).to(base.device)
         fresh: Callable[[int], Tensor] | None = None
         if renoise:
 
             def fresh(number: int) -> Tensor:
-                return seeded_noise([(seed + 7919 * (number + 1)) % 2**63 for seed in seeds], shape).to(base.device)
+                return temperature * seeded_noise([(seed + 7919 * (number + 1)) % 2**63 for seed in seeds], shape).to(
+                    base.device
+                )
 
         denoise = denoiser(base, adapter, base.embed(list(prompts)), adapter.prepare(condition))
         timesteps = sampling_timesteps(steps, len(base.schedule))

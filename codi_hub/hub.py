@@ -84,7 +84,9 @@ class Hub(Catalog):
 
         return base, resident.get(row.sha256, load), row
 
-    def generator(self, base: FrozenBase, adapter: ControlAdapter, *, renoise: bool = False) -> Generate:
+    def generator(
+        self, base: FrozenBase, adapter: ControlAdapter, *, renoise: bool = False, temperature: float = 1.0
+    ) -> Generate:
         """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
         from codi_hub.engine import Engine
 
@@ -97,7 +99,13 @@ class Hub(Catalog):
             for start in range(0, len(conditions), together):
                 part = slice(start, start + together)
                 made += engine.generate(
-                    adapter, conditions[part], prompts[part], seeds[part], steps=steps, renoise=renoise
+                    adapter,
+                    conditions[part],
+                    prompts[part],
+                    seeds[part],
+                    steps=steps,
+                    renoise=renoise,
+                    temperature=temperature,
                 )
             return made
 
@@ -131,6 +139,7 @@ class Hub(Catalog):
         )
         steps = options.steps or row.steps
         self._check_steps(steps, row)
+        temperature = task.temperature if options.temperature is None else options.temperature
         state: dict[str, Any] = {}
 
         def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
@@ -141,10 +150,10 @@ class Hub(Catalog):
                     dtype=options.dtype,
                     allow_base_mismatch=options.allow_base_mismatch,
                 )
-                state["generate"] = self.generator(base, adapter, renoise=options.renoise)
+                state["generate"] = self.generator(base, adapter, renoise=options.renoise, temperature=temperature)
             return state["generate"](conditions, prompts, seeds, steps)
 
-        made_with = _what_matters(row, task, options, steps)
+        made_with = _what_matters(row, task, options, steps) | {"temperature": temperature}
         finished = self.registry.finished_outputs(row.ref, made_with)
         run_id = self.registry.start_run(row.task, row.ref, made_with)
         count = len(items)
@@ -265,7 +274,8 @@ class Hub(Catalog):
         def progress(done: int, total: int) -> None:
             on_event({"kind": "message", "text": f"measured {done} of {total}"})
 
-        made = evaluate_task(task, base, self.generator(base, adapter), options, progress)
+        temperature = task.temperature if options.temperature is None else options.temperature
+        made = evaluate_task(task, base, self.generator(base, adapter, temperature=temperature), options, progress)
         return EvalReport(
             task=row.task,
             adapter=row.ref,

@@ -22,7 +22,8 @@ def main() -> None:
     rows = []
     with Hub.open() as hub:
         base, adapter, row = hub.use("superres")
-        task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+        task = hub.load_task(row.task)
+        generate = hub.generator(base, adapter, temperature=task.temperature)
         for k, example in enumerate(held_out_scenes(3, SIZE)):
             small = degrade_once(example["image"], 4, 1.2, 5.0, 75, np.random.default_rng(k))
             prepared = task.prepare(Image.fromarray(small))
@@ -30,7 +31,8 @@ def main() -> None:
             bicubic = np.asarray(Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
             rows.append([small, bicubic, task.finish(output, prepared), example["image"]])
         base, adapter, row = hub.use("depth")
-        task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+        task = hub.load_task(row.task)
+        generate = hub.generator(base, adapter, temperature=task.temperature)
         for k, example in enumerate(held_out_scenes(5, 128)[3:]):
             prepared = task.prepare(example["depth"])
             outputs = generate([prepared.condition] * 2, [example["caption"]] * 2, [k, k + 100], STEPS)

@@ -56,6 +56,7 @@ class Task:
     uses_prompt: ClassVar[bool] = False
     input_extensions: ClassVar[frozenset[str]] = IMAGES
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
+    temperature: ClassVar[float] = 1.0  # scale of the noise that sampling starts from, unless told otherwise
     score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better
 
     class Options(BaseModel):

@@ -26,6 +26,7 @@ class SuperRes(Task):
     name = "superres"
     summary = "Enlarge and restore small, degraded pictures"
     data = "leaves"
+    temperature = 0.3  # what is there is wanted, not what might be
     distill: ClassVar[dict[str, Any]] = {"size": 96, "count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):

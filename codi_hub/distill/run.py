@@ -220,11 +220,11 @@ class _Watcher:
             self.board.close()
 
 
-def _generator(base: FrozenBase, adapter: ControlAdapter) -> Any:
+def _generator(base: FrozenBase, adapter: ControlAdapter, task: Task) -> Any:
     engine = Engine(base)
 
     def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
-        return engine.generate(adapter, conditions, prompts, seeds, steps=steps)
+        return engine.generate(adapter, conditions, prompts, seeds, steps=steps, temperature=task.temperature)
 
     return generate
 
@@ -238,7 +238,7 @@ def inference_copy(base: FrozenBase, adapter: torch.nn.Module, record_config: di
 
 def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) -> Any:
     """A contact sheet: condition, 1 step, 4 steps, target, one row per pair."""
-    generate = _generator(base, inference_copy(base, adapter, adapter.config))
+    generate = _generator(base, inference_copy(base, adapter, adapter.config), task)
     one, four = (outputs(task, pairs, generate, steps, 0)[0] for steps in (1, DEFAULT_SAMPLING))
     rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
     return sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
@@ -247,7 +247,7 @@ def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) 
 def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, cache: Cache) -> Made:
     """Measures the moving average and writes the adapter's folder."""
     adapter = inference_copy(base, trainer.target, trainer.target.config)
-    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter), steps=SAMPLING_STEPS)
+    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter, task), steps=SAMPLING_STEPS)
     rows = [[p.condition, *(pictures[n][k] for n in SAMPLING_STEPS), p.target] for k, p in enumerate(pairs[:8])]
     heads = ["condition", *(f"{n} step{'s' * (n > 1)}" for n in SAMPLING_STEPS), "target"]
     sheet(rows, columns=heads, width=160).save(job.folder / "held-out.png")

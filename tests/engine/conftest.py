@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
+from training import Make
 
 from codi_hub.base import FrozenBase
 
@@ -36,3 +38,10 @@ def eps_base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
     """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
     folder = tmp_path_factory.mktemp("bases") / "eps"
     return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), vae="kl", layers_per_block=2)))
+
+
+@pytest.fixture
+def make(base: FrozenBase, tmp_path: Path) -> Iterator[Make]:
+    """Makes trainers whose checkpoint is in `tmp_path`."""
+    yield Make(base, tmp_path)
+    AcceleratorState._reset_state(True)
