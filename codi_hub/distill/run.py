@@ -108,11 +108,7 @@ def _speaker(on_event: OnEvent) -> Any:
 def _machine(job: Job) -> tuple[Accelerator, FrozenBase]:
     device = choose_device(job.options.device)
     dtype = choose_dtype(job.options.precision, device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=PRECISIONS[dtype],
-        gradient_accumulation_steps=job.options.accumulate,
-    )
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
     return accelerator, FrozenBase.load(job.base_source, device=accelerator.device, dtype=dtype)
 
 

@@ -106,7 +106,7 @@ class Trainer:
     def times(self, step: int, start: int) -> tuple[Tensor, Tensor]:
         """Timesteps t and s = t - dt, int64 (batch,). With shared t all micro-batches and processes of a step agree."""
         options = self.options
-        key = step if options.shared_t else start + 2**40
+        key = 2**41 + step if options.shared_t else 2**40 + start  # far from the seeds of the noise
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + key)
         count = 1 if options.shared_t else options.batch
         t = torch.randint(options.dt, options.grid + 1, (count,), generator=generator).expand(options.batch)
@@ -165,7 +165,9 @@ class Trainer:
         self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it again for every group
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-            nn.utils.clip_grad_norm_(group["params"], CLIP)
+            norm = nn.utils.clip_grad_norm_(group["params"], CLIP)
+            if self.accelerator.scaler is None and not torch.isfinite(norm):  # a scaler skips such a step itself
+                raise FloatingPointError(f"the gradient is not finite at step {step}")
         self.optimiser.step()
         self.optimiser.zero_grad()
         # a young average forgets faster, or it would hold on to the initial weights

@@ -14,7 +14,7 @@ from recipes.nano.pictures import pool
 
 STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 16.0, "superres": 34.0, "depth": 10.0}
+MINUTES = {"autoencoder": 26.0, "base": 16.0, "superres": 28.0, "depth": 10.0}
 DISTIL = {  # what the adapters are told beside their time
     "superres": ["--set", "scale=4"],
     "depth": [],

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ animals, no people and no words but those of its captions. It is small on purpos
 """
 
 
-def run(workspace: Path, note: str = "") -> None:
+def run(workspace: Path, note: str = "", tasks: Sequence[str] = TASKS) -> None:
     """Replaces the content of `codi_hub/nano`.
 
     Raises:
@@ -59,7 +60,7 @@ def run(workspace: Path, note: str = "") -> None:
     }
     adapters = []
     with Registry.open(workspace / "home") as registry:
-        for task in TASKS:
+        for task in tasks:
             row = registry.resolve(task, base=BASE)
             folder = root / task
             folder.mkdir()

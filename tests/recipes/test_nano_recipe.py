@@ -1,0 +1,59 @@
+"""The recipe of the bundled models: its loop resumes, its tokenizer knows its words, its base opens elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+import codi_hub
+from recipes.nano import stage
+from recipes.nano.base import tokenizer
+
+NANO = Path(codi_hub.__file__).parent / "nano"
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(clock)))
+    seen: list[int] = []
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        seen.append(step)
+        return {"distance": (model.weight - 1).square().mean()}
+
+    for minutes in (1, 2):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        ema = stage.train(tmp_path, model, loss_of, minutes=minutes, lr=0.1)
+        if minutes == 1:
+            half = len(seen)
+    assert seen == list(range(len(seen)))
+    assert 0 < half < len(seen)
+    assert (ema["weight"] - 1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("text", ["a small gray sphere", "a large red box on sand"])
+def test_words_of_captions_are_single_tokens(tmp_path: Path, text: str) -> None:
+    words = tokenizer(["a small gray sphere, a large red box on sand"], tmp_path)
+    assert words.tokenize(text) == [f"{word}</w>" for word in text.split()]
+    assert words.tokenize("ox") == ["o", "x</w>"]
+
+
+def test_the_bundled_base_is_a_plain_diffusers_pipeline() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(NANO / "base")
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline("a red sphere", num_inference_steps=2, output_type="latent", height=128, width=128).images
+    assert latents.shape == (1, 4, 32, 32)
+    assert latents.isfinite().all()
+
+
+def test_the_bundle_is_small_and_whole() -> None:
+    manifest = json.loads((NANO / "manifest.json").read_text())
+    parts = [manifest["base"], *manifest["adapters"]]
+    listed = {f"{part['path']}/{name}" for part in parts for name in part["files"]}
+    there = {path.relative_to(NANO).as_posix() for path in NANO.rglob("*") if path.is_file()}
+    assert there == listed | {"manifest.json"}
+    assert sum((NANO / name).stat().st_size for name in there) < 60_000_000
