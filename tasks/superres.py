@@ -38,7 +38,7 @@ class SuperRes(Task):
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
-        correct_sigma: float = Field(3.0, gt=0, le=64)
+        correct_sigma: float = Field(1.0, gt=0, le=64)
         """Where low ends: sigma of a Gaussian in output pixels."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
