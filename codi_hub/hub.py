@@ -72,9 +72,14 @@ class Hub(Catalog):
         Raises:
             NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
         """
+        row = self.registry.resolve(ref, base=self._base)
+        return self._resident(row, device, dtype, allow_base_mismatch)
+
+    def _resident(
+        self, row: AdapterRow, device: str, dtype: str, allow_base_mismatch: bool = False
+    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
         from codi_hub.adapters import format
 
-        row = self.registry.resolve(ref, base=self._base)
         base, resident = self._loaded_base(row.base, device, dtype)
 
         def load() -> ControlAdapter:
@@ -140,19 +145,7 @@ class Hub(Catalog):
         steps = options.steps or row.steps
         self._check_steps(steps, row)
         temperature = task.temperature if options.temperature is None else options.temperature
-        state: dict[str, Any] = {}
-
-        def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
-            if not state:  # only now, so that a run in which all is done already loads no networks
-                base, adapter, _ = self.use(
-                    f"{row.task}:{row.version}",
-                    device=options.device,
-                    dtype=options.dtype,
-                    allow_base_mismatch=options.allow_base_mismatch,
-                )
-                state["generate"] = self.generator(base, adapter, renoise=options.renoise, temperature=temperature)
-            return state["generate"](conditions, prompts, seeds, steps)
-
+        generate = self._when_needed(row, options, steps, temperature)
         made_with = _what_matters(row, task, options, steps) | {"temperature": temperature}
         finished = self.registry.finished_outputs(row.ref, made_with)
         run_id = self.registry.start_run(row.task, row.ref, made_with)
@@ -182,6 +175,18 @@ class Hub(Catalog):
         finally:
             self.registry.finish_run(run_id, status)
         return report
+
+    def _when_needed(self, row: AdapterRow, options: RunOptions, steps: int, temperature: float) -> Generate:
+        """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
+        ready: list[Generate] = []
+
+        def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
+            if not ready:
+                base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
+                ready.append(self.generator(base, adapter, renoise=options.renoise, temperature=temperature))
+            return ready[0](conditions, prompts, seeds, steps)
+
+        return generate
 
     def _check_steps(self, steps: int, row: AdapterRow) -> None:
         if not 1 <= steps <= 1000:
@@ -268,7 +273,7 @@ class Hub(Catalog):
         task = self.load_task(row.task, options.set)
         for steps in options.steps:
             self._check_steps(steps, row)
-        base, adapter, _ = self.use(f"{row.task}:{row.version}", device=options.device, dtype=options.dtype)
+        base, adapter, _ = self._resident(row, options.device, options.dtype)
         began = time.perf_counter()
 
         def progress(done: int, total: int) -> None:

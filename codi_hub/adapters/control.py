@@ -94,7 +94,7 @@ class ControlAdapter(nn.Module):
         return groups
 
 
-def initialise_stem(stem: nn.Module) -> None:
+def initialise_stem(stem: Any) -> None:
     """Starts a condition stem so that it carries its condition from the first step; its form stays ControlNet's.
 
     PyTorch's default shrinks a signal about threefold at every layer, and ControlNet starts the last layer at zero:
@@ -105,7 +105,7 @@ def initialise_stem(stem: nn.Module) -> None:
     layers = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     first, last = stem.conv_in, stem.conv_out
     with torch.no_grad():
         last.weight.mul_(LAST_GAIN)

@@ -151,8 +151,9 @@ def run(
         return {"scenes" if whole else "leaves": (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()}
 
     model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=8e-4, ema_decay=0.997))
+    # the text encoder stays in 32 bit: transformers loads what is stored, diffusers float32, and the two must meet
     model.unet.half().save_pretrained(folder / "unet")
-    model.text.half().save_pretrained(folder / "text_encoder")
+    model.text.float().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")
     noise.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n")

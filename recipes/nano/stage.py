@@ -18,6 +18,13 @@ def schedule(progress: float) -> float:
     return max(0.0, min(progress / WARM_UP, 1.0, (1 - progress) / FALL))
 
 
+def write_log(folder: Path, row: dict[str, float]) -> None:
+    """Adds a row to the stage's log and prints it."""
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+
+
 def train(
     folder: Path,
     model: nn.Module,
@@ -61,9 +68,8 @@ def train(
             group["lr"] = lr * schedule(progress)
         torch.manual_seed(step)
         losses = loss_of(step)
-        total = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         decay = min(ema_decay, (1 + step) / (10 + step))
@@ -75,11 +81,8 @@ def train(
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         if step - logged >= 100:
-            row = {"step": step, "minutes": round((time.monotonic() - began) / 60, 2)}
-            row |= {name: round(value / (step - logged), 5) for name, value in sums.items()}
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+            means = {name: round(value / (step - logged), 5) for name, value in sums.items()}
+            write_log(folder, {"step": step, "minutes": round((time.monotonic() - began) / 60, 2)} | means)
             logged, sums = step, {}
         if time.monotonic() - saved > save_every:
             save()
