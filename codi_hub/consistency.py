@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codi_hub.sampler import Denoiser
-from codi_hub.schedule import Schedule
+from codi_hub.schedule import Denoiser, Schedule
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(x, x_hat), latents (B, ...) -> scalar: the guidance term d_x."""

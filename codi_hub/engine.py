@@ -9,7 +9,7 @@ from torch import Tensor
 from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
-from codi_hub.sampler import Denoiser, sample
+from codi_hub.sampler import sample
 from codi_hub.schedule import sampling_timesteps
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,16 +49,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Normal noise, float32 (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def denoiser(base: FrozenBase, adapter: ControlAdapter, prompt: Tensor, prepared: Tensor) -> Denoiser:
-    """Binds condition and prompt: (z_t, t) -> (x_hat, eps_hat) in float32, whatever the network's dtype."""
-
-    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        output = adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
-        return base.schedule.convert(output.float(), z_t, t)
-
-    return denoise
 
 
 class Engine:
@@ -105,7 +95,10 @@ class Engine:
                     base.device
                 )
 
-        denoise = denoiser(base, adapter, base.embed(list(prompts)), adapter.prepare(condition))
+        prompt, prepared = base.embed(list(prompts)), adapter.prepare(condition)
+        denoise = base.schedule.denoiser(
+            lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
+        )
         timesteps = sampling_timesteps(steps, len(base.schedule))
         x_hat = sample(denoise, noise, timesteps, base.schedule, fresh_noise=fresh)
         images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]

@@ -41,20 +41,17 @@ class Hub(Catalog):
 
     # ---- use
 
-    def load_base(self, name: str | None = None, device: str = "auto", dtype: str = "auto") -> FrozenBase:
-        """The base of that name (default: the one in use), loaded once.
+    def _loaded_base(self, name: str, device: str, dtype: str) -> Any:
+        """(base, its resident adapters), loaded once.
 
         Raises:
-            NotFound, InvalidInput, Mismatch: it is not there or is not what was registered.
+            NotFound, InvalidInput, Mismatch: the base is not there or is not what was registered.
         """
-        return self._loaded_base(name, device, dtype)[0]
-
-    def _loaded_base(self, name: str | None, device: str, dtype: str) -> Any:
         from codi_hub.adapters.swap import Resident
         from codi_hub.base import FrozenBase
         from codi_hub.engine import choose_device, choose_dtype
 
-        row = self.registry.base(name or self._base)
+        row = self.registry.base(name)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         key = (row.name, str(where), str(precision))

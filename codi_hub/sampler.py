@@ -5,10 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codi_hub.schedule import Schedule
-
-Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(z_t, t) -> (x_hat, eps_hat); z_t (B, ...), t int64 (B,). The condition and the prompt are bound inside."""
+from codi_hub.schedule import Denoiser, Schedule
 
 
 def sample(

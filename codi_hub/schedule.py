@@ -4,6 +4,7 @@ Notation of PAPER.md: `z_t = alpha_t x + sigma_t eps`, `alpha_t^2 + sigma_t^2 = 
 training schedule, 0 (nearly clean) to T - 1 (noise).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from codi_hub.errors import Mismatch, UsageError
+
+Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(z_t, t) -> (x_hat, eps_hat); z_t (B, ...), t int64 (B,). The condition and the prompt are bound inside."""
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -76,6 +80,14 @@ class Schedule:
         c_skip, c_out = (c.view(alpha_t.shape) for c in boundary(t.to(z_t)))
         x_hat = c_skip * z_t + c_out * output
         return x_hat, (z_t - alpha_t * x_hat) / sigma_t
+
+    def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+        """Wraps a network, (z_t, t) -> its prediction, so that losses and samplers need not know what it predicts."""
+
+        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return self.convert(network(z_t, t).float(), z_t, t)
+
+        return denoise
 
 
 def boundary(t: Tensor) -> tuple[Tensor, Tensor]:

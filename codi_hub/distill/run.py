@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from codi_hub import adapters
 from codi_hub.adapters import ControlAdapter, format
 from codi_hub.base import FrozenBase
-from codi_hub.distill.cache import Cache, PairsSpec, build, open_pairs, split
+from codi_hub.distill.cache import PairsSpec, build, open_pairs, split
 from codi_hub.distill.card import write_card
 from codi_hub.distill.trainer import OnEvent, Trainer
 from codi_hub.engine import Engine, choose_device, choose_dtype
@@ -98,7 +98,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
         raise CodiError(f"{error}: try a lower --lr, or --precision fp32") from error
     finally:
         watcher.close()
-    return _finish(job, base, task, pairs, trainer, cache)
+    return _finish(job, base, task, pairs, trainer, spec)
 
 
 def _speaker(on_event: OnEvent) -> Any:
@@ -225,24 +225,24 @@ def _generator(base: FrozenBase, adapter: ControlAdapter, task: Task) -> Any:
     return generate
 
 
-def inference_copy(base: FrozenBase, adapter: torch.nn.Module, record_config: dict[str, Any]) -> ControlAdapter:
+def inference_copy(base: FrozenBase, adapter: ControlAdapter) -> ControlAdapter:
     """The trained adapter as it will run: in the base's dtype, without gradients."""
-    copy = adapters.build(adapter.kind, base, pretrained=False, **record_config)  # type: ignore[arg-type]
+    copy = adapters.build(adapter.kind, base, pretrained=False, **adapter.config)
     copy.load_state_dict(adapter.state_dict())
     return copy.to(base.dtype).requires_grad_(False).eval()
 
 
 def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) -> Any:
     """A contact sheet: condition, 1 step, 4 steps, target, one row per pair."""
-    generate = _generator(base, inference_copy(base, adapter, adapter.config), task)
+    generate = _generator(base, inference_copy(base, adapter), task)
     one, four = (outputs(task, pairs, generate, steps, 0)[0] for steps in (1, DEFAULT_SAMPLING))
     rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
     return sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
 
 
-def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, cache: Cache) -> Made:
+def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, spec: PairsSpec) -> Made:
     """Measures the moving average and writes the adapter's folder."""
-    adapter = inference_copy(base, trainer.target, trainer.target.config)
+    adapter = inference_copy(base, trainer.target)
     scores, pictures = held_out_scores(task, pairs, _generator(base, adapter, task), steps=SAMPLING_STEPS)
     rows = [[p.condition, *(pictures[n][k] for n in SAMPLING_STEPS), p.target] for k, p in enumerate(pairs[:8])]
     heads = ["condition", *(f"{n} step{'s' * (n > 1)}" for n in SAMPLING_STEPS), "target"]
@@ -259,7 +259,7 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
         prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
         steps=DEFAULT_SAMPLING,
         config=trainer.target.config,
-        training=_training(job, base, trainer, cache),
+        training=_training(job, base, trainer, spec),
         metrics=metrics,
     )
     folder = job.folder / "adapter"
@@ -269,9 +269,9 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
     return Made(folder, record, parameters, progress.step, progress.seconds, task.latest_score(metrics))
 
 
-def _training(job: Job, base: FrozenBase, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> dict[str, Any]:
     """What the card says of the training."""
-    options, spec = job.options, _spec(job, base)
+    options = job.options
     processor = platform.processor() or platform.machine()
     device = (
         torch.cuda.get_device_name()
@@ -280,7 +280,7 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, cache: Cache) -> dic
     )
     losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
     return {
-        "data": f"{len(cache)} pairs of {spec.size} px from {spec.data}",
+        "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
         "task_options": json.dumps(job.task_options),
         "method": f"{options.method}, {options.kind}/{options.fusion}, {options.init} initialisation",
         "loss": json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap}),

@@ -20,8 +20,7 @@ from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips, distance
 from codi_hub.options import DistillOptions
-from codi_hub.sampler import Denoiser
-from codi_hub.schedule import learning_timesteps
+from codi_hub.schedule import Denoiser, learning_timesteps
 
 WARM_UP_STEPS = 30
 FALL = 0.5  # share of the training in which the learning rate falls to zero
@@ -141,12 +140,8 @@ class Trainer:
             )
 
     def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:
-        """A denoiser with its condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32."""
-
-        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return self.base.schedule.convert(network(self.base, z_t, t, prompt, condition).float(), z_t, t)
-
-        return denoise
+        """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32."""
+        return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the mean of each term."""

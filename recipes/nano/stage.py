@@ -25,6 +25,14 @@ def write_log(folder: Path, row: dict[str, float]) -> None:
     print(row, flush=True)
 
 
+@torch.no_grad()
+def average(ema: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
+    """Moves the average a step towards the model's weights, in place."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, 1 - decay)
+
+
 def train(
     folder: Path,
     model: nn.Module,
@@ -72,11 +80,7 @@ def train(
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                if value.is_floating_point():
-                    ema[name].lerp_(value, 1 - decay)
+        average(ema, model, min(ema_decay, (1 + step) / (10 + step)))
         step += 1
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())

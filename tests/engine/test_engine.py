@@ -9,7 +9,7 @@ from torch import nn
 from codi_hub import adapters, engine
 from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
-from codi_hub.engine import Engine, choose_device, choose_dtype, denoiser, pad, seeded_noise
+from codi_hub.engine import Engine, choose_device, choose_dtype, pad, seeded_noise
 from codi_hub.errors import UsageError
 from codi_hub.sampler import sample
 
@@ -65,7 +65,8 @@ def test_generation_is_the_sampler_on_the_adapters_denoiser(base: FrozenBase, ad
     image = torch.from_numpy(condition).permute(2, 0, 1)[None]
     noise = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))[None]
     with torch.no_grad():
-        denoise = denoiser(base, adapter, base.embed(["a red ball"]), adapter.prepare(image))
+        prompt, prepared = base.embed(["a red ball"]), adapter.prepare(image)
+        denoise = base.schedule.denoiser(lambda z_t, t: adapter.predict(base, z_t, t, prompt, prepared))
         expected = base.decode(sample(denoise, noise, [999, 499], base.schedule))[0].permute(1, 2, 0).numpy()
     assert np.abs(made - expected).max() < 1e-5
 
