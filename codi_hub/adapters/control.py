@@ -109,9 +109,8 @@ def initialise_stem(stem: Any) -> None:
     first, last = stem.conv_in, stem.conv_out
     with torch.no_grad():
         last.weight.mul_(LAST_GAIN)
-        if first.in_channels == 3:
-            whiten = torch.tensor(WHITEN, device=first.weight.device)
-            first.weight.copy_(torch.einsum("ochw,cd->odhw", first.weight, whiten))
-        else:
-            first.weight.div_(LUMA_DEVIATION)
+        scale = torch.eye(first.in_channels, device=first.weight.device) / LUMA_DEVIATION
+        if first.in_channels >= 3:  # a picture; what follows it, such as a mask, is only scaled
+            scale[:3, :3] = torch.tensor(WHITEN)
+        first.weight.copy_(torch.einsum("ochw,cd->odhw", first.weight, scale))
         first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from safetensors.torch import load_file, save_file
 from tiny import scheduler_config, stir, unet, with_unet
 from torch import Tensor
 
 from codi_hub import adapters
 from codi_hub.adapters import ControlAdapter, format
-from codi_hub.adapters.control import FUSIONS
+from codi_hub.adapters.control import FUSIONS, LUMA_DEVIATION, WHITEN, initialise_stem
 from codi_hub.adapters.swap import Resident
 from codi_hub.base import FrozenBase
 from codi_hub.errors import CodiError, InvalidInput, Mismatch, UsageError
@@ -112,6 +113,27 @@ def test_prepared_condition_is_all_that_steps_need(base: FrozenBase, fusion: str
         assert torch.equal(once, adapter(base, z_t, t, prompt, condition))
         other = adapter(base, z_t, t, prompt, 1 - condition)
     assert (once - other).abs().max() > 1e-4
+
+
+def test_a_stem_sees_colours_whitened_and_a_mask_beside_them_scaled() -> None:
+    """The weights are those of the same draw of He's initialisation, times the matrix of the condition's channels."""
+
+    def first_layer(channels: int, *, initialised: bool) -> torch.nn.Conv2d:
+        stem = ControlNetConditioningEmbedding(16, channels, (8, 8))
+        torch.manual_seed(5)
+        if initialised:
+            initialise_stem(stem)
+        else:
+            torch.nn.init.kaiming_normal_(stem.conv_in.weight, nonlinearity="relu")
+        return stem.conv_in
+
+    scale = torch.diag(torch.full((4,), 1 / LUMA_DEVIATION))
+    scale[:3, :3] = torch.tensor(WHITEN)
+    for channels, expected in ((1, scale[3:, 3:]), (3, scale[:3, :3]), (4, scale)):
+        drawn, made = (first_layer(channels, initialised=done) for done in (False, True))
+        assert torch.allclose(made.weight, torch.einsum("ochw,cd->odhw", drawn.weight, expected), atol=1e-5)
+        with torch.no_grad():  # grey, and half a mask, is nothing
+            assert made(torch.full((1, channels, 5, 5), 0.5))[0, :, 2, 2].abs().max() < 1e-4
 
 
 def test_zero_conv_is_a_controlnet_tensor_for_tensor(base: FrozenBase) -> None:
