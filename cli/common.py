@@ -20,6 +20,10 @@ Estimate = Annotated[
     str | None, typer.Option("--estimate", metavar="MODEL", help="Model that makes the condition; --set estimate=MODEL")
 ]
 
+Mask = Annotated[str | None, typer.Option("--mask", metavar="FILE", help="Hole of every input; --set mask=FILE")]
+# The task options that have a flag of their own, wherever --set is.
+FLAGS = {"scale": Scale, "estimate": Estimate, "mask": Mask}
+
 
 def parse_set(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
     """`["scale=2", "invert=true", "estimate=org/model"]` -> values: JSON's numbers, booleans and null, else text.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from codi_hub.cli.common import Estimate, Scale, parse_set
+from codi_hub.cli.common import FLAGS, parse_set
 
 Command = Callable[..., None]
 
@@ -43,7 +43,7 @@ def _settings_field(dataclass: type) -> str:
 
 def _fold_settings(dataclass: type, given: dict[str, Any]) -> dict[str, Any]:
     """--set and the task options that have flags of their own become one dictionary."""
-    settings = parse_set(given.pop("set_", None), scale=given.pop("scale", None), estimate=given.pop("estimate", None))
+    settings = parse_set(given.pop("set_", None), **{name: given.pop(name, None) for name in FLAGS})
     return {**given, _settings_field(dataclass): settings} if settings else given
 
 
@@ -53,7 +53,7 @@ def _parameters(dataclass: type) -> Iterator[inspect.Parameter]:
         name = "set_" if f.default_factory is dict else f.name
         option = Annotated[_typed_as(f, hints[f.name]) | None, _option(f)]  # type: ignore[valid-type]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-    for name, annotation in (("scale", Scale), ("estimate", Estimate)):
+    for name, annotation in FLAGS.items():
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from codi_hub.catalog import Catalog
-from codi_hub.cli.common import Estimate, Json, Quiet, Scale, Set, parse_set
+from codi_hub.cli.common import Estimate, Json, Mask, Quiet, Scale, Set, parse_set
 from codi_hub.cli.output import Output, details
 
 app = typer.Typer(help="Registers, lists, shows and removes tasks.", no_args_is_help=True)
@@ -22,12 +22,17 @@ def add(
     set_: Set = None,
     scale: Scale = None,
     estimate: Estimate = None,
+    mask: Mask = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Training data kept with the task, as in `codi distill --data`")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Registers a task: a built-in one, or a variant of one with its own options."""
     with Catalog.open() as catalog:
-        _, created = catalog.add_task(name, like, parse_set(set_, scale=scale, estimate=estimate))
+        settings = parse_set(set_, scale=scale, estimate=estimate, mask=mask, data=data)
+        _, created = catalog.add_task(name, like, settings)
         document = catalog.task(name)
     verb = "Registered" if created else "Already registered:"
     Output(json, quiet).result(document, f"{verb} task {name}. Train its adapter with `codi distill {name}`.", name)

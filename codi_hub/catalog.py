@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow, BaseRow, Problem, Registry
     from codi_hub.tasks import Task
 
+PROBED_SIZE = 64  # px, of the one pair that is made to see whether data can be used
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -135,8 +136,14 @@ class Catalog:
         return DistillOptions(**{**self.load_task(name).distill, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
-        """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`."""
+        """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`.
+
+        Raises:
+            UsageError, Conflict: a name, a template or options that cannot be.
+            NotFound, InvalidInput: training data (the option `data`) that the task cannot use.
+        """
         from codi_hub import tasks
+        from codi_hub.data.sources import open_source
 
         builtin = tasks.builtin()
         if like is None and name not in builtin:
@@ -150,6 +157,8 @@ class Catalog:
             parent = self.task(like)
             like, options = parent["like"], {**parent["options"], **options}
         task = tasks.load(like, options)
+        if task.options.data:
+            open_source(task.options.data, task, size=PROBED_SIZE)
         return self.registry.add_task(name, like, task.options.model_dump(mode="json", include=set(options)))
 
     def remove_task(self, name: str) -> None:

@@ -301,4 +301,5 @@ def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) 
     """Everything that decides what an output looks like, beside the input itself: a resumed run compares it."""
     names = ("prompt", "seed", "renoise", "dtype", "ext", "suffix")
     chosen = {name: getattr(options, name) for name in names}
-    return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": task.options.model_dump(mode="json")}
+    settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
+    return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

@@ -114,8 +114,8 @@ class DistillOptions(_Checked):
 
     data: str | None = _opt(
         None,
-        "leaves, scenes, a folder of images, a folder of pairs with metadata.jsonl, a .parquet file or a hub id "
-        "(default: what the task makes on the fly)",
+        "leaves, scenes, a folder of images, a folder of pairs (condition/ and target/, or metadata.jsonl), a .parquet "
+        "file or a hub id (default: the task's own)",
         panel="Data",
     )
     count: int | None = _opt(

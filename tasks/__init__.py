@@ -14,7 +14,15 @@ __all__ = ["Pair", "Prepared", "Task", "builtin", "load"]
 
 GROUP = "codi_hub.tasks"
 # What this package brings, for when it runs from a checkout that is not installed and has no entry points.
-_OWN = {"superres": "codi_hub.tasks.superres:SuperRes", "depth": "codi_hub.tasks.depth:Depth"}
+_OWN = {
+    "canny": "codi_hub.tasks.canny:Canny",
+    "colorize": "codi_hub.tasks.colorize:Colorize",
+    "deblur": "codi_hub.tasks.deblur:Deblur",
+    "depth": "codi_hub.tasks.depth:Depth",
+    "inpaint": "codi_hub.tasks.inpaint:Inpaint",
+    "pairs": "codi_hub.tasks.pairs:Pairs",
+    "superres": "codi_hub.tasks.superres:SuperRes",
+}
 
 
 def builtin() -> dict[str, type[Task]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FilePath, ValidationError
 
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.filters import to_uint8
@@ -17,6 +18,16 @@ from codi_hub.tasks.filters import to_uint8
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}
 )
+
+
+def _located(source: str) -> str:
+    """A path that exists as an absolute one, since a stored option outlives the working directory."""
+    path = Path(source).expanduser()
+    return os.path.abspath(path) if path.exists() else source
+
+
+Located = Annotated[str, AfterValidator(_located)]  # a path, or something else such as a hub id
+ExistingFile = Annotated[FilePath, AfterValidator(Path.absolute)]
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,14 @@ class Prepared:
     Attributes:
         condition: float32 (H, W, condition_channels) in [0, 1], of the output's size.
         size: (width, height) of the output.
-        keep: what `finish` needs of the input.
+        keep: what `finish` needs of the input beside the condition.
+        opaque: the input's alpha channel was used up; otherwise the output gets it.
     """
 
     condition: np.ndarray
     size: tuple[int, int]
     keep: dict[str, Any] = field(default_factory=dict)
+    opaque: bool = False
 
 
 class Task:
@@ -52,8 +65,10 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     condition_channels: ClassVar[int] = 3
-    data: ClassVar[Literal["leaves", "scenes"]]  # what its training pairs are made of unless told otherwise
+    data: ClassVar[str | None]  # pictures made on the fly that it trains on unless told otherwise; None: it cannot
     uses_prompt: ClassVar[bool] = False
+    reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
+    lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
     temperature: ClassVar[float] = 1.0  # scale of the noise that sampling starts from, unless told otherwise
@@ -62,7 +77,10 @@ class Task:
     class Options(BaseModel):
         """What `--set` and `codi task add` may set."""
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+        data: Located | None = None
+        """Training data of its own, as in `codi distill --data`."""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         """Raises UsageError, on one line, for an option that does not exist or a value it cannot have."""
@@ -71,12 +89,28 @@ class Task:
         except ValidationError as error:
             raise UsageError(f"task {self.name}: {_one_line(error, self.Options)}") from None
 
+    @property
+    def training_data(self) -> str:
+        """What it trains on unless told otherwise, as `codi_hub.data.open_source` takes it. Raises UsageError."""
+        data = self.options.data or self.data
+        if data is None:
+            raise UsageError(
+                f"task {self.name} has no data of its own: name some with --data, or keep it with a task, "
+                f"`codi task add NAME --like {self.name} --data FOLDER`"
+            )
+        return data
+
+    @property
+    def whole_pictures(self) -> bool:
+        """Whether it trains on whole pictures made smaller, rather than on pieces at full resolution."""
+        return self.uses_prompt
+
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """A training pair from an example of `codi_hub.data`. Raises InvalidInput if the example lacks what it needs.
 
         Args:
             example: `image` uint8 (H, W, 3) and, where the source has them, `depth` float32 (H, W), `caption`,
-                `condition` uint8 (H, W, C), `edited` uint8 (H, W, 3), `edit_prompt`.
+                `condition` uint8 (H, W, 3), `edited` uint8 (H, W, 3), `edit_prompt`.
             rng: the only source of randomness.
         """
         raise TypeError(f"task {self.name} does not say how a training pair is made")
@@ -84,7 +118,10 @@ class Task:
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """The condition of an input. `path` is where the input came from, for tasks with files beside it."""
+        """The condition of an input: an image, or an array as `load` returned it.
+
+        `path` is where the input came from, for tasks with files beside it.
+        """
         raise TypeError(f"task {self.name} does not say how an input is prepared")
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
@@ -94,6 +131,10 @@ class Task:
     def is_sidecar(self, path: Path) -> bool:
         """Whether the file belongs to another input, and is none itself."""
         return False
+
+    def companions(self, path: Path) -> Sequence[Path]:
+        """The other files that decide what becomes of the input at `path`: where one changes, it is made again."""
+        return ()
 
     def load(self, path: Path) -> Image.Image | np.ndarray:
         """The input at `path`: an image as stored, or an array that `prepare` knows what to do with."""
@@ -134,5 +175,7 @@ def _one_line(error: ValidationError, options: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"no option {name!r}; it has {', '.join(options.model_fields) or 'none'}"
-    message = problem["msg"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:  # of a check that concerns several options
+        return message
     return f"option {name!r}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"

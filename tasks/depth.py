@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import ConfigDict
 
 from codi_hub.errors import InvalidInput, NotFound
 from codi_hub.evaluate.metrics import structure_agreement
@@ -37,8 +36,6 @@ class Depth(Task):
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
 
     class Options(Task.Options):
-        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
         invert: bool = False
         """The maps hold distances: far is bright."""
         estimate: str | None = None

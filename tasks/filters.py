@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+SWEEPS = 12  # of Jacobi's method at full resolution; twice as many at each half of it
 _BLOCK = 128  # rows smoothed by one matrix product
 
 
@@ -71,3 +72,63 @@ def _smooth_rows(image: np.ndarray, sigma: float) -> np.ndarray:
     flat = padded.reshape(len(padded), -1)
     blocks = [band @ flat[top : top + rows + 2 * r] for top in range(0, height, rows)]
     return np.concatenate(blocks)[:height].reshape(image.shape)
+
+
+def harmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The image with its hole filled by the smoothest function that meets what surrounds it: laplace(u) = 0.
+
+    Solved from coarse to fine, each level starting from the one below and smoothed by Jacobi's method (cascadic
+    multigrid: Bornemann and Deuflhard, 1996). At the picture's own border u is free. 512 x 512 takes about 0.3 s.
+
+    Args:
+        image: float32 (H, W, C); what it holds in the hole does not matter.
+        hole: bool (H, W).
+
+    Returns:
+        float32 (H, W, C), equal to `image` outside the hole; 0 where nothing at all is known.
+    """
+    filled = np.where(hole[..., None], np.float32(0), image)
+    if not hole.any() or hole.all():
+        return filled
+    box = _around(hole)
+    filled[box] = _relaxed(filled[box], hole[box], SWEEPS)
+    return filled
+
+
+def _around(hole: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box with the hole and a pixel around it."""
+    spans = [np.flatnonzero(hole.any(axis)) for axis in (1, 0)]
+    rows, columns = (slice(max(0, int(span[0]) - 1), int(span[-1]) + 2) for span in spans)
+    return rows, columns
+
+
+def _relaxed(image: np.ndarray, hole: np.ndarray, sweeps: int) -> np.ndarray:
+    inside = hole[..., None]
+    if max(hole.shape) > 1:
+        coarse, unknown = _halved(image, hole)
+        if unknown.any():
+            coarse = _relaxed(coarse, unknown, 2 * sweeps)
+        guess = resize(coarse, (hole.shape[1], hole.shape[0]), Image.Resampling.BILINEAR)
+        image = np.where(inside, guess, image)
+    framed = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
+    middle, around = framed[1:-1, 1:-1], np.empty_like(image)
+    for _ in range(sweeps):
+        np.add(framed[:-2, 1:-1], framed[2:, 1:-1], out=around)
+        around += framed[1:-1, :-2]
+        around += framed[1:-1, 2:]
+        around *= 0.25
+        np.copyto(middle, around, where=inside)
+        framed[0], framed[-1] = framed[1], framed[-2]
+        framed[:, 0], framed[:, -1] = framed[:, 1], framed[:, -2]
+    return middle
+
+
+def _halved(image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of what is known in cells of 2 x 2, and the cells where nothing is."""
+    height, width = (side + side % 2 for side in hole.shape)
+    grow = ((0, height - hole.shape[0]), (0, width - hole.shape[1]))
+    weight = np.pad(~hole, grow)[..., None].astype(np.float32)
+    cells = (height // 2, 2, width // 2, 2)
+    total = (np.pad(image, (*grow, (0, 0))) * weight).reshape(*cells, -1).sum((1, 3))
+    known = weight.reshape(*cells, 1).sum((1, 3))
+    return total / np.maximum(known, 1), known[..., 0] == 0

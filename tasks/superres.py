@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.metrics import psnr
@@ -30,8 +30,6 @@ class SuperRes(Task):
     distill: ClassVar[dict[str, Any]] = {"size": 96, "count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):
-        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
         scale: Literal[2, 4] = 4
         """How many times larger the output is."""
         preset: Literal["light", "full"] = "light"

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class Picture:
     image: Image.Image | np.ndarray
     alpha: Image.Image | None = None
     icc: bytes | None = None
+
+    def with_alpha(self) -> Image.Image | np.ndarray:
+        """`image`, as RGBA where there is an alpha channel."""
+        if self.alpha is None or not isinstance(self.image, Image.Image):
+            return self.image
+        return Image.merge("RGBA", (*self.image.split(), self.alpha))
 
 
 def text(path: Path) -> str:
@@ -76,6 +83,20 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
         raise InvalidInput(f"the file cannot be read: {exc.strerror}") from exc
+
+
+def input_hash(path: Path, companions: Sequence[Path] = ()) -> str:
+    """sha256 of a file, or where others belong to it, of its and their sha256. Raises InvalidInput, see `file_hash`."""
+    own = file_hash(path)
+    if not companions:
+        return own
+    digests = [own]
+    for companion in companions:
+        try:
+            digests.append(file_hash(companion))
+        except InvalidInput as exc:
+            raise InvalidInput(f"{shown(companion)}: {exc}") from exc
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -22,6 +22,8 @@ class Planned(Protocol):
     def name(self) -> str: ...
     @property
     def input_extensions(self) -> frozenset[str]: ...
+    @property
+    def lossless(self) -> bool: ...
     def is_sidecar(self, path: Path) -> bool: ...
 
 
@@ -68,8 +70,8 @@ def plan(
     Folders are mirrored under `out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to `FOLDER_NAME/`
     beside it and a file's to `STEM_NAME/`, NAME being `name` (the task as registered) or else the template's own. One
     file with an `out` that ends in an image extension is written to exactly that. `ext` auto keeps png and jpg and
-    makes everything else png; an image with alpha becomes png even where jpg was asked for. Hidden files, sidecars and
-    output folders are never items.
+    makes everything else png, and for a lossless task jpg too; an image with alpha becomes png even where jpg was asked
+    for. Hidden files, sidecars and output folders are never items.
 
     Raises NotFound for an input that is not there, UsageError for options that mean nothing, for outputs that would
     fall on each other or on an input, and where there is no image at all.
@@ -77,12 +79,13 @@ def plan(
     _check_options(suffix, ext)
     roots = [_root(Path(path), out, name or task.name, alone=len(inputs) == 1) for path in inputs]
     _check_roots(roots)
+    wanted = "png" if ext == "auto" and task.lossless else ext
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
     items = []
     for root in roots:
         for relative, error in _found(root, task, outs, recursive):
             source = root.path / relative if root.is_folder else root.path
-            output = root.out if root.exact else root.out / _output_name(relative, source, suffix, ext)
+            output = root.out if root.exact else root.out / _output_name(relative, source, suffix, wanted)
             items.append(Item(source, output, relative, item_seed(seed, relative), error))
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from codi_hub.batch.files import Picture, explain, file_hash, open_image, picture, save_image, text, with_alpha
+from codi_hub.batch.files import Picture, explain, input_hash, open_image, picture, save_image, text, with_alpha
 from codi_hub.batch.plan import Item
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.options import RunReport
@@ -36,14 +36,20 @@ class Prepared(Protocol):
 
     @property
     def condition(self) -> np.ndarray: ...
+    @property
+    def opaque(self) -> bool: ...
 
 
 class Runnable(Protocol):
     """The part of a task that a run needs. `load`, `prepare` and `finish` are called from several threads at once.
 
-    `load` returns an image, opened but as stored (it is made upright and RGB afterwards), or an array for `prepare`.
+    `load` returns an image, opened but as stored (it is made upright and RGB afterwards, RGBA for a task that
+    `reads_alpha`), or an array for `prepare`.
     """
 
+    @property
+    def reads_alpha(self) -> bool: ...
+    def companions(self, path: Path) -> Sequence[Path]: ...
     def load(self, path: Path) -> Image.Image | np.ndarray: ...
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
@@ -94,11 +100,11 @@ def run_folder(
     """Run every item and report on each, in the order planned.
 
     Items whose condition has the same shape are generated together, up to `batch` of them, in the order planned. If a
-    batch fails, its items are tried alone. An output that exists is skipped if `done(item, sha256 of the input)` says
-    that this very work was done, and made again if not; with `overwrite` it is always made again, and without `resume`
-    it is a failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status,
-    seed, error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from the
-    caller's thread.
+    batch fails, its items are tried alone. An output that exists is skipped if `done(item, input_hash)` says that this
+    very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
+    failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status, seed,
+    error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from the caller's
+    thread.
 
     Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
     """
@@ -213,22 +219,27 @@ class _Run:
                 self._row(index, "failed", error="the output exists already: use --overwrite or --resume")
             finished.update(there)
         elif done is not None:
-            for index, future in self._ahead(lambda i: file_hash(self.items[i].input), there, depth=4 * LOADERS):
+            for index, future in self._ahead(self._hash, there, depth=4 * LOADERS):
                 if future.exception() is None and done(self.items[index], future.result()):
                     self._row(index, "skipped")
                     finished.add(index)
         return (index for index in indices if index not in finished)
 
+    def _hash(self, index: int) -> str:
+        path = self.items[index].input
+        return input_hash(path, self.task.companions(path))
+
     def _load(self, index: int) -> _Loaded:
         item, began = self.items[index], time.perf_counter()
         if item.error is not None:
             raise InvalidInput(item.error)
-        digest = file_hash(item.input)
+        digest = self._hash(index)
         if item.input.suffix.lower() != ".npy":
             open_image(item.input).close()  # a task's own loader need not know what a hostile header can do
         loaded = self.task.load(item.input)
         shot = picture(loaded) if isinstance(loaded, Image.Image) else Picture(loaded)
-        prepared = self.task.prepare(shot.image, path=item.input, rng=np.random.default_rng(item.seed))
+        image = shot.with_alpha() if self.task.reads_alpha else shot.image
+        prepared = self.task.prepare(image, path=item.input, rng=np.random.default_rng(item.seed))
         return _Loaded(index, item, digest, shot, prepared, time.perf_counter() - began)
 
     def _compute(self, group: list[_Loaded]) -> bool:
@@ -268,7 +279,8 @@ class _Run:
         if not np.isfinite(output).all():
             raise InvalidInput("the output has values that are not numbers: try --dtype fp32")
         pixels = self.task.finish(output, loaded.prepared)
-        save_image(with_alpha(pixels, loaded.picture.alpha), loaded.item.output, loaded.picture.icc)
+        alpha = None if loaded.prepared.opaque else loaded.picture.alpha
+        save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.picture.icc)
         return time.perf_counter() - began
 
     def _collect(self, at_most: int) -> None:

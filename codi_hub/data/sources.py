@@ -37,6 +37,8 @@ COLUMNS = {
     "edit_prompt": ("edit_prompt", "instruction"),
 }
 PICTURES = ("image", "condition", "edited")
+# Two folders that make pairs, the condition's first.
+PAIRED = (("condition", "target"), ("input", "output"), ("A", "B"))
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-]+")
 _log = logging.getLogger("codi_hub.data")
 
@@ -52,10 +54,11 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
     """Opens training data for a task, and makes sure that the task can use it.
 
     Args:
-        spec: `leaves`, `scenes` or `scenes+leaves`, made on the fly; a folder of images, or of images with a
-            `metadata.jsonl` (see `COLUMNS`; `file_name` is the image); a `.parquet` file; a hub id.
-        task: a task that reads a prompt gets whole pictures, their shorter side made `size`, where others get a piece
-            at full resolution.
+        spec: `leaves`, `scenes` or `scenes+leaves`, made on the fly; a folder of images, of images with a
+            `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of two folders with pairs of the same names
+            (see `PAIRED`); a `.parquet` file; a hub id.
+        task: a task of `whole_pictures` gets those, their shorter side made `size`, where others get a piece at full
+            resolution.
         count: number of examples. More than there are pictures: again, cut elsewhere. Fewer: some, chosen by `seed`.
         size: side of an example, px. Smaller pictures are enlarged.
         seed: of everything random.
@@ -69,7 +72,7 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
         source: Source = Generated(tuple(made), count or DEFAULT_COUNT, size, seed)
     else:
         rows, columns = _rows(spec, task)
-        source = Table(spec, rows, columns, count, size, seed, whole=task.uses_prompt)
+        source = Table(spec, rows, columns, count, size, seed, whole=task.whole_pictures)
     task.make_pair(source[0], np.random.default_rng(seed))
     return source
 
@@ -153,8 +156,7 @@ class Table:
 def _rows(spec: str, task: Task) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
     path = Path(spec).expanduser()
     if path.is_dir():
-        metadata = path / "metadata.jsonl"
-        rows = _readable(path, _metadata(metadata) if metadata.is_file() else _listed(path, task))
+        rows = _readable(path, _given(path, task))
         return rows, _columns(spec, list(dict.fromkeys(name for row in rows for name in row)))
     if path.is_file():
         if path.suffix != ".parquet":
@@ -195,6 +197,33 @@ def _dataset(name: str, kind: str, **where: str) -> Any:
 
 
 # ---- folders
+
+
+def _given(folder: Path, task: Task) -> Iterator[Example]:
+    metadata = folder / "metadata.jsonl"
+    if metadata.is_file():
+        return _metadata(metadata)
+    for condition, target in PAIRED:
+        if (folder / condition).is_dir() and (folder / target).is_dir():
+            return _paired(folder / condition, folder / target, task)
+    return _listed(folder, task)
+
+
+def _paired(conditions: Path, targets: Path, task: Task) -> Iterator[Example]:
+    """Pictures of one name, but for the extension, in two folders; what is alone is counted in a warning."""
+    there = [
+        {Path(row["image"]).relative_to(folder).with_suffix(""): row["image"] for row in _listed(folder, task)}
+        for folder in (conditions, targets)
+    ]
+    alone = [path for one, other in (there, there[::-1]) for name, path in one.items() if name not in other]
+    if not set(there[0]) & set(there[1]):
+        first = f"the first alone: {alone[0]}" if alone else "both are empty"
+        raise InvalidInput(f"no picture in {conditions} has the name of one in {targets} ({first})")
+    if alone:
+        _log.warning("%s: skipped %d pictures without a partner, such as %s", conditions.parent, len(alone), alone[0])
+    for name, path in there[0].items():
+        if name in there[1]:
+            yield {"image": there[1][name], "condition": path}
 
 
 def _listed(folder: Path, task: Task) -> Iterator[Example]:

@@ -124,7 +124,7 @@ def _spec(job: Job, base: FrozenBase) -> PairsSpec:
 def _default_data(job: Job) -> str:
     from codi_hub import tasks
 
-    return tasks.load(job.like, job.task_options).data
+    return tasks.load(job.like, job.task_options).training_data
 
 
 def _announce(

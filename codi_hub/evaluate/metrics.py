@@ -104,6 +104,20 @@ def correlation(a: Array, b: Array) -> float:
     return float(x @ y) / scale if scale > 1e-12 else 0.0
 
 
+def hole_edge(image: Array, hole: Array) -> float | None:
+    """RMS difference between neighbouring pixels of which one lies in a hole, bool (H, W), and the other does not.
+
+    None for a hole without an edge.
+    """
+    values = as_float(image)
+    total, count = 0.0, 0
+    for axis in (0, 1):
+        across = np.diff(hole, axis=axis)
+        total += float((np.diff(values, axis=axis)[across] ** 2).sum())
+        count += int(across.sum()) * values.shape[2]
+    return math.sqrt(total / count) if count else None
+
+
 def structure_agreement(image: Array, depth: Array) -> float:
     """How far the edges of an image lie where those of a depth map lie: -1..1, 0 for unrelated ones.
 

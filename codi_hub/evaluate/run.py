@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from codi_hub.base import FrozenBase
+from codi_hub.distill.cache import split
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.depth import evaluate_depth, held_out_scenes
 from codi_hub.evaluate.pairs import held_out_scores
@@ -105,11 +106,16 @@ def _on_pairs(
     from codi_hub.data.sources import open_source
 
     size = base.unet.config.sample_size * base.factor
-    count = options.count or PAIRS
-    source = open_source(options.data or task.data, task, count=count, size=size, seed=HELD_OUT_SEED)
-    if not len(source):
-        raise InvalidInput(f"{options.data}: no pair to measure on")
-    pairs = [task.make_pair(source[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(len(source))]
+    data = options.data or task.training_data
+    if task.options.data and not options.data:  # given pictures: the ones that `codi distill` leaves out
+        source = open_source(data, task, size=size, seed=HELD_OUT_SEED)
+        indices = split(len(source))[1][: options.count]
+    else:
+        source = open_source(data, task, count=options.count or PAIRS, size=size, seed=HELD_OUT_SEED)
+        indices = range(len(source))
+    if not indices:
+        raise InvalidInput(f"{data}: no pair to measure on")
+    pairs = [task.make_pair(source[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in indices]
     scores, made = held_out_scores(task, pairs, generate, steps=options.steps, seed=options.seed)
     on_progress(len(pairs), len(pairs))
     names = {count: f"{count} step{'s' * (count != 1)}" for count in options.steps}
@@ -119,7 +125,7 @@ def _on_pairs(
     for k, pair in enumerate(pairs[:8]):
         outputs = {names[count]: made[count][k] for count in options.steps}
         pictures[f"pair {k}"] = {"condition": pair.condition, **outputs, "target": pair.target}
-    return Measured(len(pairs), table, {"rows": table.rows, "data": options.data or task.data}, pictures)
+    return Measured(len(pairs), table, {"rows": table.rows, "data": data}, pictures)
 
 
 MEASURES: dict[str, Callable[..., Measured]] = {"superres": _superres, "depth": _depth}

@@ -14,16 +14,21 @@ class Doubled:
     condition: np.ndarray
     size: tuple[int, int]
     keep: dict[str, Any]
+    opaque: bool = False
 
 
 class Double:
     """x2 by nearest neighbour; NAME.mask.png is a sidecar; .npy holds an array."""
 
     name = "double"
+    reads_alpha = lossless = False
     input_extensions = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".npy"})
 
     def is_sidecar(self, path: Path) -> bool:
         return path.name.endswith(".mask.png")
+
+    def companions(self, path: Path) -> list[Path]:
+        return []
 
     def load(self, path: Path) -> Image.Image | np.ndarray:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else Image.open(path)

@@ -12,7 +12,7 @@ from codi_hub.tasks.base import Task
 
 
 def grey_or_rgb(conditions: list[np.ndarray], prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
-    return [condition[..., [0, 0, 0]] if condition.shape[2] == 1 else condition for condition in conditions]
+    return [condition[..., [0, 0, 0]] if condition.shape[2] == 1 else condition[..., :3] for condition in conditions]
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -55,6 +55,71 @@ def test_depth_reads_16_bits_and_arrays_alike(tmp_path):
     assert one[0, -1, 0] == 255
 
 
+def test_inpainting_a_folder_keeps_what_is_known_bit_for_bit(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    hole = Image.new("L", (40, 24))
+    hole.paste(255, (5, 5, 20, 15))
+    picture = photograph(40, 24)
+    picture.save(folder / "a.jpg", quality=80)
+    hole.save(folder / "a.mask.png")
+    transparent = picture.convert("RGBA")
+    transparent.putalpha(hole.point(lambda level: 255 - level))
+    transparent.save(folder / "b.png")
+    half = picture.convert("RGBA")
+    half.putalpha(100)
+    half.save(folder / "c.webp", lossless=True)
+    hole.save(folder / "c.mask.png")
+    picture.save(folder / "none.png")
+    rows = run(folder, tasks.load("inpaint"))
+    assert {name: status for name, (status, _) in rows.items()} == {
+        "a.jpg": "ok", "b.png": "ok", "c.webp": "ok", "none.png": "failed"
+    }  # fmt: skip
+    assert rows["none.png"][1].startswith("no hole to fill: paint one white in none.mask.png beside it")
+    known = np.asarray(hole) == 0
+    for name, mode in (("a.jpg", "RGB"), ("b.png", "RGB"), ("c.webp", "RGBA")):
+        with Image.open(folder / name) as before, Image.open((tmp_path / "out" / name).with_suffix(".png")) as after:
+            assert after.mode == mode
+            pair = [np.asarray(image.convert("RGB")) for image in (before, after)]
+        assert np.array_equal(pair[0][known], pair[1][known])
+        assert (pair[0][~known] != pair[1][~known]).any()
+    with Image.open(tmp_path / "out" / "c.png") as after:
+        assert set(np.asarray(after)[..., 3].ravel()) == {100}
+
+
+def test_another_mask_is_another_input(tmp_path):
+    folder, done, task = tmp_path / "in", {}, tasks.load("inpaint")
+    folder.mkdir()
+    photograph(16, 16).save(folder / "a.png")
+
+    def statuses(task: Task) -> list[str]:
+        report = run_folder(
+            plan([folder], tmp_path / "out", task), task, grey_or_rgb, name="inpaint", adapter="inpaint:1", steps=1,
+            done=lambda item, digest: done.get(item.output) == digest,
+            record=lambda row: done.update({Path(row["output"]): row["input_hash"]}),
+        )  # fmt: skip
+        return [row["status"] for row in report.items]
+
+    Image.new("L", (16, 16), 255).save(folder / "a.mask.png")
+    assert (statuses(task), statuses(task)) == (["ok"], ["skipped"])
+    Image.linear_gradient("L").resize((16, 16)).save(folder / "a.mask.png")
+    assert (statuses(task), statuses(task)) == (["ok"], ["skipped"])
+    given = tasks.load("inpaint", {"mask": folder / "a.mask.png"})
+    assert statuses(given) == ["skipped"]  # the same files
+    (folder / "a.mask.png").rename(tmp_path / "m.png")
+    Image.new("L", (16, 16), 200).save(tmp_path / "m.png")
+    assert statuses(tasks.load("inpaint", {"mask": tmp_path / "m.png"})) == ["ok"]
+
+
+def test_outputs_that_must_be_exact_are_png_unless_asked(tmp_path):
+    for name in ("a.jpg", "b.png"):
+        photograph(8, 8).save(tmp_path / name)
+    task = tasks.load("inpaint")
+    assert [item.output.name for item in plan([tmp_path], None, task)] == ["a.png", "b.png"]
+    assert [item.output.name for item in plan([tmp_path], None, task, ext="jpg")] == ["a.jpg", "b.jpg"]
+    assert [item.output.name for item in plan([tmp_path], None, tasks.load("deblur"))] == ["a.jpg", "b.png"]
+
+
 @pytest.mark.parametrize("name", sorted(tasks.builtin()))
 def test_odd_files_leave_the_rest_unharmed(tmp_path, name):
     folder = tmp_path / "in"
@@ -68,6 +133,10 @@ def test_odd_files_leave_the_rest_unharmed(tmp_path, name):
     photograph(16, 16).save(folder / "tga.tga")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:60])
     (folder / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00\xff\xff{")
+    if name == "inpaint":
+        sizes = {"dot": (1, 1), "thread": (1, 300), "sixteen": (8, 8)}
+        for path in [*folder.glob("*.*")]:
+            Image.new("L", sizes.get(path.stem, (16, 16)), 255).save(path.with_suffix(".mask.png"))
     rows = run(folder, tasks.load(name, {}))
     bad = {name for name, (status, _) in rows.items() if status == "failed"}
     assert bad - {"bad.npy"} == {"cut.png"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
-from codi_hub import Catalog
+from codi_hub import Catalog, tasks
 
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
 
@@ -78,7 +79,7 @@ def test_an_empty_list_says_what_to_do(codi):
 def test_unknown_names_are_not_found(codi):
     answer = codi("list", "nosuch")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err.startswith("Error: no task 'nosuch'; there are depth, superres")
+    assert answer.err.startswith("Error: no task 'nosuch'; there are canny, ")
     answer = codi("list", "--base", "nosuch")
     assert answer.code == 1
     assert answer.err.startswith("Error: ")
@@ -132,7 +133,7 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["add", "mine"], 2, "say which task 'mine' is like: --like depth|superres"),
+        (["add", "mine"], 2, f"say which task 'mine' is like: --like {'|'.join(sorted(tasks.builtin()))}"),
         (
             ["add", "depth", "--like", "superres"],
             1,
@@ -200,3 +201,47 @@ def test_doctor_checks_each_part_and_fails_as_a_whole(codi, monkeypatch):
     answer = codi("doctor")
     assert answer.code == 1
     assert "FAILED" in answer.out
+
+
+def test_data_is_kept_with_a_task_and_checked_when_it_is_added(codi, tmp_path, monkeypatch):
+    for name, grey in (("condition", 50), ("target", 200)):
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+        for k in range(3):
+            Image.new("RGB", (40, 30), (grey, grey, 10 * k)).save(tmp_path / "pairs" / name / f"{k}.png")
+    monkeypatch.chdir(tmp_path)
+    assert codi("task", "add", "mytask", "--like", "pairs", "--data", "./pairs").code == 0
+    entry = json.loads(codi("task", "show", "mytask", "--json").out)
+    assert (entry["like"], entry["options"]) == ("pairs", {"data": str(tmp_path / "pairs")})
+    monkeypatch.chdir("/")
+    with Catalog.open() as catalog:
+        assert catalog.load_task("mytask").training_data == str(tmp_path / "pairs")
+    assert codi("task", "add", "soft", "--like", "deblur", "--data", tmp_path / "pairs" / "target").code == 0
+
+
+@pytest.mark.parametrize(
+    ("like", "data", "line"),
+    [
+        ("pairs", "./gone", "no folder or file './gone': give a folder,"),
+        ("pairs", "empty", "no readable picture in "),
+        ("pairs", "photos", "task pairs needs data with 'condition'; this has image"),
+        ("depth", "photos", "task depth needs data with 'depth'; this has image"),
+        ("pairs", "alone", "no picture in "),
+    ],
+)
+def test_data_that_a_task_cannot_use_is_refused_when_it_is_added(like, data, line, codi, tmp_path, monkeypatch):
+    for folder in ("empty", "photos", "alone/input", "alone/output"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in ("photos/a.png", "alone/input/a.png", "alone/output/b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    answer = codi("task", "add", "mine", "--like", like, "--data", data)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith(f"Error: {line}")
+    assert answer.err.count("\n") == 1
+    assert codi("task", "show", "mine").code == 1
+
+
+def test_a_task_without_an_option_that_has_a_flag_says_so_in_one_line(codi):
+    answer = codi("task", "add", "mine", "--like", "deblur", "--mask", "m.png")
+    has = "data, blur, noise, correct, correct_sigma"
+    assert answer == (2, "", f"Error: task deblur: no option 'mask'; it has {has}\n")

@@ -65,6 +65,15 @@ def test_run_hands_over_inputs_and_what_was_typed(codi, hub):
     assert answer.out == "1 ok, 0 failed, 0 skipped in 1.2 s (superres:1, 4 steps) -> out\n"
 
 
+@pytest.mark.parametrize("flag", ["scale=2", "estimate=org/model", "mask=m.png"])
+def test_task_options_with_a_flag_of_their_own(codi, hub, flag):
+    name, _, value = flag.partition("=")
+    assert codi("run", "superres", "in", f"--{name}", value).code == 0
+    by_flag = hub.asked[2]
+    assert codi("run", "superres", "in", "--set", flag).code == 0
+    assert by_flag == hub.asked[2] == RunOptions(set={name: 2 if name == "scale" else value})
+
+
 def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
     document = json.loads(codi("run", "superres", "in", "--json").out)
     assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "items"]

@@ -241,3 +241,52 @@ def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(NotFound) as caught:
         open_source("owner/pictures", SUPERRES, size=16)
     assert str(caught.value) == "cannot open the dataset owner/pictures: cannot reach the hub"
+
+
+PAIRS = tasks.load("pairs")
+
+
+def two_folders(root: Path, names: tuple[str, str] = ("condition", "target")) -> Path:
+    for k, name in enumerate(names):
+        (root / name / "below").mkdir(parents=True)
+        for stem in ("0", "1", "below/2"):
+            picture(10 * k + int(stem[-1])).save(root / name / f"{stem}.{('png', 'bmp')[k]}")
+    return root
+
+
+@pytest.mark.parametrize("names", [("condition", "target"), ("input", "output"), ("A", "B")], ids="/".join)
+def test_two_folders_of_the_same_names_are_pairs(tmp_path: Path, names: tuple[str, str]) -> None:
+    source = open_source(str(two_folders(tmp_path, names)), PAIRS, size=40)
+    assert len(source) == 3
+    for k, example in enumerate(source):
+        images = [np.asarray(picture(10 * j + k)) for j in (0, 1)]
+        left = next(x for x in range(9) if np.array_equal(example["image"], images[1][:, x : x + 40]))
+        assert np.array_equal(example["condition"], images[0][:, left : left + 40])
+
+
+def test_pictures_without_a_partner_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_folders(tmp_path)
+    picture(5).save(tmp_path / "target" / "lonely.png")
+    with caplog.at_level(logging.WARNING, "codi_hub.data"):
+        assert len(open_source(str(tmp_path), PAIRS, size=16)) == 3
+    assert "skipped 1 pictures without a partner, such as" in caplog.text
+    assert "lonely.png" in caplog.text
+
+
+def test_two_folders_without_a_pair_name_the_first_that_is_alone(tmp_path: Path) -> None:
+    two_folders(tmp_path)
+    for path in (tmp_path / "target").rglob("*.bmp"):
+        path.rename(path.with_stem(path.stem + "_out"))
+    with pytest.raises(
+        InvalidInput, match=r"no picture in .*condition has the name of one in .*target .*condition/0.png"
+    ):
+        open_source(str(tmp_path), PAIRS, size=16)
+
+
+def test_pairs_train_on_whole_pictures_unless_told_to_crop(tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+        ramp(96, 64).save(tmp_path / name / "a.png")
+    assert np.ptp(open_source(str(tmp_path), PAIRS, size=32)[0]["image"][..., 1]) > 58
+    cropped = open_source(str(tmp_path), tasks.load("pairs", {"crop": True}), size=32)
+    assert np.ptp(cropped[0]["image"][..., 1]) == 31

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from codi_hub.evaluate.sheets import sheet
+from codi_hub.evaluate.sheets import GAP, sheet
 from codi_hub.evaluate.table import Figure, mean_table
 
 FIGURES = [
@@ -69,3 +69,14 @@ def test_long_labels_are_cut_to_the_sheet() -> None:
 def test_an_empty_sheet_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         sheet([[None]])
+
+
+def test_a_condition_of_four_channels_is_shown_by_its_first_three() -> None:
+    condition = np.zeros((10, 10, 4), np.uint8)
+    condition[..., 0] = 200
+    condition[:5, :, :3] = 128
+    condition[:5, :, 3] = 255
+    for image in (condition, condition.astype(np.float32) / 255):
+        pixels = np.asarray(sheet([[image]], width=10))
+        assert (pixels[GAP : GAP + 5, GAP : GAP + 10] == 128).all()
+        assert (pixels[GAP + 5 : GAP + 10, GAP : GAP + 10] == (200, 0, 0)).all()

@@ -1,0 +1,35 @@
+"""The harmonic filling."""
+
+import numpy as np
+import pytest
+
+from codi_hub.tasks.filters import harmonic
+from codi_hub.tasks.masks import hole
+
+
+def test_a_harmonic_picture_is_found_again_in_the_hole() -> None:
+    y, x = np.mgrid[:150, :130] / 150
+    u = np.stack([x * x - y * y, x * y, 0.3 + x], -1).astype(np.float32)
+    covered = np.zeros(u.shape[:2], bool)
+    covered[20:130, 15:100] = True
+    broken = np.where(covered[..., None], np.float32(9), u)
+    filled = harmonic(broken, covered)
+    assert np.abs(filled - u).max() < 0.02
+    assert np.array_equal(filled[~covered], u[~covered])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (37, 64)])
+@pytest.mark.parametrize("kind", ["brush", "boxes", "half"])
+def test_what_surrounds_a_hole_in_one_value_fills_it_with_that(size: tuple[int, int], kind: str) -> None:
+    covered = hole(np.random.default_rng(1), *size, kind, 0.4)
+    filled = harmonic(np.where(covered[..., None], np.float32(5), np.float32(0.7)), covered)
+    assert np.allclose(filled, 0 if covered.all() else 0.7, atol=1e-5)
+
+
+def test_nothing_is_beyond_what_surrounds_it_and_no_hole_changes_nothing() -> None:
+    image = np.random.default_rng(0).uniform(0, 1, (40, 40, 2)).astype(np.float32)
+    covered = hole(np.random.default_rng(2), 40, 40, "brush", 0.5)
+    filled = harmonic(image, covered)
+    assert filled[covered].min() >= image[~covered].min()
+    assert filled[covered].max() <= image[~covered].max()
+    assert np.array_equal(harmonic(image, np.zeros((40, 40), bool)), image)

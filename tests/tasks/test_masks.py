@@ -1,0 +1,51 @@
+"""Holes: their share, their kinds, and that they come from the generator alone."""
+
+import numpy as np
+import pytest
+
+from codi_hub.tasks.masks import ODDS, grown, hole, random_hole
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 160)])
+def test_training_holes_are_5_to_60_percent_and_differ(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    shares = [random_hole(rng, *size).mean() for _ in range(200)]
+    assert min(shares) > 0.04
+    assert max(shares) < 0.6
+    assert np.std(shares) > 0.1
+
+
+@pytest.mark.parametrize("kind", ODDS)
+def test_a_hole_has_the_share_that_was_asked_for_and_is_the_same_again(kind: str) -> None:
+    made = [hole(np.random.default_rng(seed), 96, 128, kind, 0.25) for seed in range(20)]
+    assert all(0.24 <= one.mean() < 0.36 for one in made)
+    assert np.array_equal(made[3], hole(np.random.default_rng(3), 96, 128, kind, 0.25))
+    assert len({one.tobytes() for one in made}) > (1 if kind == "half" else 15)
+    assert all(one.dtype == bool and one.shape == (96, 128) for one in made)
+
+
+@pytest.mark.parametrize("kind", ODDS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3)])
+def test_the_smallest_pictures_have_holes_too(kind: str, size: tuple[int, int]) -> None:
+    assert all(hole(np.random.default_rng(seed), *size, kind, 0.3).any() for seed in range(10))
+
+
+def test_half_pictures_are_of_all_four_sides() -> None:
+    made = [hole(np.random.default_rng(seed), 8, 8, "half", 0.5) for seed in range(40)]
+    assert {tuple(one[corner] for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1))) for one in made} == {
+        (True, True, False, False),
+        (False, False, True, True),
+        (True, False, True, False),
+        (False, True, False, True),
+    }
+
+
+def test_growing() -> None:
+    dot = np.zeros((9, 11), bool)
+    dot[4, 1] = True
+    larger = np.zeros_like(dot)
+    larger[2:7, :4] = True
+    assert np.array_equal(grown(dot, 2), larger)
+    assert np.array_equal(grown(dot, 0), dot)
+    assert grown(dot, 100).all()
+    assert not grown(np.zeros((3, 3), bool), 5).any()
