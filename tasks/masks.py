@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHARES = (0.05, 0.5)  # of the picture; the last stroke or box may add a little
+LEAST = 0.01  # of the picture, in a stroke or box
 ODDS = {"brush": 0.5, "boxes": 0.3, "half": 0.2}
 
 
@@ -31,7 +32,8 @@ def hole(rng: np.random.Generator, height: int, width: int, kind: str, share: fl
     draw = ImageDraw.Draw(canvas)
     covered = np.zeros((height, width), bool)
     while covered.mean() < share:
-        (_stroke if kind == "brush" else _box)(rng, draw, height, width, share - float(covered.mean()))
+        missing = max(LEAST, share - float(covered.mean()))
+        (_stroke if kind == "brush" else _box)(rng, draw, height, width, missing)
         covered = np.array(canvas)
     return covered
 

@@ -11,6 +11,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import split
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.depth import evaluate_depth, held_out_scenes
+from codi_hub.evaluate.inpaint import evaluate_inpaint
 from codi_hub.evaluate.pairs import held_out_scores
 from codi_hub.evaluate.photographs import photographs
 from codi_hub.evaluate.sheets import sheet
@@ -65,6 +66,22 @@ def _superres(
         steps=options.steps,
         seed=options.seed,
         autoencode=autoencode,
+        on_progress=on_progress,
+    )
+    return Measured(len(photos), report.table, report.as_dict(), report.pictures)
+
+
+def _inpaint(
+    task: Task, base: FrozenBase, generate: Generate, options: EvalOptions, on_progress: OnProgress
+) -> Measured:
+    photos = photographs(options.data, options.count)
+    report = evaluate_inpaint(
+        task,
+        photos,
+        generate,
+        steps=options.steps,
+        seed=options.seed,
+        autoencode=lambda images: [round_trip(base, image) for image in images],
         on_progress=on_progress,
     )
     return Measured(len(photos), report.table, report.as_dict(), report.pictures)
@@ -128,4 +145,4 @@ def _on_pairs(
     return Measured(len(pairs), table, {"rows": table.rows, "data": data}, pictures)
 
 
-MEASURES: dict[str, Callable[..., Measured]] = {"superres": _superres, "depth": _depth}
+MEASURES: dict[str, Callable[..., Measured]] = {"superres": _superres, "inpaint": _inpaint, "depth": _depth}

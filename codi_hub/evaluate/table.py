@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-DECIMALS = {"psnr": 2, "ssim": 4, "gmsd": 4, "seconds": 3}
-HEADS = {"psnr": "PSNR dB", "ssim": "SSIM", "gmsd": "GMSD", "seconds": "s/image"}
+DECIMALS = {"psnr": 2, "hole_psnr": 2, "ssim": 4, "gmsd": 4, "seconds": 3}
+HEADS = {"psnr": "PSNR dB", "hole_psnr": "hole dB", "ssim": "SSIM", "gmsd": "GMSD", "seconds": "s/image"}
 
 
 @dataclass(frozen=True)

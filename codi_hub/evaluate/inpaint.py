@@ -1,0 +1,135 @@
+"""Inpainting against a smooth filling, on photographs with known holes."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from codi_hub.evaluate.metrics import as_float, gmsd, hole_edge, psnr
+from codi_hub.evaluate.photographs import Photograph
+from codi_hub.evaluate.superres import Generate
+from codi_hub.evaluate.table import Figure, Table, mean_table
+
+BASELINE = "smooth fill"
+KINDS = ("boxes", "brush")
+SHARE = 0.25  # of the picture that a hole takes, about
+
+
+class InpaintTask(Protocol):
+    """What this evaluation asks of a task; `codi_hub.tasks.inpaint.Inpaint` is one."""
+
+    def prepare(self, image: np.ndarray) -> Any: ...
+
+    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class InpaintReport:
+    """Figures per method, photograph and hole, their means, and pictures to look at.
+
+    Attributes:
+        table: means, one row per method: `hole_psnr` within the hole alone, `psnr` and `gmsd` of the whole picture, and
+            `seam`, the step across the hole's edge relative to the original's (1: as there; more: it shows).
+        figures: what the means are made of; `image` is "name kind".
+        pictures: per photograph and hole: method name -> uint8 HWC, beginning with "input", ending with "original".
+    """
+
+    seed: int
+    table: Table
+    figures: list[Figure]
+    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, **self.table.as_dict(), "figures": [figure.as_dict() for figure in self.figures]}
+
+
+def seeded_hole(photo: Photograph, kind: str, seed: int) -> np.ndarray:
+    """The hole of a photograph, bool (H, W), by the seed, its kind and the photograph's name."""
+    from codi_hub.tasks.masks import hole
+
+    rng = np.random.default_rng([seed, *kind.encode(), *photo.name.encode()])
+    return hole(rng, *photo.image.shape[:2], kind, SHARE)
+
+
+def evaluate_inpaint(
+    task: InpaintTask,
+    photos: Sequence[Photograph],
+    generate: Generate,
+    *,
+    steps: Sequence[int] = (1, 2, 4, 8),
+    seed: int = 0,
+    autoencode: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> InpaintReport:
+    """Measures an inpainting adapter at several numbers of steps against the smoothest filling there is.
+
+    Args:
+        task: gives `prepare` and `finish`, so that what is measured is what `codi run` writes.
+        photos: each gets one hole of every kind in `KINDS`.
+        generate: the adapter.
+        steps: numbers of steps to compare.
+        seed: of the holes and of the sampling.
+        autoencode: encodes and decodes images, float32 HWC: what the latents allow at best.
+        on_progress: told (photographs done, all).
+    """
+    figures: list[Figure] = []
+    pictures: dict[str, dict[str, np.ndarray]] = {}
+    for done, photo in enumerate(photos):
+        holes = [seeded_hole(photo, kind, seed) for kind in KINDS]
+        outputs = _outputs(task, photo, holes, generate, steps, seed, autoencode)
+        for method, (images, seconds) in outputs.items():
+            for image, covered, kind in zip(images, holes, KINDS, strict=True):
+                figures.append(Figure(method, f"{photo.name} {kind}", _measured(image, photo.image, covered, seconds)))
+        for k, (covered, kind) in enumerate(zip(holes, KINDS, strict=True)):
+            shown = {method: images[k] for method, (images, _) in outputs.items()}
+            given = np.where(covered[..., None], np.uint8(128), photo.image)
+            pictures[f"{photo.name} {kind}"] = {"input": given, **shown, "original": photo.image}
+        if on_progress:
+            on_progress(done + 1, len(photos))
+    return InpaintReport(seed, mean_table(figures, against=BASELINE, deltas=("hole_psnr",)), figures, pictures)
+
+
+def _outputs(
+    task: InpaintTask,
+    photo: Photograph,
+    holes: list[np.ndarray],
+    generate: Generate,
+    steps: Sequence[int],
+    seed: int,
+    autoencode: Callable[[list[np.ndarray]], list[np.ndarray]] | None,
+) -> dict[str, tuple[list[np.ndarray], float | None]]:
+    """Per method, its images of one photograph (uint8 HWC, one per hole) and the seconds per image."""
+    from codi_hub.tasks.filters import harmonic, to_uint8
+
+    made: dict[str, tuple[list[np.ndarray], float | None]] = {}
+    truth = photo.image.astype(np.float32) / 255
+    made[BASELINE] = [to_uint8(harmonic(truth, covered)) for covered in holes], None
+    prepared = [task.prepare(np.dstack([photo.image, np.where(h, np.uint8(0), np.uint8(255))])) for h in holes]
+    if autoencode:
+        (round_trip,) = autoencode([truth])
+        made["autoencoder"] = [task.finish(round_trip, p) for p in prepared], None
+    seeds = [seed * 1_000_003 + k for k in range(len(holes))]
+    for count in steps:
+        begun = time.perf_counter()
+        outputs = generate([p.condition for p in prepared], [""] * len(holes), seeds, count)
+        seconds = (time.perf_counter() - begun) / len(holes)
+        finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
+        made[f"{count} step{'s' * (count != 1)}"] = finished, seconds
+    return made
+
+
+def _measured(
+    image: np.ndarray, reference: np.ndarray, covered: np.ndarray, seconds: float | None
+) -> dict[str, float | None]:
+    error = float(np.mean((as_float(image)[covered] - as_float(reference)[covered]) ** 2))
+    step, natural = hole_edge(image, covered), hole_edge(reference, covered)
+    return {
+        "hole_psnr": math.inf if error == 0 else -10 * math.log10(error),
+        "psnr": psnr(image, reference),
+        "gmsd": gmsd(image, reference),
+        "seam": step / natural if step is not None and natural else None,
+        "seconds": seconds,
+    }
