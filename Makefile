@@ -36,7 +36,7 @@ typing:
 	cd build/typing/codi_hub && ln -s ../../../codi_hub/* ../../../cli ../../../registry ../../../tasks .
 
 $(VENV)/.demo: $(PY) pyproject.toml constraints.txt
-	$(PIP_INSTALL) -e '.[demo]'
+	$(PIP_INSTALL) -e .
 	touch $@
 
 $(VENV)/.dev: $(PY) pyproject.toml constraints.txt

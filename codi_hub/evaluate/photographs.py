@@ -39,7 +39,7 @@ def photographs(data: str | Path | None = None, count: int | None = None) -> lis
         count: how many at most.
 
     Raises:
-        NotFound: the folder is not there, or scikit-image is not installed.
+        NotFound: the folder is not there.
         InvalidInput: a file is no readable image, or smaller than 64 px.
         UsageError: no image in the folder.
     """
@@ -47,13 +47,8 @@ def photographs(data: str | Path | None = None, count: int | None = None) -> lis
 
 
 def _bundled(count: int | None) -> list[Photograph]:
-    try:
-        from skimage import data
-    except ImportError as exc:
-        raise NotFound(
-            "the test photographs come with scikit-image, which is not installed: pip install 'codi-hub[demo]', "
-            "or name a folder of your own images with --data"
-        ) from exc
+    from skimage import data
+
     made = []
     for name in BUNDLED[:count]:
         if name == "motorcycle":

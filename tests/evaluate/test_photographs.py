@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ def write(path: Path, width: int, height: int) -> None:
 
 
 def test_the_photographs_of_scikit_image() -> None:
-    pytest.importorskip("skimage")
     photos = photographs()
     assert [photo.name for photo in photos] == list(BUNDLED)
     for photo in photos:
@@ -30,12 +28,6 @@ def test_the_photographs_of_scikit_image() -> None:
     assert (depth.min(), depth.max()) == (0, 1)
     assert depth[-40:].mean() > depth[:40].mean() + 0.2  # the floor before the motorcycle is nearer than the wall
     assert [photo.name for photo in photographs(count=2)] == list(BUNDLED[:2])
-
-
-def test_without_scikit_image_the_error_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(NotFound, match=r"pip install 'codi-hub\[demo\]'.*--data"):
-        photographs()
 
 
 def test_a_folder_is_read_in_order_and_cut(tmp_path: Path) -> None:
