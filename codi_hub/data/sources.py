@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from codi_hub.data.folders import Example, listed
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task
-
-Example = dict[str, Any]
 
 DEFAULT_COUNT = 4000  # of pictures made on the fly
 # What the columns of a table may be called, the first that is there being taken.
@@ -37,8 +35,6 @@ COLUMNS = {
     "edit_prompt": ("edit_prompt", "instruction"),
 }
 PICTURES = ("image", "condition", "edited")
-# Two folders that make pairs, the condition's first.
-PAIRED = (("condition", "target"), ("input", "output"), ("A", "B"))
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-]+")
 _log = logging.getLogger("codi_hub.data")
 
@@ -56,7 +52,7 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
     Args:
         spec: `leaves`, `scenes` or `scenes+leaves`, made on the fly; a folder of images, of images with a
             `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of two folders with pairs of the same names
-            (see `PAIRED`); a `.parquet` file; a hub id.
+            (see `folders.PAIRED`); a `.parquet` file; a hub id.
         task: a task of `whole_pictures` gets those, their shorter side made `size`, where others get a piece at full
             resolution.
         count: number of examples. More than there are pictures: again, cut elsewhere. Fewer: some, chosen by `seed`.
@@ -156,7 +152,8 @@ class Table:
 def _rows(spec: str, task: Task) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
     path = Path(spec).expanduser()
     if path.is_dir():
-        rows = _readable(path, _given(path, task))
+        metadata = path / "metadata.jsonl"
+        rows = _readable(path, _metadata(metadata) if metadata.is_file() else listed(path, task))
         return rows, _columns(spec, list(dict.fromkeys(name for row in rows for name in row)))
     if path.is_file():
         if path.suffix != ".parquet":
@@ -197,44 +194,6 @@ def _dataset(name: str, kind: str, **where: str) -> Any:
 
 
 # ---- folders
-
-
-def _given(folder: Path, task: Task) -> Iterator[Example]:
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        return _metadata(metadata)
-    for condition, target in PAIRED:
-        if (folder / condition).is_dir() and (folder / target).is_dir():
-            return _paired(folder / condition, folder / target, task)
-    return _listed(folder, task)
-
-
-def _paired(conditions: Path, targets: Path, task: Task) -> Iterator[Example]:
-    """Pictures of one name, but for the extension, in two folders; what is alone is counted in a warning."""
-    there = [
-        {Path(row["image"]).relative_to(folder).with_suffix(""): row["image"] for row in _listed(folder, task)}
-        for folder in (conditions, targets)
-    ]
-    alone = [path for one, other in (there, there[::-1]) for name, path in one.items() if name not in other]
-    if not set(there[0]) & set(there[1]):
-        first = f"the first alone: {alone[0]}" if alone else "both are empty"
-        raise InvalidInput(f"no picture in {conditions} has the name of one in {targets} ({first})")
-    if alone:
-        _log.warning("%s: skipped %d pictures without a partner, such as %s", conditions.parent, len(alone), alone[0])
-    for name, path in there[0].items():
-        if name in there[1]:
-            yield {"image": there[1][name], "condition": path}
-
-
-def _listed(folder: Path, task: Task) -> Iterator[Example]:
-    from codi_hub.tasks.base import IMAGES
-
-    for here, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(here, name)
-            if path.suffix.lower() in IMAGES and not name.startswith(".") and not task.is_sidecar(path):
-                yield {"image": str(path)}
 
 
 def _metadata(file: Path) -> Iterator[Example]:
