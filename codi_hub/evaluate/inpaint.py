@@ -51,7 +51,8 @@ def seeded_hole(photo: Photograph, kind: str, seed: int) -> np.ndarray:
     from codi_hub.tasks.masks import hole
 
     rng = np.random.default_rng([seed, *kind.encode(), *photo.name.encode()])
-    return hole(rng, *photo.image.shape[:2], kind, SHARE)
+    height, width = photo.image.shape[:2]
+    return hole(rng, height, width, kind, SHARE)
 
 
 def evaluate_inpaint(
