@@ -14,7 +14,11 @@ __all__ = ["Pair", "Prepared", "Task", "builtin", "load"]
 
 GROUP = "codi_hub.tasks"
 # What this package brings, for when it runs from a checkout that is not installed and has no entry points.
-_OWN = {"superres": "codi_hub.tasks.superres:SuperRes", "depth": "codi_hub.tasks.depth:Depth"}
+_OWN = {
+    "superres": "codi_hub.tasks.superres:SuperRes",
+    "depth": "codi_hub.tasks.depth:Depth",
+    "edit": "codi_hub.tasks.edit:Edit",
+}
 
 
 def builtin() -> dict[str, type[Task]]:

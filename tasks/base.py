@@ -52,8 +52,9 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     condition_channels: ClassVar[int] = 3
-    data: ClassVar[Literal["leaves", "scenes"]]  # what its training pairs are made of unless told otherwise
+    data: ClassVar[Literal["leaves", "scenes", "edits"]]  # what its training pairs are made of unless told otherwise
     uses_prompt: ClassVar[bool] = False
+    needs_prompt: ClassVar[bool] = False  # without one there is nothing to do
     input_extensions: ClassVar[frozenset[str]] = IMAGES
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
     temperature: ClassVar[float] = 1.0  # scale of the noise that sampling starts from, unless told otherwise

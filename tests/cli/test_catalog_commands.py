@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from codi_hub import Catalog
+from codi_hub import Catalog, tasks
 
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
 
@@ -78,7 +78,7 @@ def test_an_empty_list_says_what_to_do(codi):
 def test_unknown_names_are_not_found(codi):
     answer = codi("list", "nosuch")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err.startswith("Error: no task 'nosuch'; there are depth, superres")
+    assert answer.err.startswith("Error: no task 'nosuch'; there are " + ", ".join(tasks.builtin()))
     answer = codi("list", "--base", "nosuch")
     assert answer.code == 1
     assert answer.err.startswith("Error: ")
@@ -132,7 +132,7 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["add", "mine"], 2, "say which task 'mine' is like: --like depth|superres"),
+        (["add", "mine"], 2, "say which task 'mine' is like: --like " + "|".join(tasks.builtin())),
         (
             ["add", "depth", "--like", "superres"],
             1,
