@@ -20,6 +20,8 @@ class Double:
     """x2 by nearest neighbour; NAME.mask.png is a sidecar; .npy holds an array."""
 
     name = "double"
+    uses_prompt = True
+    needs_prompt = False
     input_extensions = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".npy"})
 
     def is_sidecar(self, path: Path) -> bool:
