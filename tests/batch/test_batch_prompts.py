@@ -145,3 +145,14 @@ def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, pr
     for name in ("b", "c", "sub/e", "sub/f"):
         (images / f"{name}.txt").write_text("one")
     assert prompts(images)["sub/f.png"] == "one"
+
+
+def test_an_image_whose_prompt_became_unusable_is_not_done(images, task, tmp_path):
+    from codi_hub.hub import _is_done
+
+    (item, *_) = plan([images], tmp_path / "out", task)
+    finished = {str(item.output): ("ab", None)}
+    assert _is_done(item, "ab", finished)
+    (images / "a.txt").write_bytes(b"\xff")
+    (item, *_) = plan([images], tmp_path / "out", task)
+    assert not _is_done(item, "ab", finished)

@@ -89,8 +89,8 @@ def test_another_right_answer_scores(edits: list[Edit]) -> None:
         elif edit.kind == "recolour":
             other = _with(edit._setting, edit._thing, _coloured(np.random.default_rng(9), edit._thing, edit.wanted))
             passed.append(judge.followed(rendered(other, SIDE)[0].image))
-        else:  # the same but for the texture
-            grain = np.random.default_rng(9).normal(0, 12, edit.after.image.shape)
+        else:  # the same but for grain
+            grain = np.random.default_rng(9).normal(0, 40, edit.after.image.shape)
             passed.append(judge.followed(np.clip(edit.after.image + grain, 0, 255).astype(np.uint8)))
     assert np.mean(passed) >= 0.9
 
