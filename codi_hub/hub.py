@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from codi_hub.adapters import ControlAdapter
     from codi_hub.base import FrozenBase
+    from codi_hub.batch import Item
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
 
@@ -138,6 +139,7 @@ class Hub(Catalog):
             seed=options.seed,
             name=row.task,
             recursive=options.recursive,
+            prompt=options.prompt,
         )
         steps = options.steps or row.steps
         self._check_steps(steps, row)
@@ -158,10 +160,9 @@ class Hub(Catalog):
                 adapter=row.ref,
                 steps=steps,
                 batch=options.batch or DEFAULT_BATCH,
-                prompt=options.prompt,
                 overwrite=options.overwrite,
                 resume=options.resume,
-                done=lambda item, digest: finished.get(_recorded(item.output)) == digest,
+                done=lambda item, digest: _is_done(item, digest, finished),
                 record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=lambda made: on_event({"kind": "item", **made, "done": next(seen), "total": count}),
             )
@@ -297,9 +298,14 @@ def _recorded(output: Any) -> str:
     return os.path.abspath(text(output))
 
 
+def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, str | None]]) -> bool:
+    """Whether a finished output was made of this very input with this very prompt."""
+    return item.error is None and finished.get(_recorded(item.output)) == (digest, item.prompt)
+
+
 def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
-    """Everything that decides what an output looks like, beside the input itself: a resumed run compares it."""
-    names = ("prompt", "seed", "renoise", "dtype", "ext", "suffix")
+    """What decides how every output looks, beside its input and its prompt: a resumed run compares it."""
+    names = ("seed", "renoise", "dtype", "ext", "suffix")
     chosen = {name: getattr(options, name) for name in names}
     settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
     return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

@@ -87,7 +87,9 @@ class RunOptions(_Checked):
 
     out: Path | None = _opt(None, "Folder for the outputs (default: INPUT_TASK/ beside the input)", "-o", "--out")
     steps: int | None = _opt(None, "Sampling steps (default: the adapter's)", least=1, most=1000)
-    prompt: str | None = _opt(None, "Text for the tasks that read one")
+    prompt: str | None = _opt(
+        None, "Text for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)"
+    )
     seed: int = _opt(0, "Seed; each image's own is derived from it and the file's name", least=0)
     batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
     suffix: str = _opt("", "Added to every output's stem")
@@ -114,8 +116,8 @@ class DistillOptions(_Checked):
 
     data: str | None = _opt(
         None,
-        "leaves, scenes, a folder of images, a folder of pairs (condition/ and target/, or metadata.jsonl), a .parquet "
-        "file or a hub id (default: the task's own)",
+        "leaves, scenes, edits (scenes and their edited twins), a folder of images, a folder of pairs (condition/ and "
+        "target/, or metadata.jsonl), a .parquet file or a hub id (default: the task's own)",
         panel="Data",
     )
     count: int | None = _opt(

@@ -143,4 +143,5 @@ run_item = Table(
     Column("seed", BigInteger, nullable=False),
     Column("error", Text),
     Column("seconds", Float, nullable=False),
+    Column("prompt", Text),
 )

@@ -91,6 +91,7 @@ class RunItemRow:
     seed: int
     error: str | None
     seconds: float
+    prompt: str | None
 
 
 @dataclass(frozen=True, slots=True)

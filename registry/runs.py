@@ -12,6 +12,8 @@ from codi_hub.registry.database import Database
 from codi_hub.registry.models import run, run_item
 from codi_hub.registry.rows import RunItemRow, RunRow, now
 
+Finished = tuple[str | None, str | None]
+
 
 def text(value: object) -> str:
     """As text that any database stores: bytes of file names that are not UTF-8 escaped."""
@@ -40,6 +42,7 @@ class RunLog:
         seed: int,
         error: str | None,
         seconds: float,
+        prompt: str | None = None,
     ) -> None:
         """Records one input of a run. `seed`: below 2^63."""
         values = {
@@ -51,6 +54,7 @@ class RunLog:
             "seed": seed,
             "error": None if error is None else text(error),
             "seconds": seconds,
+            "prompt": prompt,
         }
         with self._database.write() as connection:
             versions.insert(connection, run_item, values)
@@ -75,15 +79,17 @@ class RunLog:
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
-    def finished_outputs(self, adapter_ref: str, options: dict[str, Any]) -> dict[str, str | None]:
-        """Output -> sha256 of its input, for what runs of this adapter with these very options have made.
+    def finished_outputs(self, adapter_ref: str, options: dict[str, Any]) -> dict[str, Finished]:
+        """Output -> (sha256 of its input, its prompt), for what runs of this adapter with these very options have made.
 
         An output that another run has made again since is left out.
         """
         wanted = versions.plain(options)
         runs = select(run.c.id, run.c.options).where(run.c.adapter == adapter_ref)
-        made = select(run_item.c.run_id, run_item.c.output, run_item.c.input_hash).order_by(run_item.c.id)
-        finished: dict[str, str | None] = {}
+        made = select(run_item.c.run_id, run_item.c.output, run_item.c.input_hash, run_item.c.prompt).order_by(
+            run_item.c.id
+        )
+        finished: dict[str, Finished] = {}
         with self._database.read() as connection:
             same = {row.id for row in connection.execute(runs) if row.options == wanted}
             if not same:
@@ -91,7 +97,7 @@ class RunLog:
             # Compared here, in order: JSON is not comparable in every database, and the last one who wrote counts.
             for row in connection.execute(made.where(run_item.c.run_id >= min(same), run_item.c.status == "ok")):
                 if row.run_id in same:
-                    finished[row.output] = row.input_hash
+                    finished[row.output] = (row.input_hash, row.prompt)
                 else:
                     finished.pop(row.output, None)
         return finished

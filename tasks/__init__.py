@@ -19,6 +19,7 @@ _OWN = {
     "colorize": "codi_hub.tasks.colorize:Colorize",
     "deblur": "codi_hub.tasks.deblur:Deblur",
     "depth": "codi_hub.tasks.depth:Depth",
+    "edit": "codi_hub.tasks.edit:Edit",
     "inpaint": "codi_hub.tasks.inpaint:Inpaint",
     "pairs": "codi_hub.tasks.pairs:Pairs",
     "superres": "codi_hub.tasks.superres:SuperRes",

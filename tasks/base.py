@@ -67,6 +67,7 @@ class Task:
     condition_channels: ClassVar[int] = 3
     data: ClassVar[str | None]  # pictures made on the fly that it trains on unless told otherwise; None: it cannot
     uses_prompt: ClassVar[bool] = False
+    needs_prompt: ClassVar[bool] = False  # without one there is nothing to do
     reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
     lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES

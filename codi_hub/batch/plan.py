@@ -6,13 +6,14 @@ Everything that can be refused is refused here, before anything is computed.
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from codi_hub.batch.files import WRITABLE, has_alpha, shown
-from codi_hub.errors import NotFound, UsageError
+from codi_hub.batch.prompts import METADATA, beside, checked, listed
+from codi_hub.errors import InvalidInput, NotFound, UsageError
 
 
 class Planned(Protocol):
@@ -24,18 +25,26 @@ class Planned(Protocol):
     def input_extensions(self) -> frozenset[str]: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def uses_prompt(self) -> bool: ...
+    @property
+    def needs_prompt(self) -> bool: ...
     def is_sidecar(self, path: Path) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to make. `name` is its path relative to its INPUT, with slashes; `error` is why it cannot begin."""
+    """One image to make.
+
+    `name` is its path relative to its INPUT, with slashes; `error` is why it cannot begin; `prompt` is not empty.
+    """
 
     input: Path
     output: Path
     name: str
     seed: int
     error: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,7 @@ def plan(
     seed: int = 0,
     name: str | None = None,
     recursive: bool = True,
+    prompt: str | None = None,
 ) -> list[Item]:
     """Every item of `inputs`, in the order given and sorted by name within each folder.
 
@@ -73,24 +83,35 @@ def plan(
     makes everything else png, and for a lossless task jpg too; an image with alpha becomes png even where jpg was asked
     for. Hidden files, sidecars and output folders are never items.
 
+    `prompt` is every item's. Without it, each item of a task that reads one has its own (`batch.prompts`): from the
+    `metadata.jsonl` of its INPUT, or of the folder that an INPUT file lies in, else from the text file beside it.
+
     Raises NotFound for an input that is not there, UsageError for options that mean nothing, for outputs that would
-    fall on each other or on an input, and where there is no image at all.
+    fall on each other or on an input, where there is no image at all, and where a task that needs prompts lacks some;
+    InvalidInput for a wrong line of a metadata.jsonl.
     """
     _check_options(suffix, ext)
     roots = [_root(Path(path), out, name or task.name, alone=len(inputs) == 1) for path in inputs]
     _check_roots(roots)
     wanted = "png" if ext == "auto" and task.lossless else ext
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
+    common = None if prompt is None else checked(prompt, "--prompt")
+    own = prompt is None and task.uses_prompt
+    prompts_of = functools.cache(listed)
     items = []
     for root in roots:
+        prompts = prompts_of(root.path if root.is_folder else root.path.parent) if own else {}
         for relative, error in _found(root, task, outs, recursive):
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, suffix, wanted)
-            items.append(Item(source, output, relative, item_seed(seed, relative), error))
+            item = Item(source, output, relative, item_seed(seed, relative), error, common)
+            items.append(_with_own_prompt(item, prompts) if own else item)
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(shown(root.path) for root in roots)}: looked for {kinds}")
     _check_outputs(items)
+    if task.needs_prompt:
+        _check_prompts(items, task.name)
     return items
 
 
@@ -174,6 +195,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself: an item, so that its row says so
         return False
+
+
+def _with_own_prompt(item: Item, prompts: Mapping[str, str]) -> Item:
+    """The item with its prompt; one whose prompt is there and cannot be used cannot begin."""
+    try:
+        return replace(item, prompt=prompts.get(item.name) or beside(item.input))
+    except InvalidInput as error:
+        return replace(item, error=item.error or str(error))
+
+
+def _check_prompts(items: Sequence[Item], task: str) -> None:
+    lacking = [shown(item.input) for item in items if item.prompt is None and item.error is None]
+    if lacking:
+        some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+        raise UsageError(
+            f"task {task} needs a prompt for every image; without one: {some}. "
+            f"Give --prompt, a line in {METADATA}, or NAME.txt beside NAME.png"
+        )
 
 
 def _nested(one: str, other: str) -> bool:

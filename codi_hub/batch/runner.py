@@ -90,7 +90,6 @@ def run_folder(
     adapter: str,
     steps: int,
     batch: int = 1,
-    prompt: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
     done: Callable[[Item, str], bool] | None = None,
@@ -103,12 +102,12 @@ def run_folder(
     batch fails, its items are tried alone. An output that exists is skipped if `done(item, input_hash)` says that this
     very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
     failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status, seed,
-    error, seconds; `on_item` the report's row of every item as it comes. They and `done` are called from the caller's
-    thread.
+    error, seconds, and its prompt if it has one; `on_item` the report's row of every item as it comes. They and `done`
+    are called from the caller's thread.
 
     Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
     """
-    run = _Run(items, task, generate, max(1, batch), prompt or "", record, on_item)
+    run = _Run(items, task, generate, max(1, batch), record, on_item)
     began = time.perf_counter()
     with _first_interrupt(run.stop), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes a row
@@ -155,12 +154,11 @@ class _Run:
         task: Runnable,
         generate: Generate,
         batch: int,
-        prompt: str,
         record: Callable[[Row], object] | None,
         on_item: Callable[[Row], object] | None,
     ) -> None:
         self.items, self.task, self.generate = items, task, generate
-        self.batch, self.prompt, self.record, self.on_item = batch, prompt, record, on_item
+        self.batch, self.record, self.on_item = batch, record, on_item
         self.stop = threading.Event()
         self.rows: dict[int, Row] = {}
         self.loaders = ThreadPoolExecutor(LOADERS, "codi-load")
@@ -267,7 +265,8 @@ class _Run:
         """(outputs, "") or (None, why); the exception ends here, for its frames would keep the batch's memory."""
         conditions = [loaded.prepared.condition for loaded in group]
         try:
-            outputs = self.generate(conditions, [self.prompt] * len(group), [loaded.item.seed for loaded in group])
+            prompts = [loaded.item.prompt or "" for loaded in group]
+            outputs = self.generate(conditions, prompts, [loaded.item.seed for loaded in group])
         except Exception as exc:  # noqa: BLE001 - whatever one image does to the networks, the rest go on
             return None, explain(exc)
         if len(outputs) != len(group):
@@ -298,6 +297,8 @@ class _Run:
         item = self.items[index]
         row: Row = {"input": text(item.input), "output": text(item.output)}
         row |= {"status": status, "seed": item.seed, "error": error}
+        if item.prompt is not None:
+            row["prompt"] = item.prompt
         if self.record is not None and status != "skipped":
             seconds = loaded.seconds if loaded is not None else 0.0
             try:

@@ -1,4 +1,4 @@
-"""Rendered scenes of simple solids: an image, its depth map, a caption made from what is visible, and edited twins."""
+"""Rendered scenes of simple solids: an image, its depth map, and a caption made from what is visible."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from codi_hub.data.raycast import Colour, Light, Surface, Thing, World, render
-from codi_hub.data.scenes_words import COLOURS, FLOORS, KINDS, LIGHTS, TIME_EDITS, WALLS, caption, name_of
+from codi_hub.data.scenes_words import COLOURS, FLOORS, KINDS, LIGHTS, WALLS, caption
 
 VISIBLE = 0.006  # share of the picture from which on a thing is worth a word
 PROMINENT = 0.015  # and what the largest thing of a picture must have
@@ -28,7 +28,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """A world and the words for what is around its things."""
 
     world: World
@@ -48,7 +48,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high))
 
 
-def _light(rng: np.random.Generator, clock: str) -> Light:
+def light_of(rng: np.random.Generator, clock: str) -> Light:
     """A light of the kind `clock`, its direction and strengths varied."""
     look = LIGHTS[clock]
     elevation, azimuth = _between(rng, *look.elevation), _between(rng, 0, 2 * math.pi)
@@ -73,7 +73,7 @@ def _light(rng: np.random.Generator, clock: str) -> Light:
     )
 
 
-def _surface(rng: np.random.Generator, kind: str, colour: Colour, scale: float) -> Surface:
+def surface_of(rng: np.random.Generator, kind: str, colour: Colour, scale: float) -> Surface:
     """A thing's surface: its own colour with a darker or a pale second one."""
     look = KINDS[kind]
     own = _linear(rng, colour, 0.025)
@@ -99,10 +99,10 @@ def _thing(rng: np.random.Generator, at: tuple[float, float], size: float, size_
         radius = size * _between(rng, 0.55, 0.9)
         half = (radius, size * _between(rng, 0.7, 1.25), radius)
     yaw = _between(rng, -math.pi, math.pi)
-    return Thing(shape, at, half, yaw, _surface(rng, kind, COLOURS[colour], size), (size_word, colour, kind))
+    return Thing(shape, at, half, yaw, surface_of(rng, kind, COLOURS[colour], size), (size_word, colour, kind))
 
 
-def _place(rng: np.random.Generator, things: list[Thing], tan: float, distance: float) -> Thing | None:
+def place(rng: np.random.Generator, things: list[Thing], tan: float, distance: float) -> Thing | None:
     """Another thing on a free spot in view, named unlike the others; None where chance offers no room."""
     for _ in range(12):
         z = distance * _between(rng, 0.75, 1.7)
@@ -116,7 +116,7 @@ def _place(rng: np.random.Generator, things: list[Thing], tan: float, distance: 
     return None
 
 
-def _setting(rng: np.random.Generator) -> _Setting:
+def _setting(rng: np.random.Generator) -> Setting:
     """A random world: light, ground, things, and a camera that looks at them."""
     indoor = rng.random() < 0.25
     clock = (
@@ -137,7 +137,7 @@ def _setting(rng: np.random.Generator) -> _Setting:
     distance = _between(rng, 2.1, 3.9)
     things: list[Thing] = []
     for _ in range(int(rng.choice([1, 2, 3, 4, 5], p=[0.24, 0.3, 0.24, 0.14, 0.08]))):
-        new = _place(rng, things, tan, distance)
+        new = place(rng, things, tan, distance)
         things += [new] if new else []
     height = float(np.exp(rng.uniform(math.log(0.5), math.log(3.4))))
     middle = sum(t.at[1] for t in things) / len(things)
@@ -152,16 +152,16 @@ def _setting(rng: np.random.Generator) -> _Setting:
         wall = Surface(wall_texture, _linear(rng, wall_colour, 0.02), _linear(rng, wall_second, 0.02), wall_cell)
         around = f"in front of a {word} wall"
     hills = _between(rng, 0.06, 0.2) if not indoor and clock != "fog" and rng.random() < 0.4 else 0.0
-    light = _light(rng, clock)
+    light = light_of(rng, clock)
     if indoor and light.towards[2] > -0.1:  # the lamp hangs on our side of the wall
         x, y, z = light.towards
         light = replace(light, towards=(x, y, -z))
     drift = _between(rng, 3, 90)
     world = World(height, pitch, tan, ground, light, tuple(things), wall, wall_at, hills, drift)
-    return _Setting(world, ground_word, around, clock)
+    return Setting(world, ground_word, around, clock)
 
 
-def _look(setting: _Setting, size: int) -> tuple[Scene, list[Thing], float]:
+def rendered(setting: Setting, size: int) -> tuple[Scene, list[Thing], float]:
     """Renders, and describes what came into view; with the things seen, nearest first, and the largest one's share."""
     image, depth, seen = render(setting.world, size)
     visible = [t for t, share in zip(setting.world.things, seen, strict=True) if share >= VISIBLE]
@@ -171,10 +171,11 @@ def _look(setting: _Setting, size: int) -> tuple[Scene, list[Thing], float]:
     return Scene(image, depth, text), visible, max(seen, default=0.0)
 
 
-def _viewed(rng: np.random.Generator, size: int) -> tuple[_Setting, Scene, list[Thing]]:
+def viewed(rng: np.random.Generator, size: int) -> tuple[Setting, Scene, list[Thing]]:
+    """A random world with something to see in it: the world, its picture, and what is in view, nearest first."""
     while True:  # a camera that misses everything is one in hundreds
         setting = _setting(rng)
-        made, visible, largest = _look(setting, size)
+        made, visible, largest = rendered(setting, size)
         if largest > PROMINENT:
             return setting, made, visible
 
@@ -186,56 +187,4 @@ def scene(rng: np.random.Generator, size: int) -> Scene:
         rng: the only source of randomness; the same state gives the same scene.
         size: side of the picture in pixels.
     """
-    return _viewed(rng, size)[1]
-
-
-def _with(setting: _Setting, old: Thing | None, new: Thing | None) -> _Setting:
-    """The setting with a thing replaced, removed (`new` None) or added (`old` None)."""
-    things = [new if t is old else t for t in setting.world.things] + ([new] if old is None else [])
-    return replace(setting, world=replace(setting.world, things=tuple(t for t in things if t is not None)))
-
-
-def _recolour(rng: np.random.Generator, setting: _Setting, thing: Thing, name: str) -> tuple[_Setting, str]:
-    taken = {t.words[1] for t in setting.world.things if t.shape == thing.shape}
-    colour = str(rng.choice([word for word in COLOURS if word not in taken]))
-    size, _, kind = thing.words
-    kind = "" if kind == "wooden" else kind
-    surface = _surface(rng, kind, COLOURS[colour], thing.surface.cell / KINDS[thing.words[2]].cell)
-    new = replace(thing, surface=surface, words=(size, colour, kind))
-    phrase = rng.choice(["make the {} {}", "turn the {} {}", "paint the {} {}", "change the colour of the {} to {}"])
-    return _with(setting, thing, new), str(phrase).format(name, colour)
-
-
-def _other_time(rng: np.random.Generator, setting: _Setting) -> tuple[_Setting, str]:
-    clock = str(rng.choice([word for word in TIME_EDITS if word != setting.clock]))
-    light = _light(rng, clock)
-    new = replace(setting, clock=clock, around=LIGHTS[clock].words, world=replace(setting.world, light=light))
-    return new, str(rng.choice(TIME_EDITS[clock]))
-
-
-def scene_edit(rng: np.random.Generator, size: int) -> tuple[Scene, Scene, str]:
-    """A scene, the same scene edited, and the instruction: recolour, remove or add a thing, or another time of day.
-
-    Args:
-        rng: the only source of randomness.
-        size: side of both pictures in pixels.
-    """
-    setting, before, visible = _viewed(rng, size)
-    thing = visible[int(rng.integers(len(visible)))]
-    name = name_of(thing.shape, thing.words, [(t.shape, t.words) for t in setting.world.things])
-    kind = str(rng.choice(["recolour", "remove", "time", "add"], p=[0.38, 0.22, 0.24, 0.16]))
-    if kind == "time" and setting.clock != "lamp":
-        edited, instruction = _other_time(rng, setting)
-        return before, _look(edited, size)[0], instruction
-    if kind == "remove":
-        verb = rng.choice(["remove the {}", "take the {} away", "delete the {}"])
-        return before, _look(_with(setting, thing, None), size)[0], str(verb).format(name)
-    if kind == "add":
-        new = _place(rng, list(setting.world.things), setting.world.tan, float(thing.at[1]) * 0.8)
-        if new is not None and (not setting.world.wall or new.at[1] + max(new.half) < setting.world.wall_at):
-            after, now, _ = _look(_with(setting, None, new), size)
-            if new in now and len(now) > len(visible):
-                adjectives = " ".join(word for word in new.words if word)
-                return before, after, f"add a {adjectives} {new.shape}"
-    edited, instruction = _recolour(rng, setting, thing, name)
-    return before, _look(edited, size)[0], instruction
+    return viewed(rng, size)[1]

@@ -121,7 +121,7 @@ TIME_EDITS: dict[str, list[str]] = {
 Described = tuple[str, tuple[str, str, str], tuple[float, float]]  # shape, (size, colour, kind), (x, z)
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -129,7 +129,7 @@ def _phrase(shape: str, words: tuple[str, str, str]) -> str:
     size, colour, kind = words
     if kind == "wooden":
         colour = ""
-    return _article(" ".join(word for word in (size, colour, kind, shape) if word))
+    return article(" ".join(word for word in (size, colour, kind, shape) if word))
 
 
 def name_of(shape: str, words: tuple[str, str, str], among: list[tuple[str, tuple[str, str, str]]]) -> str:

@@ -7,7 +7,6 @@ relative inverse depth; `condition` uint8 (size, size, 3); `caption`; `edited` u
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from codi_hub import jsonl
 from codi_hub.data.folders import Example, listed
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
@@ -50,7 +50,7 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
     """Opens training data for a task, and makes sure that the task can use it.
 
     Args:
-        spec: `leaves`, `scenes` or `scenes+leaves`, made on the fly; a folder of images, of images with a
+        spec: `leaves`, `scenes`, `edits` or `scenes+leaves`, made on the fly; a folder of images, of images with a
             `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of two folders with pairs of the same names
             (see `folders.PAIRED`); a `.parquet` file; a hub id.
         task: a task of `whole_pictures` gets those, their shorter side made `size`, where others get a piece at full
@@ -89,7 +89,24 @@ def _scene(rng: np.random.Generator, size: int) -> Example:
     return {"image": made.image, "depth": made.depth, "caption": made.caption}
 
 
-GENERATORS: dict[str, Callable[[np.random.Generator, int], Example]] = {"leaves": _leaves, "scenes": _scene}
+def _edit(rng: np.random.Generator, size: int) -> Example:
+    from codi_hub.data.edits import scene_edit
+
+    made = scene_edit(rng, size)
+    before, after = made.before, made.after
+    return {
+        "image": before.image,
+        "caption": before.caption,
+        "edited": after.image,
+        "edit_prompt": made.instruction,
+    }
+
+
+GENERATORS: dict[str, Callable[[np.random.Generator, int], Example]] = {
+    "leaves": _leaves,
+    "scenes": _scene,
+    "edits": _edit,  # scenes and their edited twins, at twice the cost
+}
 
 
 @dataclass(frozen=True)
@@ -199,15 +216,7 @@ def _dataset(name: str, kind: str, **where: str) -> Any:
 def _metadata(file: Path) -> Iterator[Example]:
     """Rows of a metadata.jsonl: `file_name`, `X_file_name` become `image`, `X`; paths are relative to its folder."""
     files = {alias for key in (*PICTURES, "depth") for alias in COLUMNS[key]}
-    for number, line in enumerate(file.read_text("utf-8", "surrogateescape").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            given = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"{file} line {number} is no JSON: {error}") from error
-        if not isinstance(given, dict):
-            raise InvalidInput(f"{file} line {number} is no JSON object: {line[:60]}")
+    for _, given in jsonl.objects(file):
         row = {("image" if name == "file_name" else name.removesuffix("_file_name")): v for name, v in given.items()}
         yield {name: str(file.parent / v) if name in files and isinstance(v, str) else v for name, v in row.items()}
 

@@ -11,6 +11,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import split
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.depth import evaluate_depth, held_out_scenes
+from codi_hub.evaluate.edit import evaluate_edit, held_out_edits
 from codi_hub.evaluate.inpaint import evaluate_inpaint
 from codi_hub.evaluate.pairs import held_out_scores
 from codi_hub.evaluate.photographs import photographs
@@ -117,6 +118,21 @@ def _depth(task: Task, base: FrozenBase, generate: Generate, options: EvalOption
     return Measured(len(scenes), report.table, report.as_dict(), shown)
 
 
+def _edit(task: Task, base: FrozenBase, generate: Generate, options: EvalOptions, on_progress: OnProgress) -> Measured:
+    if options.data:
+        return _on_pairs(task, base, generate, options, on_progress)
+    size = base.unet.config.sample_size * base.factor
+    edits = held_out_edits(max(2, options.count or 48), size)
+
+    def autoencode(images: list[np.ndarray]) -> list[np.ndarray]:
+        return [round_trip(base, image) for image in images]
+
+    report = evaluate_edit(
+        edits, generate, task, steps=options.steps, seed=options.seed, autoencode=autoencode, on_progress=on_progress
+    )
+    return Measured(len(edits), report.table, report.as_dict(), dict(list(report.pictures.items())[:8]))
+
+
 def _on_pairs(
     task: Task, base: FrozenBase, generate: Generate, options: EvalOptions, on_progress: OnProgress
 ) -> Measured:
@@ -145,4 +161,9 @@ def _on_pairs(
     return Measured(len(pairs), table, {"rows": table.rows, "data": data}, pictures)
 
 
-MEASURES: dict[str, Callable[..., Measured]] = {"superres": _superres, "inpaint": _inpaint, "depth": _depth}
+MEASURES: dict[str, Callable[..., Measured]] = {
+    "superres": _superres,
+    "inpaint": _inpaint,
+    "depth": _depth,
+    "edit": _edit,
+}

@@ -22,6 +22,8 @@ class Double:
 
     name = "double"
     reads_alpha = lossless = False
+    uses_prompt = True
+    needs_prompt = False
     input_extensions = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".npy"})
 
     def is_sidecar(self, path: Path) -> bool:

@@ -21,7 +21,11 @@ from codi_hub.options import RunReport
 @pytest.fixture
 def go(task, copying, tmp_path) -> Callable[..., RunReport]:
     def run(inputs: Path | list[Item], **options: Any) -> RunReport:
-        items = plan([inputs], tmp_path / "out", task, seed=3) if isinstance(inputs, Path) else inputs
+        items = (
+            plan([inputs], tmp_path / "out", task, seed=3, prompt=options.pop("prompt", None))
+            if isinstance(inputs, Path)
+            else inputs
+        )
         known: dict[str, Any] = {"name": "double", "adapter": "double:1", "steps": 4, "batch": 2}
         generate = options.pop("generate", copying)
         return run_folder(items, options.pop("task", task), generate, **{**known, **options})
@@ -54,7 +58,7 @@ def test_a_folder(images, go, copying, tmp_path):
     assert (report.ok, report.failed, report.skipped) == (6, 0, 0)
     names = ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"]
     assert [row["input"] for row in report.items] == [str(images / name) for name in names]
-    assert [set(row) for row in report.items] == [{"input", "output", "status", "seed", "error"}] * 6
+    assert [set(row) for row in report.items] == [{"input", "output", "status", "seed", "error", "prompt"}] * 6
     assert sorted(map(str, seen)) == sorted(map(str, report.items))
     for name in names:
         with Image.open(images / name) as before, Image.open(tmp_path / "out" / name) as after:

@@ -21,7 +21,7 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def run(folder: Path, task: Task) -> dict[str, tuple[str, str | None]]:
-    items = plan([folder], folder.with_name("out"), task)
+    items = plan([folder], folder.with_name("out"), task, prompt="a word" if task.needs_prompt else None)
     report = run_folder(items, task, grey_or_rgb, name=task.name, adapter=f"{task.name}:1", steps=4, batch=3)
     return {Path(row["input"]).name: (row["status"], row["error"]) for row in report.items}
 

@@ -79,7 +79,7 @@ def test_an_empty_list_says_what_to_do(codi):
 def test_unknown_names_are_not_found(codi):
     answer = codi("list", "nosuch")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err.startswith("Error: no task 'nosuch'; there are canny, ")
+    assert answer.err.startswith("Error: no task 'nosuch'; there are " + ", ".join(tasks.builtin()))
     answer = codi("list", "--base", "nosuch")
     assert answer.code == 1
     assert answer.err.startswith("Error: ")
@@ -133,7 +133,7 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["add", "mine"], 2, f"say which task 'mine' is like: --like {'|'.join(sorted(tasks.builtin()))}"),
+        (["add", "mine"], 2, "say which task 'mine' is like: --like " + "|".join(tasks.builtin())),
         (
             ["add", "depth", "--like", "superres"],
             1,

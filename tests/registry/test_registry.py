@@ -212,7 +212,7 @@ def test_finished_outputs_are_those_of_the_same_settings_that_still_stand(regist
     registry.add_item(other, input="a", output="o/a", input_hash="a", status="ok", **item)
     registry.add_item(other, input="b", output="o/b", input_hash="b", status="failed", **item)
     second = registry.start_run("depth", "depth:1", same)
-    registry.add_item(second, input="c", output="o/c", input_hash="new", status="ok", **item)
-    assert registry.finished_outputs("depth:1", same) == {"o/b": "b", "o/c": "new"}
-    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": "a"}
+    registry.add_item(second, input="c", output="o/c", input_hash="new", status="ok", prompt="a red box", **item)
+    assert registry.finished_outputs("depth:1", same) == {"o/b": ("b", None), "o/c": ("new", "a red box")}
+    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": ("a", None)}
     assert registry.finished_outputs("depth:2", same) == {}

@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from codi_hub.errors import CodiError, InvalidInput, UsageError
 from codi_hub.registry import Registry, database, models
 
+LAST = database.revisions()[-1]
 ADD = """
 import sys
 from pathlib import Path
@@ -63,12 +64,12 @@ print(sorted({"torch", "alembic", "sqlalchemy.orm", "numpy", "filelock"} & set(s
 
 @pytest.fixture
 def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Adds a migration 0002 with the given body to this version."""
+    """Adds a migration after the last, with the given body to this version."""
     shutil.copytree(database.MIGRATIONS, tmp_path / "migrations")
 
     def put(body: str) -> None:
-        text = f'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n\n\ndef upgrade():\n    {body}\n'
-        (tmp_path / "migrations" / "versions" / "0002_next.py").write_text(text)
+        text = f'from alembic import op\nrevision = "0900"\ndown_revision = "{LAST}"\n\n\ndef upgrade():\n    {body}\n'
+        (tmp_path / "migrations" / "versions" / "0900_next.py").write_text(text)
         monkeypatch.setattr(database, "MIGRATIONS", tmp_path / "migrations")
 
     return put
@@ -118,11 +119,29 @@ def test_a_failing_migration_changes_nothing(home: Path, nothing_bundled: Path, 
     assert _dump(backup) == before
 
 
+def test_a_registry_of_the_first_revision_keeps_its_runs(
+    home: Path, nothing_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(database.MIGRATIONS, tmp_path / "first")
+    for later in database.revisions()[1:]:
+        next((tmp_path / "first" / "versions").glob(f"{later}_*.py")).unlink()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database, "MIGRATIONS", tmp_path / "first")
+        _filled(home, nothing_bundled)
+    with sqlite3.connect(home / "registry.db") as connection:
+        connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
+        connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
+    with Registry.open(home, bundled=nothing_bundled) as registry:
+        assert registry.finished_outputs("depth:1", {}) == {"o/a.png": ("ab", None)}
+        assert registry.run_items(1)[0].prompt is None
+        assert registry.base().name == "nano"
+
+
 def test_a_newer_database_is_refused(home: Path, nothing_bundled: Path) -> None:
     _filled(home, nothing_bundled)
     with sqlite3.connect(home / "registry.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0999'")
-    with pytest.raises(CodiError, match=r"written by a newer CoDi Hub \(revision 0999, this one knows up to 0001\)"):
+    with pytest.raises(CodiError, match=rf"newer CoDi Hub \(revision 0999, this one knows up to {LAST}\)"):
         Registry.open(home, bundled=nothing_bundled)
     assert not (home / "backups").exists()
 

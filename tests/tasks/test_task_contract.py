@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
+from codi_hub.data.edits import scene_edit
 from codi_hub.data.scenes import scene
 from codi_hub.data.sources import GENERATORS
 from codi_hub.errors import NotFound, UsageError
@@ -24,10 +25,13 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 @pytest.fixture
 def example(task: Task) -> dict:
-    """A scene; for a task without data of its own, as half of a pair."""
-    made = scene(np.random.default_rng(3), SIDE)
-    given = {"condition": made.image[::-1].copy()} if task.data is None else {}
-    return {"image": made.image, "depth": made.depth, "caption": made.caption} | given
+    """A scene and its edited twin; for a task without data of its own, as half of a pair."""
+    made = scene_edit(np.random.default_rng(3), SIDE)
+    before = made.before
+    given: dict = {"edited": made.after.image, "edit_prompt": made.instruction}
+    if task.data is None:
+        given["condition"] = before.image[::-1].copy()
+    return {"image": before.image, "depth": before.depth, "caption": before.caption} | given
 
 
 def readable(task: Task, picture: np.ndarray) -> np.ndarray:
@@ -43,6 +47,7 @@ def test_it_says_what_it_is(task: Task) -> None:
     assert task.summary
     assert "\n" not in task.summary
     assert set((task.data or "leaves").split("+")) <= set(GENERATORS)
+    assert task.uses_prompt or not task.needs_prompt
     assert ".png" in task.input_extensions
     assert all(ext.startswith(".") and ext == ext.lower() for ext in task.input_extensions)
     assert all(field.description for field in task.Options.model_fields.values())
@@ -53,7 +58,7 @@ def test_pair_has_one_size_and_the_declared_channels(task: Task, example: dict) 
     assert pair.target.dtype == pair.condition.dtype == np.uint8
     assert pair.target.shape == (SIDE, SIDE, 3)
     assert pair.condition.shape == (SIDE, SIDE, task.condition_channels)
-    assert pair.prompt == (example["caption"] if task.uses_prompt else "")
+    assert pair.prompt in ((example["caption"], example["edit_prompt"]) if task.uses_prompt else ("",))
 
 
 def test_pair_depends_on_the_generator_alone(task: Task, example: dict) -> None:
@@ -116,7 +121,7 @@ def test_unknown_option_names_the_known_ones(task: Task) -> None:
     with pytest.raises(UsageError) as caught:
         tasks.load(task.name, {"nonsense": 1})
     assert str(caught.value).startswith(f"task {task.name}: no option 'nonsense'; it has ")
-    assert next(iter(task.Options.model_fields)) in str(caught.value)
+    assert str(caught.value).endswith(", ".join(task.Options.model_fields) or "none")
 
 
 def test_options_come_back_as_stored(task: Task) -> None:
@@ -125,7 +130,7 @@ def test_options_come_back_as_stored(task: Task) -> None:
 
 
 def test_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(NotFound, match="no task 'nope' to be like; there are canny, "):
+    with pytest.raises(NotFound, match=r"no task 'nope' to be like; there are .*depth.*superres"):
         tasks.load("nope")
 
 

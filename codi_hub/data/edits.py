@@ -1,0 +1,125 @@
+"""Edited twins of scenes: a picture, the same picture edited, and the instruction in words.
+
+What an instruction leaves open (a colour's shade, where the sun stands, where a new thing lies) is drawn at random.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from codi_hub.data.raycast import Thing
+from codi_hub.data.scenes import Scene, Setting, light_of, place, rendered, surface_of, viewed
+from codi_hub.data.scenes_words import COLOURS, KINDS, LIGHTS, TIME_EDITS, article, name_of
+
+KIND_SHARES = {"recolour": 0.38, "remove": 0.22, "time": 0.24, "add": 0.16}
+SEEN = 24  # levels of 255 that a pixel must change by to be seen to change
+SEEN_SHARE = 0.003  # of the picture, from which on an edit is one
+SAMPLES = 3  # pictures of each time of day, since an instruction does not say where the sun stands
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit of a scene.
+
+    Attributes:
+        before, after: the scene and its edited twin, of one size.
+        instruction: what turns the first into the second, such as "paint the box green".
+        kind: "recolour", "remove", "time" or "add".
+        wanted: the colour, the time of day, or the thing removed or added.
+    """
+
+    before: Scene
+    after: Scene
+    instruction: str
+    kind: str
+    wanted: str
+    _setting: Setting = field(repr=False)
+    _thing: Thing | None = field(repr=False, default=None)
+
+    def outcomes(self, size: int) -> Iterator[tuple[str, np.ndarray]]:
+        """What instructions of this kind would give: pictures uint8 (size, size, 3), named as `wanted` is.
+
+        Every other colour for "recolour"; for "time" every time of day, several of each; nothing for other kinds.
+        """
+        rng = np.random.default_rng(0)
+        if self.kind == "recolour" and self._thing is not None:
+            for colour in COLOURS:
+                if colour not in (self.wanted, self._thing.words[1]):
+                    new = _coloured(rng, self._thing, colour)
+                    yield colour, rendered(_with(self._setting, self._thing, new), size)[0].image
+        elif self.kind == "time":
+            for clock in [*TIME_EDITS] * SAMPLES:
+                yield clock, rendered(_at(rng, self._setting, clock), size)[0].image
+
+
+def scene_edit(rng: np.random.Generator, size: int) -> Edit:
+    """A scene and what it becomes by an instruction: recolour, remove or add a thing, or another time of day.
+
+    Args:
+        rng: the only source of randomness; the same state gives the same edit.
+        size: side of both pictures in pixels.
+    """
+    while True:  # one edit in some twenty can hardly be seen: black made purple at night
+        made = _any_edit(rng, size)
+        changed = np.abs(made.before.image.astype(np.int16) - made.after.image).max(-1) > SEEN
+        if changed.mean() >= SEEN_SHARE:
+            return made
+
+
+def _any_edit(rng: np.random.Generator, size: int) -> Edit:
+    setting, before, visible = viewed(rng, size)
+    thing = visible[int(rng.integers(len(visible)))]
+    name = name_of(thing.shape, thing.words, [(t.shape, t.words) for t in setting.world.things])
+    kind = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    if kind == "time" and setting.clock != "lamp":
+        clock = str(rng.choice([word for word in TIME_EDITS if word != setting.clock]))
+        after = rendered(_at(rng, setting, clock), size)[0]
+        return Edit(before, after, str(rng.choice(TIME_EDITS[clock])), kind, clock, setting)
+    if kind == "remove":
+        after = rendered(_with(setting, thing, None), size)[0]
+        verb = rng.choice(["remove the {}", "take the {} away", "delete the {}"])
+        return Edit(before, after, str(verb).format(name), kind, name, setting, thing)
+    if kind == "add" and (added := _added(rng, setting, thing, size)):
+        new, after, count = added
+        if count > len(visible):
+            words = " ".join([*filter(None, new.words), new.shape])
+            return Edit(before, after, f"add {article(words)}", kind, words, setting, new)
+    return _recoloured(rng, setting, before, thing, name, size)
+
+
+def _recoloured(rng: np.random.Generator, setting: Setting, before: Scene, thing: Thing, name: str, size: int) -> Edit:
+    taken = {t.words[1] for t in setting.world.things if t.shape == thing.shape}
+    colour = str(rng.choice([word for word in COLOURS if word not in taken]))
+    after = rendered(_with(setting, thing, _coloured(rng, thing, colour)), size)[0]
+    phrase = rng.choice(["make the {} {}", "turn the {} {}", "paint the {} {}", "change the colour of the {} to {}"])
+    return Edit(before, after, str(phrase).format(name, colour), "recolour", colour, setting, thing)
+
+
+def _added(rng: np.random.Generator, setting: Setting, near: Thing, size: int) -> tuple[Thing, Scene, int] | None:
+    """Another thing at about the distance of `near`, the scene with it and the number of things seen, if it is seen."""
+    new = place(rng, list(setting.world.things), setting.world.tan, float(near.at[1]) * 0.8)
+    if new is None or (setting.world.wall and new.at[1] + max(new.half) >= setting.world.wall_at):
+        return None
+    after, seen, _ = rendered(_with(setting, None, new), size)
+    return (new, after, len(seen)) if new in seen else None
+
+
+def _with(setting: Setting, old: Thing | None, new: Thing | None) -> Setting:
+    """The setting with a thing replaced, removed (`new` None) or added (`old` None)."""
+    things = [new if t is old else t for t in setting.world.things] + ([new] if old is None else [])
+    return replace(setting, world=replace(setting.world, things=tuple(t for t in things if t is not None)))
+
+
+def _coloured(rng: np.random.Generator, thing: Thing, colour: str) -> Thing:
+    """The thing in another colour; what was wooden becomes plain."""
+    size, _, kind = thing.words
+    cell = thing.surface.cell / KINDS[kind].cell
+    kind = "" if kind == "wooden" else kind
+    return replace(thing, surface=surface_of(rng, kind, COLOURS[colour], cell), words=(size, colour, kind))
+
+
+def _at(rng: np.random.Generator, setting: Setting, clock: str) -> Setting:
+    """The setting at another time of day, or in fog."""
+    light = light_of(rng, clock)
+    return replace(setting, clock=clock, around=LIGHTS[clock].words, world=replace(setting.world, light=light))

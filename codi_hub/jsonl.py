@@ -1,0 +1,33 @@
+"""JSON Lines files: one object a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from codi_hub.errors import InvalidInput
+
+
+def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty; bytes that are not UTF-8 stay as surrogates, as in names.
+
+    Raises:
+        InvalidInput: naming the line that is no JSON object, or the file that cannot be read.
+    """
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _object(line, f"{file} line {number}")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where} is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InvalidInput(f"{where} is no JSON object: {line.strip()[:60]}")
+    return given

@@ -1,0 +1,11 @@
+"""Every image of a run has a prompt of its own."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.add_column("run_item", sa.Column("prompt", sa.Text(), nullable=True))

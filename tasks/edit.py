@@ -1,0 +1,46 @@
+"""Editing by instruction: the condition is the picture as it is, the prompt says what to change in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from codi_hub.evaluate.metrics import psnr
+from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
+
+MAX_PSNR = 100.0
+
+
+class Edit(Task):
+    """Instructions such as "paint the box green", as in InstructPix2Pix (Brooks et al., CVPR 2023)."""
+
+    name = "edit"
+    summary = "Change a picture as an instruction says"
+    data = "edits"
+    uses_prompt = True
+    needs_prompt = True
+    temperature = 0.3  # what the instruction does not name should stay
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
+
+    def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
+        """From `image`, `edited`, `edit_prompt`; or, as other tools lay pairs out, `condition`, `image`, `caption`."""
+        image = needed(example, "image", self.name)
+        if example.get("edited") is None and example.get("condition") is not None:
+            before, after = pixels(example["condition"]), image
+            return Pair(after, before, example.get("edit_prompt") or needed(example, "caption", self.name))
+        return Pair(needed(example, "edited", self.name), image, needed(example, "edit_prompt", self.name))
+
+    def prepare(
+        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
+    ) -> Prepared:
+        """The picture itself."""
+        picture = pixels(image)
+        return Prepared(picture.astype(np.float32) / 255, (picture.shape[1], picture.shape[0]))
+
+    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
+        """How much of the input is left: PSNR in dB between the two, at most `MAX_PSNR`."""
+        return min(MAX_PSNR, psnr(output, condition))

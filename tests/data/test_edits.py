@@ -1,0 +1,96 @@
+"""Edited twins: the picture changes as the instruction says, and nowhere else."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from codi_hub.data import edits, open_source
+from codi_hub.data.edits import Edit, scene_edit
+from codi_hub.data.scenes import scene
+from codi_hub.data.scenes_words import COLOURS, TIME_EDITS
+from codi_hub.errors import InvalidInput
+from codi_hub.tasks import load
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Edit]:
+    return [scene_edit(np.random.default_rng([5, k]), 48) for k in range(40)]
+
+
+def change(edit: Edit) -> np.ndarray:
+    return np.abs(edit.before.image.astype(int) - edit.after.image).max(-1)
+
+
+def test_every_kind_of_edit_is_made_and_can_be_seen(made: list[Edit]) -> None:
+    assert {edit.kind for edit in made} == set(edits.KIND_SHARES)
+    assert sum(edits.KIND_SHARES.values()) == pytest.approx(1)
+    for edit in made:
+        assert (change(edit) > edits.SEEN).mean() >= edits.SEEN_SHARE, edit.instruction
+
+
+def test_a_thing_gets_the_colour_and_keeps_its_place(made: list[Edit]) -> None:
+    recoloured = [edit for edit in made if edit.kind == "recolour"]
+    for edit in recoloured:
+        assert edit.wanted in COLOURS
+        assert edit.instruction.endswith(edit.wanted)
+        assert edit.wanted in edit.after.caption
+        assert np.array_equal(edit.before.depth, edit.after.depth)
+
+
+def test_things_go_and_come(made: list[Edit]) -> None:
+    for edit in made:
+        if edit.kind == "remove":
+            assert edit.wanted in edit.instruction
+            assert (change(edit) > edits.SEEN).mean() < 0.95
+            assert edit.after.caption.count(edit.wanted.split()[-1]) < edit.before.caption.count(
+                edit.wanted.split()[-1]
+            )
+        if edit.kind == "add":
+            assert edit.instruction in (f"add a {edit.wanted}", f"add an {edit.wanted}")
+            assert edit.wanted in edit.after.caption
+            assert edit.wanted not in edit.before.caption
+
+
+def test_another_time_of_day_is_another_light_on_the_same_things(made: list[Edit]) -> None:
+    timed = [edit for edit in made if edit.kind == "time"]
+    for edit in timed:
+        assert edit.instruction in TIME_EDITS[edit.wanted]
+        assert np.array_equal(edit.before.depth, edit.after.depth)
+    nights = [edit for edit in timed if edit.wanted == "night"]
+    assert all(edit.after.image.mean() < edit.before.image.mean() for edit in nights)
+
+
+def test_what_other_instructions_would_give(made: list[Edit]) -> None:
+    recolour = next(edit for edit in made if edit.kind == "recolour")
+    names = [name for name, _ in recolour.outcomes(24)]
+    assert len(names) == len(set(names)) == len(COLOURS) - 2  # not the one it had, nor the one it gets
+    assert recolour.wanted not in names
+    time = next(edit for edit in made if edit.kind == "time")
+    outcomes = list(time.outcomes(24))
+    assert sorted(name for name, _ in outcomes) == sorted([*TIME_EDITS] * edits.SAMPLES)
+    assert outcomes[0][1].shape == (24, 24, 3)
+    assert all(not list(edit.outcomes(24)) for edit in made if edit.kind in ("add", "remove"))
+
+
+def test_edits_are_the_same_again() -> None:
+    one, two = (scene_edit(np.random.default_rng(8), 32) for _ in range(2))
+    assert (one.instruction, one.kind, one.wanted) == (two.instruction, two.kind, two.wanted)
+    assert np.array_equal(one.after.image, two.after.image)
+
+
+def test_scenes_are_those_that_the_bundled_models_were_trained_on() -> None:
+    made = [scene(np.random.default_rng([1, k]), 32) for k in range(3)]
+    words = hashlib.sha256("|".join(one.caption for one in made).encode()).hexdigest()[:12]
+    assert words == "923050eef19b"
+    assert [float(one.image.mean()) for one in made] == pytest.approx([176.9, 111.3, 138.8], abs=0.5)
+
+
+def test_edits_as_a_source_of_pairs() -> None:
+    source = open_source("edits", load("edit"), count=3, size=32, seed=4)
+    example = source[1]
+    assert set(example) == {"image", "caption", "edited", "edit_prompt"}
+    assert example["image"].shape == example["edited"].shape == (32, 32, 3)
+    assert np.array_equal(source[1]["edited"], example["edited"])
+    with pytest.raises(InvalidInput, match="task edit needs data with 'edited'; this has caption, depth, image"):
+        open_source("scenes", load("edit"), size=32)

@@ -1,0 +1,87 @@
+"""Pairs of input, instruction and edited picture, whatever the data call them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub.data import open_source
+from codi_hub.errors import InvalidInput
+from codi_hub.tasks import load
+
+TASK = load("edit")
+BEFORE, AFTER = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8) for seed in (0, 1))
+
+
+def first_pair(spec: str) -> Any:
+    return TASK.make_pair(open_source(spec, TASK, size=40)[0], np.random.default_rng(0))
+
+
+def assert_edits(pair: Any) -> None:
+    assert np.array_equal(pair.condition, BEFORE)
+    assert np.array_equal(pair.target, AFTER)
+    assert pair.prompt == "make it noisier"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input_image", "edited_image", "edit_prompt"),  # InstructPix2Pix
+        ("original_image", "edited_image", "edit_prompt"),
+        ("file_name", "edited_file_name", "instruction"),
+        ("conditioning_image", "image", "text"),  # as pairs for ControlNet training are laid out
+        ("condition", "target", "edit_prompt"),
+    ],
+)
+def test_a_folder_with_metadata(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    Image.fromarray(BEFORE).save(tmp_path / "a.png")
+    Image.fromarray(AFTER).save(tmp_path / "b.png")
+    row = dict(zip(names, ("a.png", "b.png", "make it noisier"), strict=True))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert_edits(first_pair(str(tmp_path)))
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_parquet_file_of_instruct_pix2pix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    cells = {}
+    for name, picture in (("input_image", BEFORE), ("edited_image", AFTER)):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        cells[name] = [buffer.getvalue()]
+    table = datasets.Dataset.from_dict(cells | {"edit_prompt": ["make it noisier"]})
+    for name in cells if typed else ():
+        table = table.cast_column(name, datasets.Image())
+    table.to_parquet(str(tmp_path / "train.parquet"))
+    assert_edits(first_pair(str(tmp_path / "train.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("edited", "task edit needs data with 'edited'; this has edit_prompt, image"),
+        ("edit_prompt", "task edit needs data with 'edit_prompt'; this has edited, image"),
+    ],
+)
+def test_data_that_lack_a_part_are_refused(without: str, message: str) -> None:
+    example = {"image": BEFORE, "edited": AFTER, "edit_prompt": "make it noisier"}
+    del example[without]
+    with pytest.raises(InvalidInput, match=f"^{message}$"):
+        TASK.make_pair(example, np.random.default_rng(0))
+
+
+def test_the_condition_is_the_picture_and_the_output_is_left_as_it_is() -> None:
+    prepared = TASK.prepare(Image.fromarray(BEFORE))
+    assert np.array_equal((prepared.condition * 255).round().astype(np.uint8), BEFORE)
+    assert np.array_equal(TASK.finish(AFTER.astype(np.float32) / 255, prepared), AFTER)
+
+
+def test_adherence_is_what_is_left_of_the_input() -> None:
+    same = BEFORE.astype(np.float32) / 255
+    assert TASK.adherence(same, same) == 100
+    assert TASK.adherence(np.clip(same + 0.1, 0, 1), same) == pytest.approx(20, abs=1)
