@@ -182,25 +182,26 @@ def run(
     model.eval()
     figures = _held_out(model, [*scenes[-HELD_OUT // 2 :], *leaves[-HELD_OUT // 2 :]], device)
     _scale(folded(model.net), [*scenes[:256], *leaves[:256]], device)
+    counts = {"leaves": len(leaves) - HELD_OUT, "scenes": len(scenes) - HELD_OUT, "words": len(words)}
+    save_features(workspace / "features", model.net, _card(model.net, training, device, **counts, **figures))
+    return workspace / "features"
+
+
+def _card(net: FeatureNet, training: Path, device: str, **figures: float | str) -> str:
     kept = torch.load(training / "checkpoint.pt", map_location="cpu", weights_only=True)
-    card = CARD.format(
-        parameters=sum(p.numel() for p in model.net.parameters()),
-        levels=len(model.net.levels),
-        leaves=len(leaves) - HELD_OUT,
-        scenes=len(scenes) - HELD_OUT,
+    return CARD.format(
+        parameters=sum(p.numel() for p in net.parameters()),
+        levels=len(net.levels),
         steps=kept["step"],
         batch=BATCH,
         view=VIEW,
         minutes=kept["spent"] / 60,
         hardware=torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
         degradations=", ".join(DEGRADATIONS),
-        words=len(words),
         held_out=HELD_OUT,
         chance=1 / HELD_OUT,
         **figures,
     )
-    save_features(workspace / "features", model.net, card)
-    return workspace / "features"
 
 
 @torch.no_grad()
