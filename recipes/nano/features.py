@@ -178,7 +178,7 @@ def run(
         }
 
     training = workspace / "feature-training"
-    model.load_state_dict(train(training, model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.998))
+    model.load_state_dict(train(training, model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
     model.eval()
     figures = _held_out(model, [*scenes[-HELD_OUT // 2 :], *leaves[-HELD_OUT // 2 :]], device)
     _scale(folded(model.net), [*scenes[:256], *leaves[:256]], device)
