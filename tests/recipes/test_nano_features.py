@@ -17,14 +17,14 @@ from recipes.nano import bundle, features
 def test_a_degradation_says_what_it_did() -> None:
     image = scene(np.random.default_rng(1), 64).image.astype(np.float32) / 255
     rng = np.random.default_rng(2)
-    found = [features.degrade(image, rng) for _ in range(200)]
-    strengths = np.stack([told for _, told in found])
-    assert strengths.shape == (200, len(features.DEGRADATIONS))
+    strengths = np.stack([features.strengths(rng) for _ in range(300)])
+    found = [(features.degrade(image, told, rng), told) for told in strengths]
     assert np.allclose((strengths > 0).mean(0), features.ODDS, atol=0.12)
     untouched = [np.array_equal(view, image) for view, _ in found]
     assert untouched == (strengths.sum(1) == 0).tolist()
     blur, noise = (features.DEGRADATIONS.index(name) for name in ("blur", "noise"))
     only = {k: [v for v, told in found if told[k] > 0.5 and told.sum() == told[k]] for k in (blur, noise)}
+    assert all(only.values())
     rough = {k: [np.abs(np.diff(v, axis=1)).mean() for v in views] for k, views in only.items()}
     plain = np.abs(np.diff(image, axis=1)).mean()
     assert all(value < plain for value in rough[blur])
@@ -38,6 +38,7 @@ def test_views_of_a_batch_are_the_same_again_and_lie_a_batch_apart() -> None:
     assert torch.equal(views, again)
     assert views.shape == (4, 3, 64, 64)
     assert strengths.shape == (4, len(features.DEGRADATIONS))
+    assert torch.equal(strengths[:2], strengths[2:])
     assert (views.mean((1, 2, 3)) > 0.5).tolist() == [False, True, False, True]
 
 
