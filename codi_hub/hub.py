@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from codi_hub.adapters import ControlAdapter
     from codi_hub.base import FrozenBase
     from codi_hub.batch import Item
+    from codi_hub.evaluate.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
 
@@ -259,26 +260,23 @@ class Hub(Catalog):
     # ---- evaluate
 
     def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = _silent) -> EvalReport:
-        """Measures an adapter at several numbers of steps, on pictures it was not trained on.
+        """Measures an adapter at several numbers of steps, on pictures it was not trained on, beside others.
 
         Raises:
-            CodiError: no adapter, or data that cannot be used.
+            CodiError: no adapter, data or feature network that cannot be used, or nothing to hold it against.
         """
         from codi_hub.evaluate.run import evaluate_task
 
         options = options or EvalOptions()
         row = self.registry.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
-        for steps in options.steps:
-            self._check_steps(steps, row)
-        base, adapter, _ = self._resident(row, options.device, options.dtype)
         began = time.perf_counter()
 
         def progress(done: int, total: int) -> None:
             on_event({"kind": "message", "text": f"measured {done} of {total}"})
 
-        temperature = task.temperature if options.temperature is None else options.temperature
-        made = evaluate_task(task, base, self.generator(base, adapter, temperature=temperature), options, progress)
+        base, contestants = self._contestants(row, task, options)
+        made = evaluate_task(task, base, contestants, options, progress)
         return EvalReport(
             task=row.task,
             adapter=row.ref,
@@ -288,7 +286,32 @@ class Hub(Catalog):
             rows=made.table.rows,
             seconds=time.perf_counter() - began,
             out=options.out,
+            notes=list(made.notes),
         )
+
+    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
+        """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
+        from codi_hub.evaluate.against import PromptOnly, entrants
+        from codi_hub.evaluate.measured import Contestant
+
+        found = entrants(
+            options.against,
+            row,
+            task.name,
+            options.steps,
+            resolve=lambda name: self.registry.resolve(name, base=row.base),
+            there=lambda: self.registry.adapters(row.task, row.base),
+        )
+        for steps in dict.fromkeys(count for one in found for count in one.steps):
+            self._check_steps(steps, row)
+        base, _ = self._loaded_base(row.base, options.device, options.dtype)
+        temperature = task.temperature if options.temperature is None else options.temperature
+        contestants = []
+        for one in found:
+            adapter: Any = self._resident(one.row, options.device, options.dtype)[1] if one.row else PromptOnly()
+            generate = self.generator(base, adapter, temperature=temperature)
+            contestants.append(Contestant(one.name, generate, one.steps))
+        return base, contestants
 
 
 def _recorded(output: Any) -> str:

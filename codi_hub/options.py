@@ -203,11 +203,22 @@ class EvalOptions(_Checked):
     """How an adapter is measured."""
 
     steps: tuple[int, ...] = _opt((1, 2, 4, 8), "Numbers of steps to compare, as 1,2,4,8", metavar="N,N")
+    against: tuple[str, ...] = _opt(
+        (),
+        "What else stands in the table: base (the base without its adapter), other adapters of the task as depth:2, "
+        "both at the same steps or at their own as depth:2@50; bicubic, for superres (default: what costs nothing: "
+        "bicubic for superres)",
+        metavar="NAME,NAME",
+    )
+    features: Path | None = _opt(
+        None,
+        "Network of the Frechet and perceptual distances: a folder such as the bundled one, or a TorchScript file "
+        "that maps images (B,3,H,W) in [0,1] to (feature maps, vectors) (default: the bundled one, if there is one)",
+    )
     data: str | None = _opt(None, "Held-out images, as in `codi distill --data` (default: test photographs)")
     count: int | None = _opt(None, "Number of images (default: all)", least=1)
     out: Path | None = _opt(None, "Folder for the report and the pictures", "-o", "--out")
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
-    batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
     temperature: float | None = _opt(None, "Scale of the noise (default: the task's)", least=0.0, most=2.0)
     seed: int = _opt(0, "Seed of the noise and the degradations", least=0)
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
@@ -223,6 +234,8 @@ class EvalOptions(_Checked):
         if not steps or min(steps) < 1:
             raise UsageError(f"--steps must be numbers from 1 up, as 1,2,4,8, not {self.steps!r}")
         object.__setattr__(self, "steps", steps)
+        names = self.against.split(",") if isinstance(self.against, str) else self.against
+        object.__setattr__(self, "against", tuple(name.strip() for name in names))
         super().__post_init__()
 
 
@@ -275,7 +288,11 @@ class DistillResult(_Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport(_Report):
-    """A table: one row per method or number of steps. `rows`: `name`, then a number or None per column."""
+    """A table: one row per method and number of steps.
+
+    `rows`: `name`, `method` (an adapter, base, or a reference such as bicubic), `steps` (None for a reference), then a
+    number or None per column. `notes`: what a reader must know about the figures.
+    """
 
     task: str
     adapter: str  # task:version
@@ -285,3 +302,4 @@ class EvalReport(_Report):
     rows: list[dict[str, Any]]
     seconds: float
     out: Path | None = None  # where the report and the pictures are, if anywhere
+    notes: list[str] = field(default_factory=list)

@@ -45,7 +45,7 @@ class Manifest:
 
     def files(self) -> Iterator[tuple[Path, str]]:
         """Every bundled file with the sha256 it should have."""
-        parts = [self.content["base"], *self.content["adapters"]]
+        parts = [self.content["base"], *self.content["adapters"], *self.content.get("others", [])]
         for part in parts:
             for name, recorded in part["files"].items():
                 yield self.root / part["path"] / name, recorded if isinstance(recorded, str) else recorded["sha256"]

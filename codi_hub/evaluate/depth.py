@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from codi_hub.evaluate.metrics import structure_agreement
-from codi_hub.evaluate.superres import Generate
+from codi_hub.evaluate.measured import Generate, step_name
+from codi_hub.evaluate.metrics import gmsd, psnr, ssim, structure_agreement
 from codi_hub.evaluate.table import Figure, Table, mean_table
 
 HELD_OUT = 0x7E57  # seeds the scenes to measure on; training seeds its own by small numbers and positions
@@ -27,16 +27,19 @@ class DepthReport:
     """Figures per number of steps and scene, their means, and pictures to look at.
 
     Attributes:
-        table: means of `matched` (agreement with the picture's own map), `shuffled` (with another's) and `margin`
-            (their difference: 0 means that the map is ignored); the first row is the scenes themselves, what full
-            obedience reaches.
+        table: means of likeness with the scene (`psnr`, `ssim`, `gmsd`), which the map and the prompt leave open, and
+            of `adherence` (agreement with the picture's own map), `shuffled` (with another's) and `margin` (their
+            difference: 0 means that the map is ignored); the first row is the scenes themselves, what full obedience
+            reaches.
         pictures: per scene: "map" float32 HWC, "scene" and each number of steps uint8 HWC.
+        outputs: "scenes" and each number of steps -> its pictures, uint8 HWC.
     """
 
     seed: int
     table: Table
     figures: list[Figure]
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+    outputs: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, **self.table.as_dict(), "figures": [figure.as_dict() for figure in self.figures]}
@@ -91,19 +94,33 @@ def evaluate_depth(
             images += [task.finish(output, p) for output, p in zip(outputs, prepared[part], strict=True)]
             if on_progress:
                 on_progress(nth * len(starts) + j + 1, len(steps) * len(starts))
-        made[f"{count} step{'s' * (count != 1)}"] = images, (time.perf_counter() - begun) / len(scenes)
+        made[step_name(count)] = images, (time.perf_counter() - begun) / len(scenes)
     figures = [
-        Figure(method, f"scene {k}", _obedience(image, maps[k], maps[(k + 1) % len(maps)], seconds))
+        Figure(
+            method,
+            f"scene {k}",
+            _likeness(image, scenes[k]["image"])
+            | _obedience(image, maps[k], maps[(k + 1) % len(maps)])
+            | {"seconds": seconds},
+        )
         for method, (images, seconds) in made.items()
         for k, image in enumerate(images)
     ]
     pictures = {f"scene {k}": _shown(maps[k], k, made) for k in range(len(scenes))}
-    return DepthReport(seed, mean_table(figures, against="scenes", deltas=()), figures, pictures)
+    finished = {method: images for method, (images, _) in made.items()}
+    return DepthReport(seed, mean_table(figures, against="scenes", deltas=()), figures, pictures, finished)
 
 
-def _obedience(image: np.ndarray, own: np.ndarray, other: np.ndarray, seconds: float | None) -> dict[str, float | None]:
-    matched, shuffled = structure_agreement(image, own), structure_agreement(image, other)
-    return {"matched": matched, "shuffled": shuffled, "margin": matched - shuffled, "seconds": seconds}
+def _likeness(image: np.ndarray, scene: np.ndarray) -> dict[str, float | None]:
+    """Nothing for the scene itself, whose PSNR is infinite."""
+    if image is scene:
+        return dict.fromkeys(("psnr", "ssim", "gmsd"))
+    return {"psnr": psnr(image, scene), "ssim": ssim(image, scene), "gmsd": gmsd(image, scene)}
+
+
+def _obedience(image: np.ndarray, own: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+    adherence, shuffled = structure_agreement(image, own), structure_agreement(image, other)
+    return {"adherence": adherence, "shuffled": shuffled, "margin": adherence - shuffled}
 
 
 def _shown(own: np.ndarray, k: int, made: dict[str, tuple[list[np.ndarray], float | None]]) -> dict[str, np.ndarray]:

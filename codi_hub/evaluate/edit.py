@@ -15,9 +15,9 @@ from PIL import Image
 
 from codi_hub.data.edits import Edit, scene_edit
 from codi_hub.evaluate.depth import HELD_OUT
+from codi_hub.evaluate.measured import Generate, step_name
 from codi_hub.evaluate.metrics import as_float
 from codi_hub.evaluate.pairs import outputs
-from codi_hub.evaluate.superres import Generate
 from codi_hub.evaluate.table import Figure, Table
 from codi_hub.tasks.base import Task
 from codi_hub.tasks.filters import smooth
@@ -152,7 +152,7 @@ def evaluate_edit(
     figures = [_figure(name, k, judges[k], image) for name, images in made.items() for k, image in enumerate(images)]
     shown = {f"{k}: {edit.instruction}": {"input": edit.before.image} for k, edit in enumerate(edits)}
     for done, count in enumerate(steps):
-        name = f"{count} step{'s' * (count != 1)}"
+        name = step_name(count)
         images, seconds = outputs(task, pairs, generate, count, seed)
         others, _ = outputs(task, turned, generate, count, seed)
         for k, (image, other, row) in enumerate(zip(images, others, shown.values(), strict=True)):

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from codi_hub.evaluate.measured import Generate, step_name
 from codi_hub.evaluate.metrics import as_float, gmsd, hole_edge, psnr
 from codi_hub.evaluate.photographs import Photograph
-from codi_hub.evaluate.superres import Generate
 from codi_hub.evaluate.table import Figure, Table, mean_table
 
 BASELINE = "smooth fill"
@@ -118,7 +118,7 @@ def _outputs(
         outputs = generate([p.condition for p in prepared], [""] * len(holes), seeds, count)
         seconds = (time.perf_counter() - begun) / len(holes)
         finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
-        made[f"{count} step{'s' * (count != 1)}"] = finished, seconds
+        made[step_name(count)] = finished, seconds
     return made
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub.evaluate.metrics import gmsd, psnr
-from codi_hub.evaluate.superres import Generate
+from codi_hub.evaluate.measured import Generate
+from codi_hub.evaluate.metrics import gmsd, psnr, ssim
 from codi_hub.tasks.base import Pair, Prepared, Task
 
 TOGETHER = 8
@@ -30,14 +30,14 @@ def outputs(
 
 
 def measure(task: Task, pairs: Sequence[Pair], pictures: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Means: `psnr` and `gmsd` against the target, `adherence` to the own condition, `shuffled` to the next one's."""
+    """Means: `psnr`, `ssim`, `gmsd` against the target, `adherence` to the own condition, `shuffled` to another's."""
     conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
     floats = [picture.astype(np.float32) / 255 for picture in pictures]
     own = [task.adherence(image, condition) for image, condition in zip(floats, conditions, strict=True)]
     other = [task.adherence(image, conditions[(k + 1) % len(conditions)]) for k, image in enumerate(floats)]
+    targets = [pair.target for pair in pairs]
     return {
-        "psnr": float(np.mean([psnr(image, pair.target) for image, pair in zip(pictures, pairs, strict=True)])),
-        "gmsd": float(np.mean([gmsd(image, pair.target) for image, pair in zip(pictures, pairs, strict=True)])),
+        **{metric.__name__: float(np.mean(list(map(metric, pictures, targets)))) for metric in (psnr, ssim, gmsd)},
         "adherence": _mean(own),
         "shuffled": _mean(other),
     }

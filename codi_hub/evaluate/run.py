@@ -1,9 +1,9 @@
 """`codi eval`: chooses how a task is measured, measures it, and leaves table and pictures in a folder."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,43 +12,86 @@ from codi_hub.distill.cache import split
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.depth import evaluate_depth, held_out_scenes
 from codi_hub.evaluate.edit import evaluate_edit, held_out_edits
+from codi_hub.evaluate.features import load_features
 from codi_hub.evaluate.inpaint import evaluate_inpaint
+from codi_hub.evaluate.measured import (
+    Contestant,
+    Generate,
+    Measured,
+    Pictures,
+    merged,
+    named,
+    step_name,
+    trimmed,
+    with_distances,
+)
 from codi_hub.evaluate.pairs import held_out_scores
 from codi_hub.evaluate.photographs import photographs
+from codi_hub.evaluate.plot import MISSING, can_plot, plot_quality
 from codi_hub.evaluate.sheets import sheet
-from codi_hub.evaluate.superres import Generate, evaluate_superres
-from codi_hub.evaluate.table import Table
+from codi_hub.evaluate.superres import evaluate_superres
+from codi_hub.evaluate.table import Table, legend
 from codi_hub.options import EvalOptions
 from codi_hub.tasks.base import Task
 
 OnProgress = Callable[[int, int], None]
-Pictures = dict[str, dict[str, np.ndarray]]
 HELD_OUT_SEED = 0x7E57  # of pairs made on the fly; training draws from small seeds
 PAIRS = 16
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A table of means, what it is made of, and pictures per image and method."""
-
-    images: int
-    table: Table
-    details: dict[str, Any]
-    pictures: Pictures
-
-
 def evaluate_task(
-    task: Task, base: FrozenBase, generate: Generate, options: EvalOptions, on_progress: OnProgress
+    task: Task,
+    base: FrozenBase,
+    contestants: Sequence[Contestant],
+    options: EvalOptions,
+    on_progress: OnProgress,
 ) -> Measured:
-    """Measures a task in its own way, or on held-out pairs where it has none."""
-    measured = MEASURES.get(task.name, _on_pairs)(task, base, generate, options, on_progress)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "eval.json").write_text(json.dumps(measured.details, indent=1))
-        (options.out / "table.txt").write_text(measured.table.as_text() + "\n")
-        rows = list(measured.pictures.values())
-        picture = sheet([list(row.values()) for row in rows], columns=list(rows[0]), labels=list(measured.pictures))
-        picture.save(options.out / "sheet.png")
+    """Measures a task in its own way, or on held-out pairs where it has none: each contestant on the same pictures.
+
+    Args:
+        contestants: the adapter in question, then what it is held against.
+        on_progress: told (pictures done, all), over all contestants.
+
+    Raises:
+        CodiError: data or a feature network that cannot be used.
+    """
+    features = load_features(options.features, base.device)
+    measure = MEASURES.get(task.name, _on_pairs)
+    parts = []
+    for k, one in enumerate(contestants):
+
+        def progress(done: int, total: int, before: int = k) -> None:
+            on_progress(before * total + done, len(contestants) * total)
+
+        part = measure(task, base, one.generate, replace(options, steps=one.steps), progress)
+        parts.append(named(part, one, alone=len(contestants) == 1))
+    measured = merged(parts, contestants)
+    if features:
+        measured = with_distances(measured, features)
+    if options.features and not measured.references:
+        note = f"No Frechet or perceptual distance: {task.name} is measured without true pictures"
+        measured = replace(measured, notes=(*measured.notes, note))
+    measured = trimmed(measured)
+    return (
+        write(measured, f"{contestants[0].name} on {measured.images} images", options.out) if options.out else measured
+    )
+
+
+def write(measured: Measured, title: str, folder: Path) -> Measured:
+    """Leaves eval.json, the table as text and Markdown, the sheet and the plot; a note says if there is no plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if can_plot():
+        plot_quality(measured.table, title, folder / "quality.png")
+    else:
+        measured = replace(measured, notes=(*measured.notes, MISSING))
+    document = measured.details | {"notes": measured.notes}
+    (folder / "eval.json").write_text(json.dumps(document, indent=1))
+    (folder / "table.txt").write_text(measured.table.as_text() + "\n")
+    remarks = "".join(f"- {line}\n" for line in [*legend(measured.table.columns), *measured.notes])
+    (folder / "table.md").write_text(f"# {title}\n\n{measured.table.as_markdown()}\n\n{remarks}")
+    rows = list(measured.pictures.values())
+    picture = sheet([list(row.values()) for row in rows], columns=list(rows[0]), labels=list(measured.pictures))
+    picture.save(folder / "sheet.png")
     return measured
 
 
@@ -69,7 +112,8 @@ def _superres(
         autoencode=autoencode,
         on_progress=on_progress,
     )
-    return Measured(len(photos), report.table, report.as_dict(), report.pictures)
+    found = report.outputs, report.references
+    return Measured(len(photos), report.table, report.as_dict(), report.pictures, *found)
 
 
 def _inpaint(
@@ -85,7 +129,10 @@ def _inpaint(
         autoencode=lambda images: [round_trip(base, image) for image in images],
         on_progress=on_progress,
     )
-    return Measured(len(photos), report.table, report.as_dict(), report.pictures)
+    shown = report.pictures.values()
+    outputs = {row["name"]: [columns[row["name"]] for columns in shown] for row in report.table.rows}
+    true = [columns["original"] for columns in shown]
+    return Measured(len(photos), report.table, report.as_dict(), report.pictures, outputs, true)
 
 
 def round_trip(base: FrozenBase, image: np.ndarray) -> np.ndarray:
@@ -115,7 +162,8 @@ def _depth(task: Task, base: FrozenBase, generate: Generate, options: EvalOption
         on_progress=on_progress,
     )
     shown = dict(list(report.pictures.items())[:8])
-    return Measured(len(scenes), report.table, report.as_dict(), shown)
+    true = [example["image"] for example in scenes]
+    return Measured(len(scenes), report.table, report.as_dict(), shown, report.outputs, true)
 
 
 def _edit(task: Task, base: FrozenBase, generate: Generate, options: EvalOptions, on_progress: OnProgress) -> Measured:
@@ -130,7 +178,11 @@ def _edit(task: Task, base: FrozenBase, generate: Generate, options: EvalOptions
     report = evaluate_edit(
         edits, generate, task, steps=options.steps, seed=options.seed, autoencode=autoencode, on_progress=on_progress
     )
-    return Measured(len(edits), report.table, report.as_dict(), dict(list(report.pictures.items())[:8]))
+    rows = list(report.pictures.values())
+    outputs = {name: [row[name] for row in rows] for name in map(step_name, options.steps)}
+    twins = [edit.after.image for edit in edits]
+    shown = dict(list(report.pictures.items())[:8])
+    return Measured(len(edits), report.table, report.as_dict(), shown, outputs, twins)
 
 
 def _on_pairs(
@@ -151,16 +203,19 @@ def _on_pairs(
     pairs = [task.make_pair(source[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in indices]
     scores, made = held_out_scores(task, pairs, generate, steps=options.steps, seed=options.seed)
     on_progress(len(pairs), len(pairs))
-    names = {count: f"{count} step{'s' * (count != 1)}" for count in options.steps}
+    names = {count: step_name(count) for count in options.steps}
     columns = list(next(iter(scores.values())))
     table = Table(columns, [{"name": names[count], **scores[count]} for count in options.steps])
     pictures: Pictures = {}
     for k, pair in enumerate(pairs[:8]):
         outputs = {names[count]: made[count][k] for count in options.steps}
         pictures[f"pair {k}"] = {"condition": pair.condition, **outputs, "target": pair.target}
-    return Measured(len(pairs), table, {"rows": table.rows, "data": data}, pictures)
+    finished = {names[count]: images for count, images in made.items()}
+    true = [pair.target for pair in pairs]
+    return Measured(len(pairs), table, {"data": data}, pictures, finished, true)
 
 
+# how a task is measured: (task, base, generate, options, on_progress) -> Measured, for one way of making its pictures
 MEASURES: dict[str, Callable[..., Measured]] = {
     "superres": _superres,
     "inpaint": _inpaint,

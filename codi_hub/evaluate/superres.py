@@ -8,14 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from codi_hub.evaluate.measured import Generate, step_name
 from codi_hub.evaluate.metrics import gmsd, psnr, ssim
 from codi_hub.evaluate.photographs import Photograph
 from codi_hub.evaluate.table import Figure, Table, mean_table
 
 BASELINE = "bicubic"
-
-# generate(conditions float32 HWC in [0, 1], prompts, seeds, steps) -> outputs float32 HWC in [0, 1]
-Generate = Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]
 
 
 class SuperresTask(Protocol):
@@ -26,6 +24,8 @@ class SuperresTask(Protocol):
     def prepare(self, image: Image.Image) -> Any: ...
 
     def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
+
+    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class SuperresReport:
         figures: what the means are made of; `image` is "name blur/noise/jpeg".
         pictures: per photograph, at the middle degradation: method name -> uint8 HWC, beginning with "input" (of the
             input's own size) and ending with "original".
+        outputs: method -> its pictures at all degradations, uint8 HWC.
+        references: the photograph of each of them.
     """
 
     scale: int
@@ -56,6 +58,8 @@ class SuperresReport:
     table: Table
     figures: list[Figure]
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+    outputs: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
+    references: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         figures = [figure.as_dict() for figure in self.figures]
@@ -84,7 +88,8 @@ def evaluate_superres(
     """Measures a super-resolution adapter at several numbers of steps against bicubic upsampling.
 
     Args:
-        task: gives `options.scale`, `prepare` and `finish`, so that what is measured is what `codi run` writes.
+        task: gives `options.scale`, `prepare` and `finish`, so that what is measured is what `codi run` writes, and
+            `adherence`.
         photos: at full size, sides multiples of the scale.
         generate: the adapter.
         steps: numbers of steps to compare.
@@ -96,25 +101,34 @@ def evaluate_superres(
     scale = int(task.options.scale)
     figures: list[Figure] = []
     pictures: dict[str, dict[str, np.ndarray]] = {}
+    made: dict[str, list[np.ndarray]] = {}
+    references: list[np.ndarray] = []
     for done, photo in enumerate(photos):
         inputs = [degraded(photo, scale, degradation, seed) for degradation in degradations]
-        outputs = _outputs(task, photo, inputs, generate, steps, seed, autoencode)
+        prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
+        outputs = _outputs(task, photo, inputs, prepared, generate, steps, seed, autoencode)
+        references += [photo.image] * len(inputs)
         for method, (images, seconds) in outputs.items():
-            for image, degradation in zip(images, degradations, strict=True):
+            made.setdefault(method, []).extend(images)
+            for image, degradation, given in zip(images, degradations, prepared, strict=True):
                 label = f"{photo.name} {degradation.blur:g}/{degradation.noise:g}/{degradation.jpeg}"
-                figures.append(Figure(method, label, _measured(image, photo.image, seconds)))
+                kept = task.adherence(image.astype(np.float32) / 255, given.condition)
+                values = {**_measured(image, photo.image), "adherence": kept, "seconds": seconds}
+                figures.append(Figure(method, label, values))
         middle = len(inputs) // 2
         shown = {method: images[middle] for method, (images, _) in outputs.items()}
         pictures[photo.name] = {"input": inputs[middle], **shown, "original": photo.image}
         if on_progress:
             on_progress(done + 1, len(photos))
-    return SuperresReport(scale, seed, mean_table(figures, against=BASELINE), figures, pictures)
+    table = mean_table(figures, against=BASELINE)
+    return SuperresReport(scale, seed, table, figures, pictures, made, references)
 
 
 def _outputs(
     task: SuperresTask,
     photo: Photograph,
     inputs: list[np.ndarray],
+    prepared: list[Any],
     generate: Generate,
     steps: Sequence[int],
     seed: int,
@@ -128,14 +142,13 @@ def _outputs(
     if autoencode:
         (round_trip,) = autoencode([photo.image.astype(np.float32) / 255])
         made["autoencoder"] = [_bytes(round_trip)] * len(inputs), None
-    prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
     seeds = [seed * 1_000_003 + k for k in range(len(inputs))]
     for count in steps:
         begun = time.perf_counter()
         outputs = generate([p.condition for p in prepared], [""] * len(inputs), seeds, count)
         seconds = (time.perf_counter() - begun) / len(inputs)
         finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
-        made[f"{count} step{'s' * (count != 1)}"] = finished, seconds
+        made[step_name(count)] = finished, seconds
     return made
 
 
@@ -143,10 +156,5 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _measured(image: np.ndarray, reference: np.ndarray, seconds: float | None) -> dict[str, float | None]:
-    return {
-        "psnr": psnr(image, reference),
-        "ssim": ssim(image, reference),
-        "gmsd": gmsd(image, reference),
-        "seconds": seconds,
-    }
+def _measured(image: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+    return {"psnr": psnr(image, reference), "ssim": ssim(image, reference), "gmsd": gmsd(image, reference)}

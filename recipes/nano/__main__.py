@@ -1,6 +1,7 @@
 """Makes the bundled models from nothing: `python -m recipes.nano`. Each stage goes on where it was interrupted.
 
-pictures -> autoencoder -> base -> superres and depth with `codi distill` itself -> bundle (into codi_hub/nano).
+pictures -> autoencoder -> base -> superres and depth with `codi distill` itself -> features (the network that `codi
+eval` measures distances in) -> bundle (into codi_hub/nano).
 """
 
 import argparse
@@ -9,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipes.nano import autoencoder, base, bundle
+from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
-STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "bundle")
+STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 16.0, "superres": 28.0, "depth": 10.0}
+MINUTES = {"autoencoder": 26.0, "base": 16.0, "superres": 28.0, "depth": 10.0, "features": 8.0}
 DISTIL = {  # what the adapters are told beside their time
     "superres": ["--set", "scale=4"],
     "depth": [],
@@ -58,6 +59,7 @@ def main() -> None:
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
         "superres": lambda: distil(workspace, "superres", minutes["superres"], device),
         "depth": lambda: distil(workspace, "depth", minutes["depth"], device),
+        "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace),
     }
     for stage in arguments.stages or STAGES:

@@ -15,6 +15,7 @@ from codi_hub.registry import Registry
 
 BASE = "nano"
 TASKS = ("superres", "depth")
+FEATURES = "features"
 LIMIT = 60_000_000  # bytes, all bundled files together
 CARD = """# nano: a small text-to-image latent diffusion model
 
@@ -84,10 +85,22 @@ def run(workspace: Path, note: str = "", tasks: Sequence[str] = TASKS) -> None:
                 }
             )
     (root / "manifest.json").write_text(json.dumps({"base": entry, "adapters": adapters}, indent=1) + "\n")
+    if (workspace / FEATURES).exists():
+        add_features(workspace)
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
     print(f"{root}: {size / 1e6:.1f} MB")
+
+
+def add_features(workspace: Path) -> None:
+    """Puts the feature network of the evaluation into `codi_hub/nano`, in place of the one there, if any."""
+    root = Path(codi_hub.__file__).parent / "nano"
+    shutil.rmtree(root / FEATURES, ignore_errors=True)
+    shutil.copytree(workspace / FEATURES, root / FEATURES)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["others"] = [{"path": FEATURES, "files": _hashes(root / FEATURES)}]
+    (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _hashes(folder: Path) -> dict[str, str]:

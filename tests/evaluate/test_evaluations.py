@@ -9,6 +9,7 @@ from PIL import Image
 
 from codi_hub.data.scenes import scene
 from codi_hub.evaluate.depth import evaluate_depth, held_out_scenes
+from codi_hub.evaluate.metrics import psnr
 from codi_hub.evaluate.photographs import Photograph
 from codi_hub.evaluate.superres import GRID, Degradation, degraded, evaluate_superres
 
@@ -20,6 +21,9 @@ class Prepared:
 
 class PlainSuperres:
     """Bicubic upsampling in, 8 bits out."""
+
+    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
+        return -float(np.abs(output - condition).mean())
 
     options = SimpleNamespace(scale=4)
 
@@ -76,6 +80,8 @@ def test_superres_rows_follow_the_quality_of_what_is_generated(photos: list[Phot
     assert one["psnr_delta"] == pytest.approx(20 * np.log10(2), abs=0.1)
     assert autoencoder["psnr"] == pytest.approx(-20 * np.log10(0.02), abs=0.3)
     assert bicubic["seconds"] is None
+    assert bicubic["adherence"] == pytest.approx(0, abs=1e-6)
+    assert bicubic["adherence"] > one["adherence"] > four["adherence"]
     assert four["seconds"] >= 0
     assert told == [(1, 2), (2, 2)]
 
@@ -88,6 +94,10 @@ def test_superres_keeps_every_figure_and_pictures_to_look_at(photos: list[Photog
     assert report.table.row("2 steps")["psnr"] == pytest.approx(mean)
     assert list(report.pictures["p1"]) == ["input", "bicubic", "2 steps", "original"]
     assert report.pictures["p1"]["input"].shape == (16, 16, 3)
+    assert [len(report.outputs[method]) for method in ("bicubic", "2 steps")] == [6, 6]
+    assert report.outputs["2 steps"][4] is report.pictures["p1"]["2 steps"]
+    assert report.references[2] is photos[0].image
+    assert report.references[3] is photos[1].image
     document = json.loads(json.dumps(report.as_dict()))
     assert document["scale"] == 4
     assert document["figures"][0]["method"] == "bicubic"
@@ -122,10 +132,14 @@ def test_an_adapter_that_obeys_its_map_is_told_from_one_that_does_not() -> None:
     assert follows.table.row("4 steps")["margin"] > 0.4
     assert follows.table.row("scenes")["margin"] > 0.3
     assert abs(ignores.table.row("1 step")["margin"]) < 0.2
-    row = follows.table.row("1 step")
-    assert row["margin"] == pytest.approx(row["matched"] - row["shuffled"])
+    row, outputs = follows.table.row("1 step"), follows.outputs["1 step"]
+    assert all(map(np.array_equal, follows.outputs["scenes"], [example["image"] for example in scenes]))
+    assert row["margin"] == pytest.approx(row["adherence"] - row["shuffled"])
     assert list(follows.pictures["scene 0"]) == ["map", "scenes", "1 step", "4 steps"]
-    assert json.loads(json.dumps(follows.as_dict()))["columns"] == ["matched", "shuffled", "margin", "seconds"]
+    columns = ["psnr", "ssim", "gmsd", "adherence", "shuffled", "margin", "seconds"]
+    assert json.loads(json.dumps(follows.as_dict()))["columns"] == columns
+    assert follows.table.row("scenes")["psnr"] is None  # a scene is infinitely like itself
+    assert row["psnr"] == pytest.approx(np.mean([psnr(o, e["image"]) for o, e in zip(outputs, scenes, strict=True)]))
 
 
 def test_depth_scenes_are_the_same_again_and_one_cannot_be_shuffled() -> None:

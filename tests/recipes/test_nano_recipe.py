@@ -52,7 +52,7 @@ def test_the_bundled_base_is_a_plain_diffusers_pipeline() -> None:
 
 def test_the_bundle_is_small_and_whole() -> None:
     manifest = json.loads((NANO / "manifest.json").read_text())
-    parts = [manifest["base"], *manifest["adapters"]]
+    parts = [manifest["base"], *manifest["adapters"], *manifest.get("others", [])]
     listed = {f"{part['path']}/{name}" for part in parts for name in part["files"]}
     there = {path.relative_to(NANO).as_posix() for path in NANO.rglob("*") if path.is_file()}
     assert there == listed | {"manifest.json"}
