@@ -77,8 +77,9 @@ def cm(trainer: Trainer, drawn: Drawn) -> Terms:
     """Consistency distillation of the teacher, on the time grid."""
     assert trainer.teacher is not None  # the options have made sure of it
     t, s = (v.to(drawn.x.device) for v in trainer.times(drawn.step, drawn.start, clean=CLEAN))
-    networks = (drawn.bind(network) for network in (trainer.student, trainer.target, trainer.teacher))
-    return cm_loss(*networks, drawn.x, drawn.eps, t, s, trainer.base.schedule)
+    student, target = drawn.bind(trainer.student), drawn.bind(trainer.target)
+    teacher = drawn.bind(trainer.teacher)
+    return cm_loss(student, target, teacher, drawn.x, drawn.eps, t, s, trainer.base.schedule)
 
 
 def gd(trainer: Trainer, drawn: Drawn) -> Terms:
