@@ -195,14 +195,7 @@ class FrozenBase(nn.Module):
 
     def finish(self, emb: Tensor, features: Features, prompt: Tensor) -> Tensor:
         """The decoder half: what the network predicts, from (possibly fused) features."""
-        unet, (*left, hidden) = self.unet, features
-        for block in unet.up_blocks:
-            count = len(block.resnets)
-            taken, left = tuple(left[-count:]), left[:-count]
-            text = {"encoder_hidden_states": prompt} if getattr(block, "has_cross_attention", False) else {}
-            size = left[-1].shape[2:] if left else None
-            hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=taken, upsample_size=size, **text)
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return decode_features(self.unet, emb, features, prompt)
 
 
 def encode_features(
@@ -227,6 +220,18 @@ def encode_features(
         features += more
     text = {"encoder_hidden_states": prompt} if getattr(net.mid_block, "has_cross_attention", False) else {}
     return emb, [*features, net.mid_block(hidden, emb, **text)]
+
+
+def decode_features(net: Any, emb: Tensor, features: Features, prompt: Tensor) -> Tensor:
+    """Runs the decoder half of a U-Net on what `encode_features` gave, possibly fused: (B, C, h, w)."""
+    *left, hidden = features
+    for block in net.up_blocks:
+        count = len(block.resnets)
+        taken, left = tuple(left[-count:]), left[:-count]
+        text = {"encoder_hidden_states": prompt} if getattr(block, "has_cross_attention", False) else {}
+        size = left[-1].shape[2:] if left else None
+        hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=taken, upsample_size=size, **text)
+    return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
 
 
 @contextmanager

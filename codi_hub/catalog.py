@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.errors import Conflict, InvalidInput, NotFound, UsageError
-from codi_hub.options import DistillOptions
+from codi_hub.options import DistillOptions, method_of
 
 if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow, BaseRow, Problem, Registry
@@ -83,7 +83,7 @@ class Catalog:
         return (
             {"type": "adapter"}
             | adapter_json(row)
-            | {"score": row.score, "parent": row.parent}
+            | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
             | {
                 "created": str(row.created),
                 "files": {name: str(self.registry.file(row, name)) for name in names},

@@ -1,6 +1,6 @@
 """Few-step inference: conditions, prompts and seeds in, pictures out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
-from codi_hub.sampler import sample
+from codi_hub.sampler import SAMPLERS
 from codi_hub.schedule import sampling_timesteps
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -66,7 +66,7 @@ class Engine:
         seeds: Sequence[int],
         *,
         steps: int = 4,
-        renoise: bool = False,
+        sampler: str = "ddim",
         temperature: float = 1.0,
     ) -> list[np.ndarray]:
         """One picture per condition.
@@ -74,7 +74,7 @@ class Engine:
         Args:
             conditions: float32 (H, W, C) in [0, 1], all of one shape; any size.
             seeds: picture k's noise depends on seeds[k] and its size alone.
-            renoise: fresh noise between the steps in place of the predicted one.
+            sampler: a name in `codi_hub.sampler.SAMPLERS`.
             temperature: scale of the noise. Below 1 the picture moves from a sample towards the mean of what the
                 condition allows: less invented detail, fewer wrong pixels.
 
@@ -87,20 +87,17 @@ class Engine:
         condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
         shape = (base.unet.config.in_channels, condition.shape[2] // base.factor, condition.shape[3] // base.factor)
         noise = temperature * seeded_noise(seeds, shape).to(base.device)
-        fresh: Callable[[int], Tensor] | None = None
-        if renoise:
 
-            def fresh(number: int) -> Tensor:
-                return temperature * seeded_noise([(seed + 7919 * (number + 1)) % 2**63 for seed in seeds], shape).to(
-                    base.device
-                )
+        def fresh(number: int) -> Tensor:
+            later = [(seed + 7919 * (number + 1)) % 2**63 for seed in seeds]
+            return temperature * seeded_noise(later, shape).to(base.device)
 
         prompt, prepared = base.embed(list(prompts)), adapter.prepare(condition)
         denoise = base.schedule.denoiser(
             lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
         timesteps = sampling_timesteps(steps, len(base.schedule))
-        x_hat = sample(denoise, noise, timesteps, base.schedule, fresh_noise=fresh)
+        x_hat = SAMPLERS[sampler](denoise, noise, timesteps, base.schedule, fresh)
         images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         return list(images.permute(0, 2, 3, 1).cpu().numpy())
 

@@ -89,7 +89,7 @@ class Hub(Catalog):
         return base, resident.get(row.sha256, load), row
 
     def generator(
-        self, base: FrozenBase, adapter: ControlAdapter, *, renoise: bool = False, temperature: float = 1.0
+        self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0
     ) -> Generate:
         """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
         from codi_hub.engine import Engine
@@ -108,7 +108,7 @@ class Hub(Catalog):
                     prompts[part],
                     seeds[part],
                     steps=steps,
-                    renoise=renoise,
+                    sampler=sampler,
                     temperature=temperature,
                 )
             return made
@@ -182,7 +182,7 @@ class Hub(Catalog):
         def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
             if not ready:
                 base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
-                ready.append(self.generator(base, adapter, renoise=options.renoise, temperature=temperature))
+                ready.append(self.generator(base, adapter, sampler=options.sampler, temperature=temperature))
             return ready[0](conditions, prompts, seeds, steps)
 
         return generate
@@ -309,7 +309,7 @@ class Hub(Catalog):
         contestants = []
         for one in found:
             adapter: Any = self._resident(one.row, options.device, options.dtype)[1] if one.row else PromptOnly()
-            generate = self.generator(base, adapter, temperature=temperature)
+            generate = self.generator(base, adapter, sampler=options.sampler, temperature=temperature)
             contestants.append(Contestant(one.name, generate, one.steps))
         return base, contestants
 
@@ -328,7 +328,7 @@ def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, s
 
 def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
     """What decides how every output looks, beside its input and its prompt: a resumed run compares it."""
-    names = ("seed", "renoise", "dtype", "ext", "suffix")
+    names = ("seed", "sampler", "dtype", "ext", "suffix")
     chosen = {name: getattr(options, name) for name in names}
     settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
     return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

@@ -16,6 +16,15 @@ from codi_hub.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
+SAMPLERS = ("ddim", "renoise", "dpmpp")
+SAMPLER_HELP = "How steps are taken: along the ODE, with fresh noise between them, or DPM-Solver++(2M) for many steps"
+METHODS = ("pe-codi", "codi", "conditional", "cm", "gd")
+TAUGHT = ("cm", "gd")  # methods with a frozen teacher, which --from names
+READS: dict[str, tuple[str, ...]] = {  # the loss switches that a baseline reads; CoDi's two forms read them all
+    "conditional": (),
+    "cm": ("grid", "dt", "shared_t"),
+    "gd": ("shared_t",),
+}
 
 
 def _opt(
@@ -103,7 +112,7 @@ class RunOptions(_Checked):
     temperature: float | None = _opt(
         None, "Scale of the noise; below 1 fewer details are invented (default: the task's)", least=0.0, most=2.0
     )
-    renoise: bool = _opt(False, "Fresh noise between steps instead of following the ODE", "--renoise")
+    sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
     allow_base_mismatch: bool = _opt(
         False, "Run an adapter on another base of its family, such as a fine-tune", "--allow-base-mismatch"
     )
@@ -127,18 +136,29 @@ class DistillOptions(_Checked):
     workers: int = _opt(0, "Processes that make pairs", least=0, panel="Data")
 
     base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
-    kind: str = _opt("control", "Adapter kind: what is trained", panel="Adapter")
+    kind: str = _opt(
+        "",
+        "Adapter kind: control (an encoder beside the frozen base) or full (everything) "
+        "(default: what --from has, else full with --method codi, else control)",
+        panel="Adapter",
+    )
     fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
     init: str = _opt(
         "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
     )
-    parent: str | None = _opt(None, "Version to go on from, as TASK:VERSION", "--from", panel="Adapter")
+    parent: str | None = _opt(
+        None, "Version to go on from, or the teacher of cm and gd, as TASK:VERSION", "--from", panel="Adapter"
+    )
     allow_base_mismatch: bool = _opt(
         False, "Let --from name an adapter of another base of the family", "--allow-base-mismatch", panel="Adapter"
     )
 
     method: str = _opt(
-        "pe-codi", "Train the adapter alone (pe-codi) or everything (codi)", choices=("pe-codi", "codi"), panel="Loss"
+        "pe-codi",
+        "CoDi for the adapter alone (pe-codi) or for everything (codi); to compare with: plain conditional "
+        "fine-tuning, then consistency (cm) or progressive (gd) distillation of it",
+        choices=METHODS,
+        panel="Loss",
     )
     grid: int = _opt(8, "Points of the time grid that training sees", least=2, panel="Loss")
     dt: int = _opt(1, "Grid points between the student's time and the target's", least=1, panel="Loss")
@@ -196,6 +216,44 @@ class DistillOptions(_Checked):
             raise UsageError(f"--dt must be smaller than --grid ({self.grid}), not {self.dt}")
         if self.guidance == "lpips" and self.lpips is None:
             raise UsageError("--guidance lpips needs a network: name its weights with --lpips FILE")
+        self._check_method()
+        if not self.kind and not self.parent:
+            object.__setattr__(self, "kind", "full" if self.method == "codi" else "control")
+
+    def _check_method(self) -> None:
+        """Refuses a method without its teacher, of the wrong kind, or with a switch that it does not read."""
+        check_kind(self.method, self.kind)
+        if self.method in TAUGHT and self.parent is None:
+            raise UsageError(
+                f"--method {self.method} needs a teacher: train one with --method conditional and name it as "
+                "--from TASK:VERSION"
+            )
+        read = READS.get(self.method)
+        for f in fields(self):
+            if read is None or f.metadata["panel"] != "Loss" or f.name in ("method", "ema", *read):
+                continue
+            if getattr(self, f.name) != f.default:
+                flag = option_name(f.name, f.metadata["flags"])
+                raise UsageError(f"{flag} has no meaning with --method {self.method}: leave it out")
+
+
+def method_of(training: dict[str, Any]) -> str:
+    """The method that an adapter's training summary names, "" where it names none."""
+    return str(training.get("method", "")).split(",")[0]
+
+
+def check_kind(method: str, kind: str, of: str = "--kind") -> None:
+    """Refuses a kind that the method cannot train; "" passes. `of` says where the kind comes from.
+
+    Raises:
+        UsageError: codi with a frozen base, or pe-codi with one that is trained.
+    """
+    if method == "codi" and kind not in ("", "full"):
+        raise UsageError(
+            f"--method codi trains everything, and {of} {kind} keeps the base frozen: use --method pe-codi"
+        )
+    if method == "pe-codi" and kind == "full":
+        raise UsageError(f"--method pe-codi keeps the base frozen, and {of} full trains it: use --method codi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +277,7 @@ class EvalOptions(_Checked):
     count: int | None = _opt(None, "Number of images (default: all)", least=1)
     out: Path | None = _opt(None, "Folder for the report and the pictures", "-o", "--out")
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
+    sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
     temperature: float | None = _opt(None, "Scale of the noise (default: the task's)", least=0.0, most=2.0)
     seed: int = _opt(0, "Seed of the noise and the degradations", least=0)
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")

@@ -18,6 +18,7 @@ Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
+CLEAN = -1  # the time after timestep 0, where alpha = 1 and sigma = 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -54,10 +55,12 @@ class Schedule:
         return len(self.alphas)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t) for timesteps t, int (B,), shaped to multiply `like`, (B, ...)."""
+        """(alpha_t, sigma_t) for timesteps t, int (B,), `CLEAN` among them, shaped to multiply `like`, (B, ...)."""
         shape = (-1,) + (1,) * (like.ndim - 1)
         index = t.to("cpu", torch.long)
-        return self.alphas[index].to(like).view(shape), self.sigmas[index].to(like).view(shape)
+        clean = index == CLEAN
+        alpha_t, sigma_t = self.alphas[index].where(~clean, 1.0), self.sigmas[index].where(~clean, 0.0)
+        return alpha_t.to(like).view(shape), sigma_t.to(like).view(shape)
 
     def add_noise(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z_t = alpha_t x + sigma_t eps."""
@@ -80,6 +83,14 @@ class Schedule:
         c_skip, c_out = (c.view(alpha_t.shape) for c in boundary(t.to(z_t)))
         x_hat = c_skip * z_t + c_out * output
         return x_hat, (z_t - alpha_t * x_hat) / sigma_t
+
+    def prediction(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The other way round: what a network of this base should predict for x and eps: eps, x, or
+        v = alpha_t eps - sigma_t x (Salimans & Ho, 2022, appendix D)."""
+        if self.prediction_type == "v_prediction":
+            alpha_t, sigma_t = self.at(t, x)
+            return alpha_t * eps - sigma_t * x
+        return eps if self.prediction_type == "epsilon" else x
 
     def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
         """Wraps a network, (z_t, t) -> its prediction, so that losses and samplers need not know what it predicts."""

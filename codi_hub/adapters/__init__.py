@@ -3,10 +3,11 @@
 from typing import Any
 
 from codi_hub.adapters.control import ControlAdapter
+from codi_hub.adapters.full import FullAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
-KINDS: dict[str, type[ControlAdapter]] = {ControlAdapter.kind: ControlAdapter}
+KINDS: dict[str, type[ControlAdapter]] = {cls.kind: cls for cls in (ControlAdapter, FullAdapter)}
 
 
 def build(kind: str, base: FrozenBase, **config: Any) -> ControlAdapter:

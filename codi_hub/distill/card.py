@@ -3,11 +3,12 @@
 from typing import Any
 
 from codi_hub.adapters.format import AdapterRecord
+from codi_hub.options import method_of
 
 CARD = """# {task}: a {kind} adapter for the base `{base}`
 
-Distilled with CoDi Hub (conditional diffusion distillation, Mei et al., CVPR 2024) for 1-8 sampling steps, {steps} by
-default. {parameters:,} parameters, stored in 16 bit.
+{made} sampling steps, {steps} by default. {parameters:,}
+parameters, stored in 16 bit.
 
 ## Use
 
@@ -35,6 +36,14 @@ pictures of the sort named above only; on others, look before you trust.
 """
 
 
+CODI = "Distilled with CoDi Hub (conditional diffusion distillation, Mei et al., CVPR 2024) for 1-8"
+MADE = {  # how a baseline came about; every other method is CoDi's
+    "conditional": "Fine-tuned with CoDi Hub (plain conditional diffusion training, nothing distilled) for 20 and more",
+    "cm": "Distilled with CoDi Hub (consistency distillation of a conditional teacher, Song et al., 2023) for 1-8",
+    "gd": "Distilled with CoDi Hub (progressive distillation of a conditional teacher, Salimans & Ho, 2022) for 4-8",
+}
+
+
 def write_card(record: AdapterRecord, parameters: int) -> str:
     """The card's text, in Markdown."""
     by_steps: dict[str, dict[str, Any]] = record.metrics["by_steps"]
@@ -45,6 +54,7 @@ def write_card(record: AdapterRecord, parameters: int) -> str:
     training = [f"| {key.replace('_', ' ')} | {value} |" for key, value in record.training.items()]
     given = record.metrics.get("condition_psnr")
     return CARD.format(
+        made=MADE.get(method_of(record.training), CODI),
         task=record.task,
         kind=record.kind,
         base=record.base.name,

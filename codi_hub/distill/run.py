@@ -15,38 +15,25 @@ from codi_hub.adapters import ControlAdapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import PairsSpec, build, open_pairs, split
 from codi_hub.distill.card import write_card
+from codi_hub.distill.job import Job, settled
 from codi_hub.distill.trainer import OnEvent, Trainer
 from codi_hub.engine import Engine, choose_device, choose_dtype
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.evaluate.metrics import psnr
 from codi_hub.evaluate.pairs import held_out_scores, outputs
 from codi_hub.evaluate.sheets import sheet
-from codi_hub.options import DistillOptions
+from codi_hub.options import READS, TAUGHT, DistillOptions
 from codi_hub.tasks.base import Pair, Task
 
 DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
 SAMPLING_STEPS = (1, 2, 4, 8)
-DEFAULT_SAMPLING = 4
+DEFAULT_SAMPLING = 4  # steps at which versions are compared, whatever their method
 SHOWN = 4  # pairs on a sample sheet
 FREE = {  # options that a resumed run may change; the others make another adapter
     *("time_budget", "train_steps", "device", "precision", "workers", "resume", "run_dir"),
     *("sample_every", "checkpoint_every", "base", "allow_base_mismatch", "parent"),
 }
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is distilled: a task by its name, its built-in kind and options, on a base, with training options."""
-
-    task_name: str
-    like: str
-    task_options: dict[str, Any]
-    base_name: str
-    base_source: str
-    options: DistillOptions
-    folder: Path
-    parent: tuple[str, Path, Path] | None = None  # reference, weights and record of the version to go on from
 
 
 @dataclass(frozen=True)
@@ -67,13 +54,8 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     Raises:
         CodiError: options that cannot be, data that cannot be used, a resumed run of another adapter.
     """
+    job = settled(job)
     options = job.options
-    if options.kind not in adapters.KINDS:
-        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
-    if options.method != "pe-codi":
-        raise UsageError(
-            f"--method {options.method}: not in this version; pe-codi trains one adapter on the frozen base"
-        )
     _check_resumed(job)
     accelerator, base = _machine(job)
     spec = _spec(job, base)
@@ -136,8 +118,8 @@ def _announce(
     if options.time_budget:
         length.append(f"{options.time_budget:g} s")
     _speaker(on_event)(
-        f"Distilling {job.task_name} on {job.base_name}: {options.kind}/{options.fusion}, {count} pairs "
-        f"of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
+        f"Distilling {job.task_name} on {job.base_name}: {options.method}, {options.kind}/{options.fusion}, "
+        f"{count} pairs of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
         f"batch {options.batch * options.accumulate} on "
         f"{accelerator.device} ({accelerator.mixed_precision}); run folder {job.folder}"
     )
@@ -151,6 +133,8 @@ def _check_resumed(job: Job) -> None:
     """
     fixed = {k: v for k, v in asdict(job.options).items() if k not in FREE}
     mine = {"task": job.task_name, "like": job.like, "task_options": job.task_options, "base": job.base_name, **fixed}
+    if job.parent and job.options.method in TAUGHT:
+        mine["from"] = job.parent[0]
     mine = json.loads(json.dumps(mine, default=str))
     path = job.folder / "run.json"
     if job.options.resume:
@@ -243,7 +227,9 @@ def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) 
 def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: Trainer, spec: PairsSpec) -> Made:
     """Measures the moving average and writes the adapter's folder."""
     adapter = inference_copy(base, trainer.target)
-    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter, task), steps=SAMPLING_STEPS)
+    steps = trainer.method.steps
+    counts = dict.fromkeys((*SAMPLING_STEPS, steps))
+    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter, task), steps=[*counts])
     rows = [[p.condition, *(pictures[n][k] for n in SAMPLING_STEPS), p.target] for k, p in enumerate(pairs[:8])]
     heads = ["condition", *(f"{n} step{'s' * (n > 1)}" for n in SAMPLING_STEPS), "target"]
     sheet(rows, columns=heads, width=160).save(job.folder / "held-out.png")
@@ -257,7 +243,7 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
         kind=adapter.kind,
         base=format.BaseRecord(name=job.base_name, family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
-        steps=DEFAULT_SAMPLING,
+        steps=steps,
         config=trainer.target.config,
         training=_training(job, base, trainer, spec),
         metrics=metrics,
@@ -269,6 +255,18 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
     return Made(folder, record, parameters, progress.step, progress.seconds, task.latest_score(metrics))
 
 
+def _switches(options: DistillOptions) -> dict[str, Any]:
+    """The switches of the loss that the method reads."""
+    read = READS.get(options.method, ("grid", "dt", "shared_t", "loss"))
+    said = {}
+    if "loss" in read:
+        losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
+        said["loss"] = json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap})
+    grid = [f"grid of {options.grid}, dt {options.dt}"] if "grid" in read else []
+    said["times"] = ", ".join([*grid, "shared t" if "shared_t" in read and options.shared_t else "mixed t"])
+    return said
+
+
 def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> dict[str, Any]:
     """What the card says of the training."""
     options = job.options
@@ -278,13 +276,12 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> 
         if base.device.type == "cuda"
         else f"{torch.get_num_threads()} threads, {processor}"
     )
-    losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
+    start = f"from {job.parent[0]}" if job.parent else f"{options.init} initialisation"
     return {
         "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
         "task_options": json.dumps(job.task_options),
-        "method": f"{options.method}, {options.kind}/{options.fusion}, {options.init} initialisation",
-        "loss": json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap}),
-        "times": f"grid of {options.grid}, dt {options.dt}, {'shared' if options.shared_t else 'mixed'} t",
+        "method": f"{options.method}, {options.kind}/{options.fusion}, {start}",
+        **_switches(options),
         "optimiser_steps": trainer.progress.step,
         "batch": options.batch * options.accumulate * trainer.accelerator.num_processes,
         "learning_rate": options.lr,

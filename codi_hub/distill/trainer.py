@@ -1,11 +1,11 @@
-"""The training loop of conditional diffusion distillation, under accelerate."""
+"""The training loop, under accelerate. What a step minimises is the method's: `codi_hub.distill.methods`."""
 
 import copy
 import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
-from codi_hub.consistency import LossOptions, codi_loss, update_ema
+from codi_hub.consistency import LossOptions, update_ema
 from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
-from codi_hub.distill.guidance import Lpips, distance
-from codi_hub.options import DistillOptions
+from codi_hub.distill.guidance import Lpips
+from codi_hub.distill.methods import METHODS, Drawn
+from codi_hub.options import TAUGHT, DistillOptions
 from codi_hub.schedule import Denoiser, learning_timesteps
 
 WARM_UP_STEPS = 30
@@ -32,10 +33,11 @@ OnEvent = Callable[[dict[str, Any]], object]
 
 @dataclass
 class Progress:
-    """How far a run has come. `seconds` counts training alone."""
+    """How far a run has come. `seconds` counts training alone, `phase` the halvings of progressive distillation."""
 
     step: int = 0
     seconds: float = 0.0
+    phase: int = 0
 
 
 class Trainer:
@@ -43,7 +45,8 @@ class Trainer:
 
     Args:
         base: frozen, in the dtype the networks compute in.
-        adapter: float32; becomes theta. Its copy becomes theta_minus, the moving average that is kept in the end.
+        adapter: float32; becomes theta. Its copy becomes theta_minus, the moving average that is kept in the end, and
+            with a method that has a teacher another copy becomes that.
         total: optimiser steps, or None to train until `options.time_budget`.
         folder: where the checkpoint is.
     """
@@ -62,6 +65,8 @@ class Trainer:
         self.base, self.cache, self.options, self.accelerator = base, cache, options, accelerator
         self.total, self.folder, self.progress = total, folder, Progress()
         self.target = copy.deepcopy(adapter).requires_grad_(False)
+        self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
+        self.method = METHODS[options.method]
         optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
@@ -102,15 +107,22 @@ class Trainer:
             self._order = epoch, torch.randperm(len(self.cache), generator=generator)
         return int(self._order[1][place])
 
-    def times(self, step: int, start: int) -> tuple[Tensor, Tensor]:
-        """Timesteps t and s = t - dt, int64 (batch,). With shared t all micro-batches and processes of a step agree."""
+    def draw(self, step: int, start: int, low: int, high: int, *, shared: bool) -> Tensor:
+        """Whole numbers of [low, high), int64 (batch,); shared: one, the same in all processes and micro-batches."""
+        key = 2**41 + step if shared else 2**40 + start  # far from the seeds of the noise
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + key)
+        count = 1 if shared else self.options.batch
+        return torch.randint(low, high, (count,), generator=generator).expand(self.options.batch)
+
+    def times(self, step: int, start: int, clean: int = 0) -> tuple[Tensor, Tensor]:
+        """Timesteps t and s = t - dt of the grid, int64 (batch,).
+
+        Before the first grid point lies the clean end. Where sigma must not be 0, the first timestep stands in for it.
+        """
         options = self.options
-        key = 2**41 + step if options.shared_t else 2**40 + start  # far from the seeds of the noise
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + key)
-        count = 1 if options.shared_t else options.batch
-        t = torch.randint(options.dt, options.grid + 1, (count,), generator=generator).expand(options.batch)
-        earlier = t - options.dt  # 0 is the clean end, where sigma would be 0: the first timestep stands in for it
-        return self.grid[t - 1], torch.where(earlier > 0, self.grid[(earlier - 1).clamp(min=0)], 0)
+        t = self.draw(step, start, options.dt, options.grid + 1, shared=options.shared_t)
+        earlier = t - options.dt
+        return self.grid[t - 1], torch.where(earlier > 0, self.grid[(earlier - 1).clamp(min=0)], clean)
 
     def losses(self, step: int, micro: int) -> dict[str, Tensor]:
         """The terms of the loss on one micro-batch."""
@@ -125,19 +137,9 @@ class Trainer:
         targets = None
         if self.cache.targets is not None:
             targets = self.cache.targets[rows].to(device).float() / 255
-        t, s = (v.to(device) for v in self.times(step, start))
+        drawn = Drawn(x, eps, targets, step, start, lambda network: self.bind(network, prompt, condition))
         with self.accelerator.autocast():
-            return codi_loss(
-                self.bind(self.student, prompt, condition),
-                self.bind(self.target, prompt, condition),
-                x,
-                eps,
-                t,
-                s,
-                self.base.schedule,
-                options=self.loss_options,
-                guidance=distance(self.options.guidance, self.base, targets, self.lpips),
-            )
+            return self.method.loss(self, drawn)
 
     def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:
         """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32."""
@@ -145,6 +147,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the mean of each term."""
+        self.method.before_step(self)
         sums: dict[str, float] = {}
         step, count = self.progress.step, self.options.accumulate
         for micro in range(count):
@@ -171,14 +174,18 @@ class Trainer:
         self.progress.step += 1
         return sums
 
-    def rate_factor(self) -> float:
-        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of steps or time."""
+    def share(self) -> float:
+        """How much of the training is over, from 0 to 1: of its steps or of its time, whichever is more."""
         shares = []
         if self.total:
             shares.append(self.progress.step / self.total)
         if self.options.time_budget:
             shares.append(self.progress.seconds / self.options.time_budget)
-        return max(0.0, min((self.progress.step + 1) / WARM_UP_STEPS, 1.0, (1 - max(shares)) / FALL))
+        return max(shares)
+
+    def rate_factor(self) -> float:
+        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of steps or time."""
+        return max(0.0, min((self.progress.step + 1) / WARM_UP_STEPS, 1.0, (1 - self.share()) / FALL))
 
     # ---- the loop
 
@@ -194,7 +201,7 @@ class Trainer:
         """Trains to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
         saved = time.monotonic()
         try:
-            while not self._agreed(self.finished):
+            while not self.agreed(self.finished):
                 began = time.monotonic()
                 losses = self.train_step()
                 spent = time.monotonic() - began
@@ -211,13 +218,13 @@ class Trainer:
         finally:
             self.save()
 
-    def _agreed(self, finished: bool) -> bool:
+    def agreed(self, answer: Any) -> Any:
         """The main process's answer, so that clocks that differ do not leave a process waiting."""
         if self.accelerator.num_processes == 1:
-            return finished
+            return answer
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([finished])[0]
+        return broadcast_object_list([answer])[0]
 
     def eta(self) -> float:
         """Seconds of training left."""
@@ -230,18 +237,19 @@ class Trainer:
 
     # ---- checkpoints
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"student": self.accelerator.unwrap_model(self.student), "target": self.target}
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks of a run, by their names in a checkpoint."""
+        modules = {"student": self.accelerator.unwrap_model(self.student), "target": self.target}
+        return modules | ({"teacher": self.teacher} if self.teacher else {})
 
     def save(self) -> None:
         """Writes the checkpoint (main process only)."""
         if self.accelerator.is_main_process and self.progress.step:
-            state = {"step": self.progress.step, "seconds": self.progress.seconds}
-            checkpoint.save(self.folder / checkpoint.NAME, self._modules(), self.optimiser, state)
+            checkpoint.save(self.folder / checkpoint.NAME, self.modules(), self.optimiser, asdict(self.progress))
 
     def restore(self) -> bool:
         """Goes back to the checkpoint, if there is one."""
         path = self.folder / checkpoint.NAME
         if path.exists():
-            self.progress = Progress(**checkpoint.load(path, self._modules(), self.optimiser))
+            self.progress = Progress(**checkpoint.load(path, self.modules(), self.optimiser))
         return path.exists()

@@ -56,6 +56,31 @@ def test_every_command_that_prints_has_json_and_quiet(path):
             ["distill", "depth", "--guidance", "lpips"],
             "--guidance lpips needs a network: name its weights with --lpips FILE",
         ),
+        (
+            ["distill", "depth", "--method", "codi", "--kind", "control"],
+            "--method codi trains everything, and --kind control keeps the base frozen: use --method pe-codi",
+        ),
+        (
+            ["distill", "depth", "--method", "pe-codi", "--kind", "full"],
+            "--method pe-codi keeps the base frozen, and --kind full trains it: use --method codi",
+        ),
+        (
+            ["distill", "depth", "--method", "cm"],
+            "--method cm needs a teacher: train one with --method conditional and name it as --from TASK:VERSION",
+        ),
+        (
+            ["distill", "depth", "--method", "conditional", "--ode", "none"],
+            "--ode has no meaning with --method conditional: leave it out",
+        ),
+        (
+            ["distill", "depth", "--method", "gd", "--from", "depth:1", "--grid", "50"],
+            "--grid has no meaning with --method gd: leave it out",
+        ),
+        (
+            ["distill", "depth", "--method", "gdi"],
+            "--method must be one of pe-codi, codi, conditional, cm, gd, not 'gdi'",
+        ),
+        (["run", "superres", "in", "--sampler", "euler"], "--sampler must be one of ddim, renoise, dpmpp, not 'euler'"),
         (["eval", "superres", "--steps", "1,x"], "--steps must be numbers from 1 up, as 1,2,4,8, not '1,x'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -47,6 +47,24 @@ def test_options_are_checked_from_python_as_from_the_command_line():
         RunOptions(seed=-1)
 
 
+def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
+    assert DistillOptions().kind == DistillOptions(method="conditional").kind == "control"
+    assert DistillOptions(method="codi").kind == "full"
+    assert DistillOptions(method="conditional", kind="full").kind == "full"
+    assert DistillOptions(method="gd", parent="depth:1").kind == DistillOptions(parent="depth:1").kind == ""
+    assert DistillOptions(method="cm", parent="depth:1", grid=50, dt=2, shared_t=False, ema=0.9).grid == 50
+
+
+def test_names_in_the_options_are_those_of_the_code():
+    from codi_hub import adapters, options, sampler
+    from codi_hub.distill import methods
+
+    assert tuple(sampler.SAMPLERS) == options.SAMPLERS
+    assert tuple(methods.METHODS) == options.METHODS
+    assert {option for of in options.READS.values() for option in of} <= set(DistillOptions.__dataclass_fields__)
+    assert "full" in adapters.KINDS
+
+
 def test_set_reads_json_scalars_and_text():
     pairs = ["scale=2", "invert=true", "sigma=0.5", "estimate=org/model=v2", "note=", "none=null", "list=[1]"]
     assert parse_set(pairs, mask=None, tile=8) == {

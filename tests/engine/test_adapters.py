@@ -28,9 +28,12 @@ def batch(base: FrozenBase, channels: int = 3) -> tuple[Tensor, Tensor, Tensor, 
     return z_t, torch.tensor([999, 300]), base.embed(["a red ball", ""]), condition
 
 
-def built(base: FrozenBase, **config: Any) -> ControlAdapter:
+def built(base: FrozenBase, kind: str = "control", **config: Any) -> ControlAdapter:
     torch.manual_seed(0)
-    return adapters.build("control", base, **config)
+    return adapters.build(kind, base, **config)
+
+
+every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
 
 
 @pytest.fixture(params=["v", "eps"])
@@ -40,8 +43,9 @@ def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenB
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "random"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, fusion: str, pretrained: bool) -> None:
-    adapter = built(any_base, fusion=fusion, pretrained=pretrained)
+@every_kind
+def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, kind: str, fusion: str, pretrained: bool) -> None:
+    adapter = built(any_base, kind, fusion=fusion, pretrained=pretrained)
     z_t, t, prompt, condition = batch(any_base)
     with torch.no_grad():
         expected = any_base.unet(z_t, t, prompt).sample
@@ -51,8 +55,9 @@ def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, fusion: str
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_tensor_has_moved_after_two_steps(any_base: FrozenBase, fusion: str) -> None:
-    adapter = built(any_base, fusion=fusion)
+@every_kind
+def test_every_tensor_has_moved_after_two_steps(any_base: FrozenBase, kind: str, fusion: str) -> None:
+    adapter = built(any_base, kind, fusion=fusion)
     before = {name: value.clone() for name, value in adapter.named_parameters()}
     frozen = {name: value.clone() for name, value in any_base.named_parameters()}
     optimiser = torch.optim.AdamW(adapter.parameter_groups(1e-4), weight_decay=0.0)
@@ -103,8 +108,9 @@ def test_gates_have_their_own_rate_and_no_weight_decay(base: FrozenBase) -> None
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_prepared_condition_is_all_that_steps_need(base: FrozenBase, fusion: str, channels: int) -> None:
-    adapter = stir(built(base, fusion=fusion, condition_channels=channels))
+@every_kind
+def test_prepared_condition_is_all_that_steps_need(base: FrozenBase, kind: str, fusion: str, channels: int) -> None:
+    adapter = stir(built(base, kind, fusion=fusion, condition_channels=channels))
     z_t, t, prompt, condition = batch(base, channels)
     with torch.no_grad():
         prepared = adapter.prepare(condition)
@@ -148,8 +154,21 @@ def test_zero_conv_is_a_controlnet_tensor_for_tensor(base: FrozenBase) -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_a_full_adapter_runs_its_own_network_and_leaves_the_bases_alone(base: FrozenBase) -> None:
+    adapter = built(base, "full")
+    inputs = batch(base)
+    with torch.no_grad():
+        before = adapter(base, *inputs)
+        other = with_unet(base, stir(unet(), 0.1))
+        assert torch.equal(adapter(other, *inputs), before)  # whatever U-Net the base has now
+        stir(adapter.unet, 0.01)
+        assert not torch.equal(adapter(base, *inputs), before)
+    mine = {value.data_ptr() for value in adapter.parameters()}
+    assert not mine & {value.data_ptr() for value in base.parameters()}
+
+
 def test_unknown_kinds_and_fusions_are_refused(base: FrozenBase) -> None:
-    with pytest.raises(UsageError, match="--kind lora: one of control"):
+    with pytest.raises(UsageError, match="--kind lora: one of control, full"):
         adapters.build("lora", base)
     with pytest.raises(UsageError, match="--fusion sum: one of zero_conv, gate"):
         adapters.build("control", base, fusion="sum")
@@ -178,8 +197,9 @@ def folder(base: FrozenBase, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_an_adapter_comes_back_from_its_files(any_base: FrozenBase, tmp_path: Path, fusion: str) -> None:
-    adapter = stir(built(any_base, condition_channels=1, fusion=fusion))
+@every_kind
+def test_an_adapter_comes_back_from_its_files(any_base: FrozenBase, tmp_path: Path, kind: str, fusion: str) -> None:
+    adapter = stir(built(any_base, kind, condition_channels=1, fusion=fusion))
     written = record_of(any_base, adapter)
     format.write(tmp_path / "a", adapter, written, "# A card\n")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
@@ -195,6 +215,25 @@ def test_an_adapter_comes_back_from_its_files(any_base: FrozenBase, tmp_path: Pa
     inputs = batch(any_base, 1)
     with torch.no_grad():
         assert torch.allclose(loaded(any_base, *inputs), adapter(any_base, *inputs), atol=0.02)
+
+
+@every_kind
+def test_weights_take_two_bytes_on_disk_and_are_counted_where_they_are_resident(
+    base: FrozenBase, tmp_path: Path, kind: str
+) -> None:
+    adapter = built(base, kind)
+    count = sum(p.numel() for p in adapter.parameters())
+    if kind == "full":
+        assert count > sum(p.numel() for p in base.unet.parameters())
+    format.write(tmp_path / "a", adapter, record_of(base, adapter), "")
+    tensors = load_file(tmp_path / "a" / format.WEIGHTS)
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert sum(value.numel() for value in tensors.values()) == count
+    resident = Resident(budget=4 * count)
+    loaded = resident.get("a", lambda: load(tmp_path / "a", base))
+    assert resident.bytes == 4 * count
+    assert resident.get("b", lambda: torch.nn.Linear(1, 1)) is not loaded
+    assert resident.bytes < 4 * count  # one byte beyond the budget, and the older goes
 
 
 def test_writing_twice_gives_the_same_bytes(base: FrozenBase, folder: Path, tmp_path: Path) -> None:

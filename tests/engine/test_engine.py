@@ -1,5 +1,7 @@
 """Pictures from conditions: every number of steps, any size, and the promises about seeds."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.engine import Engine, choose_device, choose_dtype, pad, seeded_noise
 from codi_hub.errors import UsageError
-from codi_hub.sampler import sample
+from codi_hub.sampler import SAMPLERS, sample
 
 PROMPTS = ["a red ball", "", "two trees", "a house"]
 
@@ -35,28 +37,29 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a - b) ** 2) + 1e-20))
 
 
-@pytest.mark.parametrize("renoise", [False, True], ids=["ode", "renoise"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_any_number_of_steps_runs(base: FrozenBase, eps_base: FrozenBase, steps: int, renoise: bool) -> None:
+def test_any_number_of_steps_runs(base: FrozenBase, eps_base: FrozenBase, steps: int, sampler: str) -> None:
     for each in (base, eps_base):
         calls: list[int] = []
         adapter = adapter_on(each)
         counter = each.unet.conv_out.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        made = Engine(each).generate(adapter, conditions(2), PROMPTS[:2], [1, 2], steps=steps, renoise=renoise)
+        made = Engine(each).generate(adapter, conditions(2), PROMPTS[:2], [1, 2], steps=steps, sampler=sampler)
         counter.remove()
         assert len(calls) == steps
         assert [(image.shape, image.dtype) for image in made] == [((16, 24, 3), np.float32)] * 2
         assert all(np.isfinite(image).all() and 0 <= image.min() < image.max() <= 1 for image in made)
 
 
-def test_renoising_changes_what_comes_after_the_first_step_only(base: FrozenBase, adapter: ControlAdapter) -> None:
+def test_samplers_differ_in_what_comes_after_the_first_step_only(base: FrozenBase, adapter: ControlAdapter) -> None:
     made = {
-        (steps, renoise): Engine(base).generate(adapter, conditions(1), [""], [3], steps=steps, renoise=renoise)[0]
+        (steps, sampler): Engine(base).generate(adapter, conditions(1), [""], [3], steps=steps, sampler=sampler)[0]
         for steps in (1, 4)
-        for renoise in (False, True)
+        for sampler in SAMPLERS
     }
-    assert np.array_equal(made[1, False], made[1, True])
-    assert not np.array_equal(made[4, False], made[4, True])
+    assert all(np.array_equal(made[1, "ddim"], made[1, sampler]) for sampler in SAMPLERS)
+    later = [made[4, sampler] for sampler in SAMPLERS]
+    assert not any(np.array_equal(a, b) for a, b in combinations(later, 2))
 
 
 def test_generation_is_the_sampler_on_the_adapters_denoiser(base: FrozenBase, adapter: ControlAdapter) -> None:
@@ -89,18 +92,18 @@ def test_padding_repeats_the_border() -> None:
     assert torch.equal(pad(image[..., :2], 2), image[..., :2])
 
 
-@pytest.mark.parametrize("renoise", [False, True], ids=["ode", "renoise"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
-def test_a_seed_gives_one_picture_alone_or_in_any_batch(base: FrozenBase, fusion: str, renoise: bool) -> None:
+def test_a_seed_gives_one_picture_alone_or_in_any_batch(base: FrozenBase, fusion: str, sampler: str) -> None:
     adapter, seeds, given = adapter_on(base, fusion), [7, 2**62, 0, 8], conditions(4)
-    made = Engine(base).generate(adapter, given, PROMPTS, seeds, renoise=renoise)
+    made = Engine(base).generate(adapter, given, PROMPTS, seeds, sampler=sampler)
     order = [2, 0, 3, 1]
     mixed = Engine(base).generate(
-        adapter, [given[k] for k in order], [PROMPTS[k] for k in order], [seeds[k] for k in order], renoise=renoise
+        adapter, [given[k] for k in order], [PROMPTS[k] for k in order], [seeds[k] for k in order], sampler=sampler
     )
     for place, k in enumerate(order):
-        alone = Engine(base).generate(adapter, [given[k]], [PROMPTS[k]], [seeds[k]], renoise=renoise)[0]
-        again = Engine(base).generate(adapter, [given[k]], [PROMPTS[k]], [seeds[k]], renoise=renoise)[0]
+        alone = Engine(base).generate(adapter, [given[k]], [PROMPTS[k]], [seeds[k]], sampler=sampler)[0]
+        again = Engine(base).generate(adapter, [given[k]], [PROMPTS[k]], [seeds[k]], sampler=sampler)[0]
         assert np.array_equal(alone, again)
         for other in (made[k], mixed[place]):
             levels = np.round(alone * 255).astype(int) - np.round(other * 255).astype(int)

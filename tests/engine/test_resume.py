@@ -13,8 +13,19 @@ from codi_hub.errors import InvalidInput
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"fusion": "gate", "accumulate": 2, "shared_t": False}, {"mixed_precision": "bf16"}],
-    ids=["plain", "gate, accumulated, mixed t", "bf16"],
+    [
+        {},
+        {"fusion": "gate", "accumulate": 2, "shared_t": False},
+        {"mixed_precision": "bf16"},
+        {"method": "codi"},
+        {"method": "conditional"},
+        {"method": "conditional", "kind": "full"},
+        {"method": "cm"},
+        {"method": "cm", "kind": "full", "shared_t": False},
+        {"method": "gd", "lr": 1e-2},
+        {"method": "gd", "kind": "full", "accumulate": 2},
+    ],
+    ids=str,
 )
 def test_interrupted_and_restored_training_gives_the_same_weights(
     make: Make, tmp_path: Path, options: dict[str, Any]

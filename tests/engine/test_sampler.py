@@ -1,60 +1,26 @@
-"""The samplers on Gaussian data, x ~ N(m, d^2), where the posterior mean and the transport map are known."""
+"""The samplers on Gaussian data, where everything is known, and beside diffusers' own."""
 
-import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
+from gaussian import SCHEDULES, D, M, posterior_mean, transport
 from tiny import scheduler_config
 from torch import Tensor
 
-from codi_hub.sampler import Denoiser, sample
-from codi_hub.schedule import Schedule, sampling_timesteps
-
-M, D = 0.7, 0.6
-LENGTH = 1 << 14
-COSINE = torch.arange(1, LENGTH + 1, dtype=torch.float64) * math.pi / 2 / LENGTH
-SCHEDULES = {
-    "cosine, fine": Schedule(COSINE.cos(), COSINE.sin(), "v_prediction"),
-    "Stable Diffusion": Schedule.from_config(scheduler_config("v_prediction", zero_snr=True)),
-}
+from codi_hub.sampler import SAMPLERS, ddim, dpmpp, sample
+from codi_hub.schedule import Denoiser, Schedule, sampling_timesteps
 
 
-def deviation(schedule: Schedule, t: Tensor, like: Tensor, d: float) -> Tensor:
-    """Standard deviation of z_t = alpha_t x + sigma_t eps."""
-    alpha_t, sigma_t = schedule.at(t, like)
-    return (alpha_t**2 * d**2 + sigma_t**2).sqrt()
-
-
-def posterior_mean(schedule: Schedule, m: float = M, d: float = D) -> Denoiser:
-    """E[x | z_t], exactly, and the eps that goes with it."""
-
-    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_t, sigma_t = schedule.at(t, z_t)
-        x_hat = m + alpha_t * d**2 / deviation(schedule, t, z_t, d) ** 2 * (z_t - alpha_t * m)
-        return x_hat, (z_t - alpha_t * x_hat) / sigma_t
-
-    return denoise
-
-
-def transport(schedule: Schedule, m: float = M, d: float = D) -> Denoiser:
-    """Where the PF-ODE carries z_t: x = m + d (z_t - alpha_t m) / deviation_t, a perfect consistency model."""
-
-    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_t, sigma_t = schedule.at(t, z_t)
-        x_hat = m + d * (z_t - alpha_t * m) / deviation(schedule, t, z_t, d)
-        return x_hat, (z_t - alpha_t * x_hat) / sigma_t
-
-    return denoise
-
-
-def errors(schedule: Schedule, counts: list[int]) -> list[float]:
+def errors(schedule: Schedule, counts: list[int], sampler: Any = ddim) -> list[float]:
     """Largest distance between the walk of so many steps and the transport map, over noise from -3 to 3."""
     noise = torch.linspace(-3, 3, 61, dtype=torch.float64)[:, None]
     last = torch.full((len(noise),), len(schedule) - 1)
     exact, _ = transport(schedule)(noise, last)
-    walks = [sample(posterior_mean(schedule), noise, sampling_timesteps(n, len(schedule)), schedule) for n in counts]
+    walks = [sampler(posterior_mean(schedule), noise, sampling_timesteps(n, len(schedule)), schedule) for n in counts]
     return [(walk - exact).abs().max().item() for walk in walks]
 
 
@@ -129,3 +95,73 @@ def test_renoising_draws_noise_between_the_steps_only() -> None:
 
     sample(posterior_mean(schedule), torch.ones(2, 1).double(), [999, 749, 499, 249], schedule, fresh_noise=fresh)
     assert drawn == [0, 1, 2]
+
+
+# ---- DPM-Solver++(2M)
+
+
+def test_dpm_solver_converges_at_second_order_where_ddim_is_of_first() -> None:
+    counts = [64, 128, 256, 512, 1024]
+    schedule = SCHEDULES["cosine, fine"]
+    ours, plain = errors(schedule, counts, dpmpp), errors(schedule, counts)
+    slope = np.polyfit(np.log(counts), np.log(ours), 1)[0]
+    assert -2.1 < slope < -1.6
+    assert ours[-1] < 0.02 * plain[-1]
+
+
+@pytest.mark.parametrize("steps", [16, 64, 250])
+def test_dpm_solver_is_nearer_than_ddim_on_stable_diffusions_schedule(steps: int) -> None:
+    schedule = SCHEDULES["Stable Diffusion"]
+    assert errors(schedule, [steps], dpmpp)[0] < 0.6 * errors(schedule, [steps])[0]
+
+
+PREDICTIONS = [("epsilon", False), ("sample", False), ("v_prediction", False), ("v_prediction", True)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 20, 250])
+@pytest.mark.parametrize(("prediction", "zero_snr"), PREDICTIONS)
+def test_dpm_solver_is_that_of_diffusers(prediction: str, zero_snr: bool, steps: int) -> None:
+    """On their alphas: where the terminal SNR is zero, they replace alpha_T = 0 by 2^-12, so that lambda is finite."""
+    config = scheduler_config(prediction, zero_snr=zero_snr)
+    theirs = DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", timestep_spacing="trailing"
+    )
+    theirs.set_timesteps(steps)
+    squared = theirs.alphas_cumprod.double()
+    schedule = Schedule(squared.sqrt(), (1 - squared).sqrt(), prediction)
+    timesteps = sampling_timesteps(steps, 1000)
+    assert theirs.timesteps.tolist() == timesteps
+    noise = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+
+    def network(z_t: Tensor, t: Tensor) -> Tensor:
+        x_hat, eps_hat = posterior_mean(schedule)(z_t, t)
+        return schedule.prediction(x_hat + 0.1 * z_t.sin(), eps_hat, t)
+
+    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return schedule.convert(network(z_t, t), z_t, t)
+
+    expected = noise
+    for t in theirs.timesteps:
+        expected = theirs.step(network(expected, t.expand(len(noise))), t, expected).prev_sample
+    found = dpmpp(denoise, noise, timesteps, schedule)
+    assert torch.allclose(
+        found, expected, atol=1e-3 if prediction == "sample" else 1e-4
+    )  # they have no boundary at t = 0
+    if steps > 2:
+        assert (found - ddim(denoise, noise, timesteps, schedule)).abs().max() > 0.01
+
+
+def test_dpm_solver_begins_at_pure_noise_with_steps_of_first_order() -> None:
+    """The step from alpha = 0, and the one after it, whose step before was infinite, are DDIM's; the third is not."""
+    schedule = SCHEDULES["Stable Diffusion"]
+    noise = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+    seen: dict[str, list[Tensor]] = {"ddim": [], "dpmpp": []}
+    for name, kept in seen.items():
+
+        def denoise(z_t: Tensor, t: Tensor, kept: list[Tensor] = kept) -> tuple[Tensor, Tensor]:
+            kept.append(z_t)
+            return posterior_mean(schedule)(z_t, t)
+
+        assert SAMPLERS[name](denoise, noise, [999, 749, 499, 249], schedule, None).isfinite().all()
+    same = [torch.allclose(a, b, atol=1e-12) for a, b in zip(seen["ddim"], seen["dpmpp"], strict=True)]
+    assert same == [True, True, True, False]

@@ -130,7 +130,7 @@ def test_accumulated_batches_see_the_pairs_and_noise_of_one_twice_as_large(
         seen.append((x, eps, t, s))
         return codi_loss(student, target, x, eps, t, s, *rest, **named)
 
-    monkeypatch.setattr("codi_hub.distill.trainer.codi_loss", recorded)
+    monkeypatch.setattr("codi_hub.distill.methods.codi_loss", recorded)
     gradients, losses = [], []
     for options in ({"batch": 2, "accumulate": 2}, {"batch": 4, "accumulate": 1}):
         trainer = make(lr=1e-3, **options)

@@ -11,7 +11,7 @@ from codi_hub import adapters
 from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.trainer import Trainer
-from codi_hub.options import DistillOptions
+from codi_hub.options import TAUGHT, DistillOptions
 
 PAIRS = 10
 
@@ -39,8 +39,9 @@ class Make:
         self, *, fusion: str = "zero_conv", total: int = 6, mixed_precision: str = "no", **options: Any
     ) -> Trainer:
         torch.manual_seed(0)
-        adapter = adapters.build("control", self.base, fusion=fusion)
-        settings = DistillOptions(**({"batch": 2, "checkpoint_every": 1000} | options))
+        taught = {"parent": "depth:1", "kind": "control"} if options.get("method") in TAUGHT else {}
+        settings = DistillOptions(**({"batch": 2, "checkpoint_every": 1000} | taught | options))
+        adapter = adapters.build(settings.kind, self.base, fusion=fusion)
         accelerator = Accelerator(
             cpu=True, mixed_precision=mixed_precision, gradient_accumulation_steps=settings.accumulate
         )

@@ -1,0 +1,37 @@
+"""`full`: CoDi as published, everything trained. The adapter carries a U-Net of its own beside its encoder."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codi_hub.adapters.control import ControlAdapter
+from codi_hub.base import FrozenBase, decode_features, encode_features
+
+
+class FullAdapter(ControlAdapter):
+    """A conditional encoder, its fusion, and a trained copy of the base's U-Net; of the base, the text encoder, the
+    autoencoder and the schedule are used.
+
+    Args and errors are those of `ControlAdapter`; `pretrained` is about the conditional encoder alone, since the copy
+    of the U-Net is the base's in any case.
+    """
+
+    kind = "full"
+
+    def __init__(self, base: FrozenBase, **config: Any):
+        super().__init__(base, **config)
+        unet = copy.deepcopy(base.unet).requires_grad_(True).train()
+        self.unet = unet.to(torch.float32, memory_format=torch.channels_last)
+
+    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:
+        """What the adapter's own network predicts at z_t under the condition, in the base's prediction type."""
+        emb, features = encode_features(self.unet, z_t, t, prompt)
+        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared)
+        return decode_features(self.unet, emb, self.fuse(features, conditional), prompt)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The conditional encoder and the U-Net learn at one rate and are clipped together; the gates are apart."""
+        encoder, *gates = super().parameter_groups(lr)
+        return [encoder | {"params": [*encoder["params"], *self.unet.parameters()]}, *gates]

@@ -1,0 +1,49 @@
+"""What is to be distilled, and whether the version it goes on from suits the method."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from codi_hub import adapters
+from codi_hub.adapters import format
+from codi_hub.errors import UsageError
+from codi_hub.options import TAUGHT, DistillOptions, check_kind, method_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is distilled: a task by its name, its built-in kind and options, on a base, with training options."""
+
+    task_name: str
+    like: str
+    task_options: dict[str, Any]
+    base_name: str
+    base_source: str
+    options: DistillOptions
+    folder: Path
+    parent: tuple[str, Path, Path] | None = None  # reference, weights and record of the version to go on from
+
+
+def settled(job: Job) -> Job:
+    """The job with the kind and fusion that will be trained: where it goes on from a version, that one's.
+
+    Raises:
+        UsageError: an unknown kind, or a version that the method cannot go on from.
+    """
+    options = job.options
+    if job.parent:
+        ref, _, record_file = job.parent
+        record = format.read_record(record_file)
+        if options.kind not in ("", record.kind):
+            raise UsageError(f"--kind {options.kind}: --from {ref} is of kind {record.kind}, and stays so")
+        check_kind(options.method, record.kind, f"--from {ref} of kind")
+        made_by = method_of(record.training)
+        if options.method in TAUGHT and made_by not in ("", "conditional"):
+            raise UsageError(
+                f"--from {ref} was made with --method {made_by}, and the teacher of {options.method} must follow the "
+                "whole ODE: train one with --method conditional"
+            )
+        options = replace(options, kind=record.kind, fusion=record.config.get("fusion", options.fusion))
+    if options.kind not in adapters.KINDS:
+        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
+    return replace(job, options=options)

@@ -1,0 +1,163 @@
+"""The methods in the trainer: what each sees, what it moves, and what becomes a teacher."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training import Make, equal, weights
+
+from codi_hub.distill import methods
+from codi_hub.options import METHODS, TAUGHT
+from codi_hub.schedule import CLEAN, sampling_timesteps
+
+TERMS = {
+    "pe-codi": {"guidance", "consistency"},
+    "codi": {"guidance", "consistency"},
+    "conditional": {"diffusion"},
+    "cm": {"consistency"},
+    "gd": {"progressive"},
+}
+CASES = [(method, kind) for method in METHODS for kind in ("control", "full")]
+CASES = [case for case in CASES if case not in (("pe-codi", "full"), ("codi", "control"))]
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_every_method_that_can_be_chosen_is_there() -> None:
+    assert tuple(methods.METHODS) == METHODS
+    assert TERMS.keys() == methods.METHODS.keys()
+
+
+@pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda case: str(case))
+def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: str, kind: str) -> None:
+    trainer = make(method=method, kind=kind, total=20)
+    before, base = weights(trainer), state(trainer.base)
+    teacher = state(trainer.teacher) if trainer.teacher else {}
+    assert bool(teacher) == (method in TAUGHT)
+    assert trainer.train_step().keys() == TERMS[method]
+    trainer.train_step()
+    moved = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    assert {name.split("/")[0] for name in moved} == {"student", "target"}
+    if method not in TAUGHT:  # where the teacher is the start itself, its zeros leave some tensors without gradient
+        assert len(moved) == len(before)
+    assert equal(state(trainer.base), base)
+    if trainer.teacher:
+        assert equal(state(trainer.teacher), teacher)
+        assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+
+
+def seen_by(trainer: Any, name: str, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[tuple[Any, ...]]:
+    """What the loss `name` is given in so many steps; nothing is computed."""
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(methods, name, lambda *given: seen.append(given))
+    for step in range(steps):
+        trainer.losses(step, 0)
+    return seen
+
+
+def test_conditional_draws_a_time_for_every_pair_from_all_there_are(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(method="conditional", batch=10)
+    times = torch.stack([given[3] for given in seen_by(trainer, "conditional_loss", monkeypatch, 60)])
+    assert times.shape == (60, 10)
+    assert min(len(set(row)) for row in times.tolist()) > 5
+    assert 0 <= times.min() < 20
+    assert 980 <= times.max() < 1000
+    assert times.float().mean().item() == pytest.approx(499.5, abs=40)
+
+
+@pytest.mark.parametrize("shared_t", [True, False])
+def test_cm_walks_the_grid_down_to_clean(make: Make, monkeypatch: pytest.MonkeyPatch, shared_t: bool) -> None:
+    trainer = make(method="cm", batch=4, grid=10, shared_t=shared_t)
+    points = [CLEAN, *trainer.grid.tolist()]
+    pairs: set[tuple[int, int]] = set()
+    for *_, t, s, _ in seen_by(trainer, "cm_loss", monkeypatch, 60):
+        assert not shared_t or len(set(t.tolist())) == 1
+        pairs |= set(zip(t.tolist(), s.tolist(), strict=True))
+    assert pairs == set(zip(points[1:], points[:-1], strict=True))
+
+
+@pytest.mark.parametrize(("phase", "steps"), [(0, 32), (1, 16), (2, 8)])
+def test_gd_takes_the_teachers_points_two_by_two(
+    make: Make, monkeypatch: pytest.MonkeyPatch, phase: int, steps: int
+) -> None:
+    trainer = make(method="gd", batch=4, shared_t=False)
+    trainer.progress.phase = phase
+    grid = [*sampling_timesteps(steps, 1000), CLEAN]
+    expected = {tuple(grid[k : k + 3]) for k in range(0, steps, 2)}
+    seen = seen_by(trainer, "gd_loss", monkeypatch, 60)
+    assert {tuple(row) for given in seen for row in torch.stack(given[4:7], 1).tolist()} == expected
+    assert expected >= {(999, grid[1], grid[2])}
+    assert {t for t, _, _ in expected} == set(sampling_timesteps(steps // 2, 1000))
+
+
+def test_in_gd_what_was_learnt_becomes_the_teacher_at_every_third_of_the_training(make: Make) -> None:
+    trainer = make(method="gd", total=6, lr=1e-2)
+    start, phases, teachers = state(trainer.target), [], []
+    learnt: dict[int, dict[str, Tensor]] = {}
+    for step in range(6):
+        learnt[step] = state(trainer.target)
+        trainer.train_step()
+        phases.append(trainer.progress.phase)
+        teachers.append(state(trainer.teacher))
+    assert phases == [0, 0, 1, 1, 2, 2]
+    assert all(equal(teachers[k], start) for k in (0, 1))
+    assert all(equal(teachers[k], learnt[2]) for k in (2, 3))
+    assert all(equal(teachers[k], learnt[4]) for k in (4, 5))
+    assert not equal(learnt[2], start)
+    assert not equal(learnt[4], learnt[2])
+
+
+def test_in_gd_the_student_goes_on_from_its_teacher(make: Make) -> None:
+    trainer = make(method="gd", total=6, lr=1e-2)
+    trainer.progress.step = 2
+    with torch.no_grad():
+        for p in trainer.target.parameters():
+            p.add_(1.0)
+    methods.halve(trainer)
+    assert trainer.progress.phase == 1
+    assert equal(state(trainer.student), state(trainer.target))
+    with torch.no_grad():
+        for p in trainer.target.parameters():
+            p.add_(1.0)
+    methods.halve(trainer)  # in the same phase nothing happens
+    assert not equal(state(trainer.student), state(trainer.target))
+
+
+@pytest.mark.parametrize(
+    ("method", "networks"),
+    [
+        ("codi", ["student", "target"]),
+        ("conditional", ["student"]),
+        ("cm", ["student", "target", "teacher"]),
+        ("gd", ["student", "teacher"]),
+    ],
+)
+def test_each_network_has_its_place_in_the_loss(make: Make, method: str, networks: list[str]) -> None:
+    trainer = make(method=method)
+    bound: list[Any] = []
+    bind = trainer.bind
+    trainer.bind = lambda network, *rest: bound.append(network) or bind(network, *rest)
+    trainer.losses(1, 0)
+    assert [id(network) for network in bound] == [id(getattr(trainer, name)) for name in networks]
+
+
+def test_gd_learns_from_its_teacher(make: Make) -> None:
+    trainer = make(method="gd", total=1000, lr=1e-2, batch=5)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in trainer.teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+
+    def mean() -> float:
+        with torch.no_grad():
+            return sum(trainer.losses(1000 + k, 0)["progressive"].item() for k in range(8)) / 8
+
+    first = mean()
+    for _ in range(20):
+        trainer.train_step()
+    assert mean() < 0.6 * first
