@@ -58,6 +58,7 @@ def codi_loss(
     *,
     options: LossOptions = LossOptions(),
     guidance: Distance | None = latent_l2,
+    z_t: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """One evaluation of the CoDi loss.
 
@@ -66,11 +67,12 @@ def codi_loss(
         x, eps: clean latents of unit deviation and the noise added to them, (B, C, h, w).
         t, s: timesteps, int64 (B,), s < t; the same number in every row unless mixed t is being tried.
         guidance: d_x, or None to train without it.
+        z_t: where the student is asked, instead of at x noised by eps.
 
     Returns:
         the terms to be summed: `guidance` and `consistency`, scalars. One that is switched off is absent.
     """
-    z_t = schedule.add_noise(x, eps, t)
+    z_t = schedule.add_noise(x, eps, t) if z_t is None else z_t
     x_hat_t, eps_hat_t = student(z_t, t)
     terms = {}
     if guidance is not None:

@@ -132,7 +132,9 @@ class DistillOptions(_Checked):
     count: int | None = _opt(
         None, "Number of training pairs (default: all, or what suits the task)", least=1, panel="Data"
     )
-    size: int | None = _opt(None, "Side of the training crops in pixels (default: the base's)", least=8, panel="Data")
+    size: int | None = _opt(
+        None, "Side of the training crops in pixels (default: what suits task and base)", least=8, panel="Data"
+    )
     workers: int = _opt(0, "Processes that make pairs", least=0, panel="Data")
 
     base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
@@ -184,6 +186,13 @@ class DistillOptions(_Checked):
     consistency_weight: float = _opt(1.0, "Weight of the consistency term", least=0.0, panel="Loss")
     consistency_cap: bool = _opt(True, "Bound that term's weight on x at high noise", panel="Loss")
     shared_t: bool = _opt(True, "One time for the whole batch, or one per sample", "--shared-t/--mixed-t", panel="Loss")
+    rollout: float = _opt(
+        0.0,
+        "Share of the steps that start from a state of the sampler itself instead of the noised picture",
+        least=0.0,
+        most=1.0,
+        panel="Loss",
+    )
     ema: float = _opt(0.99, "Rate of the target network's moving average", least=0.0, most=1.0, panel="Loss")
 
     train_steps: int | None = _opt(
@@ -214,6 +223,8 @@ class DistillOptions(_Checked):
         super().__post_init__()
         if self.dt >= self.grid:
             raise UsageError(f"--dt must be smaller than --grid ({self.grid}), not {self.dt}")
+        if self.rollout and not self.shared_t:
+            raise UsageError("--rollout needs one time for the whole batch: leave out --mixed-t")
         if self.guidance == "lpips" and self.lpips is None:
             raise UsageError("--guidance lpips needs a network: name its weights with --lpips FILE")
         self._check_method()

@@ -1,6 +1,7 @@
 """Samplers: pure functions of a denoiser, noise and timesteps, all called alike and found by name in `SAMPLERS`."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ def sample(
             s = torch.full((len(z_t),), timesteps[number + 1], device=z_t.device)
             z_t = schedule.add_noise(x_hat, fresh_noise(number) if fresh_noise else eps_hat, s)
     return x_hat
+
+
+def rollout(denoise: Denoiser, noise: Tensor, timesteps: Sequence[int], schedule: Schedule) -> Tensor:
+    """The state, (B, ...), in which `sample` arrives at the last of `timesteps`, having begun with noise at the first.
+
+    Trained on such states, a student sees its own errors, which noised data never show it ("backward simulation" in
+    Yin et al., "Improved Distribution Matching Distillation", 2024).
+    """
+    z_t = noise
+    for t, s in pairwise(timesteps):
+        x_hat, eps_hat = denoise(z_t, torch.full((len(z_t),), t, device=z_t.device))
+        z_t = schedule.add_noise(x_hat, eps_hat, torch.full((len(z_t),), s, device=z_t.device))
+    return z_t
 
 
 def ddim(

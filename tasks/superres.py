@@ -27,7 +27,8 @@ class SuperRes(Task):
     summary = "Enlarge and restore small, degraded pictures"
     data = "leaves"
     temperature = 0.3  # what is there is wanted, not what might be
-    distill: ClassVar[dict[str, Any]] = {"size": 96, "count": 5000, "lr": 6e-4}
+    crop = 0.75  # degradations are local: smaller pieces, more of them
+    distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):
         scale: Literal[2, 4] = 4

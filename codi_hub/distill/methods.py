@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codi_hub.baselines import cm_loss, conditional_loss, gd_loss
 from codi_hub.consistency import codi_loss
 from codi_hub.distill.guidance import distance
+from codi_hub.sampler import rollout
 from codi_hub.schedule import CLEAN, Denoiser, sampling_timesteps
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ class Method:
 def codi(trainer: Trainer, drawn: Drawn) -> Terms:
     """CoDi (Mei et al., 2024): `pe-codi` and `codi` differ in what the adapter's kind lets be trained."""
     t, s = (v.to(drawn.x.device) for v in trainer.times(drawn.step, drawn.start))
+    target = drawn.bind(trainer.target)
     return codi_loss(
         drawn.bind(trainer.student),
-        drawn.bind(trainer.target),
+        target,
         drawn.x,
         drawn.eps,
         t,
@@ -63,7 +65,21 @@ def codi(trainer: Trainer, drawn: Drawn) -> Terms:
         trainer.base.schedule,
         options=trainer.loss_options,
         guidance=distance(trainer.options.guidance, trainer.base, drawn.targets, trainer.lpips),
+        z_t=rolled_out(trainer, target, drawn, int(t[0])),
     )
+
+
+@torch.no_grad()
+def rolled_out(trainer: Trainer, target: Denoiser, drawn: Drawn, t: int) -> Tensor | None:
+    """The sampler's own state at t, after a walk along some points of the grid; None in steps of noised data."""
+    generator = torch.Generator().manual_seed(trainer.options.seed * 1_000_003 + 2**42 + drawn.step)
+    first, *coins = torch.rand(1 + len(trainer.grid), generator=generator).tolist()
+    if first >= trainer.options.rollout:
+        return None
+    *lower, top = trainer.grid.tolist()
+    between = [point for point, coin in zip(lower, coins, strict=False) if t < point and coin < 0.5]
+    walk = [top, *reversed(between), *([t] if t < top else [])]
+    return rollout(target, drawn.eps, walk, trainer.base.schedule)
 
 
 def conditional(trainer: Trainer, drawn: Drawn) -> Terms:

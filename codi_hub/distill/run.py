@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from codi_hub import adapters
+from codi_hub import adapters, tasks
 from codi_hub.adapters import ControlAdapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import PairsSpec, build, open_pairs, split
@@ -58,7 +58,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     options = job.options
     _check_resumed(job)
     accelerator, base = _machine(job)
-    spec = _spec(job, base)
+    spec = _spec(job, base, tasks.load(job.like, job.task_options))
     source, task = open_pairs(spec)
     train, held = split(len(source))
     total = options.train_steps or (None if options.time_budget else DEFAULT_STEPS)
@@ -94,19 +94,14 @@ def _machine(job: Job) -> tuple[Accelerator, FrozenBase]:
     return accelerator, FrozenBase.load(job.base_source, device=accelerator.device, dtype=dtype)
 
 
-def _spec(job: Job, base: FrozenBase) -> PairsSpec:
+def _spec(job: Job, base: FrozenBase, task: Task) -> PairsSpec:
     options = job.options
-    size = options.size or base.unet.config.sample_size * base.factor
+    native = base.unet.config.sample_size * base.factor
+    size = options.size or max(1, int(task.crop * native) // base.multiple) * base.multiple
     if size % base.multiple:
         raise UsageError(f"--size {size}: a multiple of {base.multiple} px on this base")
-    data = options.data or _default_data(job)
+    data = options.data or task.training_data
     return PairsSpec(job.like, job.task_options, data, options.count, size, options.seed)
-
-
-def _default_data(job: Job) -> str:
-    from codi_hub import tasks
-
-    return tasks.load(job.like, job.task_options).training_data
 
 
 def _announce(
@@ -262,6 +257,8 @@ def _switches(options: DistillOptions) -> dict[str, Any]:
     if "loss" in read:
         losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
         said["loss"] = json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap})
+    if options.rollout:
+        said["rollout"] = options.rollout
     grid = [f"grid of {options.grid}, dt {options.dt}"] if "grid" in read else []
     said["times"] = ", ".join([*grid, "shared t" if "shared_t" in read and options.shared_t else "mixed t"])
     return said

@@ -161,3 +161,44 @@ def test_gd_learns_from_its_teacher(make: Make) -> None:
     for _ in range(20):
         trainer.train_step()
     assert mean() < 0.6 * first
+
+
+def test_rollout_asks_the_student_where_the_sampler_of_the_target_arrives(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, Tensor | None]] = []
+    monkeypatch.setattr(methods, "codi_loss", lambda *given, z_t, **_: seen.append((int(given[4][0]), z_t)))
+    shares = {}
+    for share in (0.0, 0.5, 1.0):
+        trainer = make(rollout=share, grid=4)
+        seen.clear()
+        for step in range(40):
+            trainer.losses(step, 0)
+        shares[share] = sum(z_t is not None for _, z_t in seen) / len(seen)
+    assert shares[0.0] == 0
+    assert 0.2 < shares[0.5] < 0.8
+    assert shares[1.0] == 1
+    assert all(z_t is not None and not z_t.requires_grad for _, z_t in seen)
+    by_t = {t for t, _ in seen}
+    assert by_t == set(trainer.grid.tolist())
+
+
+def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_target(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[list[int]] = []
+
+    def rollout(denoise: object, noise: Tensor, walk: list[int], schedule: object) -> Tensor:
+        walks.append(walk)
+        return noise
+
+    monkeypatch.setattr(methods, "rollout", rollout)
+    trainer = make(rollout=1.0, grid=4)
+    for step in range(40):
+        trainer.losses(step, 0)
+    grid = trainer.grid.tolist()
+    assert {walk[-1] for walk in walks} == set(grid)
+    assert all(walk[0] == grid[-1] and walk == sorted(walk, reverse=True) for walk in walks)
+    assert all(len(set(walk)) == len(walk) for walk in walks)
+    lowest = {tuple(walk) for walk in walks if walk[-1] == grid[0]}
+    assert len(lowest) > 1  # the walk of 2 steps and that of 4 both come by

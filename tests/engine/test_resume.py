@@ -17,6 +17,7 @@ from codi_hub.errors import InvalidInput
         {},
         {"fusion": "gate", "accumulate": 2, "shared_t": False},
         {"mixed_precision": "bf16"},
+        {"rollout": 0.7},
         {"method": "codi"},
         {"method": "conditional"},
         {"method": "conditional", "kind": "full"},

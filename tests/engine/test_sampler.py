@@ -11,7 +11,7 @@ from gaussian import SCHEDULES, D, M, posterior_mean, transport
 from tiny import scheduler_config
 from torch import Tensor
 
-from codi_hub.sampler import SAMPLERS, ddim, dpmpp, sample
+from codi_hub.sampler import SAMPLERS, ddim, dpmpp, rollout, sample
 from codi_hub.schedule import Denoiser, Schedule, sampling_timesteps
 
 
@@ -43,6 +43,20 @@ def test_one_step_gives_the_mean_of_the_data() -> None:
     schedule = SCHEDULES["Stable Diffusion"]
     noise = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
     assert torch.allclose(sample(posterior_mean(schedule), noise, [999], schedule), torch.full_like(noise, M))
+
+
+def test_a_rollout_is_the_walk_up_to_where_the_sampler_asks_next() -> None:
+    schedule, walk = SCHEDULES["Stable Diffusion"], [999, 749, 499, 249]
+    denoise, asked = posterior_mean(schedule), []
+    noise = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+
+    def listening(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(z_t)
+        return denoise(z_t, t)
+
+    sample(listening, noise, walk, schedule)
+    for number in range(len(walk)):
+        assert torch.equal(rollout(denoise, noise, walk[: number + 1], schedule), asked[number])
 
 
 def test_a_step_goes_along_the_predicted_noise() -> None:
