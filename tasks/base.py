@@ -71,7 +71,7 @@ class Task:
     reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
     lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES
-    crop: ClassVar[float] = 1.0  # side of the training pictures, as a share of what the base is made for
+    training_size: ClassVar[float] = 1.0  # side of the training pictures, as a share of what the base is made for
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
     temperature: ClassVar[float] = 1.0  # scale of the noise that sampling starts from, unless told otherwise
     score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better

@@ -27,7 +27,7 @@ class SuperRes(Task):
     summary = "Enlarge and restore small, degraded pictures"
     data = "leaves"
     temperature = 0.3  # what is there is wanted, not what might be
-    crop = 0.75  # degradations are local: smaller pieces, more of them
+    training_size = 0.75  # degradations are local: smaller pieces, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):

@@ -97,7 +97,7 @@ def _machine(job: Job) -> tuple[Accelerator, FrozenBase]:
 def _spec(job: Job, base: FrozenBase, task: Task) -> PairsSpec:
     options = job.options
     native = base.unet.config.sample_size * base.factor
-    size = options.size or max(1, int(task.crop * native) // base.multiple) * base.multiple
+    size = options.size or max(1, int(task.training_size * native) // base.multiple) * base.multiple
     if size % base.multiple:
         raise UsageError(f"--size {size}: a multiple of {base.multiple} px on this base")
     data = options.data or task.training_data

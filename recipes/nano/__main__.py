@@ -10,15 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from codi_hub.base import FrozenBase
+from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
 STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 16.0, "superres": 28.0, "depth": 10.0, "features": 8.0}
-DISTIL = {  # what the adapters are told beside their time
-    "superres": ["--set", "scale=4"],
-    "depth": [],
+MINUTES = {"autoencoder": 26.0, "base": 60.0, "superres": 48.0, "depth": 11.0, "features": 8.0}
+FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
+SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
+# passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before
+PASSES = {
+    "superres": [(0.45, SUPERRES), (0.55, [*SUPERRES, "--rollout", "0.7"])],
+    "depth": [(1.0, FEW)],
 }
 
 
@@ -28,15 +33,30 @@ def codi(workspace: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "codi_hub.cli", *arguments], env=home, check=True)
 
 
+def register_base(workspace: Path) -> None:
+    """The workspace's base under the bundled one's name: the home first opens without the bundle, which has it too."""
+    source = workspace / "base"
+    mark = FrozenBase.load(str(source)).fingerprint
+    with Registry.open(workspace / "home", bundled=workspace / "nothing-bundled") as registry:
+        registry.add_base(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
+
+
 def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
-    """One adapter on the workspace's base, resumed if its run has begun."""
-    run = workspace / "runs" / task
+    """One adapter on the workspace's base, in its passes; resumed where they were interrupted."""
     if not (workspace / "home" / "registry.db").exists():
-        codi(workspace, "base", "add", bundle.BASE, str(workspace / "base"))
-        codi(workspace, "base", "use", bundle.BASE)
-    resume = ["--resume"] if (run / "run.json").exists() else []
-    length = ["--time-budget", f"{minutes:g}m", "--device", device]
-    codi(workspace, "distill", task, "--base", bundle.BASE, "--run-dir", str(run), *length, *DISTIL[task], *resume)
+        register_base(workspace)
+    names = [task, *(f"{task}-{number}" for number in range(2, len(PASSES[task]) + 2))]
+    runs = [workspace / "runs" / name for name in names]
+    for number, (share, told) in enumerate(PASSES[task]):
+        run = runs[number]
+        if (runs[number + 1] / "run.json").exists():
+            continue  # done, and gone on from
+        arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--time-budget", f"{share * minutes:g}m"]
+        if number:
+            arguments += ["--from", f"{task}:{number}"]
+        if (run / "run.json").exists():
+            arguments.append("--resume")
+        codi(workspace, "distill", task, *arguments, "--device", device, *told)
 
 
 def main() -> None:

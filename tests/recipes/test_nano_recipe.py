@@ -9,7 +9,9 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 import codi_hub
-from recipes.nano import stage
+from codi_hub.registry import Registry
+from recipes.nano import bundle, stage
+from recipes.nano.__main__ import register_base
 from recipes.nano.base import tokenizer
 
 NANO = Path(codi_hub.__file__).parent / "nano"
@@ -57,3 +59,12 @@ def test_the_bundle_is_small_and_whole() -> None:
     there = {path.relative_to(NANO).as_posix() for path in NANO.rglob("*") if path.is_file()}
     assert there == listed | {"manifest.json"}
     assert sum((NANO / name).stat().st_size for name in there) < 60_000_000
+
+
+def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(NANO / "base")
+    register_base(tmp_path)
+    with Registry.open(tmp_path / "home") as registry:  # as every command does, with the bundle
+        assert registry.base(None).name == bundle.BASE
+        assert registry.base(None).source == str(tmp_path / "base")
+        assert not registry.adapters("superres", base=bundle.BASE)
