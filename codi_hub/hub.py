@@ -144,9 +144,8 @@ class Hub(Catalog):
         )
         steps = options.steps or row.steps
         self._check_steps(steps, row)
-        temperature = task.temperature if options.temperature is None else options.temperature
-        generate = self._when_needed(row, options, steps, temperature)
-        made_with = _what_matters(row, task, options, steps) | {"temperature": temperature}
+        generate = self._when_needed(row, options, steps)
+        made_with = _what_matters(row, task, options, steps)
         finished = self.registry.finished_outputs(row.ref, made_with)
         run_id = self.registry.start_run(row.task, row.ref, made_with)
         count = len(items)
@@ -175,14 +174,15 @@ class Hub(Catalog):
             self.registry.finish_run(run_id, status)
         return report
 
-    def _when_needed(self, row: AdapterRow, options: RunOptions, steps: int, temperature: float) -> Generate:
+    def _when_needed(self, row: AdapterRow, options: RunOptions, steps: int) -> Generate:
         """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
         ready: list[Generate] = []
 
         def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
             if not ready:
                 base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
-                ready.append(self.generator(base, adapter, sampler=options.sampler, temperature=temperature))
+                generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
+                ready.append(generate)
             return ready[0](conditions, prompts, seeds, steps)
 
         return generate
@@ -305,11 +305,10 @@ class Hub(Catalog):
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             self._check_steps(steps, row)
         base, _ = self._loaded_base(row.base, options.device, options.dtype)
-        temperature = task.temperature if options.temperature is None else options.temperature
         contestants = []
         for one in found:
             adapter: Any = self._resident(one.row, options.device, options.dtype)[1] if one.row else PromptOnly()
-            generate = self.generator(base, adapter, sampler=options.sampler, temperature=temperature)
+            generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
             contestants.append(Contestant(one.name, generate, one.steps))
         return base, contestants
 
@@ -328,7 +327,7 @@ def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, s
 
 def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
     """What decides how every output looks, beside its input and its prompt: a resumed run compares it."""
-    names = ("seed", "sampler", "dtype", "ext", "suffix")
+    names = ("seed", "sampler", "temperature", "dtype", "ext", "suffix")
     chosen = {name: getattr(options, name) for name in names}
     settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
     return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

@@ -109,9 +109,7 @@ class RunOptions(_Checked):
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
-    temperature: float | None = _opt(
-        None, "Scale of the noise; below 1 fewer details are invented (default: the task's)", least=0.0, most=2.0
-    )
+    temperature: float = _opt(1.0, "Scale of the noise that sampling starts from", least=0.0, most=2.0)
     sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
     allow_base_mismatch: bool = _opt(
         False, "Run an adapter on another base of its family, such as a fine-tune", "--allow-base-mismatch"
@@ -289,7 +287,7 @@ class EvalOptions(_Checked):
     out: Path | None = _opt(None, "Folder for the report and the pictures", "-o", "--out")
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
-    temperature: float | None = _opt(None, "Scale of the noise (default: the task's)", least=0.0, most=2.0)
+    temperature: float = _opt(1.0, "Scale of the noise that sampling starts from", least=0.0, most=2.0)
     seed: int = _opt(0, "Seed of the noise and the degradations", least=0)
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")

@@ -23,7 +23,7 @@ def main() -> None:
     with Hub.open() as hub:
         base, adapter, row = hub.use("superres")
         task = hub.load_task(row.task)
-        generate = hub.generator(base, adapter, temperature=task.temperature)
+        generate = hub.generator(base, adapter)
         for k, example in enumerate(held_out_scenes(3, SIZE)):
             small = degrade_once(example["image"], 4, 1.2, 5.0, 75, np.random.default_rng(k))
             prepared = task.prepare(Image.fromarray(small))
@@ -32,7 +32,7 @@ def main() -> None:
             rows.append([small, bicubic, task.finish(output, prepared), example["image"]])
         base, adapter, row = hub.use("depth")
         task = hub.load_task(row.task)
-        generate = hub.generator(base, adapter, temperature=task.temperature)
+        generate = hub.generator(base, adapter)
         for k, example in enumerate(held_out_scenes(5, 128)[3:]):
             prepared = task.prepare(example["depth"])
             outputs = generate([prepared.condition] * 2, [example["caption"]] * 2, [k, k + 100], STEPS)

@@ -73,7 +73,6 @@ class Task:
     input_extensions: ClassVar[frozenset[str]] = IMAGES
     training_size: ClassVar[float] = 1.0  # side of the training pictures, as a share of what the base is made for
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
-    temperature: ClassVar[float] = 1.0  # scale of the noise that sampling starts from, unless told otherwise
     score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better
 
     class Options(BaseModel):

@@ -20,7 +20,6 @@ class Colorize(Task):
     summary = "Colours for grey pictures, their brightness kept"
     condition_channels = 1
     data = "scenes+leaves"
-    temperature = 0.5
     distill: ClassVar[dict[str, Any]] = {"count": 4000, "lr": 6e-4}
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

@@ -26,7 +26,6 @@ class Deblur(Task):
     name = "deblur"
     summary = "Sharpen pictures that are out of focus, moved or soft"
     data = "leaves"
-    temperature = 0.3  # what is there is wanted, not what might be
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 
     class Options(Task.Options):

@@ -23,7 +23,6 @@ class Edit(Task):
     data = "edits"
     uses_prompt = True
     needs_prompt = True
-    temperature = 0.3  # what the instruction does not name should stay
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

@@ -30,7 +30,6 @@ class Inpaint(Task):
     data = "leaves"
     reads_alpha = True
     lossless = True
-    temperature = 0.5
     # Pixels outside the hole are exact, so the mean PSNR of the whole is that of the hole plus a constant.
     score = "psnr"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}

@@ -18,6 +18,7 @@ from codi_hub.tasks.filters import resize, smooth, to_uint8
 
 MAX_PIXELS = 120_000_000  # of an output
 MAX_PSNR = 100.0
+SHARPEN_SIGMA = 2.0
 
 
 class SuperRes(Task):
@@ -26,7 +27,6 @@ class SuperRes(Task):
     name = "superres"
     summary = "Enlarge and restore small, degraded pictures"
     data = "leaves"
-    temperature = 0.3  # what is there is wanted, not what might be
     training_size = 0.75  # degradations are local: smaller pieces, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 
@@ -37,8 +37,10 @@ class SuperRes(Task):
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
-        correct_sigma: float = Field(1.0, gt=0, le=64)
+        correct_sigma: float = Field(2.0, gt=0, le=64)
         """Where low ends: sigma of a Gaussian in output pixels."""
+        sharpen: float = Field(0.3, ge=0, le=2)
+        """How much fine contrast, which a prediction between several possible pictures lacks, is given back."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Degrades `image`; an example that has a `condition` of its own, such as a real small picture, keeps that."""
@@ -64,9 +66,14 @@ class SuperRes(Task):
         return Prepared(_enlarge(small, width, height).astype(np.float32) / 255, (width, height))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """With `correct`: output + G (condition - output), G the Gaussian: colours and light stay the input's."""
+        """With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
+
+        Then the unsharp mask y + sharpen (y - G_2 y), its Gaussian 2 px wide.
+        """
         if self.options.correct:
             output = output + smooth(prepared.condition - output, self.options.correct_sigma)
+        if self.options.sharpen:
+            output = output + self.options.sharpen * (output - smooth(output, SHARPEN_SIGMA))
         return to_uint8(output)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:

@@ -199,7 +199,7 @@ def _generator(base: FrozenBase, adapter: ControlAdapter, task: Task) -> Any:
     engine = Engine(base)
 
     def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
-        return engine.generate(adapter, conditions, prompts, seeds, steps=steps, temperature=task.temperature)
+        return engine.generate(adapter, conditions, prompts, seeds, steps=steps)
 
     return generate
 
