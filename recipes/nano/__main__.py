@@ -17,13 +17,13 @@ from recipes.nano.pictures import pool
 
 STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 60.0, "superres": 48.0, "depth": 11.0, "features": 8.0}
+MINUTES = {"autoencoder": 26.0, "base": 60.0, "superres": 48.0, "depth": 19.0, "features": 8.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before
 PASSES = {
     "superres": [(0.45, SUPERRES), (0.55, [*SUPERRES, "--rollout", "0.7"])],
-    "depth": [(1.0, FEW)],
+    "depth": [(0.6, FEW), (0.4, [*FEW, "--rollout", "0.5"])],
 }
 
 
