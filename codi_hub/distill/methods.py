@@ -54,9 +54,9 @@ class Method:
 def codi(trainer: Trainer, drawn: Drawn) -> Terms:
     """CoDi (Mei et al., 2024): `pe-codi` and `codi` differ in what the adapter's kind lets be trained."""
     t, s = (v.to(drawn.x.device) for v in trainer.times(drawn.step, drawn.start))
-    target = drawn.bind(trainer.target)
+    student, target = drawn.bind(trainer.student), drawn.bind(trainer.target)
     return codi_loss(
-        drawn.bind(trainer.student),
+        student,
         target,
         drawn.x,
         drawn.eps,

@@ -253,7 +253,7 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
 def _switches(options: DistillOptions) -> dict[str, Any]:
     """The switches of the loss that the method reads."""
     read = READS.get(options.method, ("grid", "dt", "shared_t", "loss"))
-    said = {}
+    said: dict[str, Any] = {}
     if "loss" in read:
         losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
         said["loss"] = json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap})

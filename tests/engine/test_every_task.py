@@ -56,7 +56,8 @@ def test_it_is_distilled_and_run(tiny: Callable[..., Any], tmp_path: Path, name:
         mask = Image.new("L", (40, 40))
         mask.paste(255, (10, 10, 30, 25))
         mask.save(tmp_path / "mask.png")
-    options = ["--mask", tmp_path / "mask.png"] if name == "inpaint" else []
+    told = {"inpaint": ["--mask", tmp_path / "mask.png"], "edit": ["--prompt", "make it night"]}
+    options = told.get(name, [])
     answer = tiny("run", name, inputs, "-o", tmp_path / "out", "--steps", "1", *options, "--json")
     assert answer.code == 0, answer.out
     side = 160 if name == "superres" else 40
