@@ -49,6 +49,7 @@ def run(workspace: Path, note: str = "", tasks: Sequence[str] = TASKS) -> None:
     root = Path(codi_hub.__file__).parent / "nano"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(workspace / "base", root / "base")
+    _forget_where(root / "base")
     base = FrozenBase.load(str(root / "base"))
     (root / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
@@ -101,6 +102,13 @@ def add_features(workspace: Path) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["others"] = [{"path": FEATURES, "files": _hashes(root / FEATURES)}]
     (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _forget_where(folder: Path) -> None:
+    """Takes out of every config.json the path that the part was once loaded from."""
+    for path in folder.rglob("config.json"):
+        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -41,7 +41,6 @@ def train(
     minutes: float,
     lr: float,
     ema_decay: float = 0.999,
-    weight_decay: float = 0.01,
     save_every: float = 120.0,
 ) -> dict[str, torch.Tensor]:
     """Trains `model` until the budget is spent, going on from `folder`'s checkpoint where there is one.
@@ -55,7 +54,7 @@ def train(
         the exponential moving average of the weights, a state dict.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step, spent, path = 0, 0.0, folder / "checkpoint.pt"
     if path.exists():
