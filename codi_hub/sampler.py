@@ -33,26 +33,31 @@ def sample(
         denoise, noise, timesteps, schedule: see `Sampler`.
         fresh_noise: if given, taken in place of eps_hat (renoising), else the walk is deterministic.
     """
-    z_t, x_hat = noise, noise
-    for number, t in enumerate(timesteps):
-        x_hat, eps_hat = denoise(z_t, torch.full((len(z_t),), t, device=z_t.device))
-        if number + 1 < len(timesteps):
-            s = torch.full((len(z_t),), timesteps[number + 1], device=z_t.device)
-            z_t = schedule.add_noise(x_hat, fresh_noise(number) if fresh_noise else eps_hat, s)
-    return x_hat
+    z_t = rollout(denoise, noise, timesteps, schedule, fresh_noise)
+    return denoise(z_t, _batch(timesteps[-1], z_t))[0]
 
 
-def rollout(denoise: Denoiser, noise: Tensor, timesteps: Sequence[int], schedule: Schedule) -> Tensor:
+def rollout(
+    denoise: Denoiser,
+    noise: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    fresh_noise: FreshNoise | None = None,
+) -> Tensor:
     """The state, (B, ...), in which `sample` arrives at the last of `timesteps`, having begun with noise at the first.
 
     Trained on such states, a student sees its own errors, which noised data never show it ("backward simulation" in
     Yin et al., "Improved Distribution Matching Distillation", 2024).
     """
     z_t = noise
-    for t, s in pairwise(timesteps):
-        x_hat, eps_hat = denoise(z_t, torch.full((len(z_t),), t, device=z_t.device))
-        z_t = schedule.add_noise(x_hat, eps_hat, torch.full((len(z_t),), s, device=z_t.device))
+    for number, (t, s) in enumerate(pairwise(timesteps)):
+        x_hat, eps_hat = denoise(z_t, _batch(t, z_t))
+        z_t = schedule.add_noise(x_hat, fresh_noise(number) if fresh_noise else eps_hat, _batch(s, z_t))
     return z_t
+
+
+def _batch(t: int, z_t: Tensor) -> Tensor:
+    return torch.full((len(z_t),), t, device=z_t.device)
 
 
 def ddim(
@@ -77,7 +82,7 @@ def dpmpp(
     lambdas = (alphas / sigmas).log()
     z_t, before, h_before = noise, noise, torch.tensor(torch.inf, dtype=lambdas.dtype)
     for k, t in enumerate(timesteps):
-        x_hat, _eps = denoise(z_t, torch.full((len(z_t),), t, device=z_t.device))
+        x_hat, _eps = denoise(z_t, _batch(t, z_t))
         if times[k + 1] == CLEAN:
             return x_hat
         h = lambdas[k + 1] - lambdas[k]

@@ -14,7 +14,7 @@ from pydantic import Field
 from codi_hub.evaluate.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import add_gaussian_noise, blur_kernel
-from codi_hub.tasks.filters import filter2d, smooth, to_uint8
+from codi_hub.tasks.filters import filter2d, smooth, to_uint8, with_low_frequencies
 
 MAX_PSNR = 100.0
 LEAST_BLUR = 0.3  # px
@@ -56,7 +56,7 @@ class Deblur(Task):
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`: output + G (condition - output), G the Gaussian: colours and light stay the input's."""
         if self.options.correct:
-            output = output + smooth(prepared.condition - output, self.options.correct_sigma)
+            output = with_low_frequencies(output, prepared.condition, self.options.correct_sigma)
         return to_uint8(output)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:

@@ -52,6 +52,11 @@ def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
     return np.ascontiguousarray(_smooth_rows(once, sigma).transpose(1, 0, 2))
 
 
+def with_low_frequencies(image: np.ndarray, given: np.ndarray, sigma: float) -> np.ndarray:
+    """image + G (given - image), G the Gaussian of `sigma` pixels: colours and light become those of `given`."""
+    return image + smooth(given - image, sigma)
+
+
 @lru_cache(maxsize=8)
 def _band(sigma: float, rows: int) -> np.ndarray:
     """The Gaussian as a banded matrix, float32 (rows, rows + 2 r): one product smooths a block of rows."""

@@ -14,7 +14,7 @@ from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import degrade
-from codi_hub.tasks.filters import resize, smooth, to_uint8
+from codi_hub.tasks.filters import resize, smooth, to_uint8, with_low_frequencies
 
 MAX_PIXELS = 120_000_000  # of an output
 MAX_PSNR = 100.0
@@ -71,7 +71,7 @@ class SuperRes(Task):
         Then the unsharp mask y + sharpen (y - G_2 y), its Gaussian 2 px wide.
         """
         if self.options.correct:
-            output = output + smooth(prepared.condition - output, self.options.correct_sigma)
+            output = with_low_frequencies(output, prepared.condition, self.options.correct_sigma)
         if self.options.sharpen:
             output = output + self.options.sharpen * (output - smooth(output, SHARPEN_SIGMA))
         return to_uint8(output)

@@ -195,7 +195,7 @@ class _Watcher:
             self.board.close()
 
 
-def _generator(base: FrozenBase, adapter: ControlAdapter, task: Task) -> Any:
+def _generator(base: FrozenBase, adapter: ControlAdapter) -> Any:
     engine = Engine(base)
 
     def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
@@ -213,7 +213,7 @@ def inference_copy(base: FrozenBase, adapter: ControlAdapter) -> ControlAdapter:
 
 def sample_sheet(base: FrozenBase, adapter: Any, task: Task, pairs: list[Pair]) -> Any:
     """A contact sheet: condition, 1 step, 4 steps, target, one row per pair."""
-    generate = _generator(base, inference_copy(base, adapter), task)
+    generate = _generator(base, inference_copy(base, adapter))
     one, four = (outputs(task, pairs, generate, steps, 0)[0] for steps in (1, DEFAULT_SAMPLING))
     rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
     return sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
@@ -224,7 +224,7 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
     adapter = inference_copy(base, trainer.target)
     steps = trainer.method.steps
     counts = dict.fromkeys((*SAMPLING_STEPS, steps))
-    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter, task), steps=[*counts])
+    scores, pictures = held_out_scores(task, pairs, _generator(base, adapter), steps=[*counts])
     rows = [[p.condition, *(pictures[n][k] for n in SAMPLING_STEPS), p.target] for k, p in enumerate(pairs[:8])]
     heads = ["condition", *(f"{n} step{'s' * (n > 1)}" for n in SAMPLING_STEPS), "target"]
     sheet(rows, columns=heads, width=160).save(job.folder / "held-out.png")

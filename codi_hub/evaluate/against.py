@@ -1,13 +1,18 @@
 """What stands beside an adapter in its table: `--against bicubic`, `base`, or other adapters of the task."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
-from codi_hub.registry import AdapterRow
+
+if TYPE_CHECKING:
+    from codi_hub.registry import AdapterRow
 
 BASE = "base"
 ALWAYS = {

@@ -3,23 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from codi_hub.evaluate.measured import Generate, step_name
 from codi_hub.evaluate.metrics import gmsd, psnr, ssim, structure_agreement
 from codi_hub.evaluate.table import Figure, Table, mean_table
+from codi_hub.tasks.base import Task
 
 HELD_OUT = 0x7E57  # seeds the scenes to measure on; training seeds its own by small numbers and positions
-
-
-class DepthTask(Protocol):
-    """What this evaluation asks of a task; `codi_hub.tasks.depth.Depth` is one."""
-
-    def prepare(self, image: np.ndarray) -> Any: ...
-
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ def held_out_scenes(count: int = 16, size: int = 128) -> list[dict[str, Any]]:
 def evaluate_depth(
     scenes: Sequence[dict[str, Any]],
     generate: Generate,
-    task: DepthTask,
+    task: Task,
     *,
     steps: Sequence[int] = (1, 2, 4, 8),
     seed: int = 0,

@@ -18,9 +18,9 @@ from codi_hub.evaluate.depth import HELD_OUT
 from codi_hub.evaluate.measured import Generate, step_name
 from codi_hub.evaluate.metrics import as_float
 from codi_hub.evaluate.pairs import outputs
-from codi_hub.evaluate.table import Figure, Table
+from codi_hub.evaluate.table import Figure, Table, mean_table
 from codi_hub.tasks.base import Task
-from codi_hub.tasks.filters import smooth
+from codi_hub.tasks.filters import smooth, to_uint8
 
 KINDS = ("recolour", "remove", "time")
 TOUCHED = 2  # levels of 255 between input and twin, above which a pixel belongs to the edit
@@ -148,7 +148,7 @@ def evaluate_edit(
     made = {"input": [edit.before.image for edit in edits], "twin": [edit.after.image for edit in edits]}
     if autoencode:
         decoded = autoencode([as_float(edit.after.image).astype(np.float32) for edit in edits])
-        made["autoencoder"] = [(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8) for image in decoded]
+        made["autoencoder"] = [to_uint8(image) for image in decoded]
     figures = [_figure(name, k, judges[k], image) for name, images in made.items() for k, image in enumerate(images)]
     shown = {f"{k}: {edit.instruction}": {"input": edit.before.image} for k, edit in enumerate(edits)}
     for done, count in enumerate(steps):
@@ -162,7 +162,7 @@ def evaluate_edit(
             on_progress(done + 1, len(steps))
     for edit, row in zip(edits, shown.values(), strict=True):
         row["twin"] = edit.after.image
-    return EditReport(seed, _means(figures), figures, shown)
+    return EditReport(seed, mean_table(figures, against="input", deltas=(), partial=True), figures, shown)
 
 
 def _example(edit: Edit) -> dict[str, Any]:
@@ -182,16 +182,3 @@ def _figure(
     shuffled = None if other is None else float(judge.followed(other))
     values = {"followed": followed, **by_kind, "shuffled": shuffled, "kept": judge.kept(image), "seconds": seconds}
     return Figure(method, f"{number}: {judge.edit.instruction}", values)
-
-
-def _means(figures: Sequence[Figure]) -> Table:
-    """Means over the edits that have the figure, one row per method."""
-    columns = list(figures[0].values)
-    rows = []
-    for method in dict.fromkeys(figure.method for figure in figures):
-        row: dict[str, Any] = {"name": method}
-        for column in columns:
-            known = [v for f in figures if f.method == method and (v := f.values[column]) is not None]
-            row[column] = math.fsum(known) / len(known) if known else None
-        rows.append(row)
-    return Table(columns, rows)

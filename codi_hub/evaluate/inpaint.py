@@ -1,29 +1,21 @@
 """Inpainting against a smooth filling, on photographs with known holes."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from codi_hub.evaluate.measured import Generate, step_name
+from codi_hub.evaluate.measured import Generate, finished, step_name
 from codi_hub.evaluate.metrics import as_float, gmsd, hole_edge, psnr
 from codi_hub.evaluate.photographs import Photograph
 from codi_hub.evaluate.table import Figure, Table, mean_table
+from codi_hub.tasks.base import Task
 
 BASELINE = "smooth fill"
 KINDS = ("boxes", "brush")
 SHARE = 0.25  # of the picture that a hole takes, about
-
-
-class InpaintTask(Protocol):
-    """What this evaluation asks of a task; `codi_hub.tasks.inpaint.Inpaint` is one."""
-
-    def prepare(self, image: np.ndarray) -> Any: ...
-
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ def seeded_hole(photo: Photograph, kind: str, seed: int) -> np.ndarray:
 
 
 def evaluate_inpaint(
-    task: InpaintTask,
+    task: Task,
     photos: Sequence[Photograph],
     generate: Generate,
     *,
@@ -94,7 +86,7 @@ def evaluate_inpaint(
 
 
 def _outputs(
-    task: InpaintTask,
+    task: Task,
     photo: Photograph,
     holes: list[np.ndarray],
     generate: Generate,
@@ -112,13 +104,8 @@ def _outputs(
     if autoencode:
         (round_trip,) = autoencode([truth])
         made["autoencoder"] = [task.finish(round_trip, p) for p in prepared], None
-    seeds = [seed * 1_000_003 + k for k in range(len(holes))]
     for count in steps:
-        begun = time.perf_counter()
-        outputs = generate([p.condition for p in prepared], [""] * len(holes), seeds, count)
-        seconds = (time.perf_counter() - begun) / len(holes)
-        finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
-        made[step_name(count)] = finished, seconds
+        made[step_name(count)] = finished(task, prepared, [""] * len(prepared), generate, count, seed)
     return made
 
 

@@ -1,16 +1,13 @@
 """Any task on held-out pairs: outputs against targets, and obedience to the condition against another one's."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from codi_hub.evaluate.measured import Generate
+from codi_hub.evaluate.measured import Generate, finished
 from codi_hub.evaluate.metrics import gmsd, psnr, ssim
 from codi_hub.tasks.base import Pair, Prepared, Task
-
-TOGETHER = 8
 
 
 def outputs(
@@ -18,15 +15,8 @@ def outputs(
 ) -> tuple[list[np.ndarray], float]:
     """(finished pictures uint8 HWC, seconds per picture) of an adapter on held-out pairs of one size."""
     conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
-    prompts, seeds = [pair.prompt for pair in pairs], [seed * 1_000_003 + k for k in range(len(pairs))]
-    made: list[np.ndarray] = []
-    began = time.perf_counter()
-    for start in range(0, len(pairs), TOGETHER):
-        part = slice(start, start + TOGETHER)
-        made += generate(conditions[part], prompts[part], seeds[part], steps)
-    seconds = (time.perf_counter() - began) / len(pairs)
-    sizes = [(c.shape[1], c.shape[0]) for c in conditions]
-    return [task.finish(o, Prepared(c, size)) for o, c, size in zip(made, conditions, sizes, strict=True)], seconds
+    prepared = [Prepared(c, (c.shape[1], c.shape[0])) for c in conditions]
+    return finished(task, prepared, [pair.prompt for pair in pairs], generate, steps, seed)
 
 
 def measure(task: Task, pairs: Sequence[Pair], pictures: Sequence[np.ndarray]) -> dict[str, float | None]:

@@ -1,31 +1,20 @@
 """Super-resolution against bicubic upsampling, on photographs degraded in known ways."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from codi_hub.evaluate.measured import Generate, step_name
+from codi_hub.evaluate.measured import Generate, finished, step_name
 from codi_hub.evaluate.metrics import gmsd, psnr, ssim
 from codi_hub.evaluate.photographs import Photograph
 from codi_hub.evaluate.table import Figure, Table, mean_table
+from codi_hub.tasks.base import Task
+from codi_hub.tasks.filters import to_uint8
 
 BASELINE = "bicubic"
-
-
-class SuperresTask(Protocol):
-    """What this evaluation asks of a task; `codi_hub.tasks.superres.SuperRes` is one."""
-
-    options: Any  # has `scale`
-
-    def prepare(self, image: Image.Image) -> Any: ...
-
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
-
-    def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ def degraded(photo: Photograph, scale: int, degradation: Degradation, seed: int)
 
 
 def evaluate_superres(
-    task: SuperresTask,
+    task: Task,
     photos: Sequence[Photograph],
     generate: Generate,
     *,
@@ -125,7 +114,7 @@ def evaluate_superres(
 
 
 def _outputs(
-    task: SuperresTask,
+    task: Task,
     photo: Photograph,
     inputs: list[np.ndarray],
     prepared: list[Any],
@@ -141,19 +130,10 @@ def _outputs(
     made[BASELINE] = [np.asarray(image) for image in bicubic], None
     if autoencode:
         (round_trip,) = autoencode([photo.image.astype(np.float32) / 255])
-        made["autoencoder"] = [_bytes(round_trip)] * len(inputs), None
-    seeds = [seed * 1_000_003 + k for k in range(len(inputs))]
+        made["autoencoder"] = [to_uint8(round_trip)] * len(inputs), None
     for count in steps:
-        begun = time.perf_counter()
-        outputs = generate([p.condition for p in prepared], [""] * len(inputs), seeds, count)
-        seconds = (time.perf_counter() - begun) / len(inputs)
-        finished = [task.finish(output, p) for output, p in zip(outputs, prepared, strict=True)]
-        made[step_name(count)] = finished, seconds
+        made[step_name(count)] = finished(task, prepared, [""] * len(prepared), generate, count, seed)
     return made
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _measured(image: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:

@@ -114,16 +114,22 @@ def legend(columns: Iterable[str] = COLUMNS) -> list[str]:
     return [f"{column.head}: {column.meaning} ({column.better} is better)" for column in known]
 
 
-def mean_table(figures: Iterable[Figure], *, against: str, deltas: Iterable[str] = ("psnr", "gmsd")) -> Table:
+def mean_table(
+    figures: Iterable[Figure], *, against: str, deltas: Iterable[str] = ("psnr", "gmsd"), partial: bool = False
+) -> Table:
     """Means over images, one row per method in order of appearance, with differences from the method `against`.
 
-    A mean that includes an image where the figure is missing is None. Raises KeyError if `against` has no figures.
+    A mean that includes an image where the figure is missing is None; `partial` takes the mean of the others. Raises
+    KeyError if `against` has no figures.
     """
     methods: dict[str, list[dict[str, float | None]]] = {}
     for figure in figures:
         methods.setdefault(figure.method, []).append(figure.values)
     names = list(next(iter(methods.values()))[0])
-    means = {method: {name: _mean([v[name] for v in values]) for name in names} for method, values in methods.items()}
+    means = {
+        method: {name: _mean([v[name] for v in values], partial) for name in names}
+        for method, values in methods.items()
+    }
     baseline = means[against]
     columns: list[str] = []
     for name in names:
@@ -138,9 +144,9 @@ def mean_table(figures: Iterable[Figure], *, against: str, deltas: Iterable[str]
     return Table(columns, rows)
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: list[float | None], partial: bool) -> float | None:
     known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if len(known) == len(values) else None
+    return math.fsum(known) / len(known) if known and (partial or len(known) == len(values)) else None
 
 
 def _difference(value: float | None, base: float | None) -> float | None:
