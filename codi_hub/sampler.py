@@ -32,9 +32,11 @@ def sample(
     Args:
         denoise, noise, timesteps, schedule: see `Sampler`.
         fresh_noise: if given, taken in place of eps_hat (renoising), else the walk is deterministic.
+
+    Without timesteps the noise comes back: it is clean already.
     """
     z_t = rollout(denoise, noise, timesteps, schedule, fresh_noise)
-    return denoise(z_t, _batch(timesteps[-1], z_t))[0]
+    return denoise(z_t, _batch(timesteps[-1], z_t))[0] if timesteps else z_t
 
 
 def rollout(
