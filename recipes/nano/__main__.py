@@ -1,6 +1,6 @@
 """Makes the bundled models from nothing: `python -m recipes.nano`. Each stage goes on where it was interrupted.
 
-pictures -> autoencoder -> base -> superres and depth with `codi distill` itself -> features (the network that `codi
+pictures -> autoencoder -> base -> an adapter per task with `codi distill` itself -> features (the network that `codi
 eval` measures distances in) -> bundle (into codi_hub/nano).
 """
 
@@ -8,6 +8,7 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from codi_hub.base import FrozenBase
@@ -15,15 +16,22 @@ from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
-STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "features", "bundle")
+STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "inpaint", "edit", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 60.0, "superres": 48.0, "depth": 19.0, "features": 8.0}
+MINUTES = {
+    **{"autoencoder": 26.0, "base": 60.0, "features": 8.0},
+    **{"superres": 48.0, "depth": 19.0, "inpaint": 16.0, "edit": 20.0},
+}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
+INPAINT = ["--data", "leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before
 PASSES = {
     "superres": [(0.45, SUPERRES), (0.55, [*SUPERRES, "--rollout", "0.7"])],
     "depth": [(0.6, FEW), (0.4, [*FEW, "--rollout", "0.5"])],
+    "inpaint": [(0.6, INPAINT), (0.4, [*INPAINT, "--rollout", "0.5"])],
+    # first smaller scenes, of which a minute sees twice as many
+    "edit": [(0.6, ["--count", "4000", "--size", "96", *FEW]), (0.4, [*FEW, "--rollout", "0.5"])],
 }
 
 
@@ -77,8 +85,7 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
-        "superres": lambda: distil(workspace, "superres", minutes["superres"], device),
-        "depth": lambda: distil(workspace, "depth", minutes["depth"], device),
+        **{task: partial(distil, workspace, task, minutes[task], device) for task in PASSES},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace),
     }
