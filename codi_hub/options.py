@@ -134,6 +134,11 @@ class DistillOptions(_Checked):
         None, "Side of the training crops in pixels (default: what suits task and base)", least=8, panel="Data"
     )
     workers: int = _opt(0, "Processes that make pairs", least=0, panel="Data")
+    pairs: Path | None = _opt(
+        None,
+        "Folder of encoded pairs that runs on the same data and base can share (default: in the run's own)",
+        panel="Data",
+    )
 
     base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
     kind: str = _opt(

@@ -22,8 +22,8 @@ class FullAdapter(ControlAdapter):
 
     def __init__(self, base: FrozenBase, **config: Any):
         super().__init__(base, **config)
-        unet = copy.deepcopy(base.unet).requires_grad_(True).train()
-        self.unet = unet.to(torch.float32, memory_format=torch.channels_last)
+        self.unet = copy.deepcopy(base.unet).requires_grad_(True).train()
+        self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:
         """What the adapter's own network predicts at z_t under the condition, in the base's prediction type."""

@@ -1,5 +1,6 @@
-"""Training pairs, encoded once: latents, conditions and prompt embeddings kept in memory and in the run's folder."""
+"""Training pairs, encoded once: latents, conditions and prompts kept in memory and in a folder that runs may share."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -102,19 +103,23 @@ def build(
     spec: PairsSpec,
     indices: range,
     base: FrozenBase,
-    path: Path,
+    folder: Path,
     *,
     workers: int = 0,
     with_targets: bool = False,
     message: Message = lambda text: None,
 ) -> Cache:
-    """Encodes the pairs of `indices`, or reads them from `path` where they lie encoded already."""
-    mark = json.dumps([spec.__dict__, [indices.start, indices.stop], base.fingerprint.family, base.fingerprint.sketch])
+    """Encodes the pairs of `indices`, or reads them from `folder` where they lie encoded already.
+
+    The files are called by what the pairs are made of and encoded with, so runs of several kinds can share a folder.
+    What a data set's files contain is not looked at: a folder of pictures that changed needs another folder here.
+    """
+    mark = json.dumps([spec.__dict__, [indices.start, indices.stop], _encoder_mark(base), with_targets])
+    path = folder / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.safetensors"
     words = path.with_suffix(".json")
     if words.exists() and (kept := json.loads(words.read_text()))["mark"] == mark:
         tensors = load_file(path)
-        if "targets" in tensors or not with_targets:
-            return Cache(tensors["x"], tensors["conditions"], kept["prompts"], tensors.get("targets"))
+        return Cache(tensors["x"], tensors["conditions"], kept["prompts"], tensors.get("targets"))
     rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
     prompts: list[str] = []
     with ExitStack() as stack:
@@ -137,10 +142,22 @@ def build(
             if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
                 message(f"{len(prompts)} of {len(indices)} pairs made and encoded")
     tensors = {name: torch.cat(parts).contiguous() for name, parts in rows.items() if parts}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
-    words.write_text(json.dumps({"mark": mark, "prompts": prompts}))  # last: where it is, the tensors are whole
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f"{path.stem}.{os.getpid()}.part"  # another run may be making the same
+    save_file(tensors, own)
+    os.replace(own, path)
+    own.write_text(json.dumps({"mark": mark, "prompts": prompts}))
+    os.replace(own, words)  # last: where it is, the tensors are whole
     return Cache(tensors["x"], tensors["conditions"], prompts, tensors.get("targets"))
+
+
+def _encoder_mark(base: FrozenBase) -> str:
+    """What tells latents of two bases apart: a hash of the autoencoder's encoding half and of the latents' scale."""
+    digest = hashlib.sha256(f"{base.scaling_factor} {base.shift_factor}".encode())
+    for name, value in base.vae.state_dict().items():
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _batched(pairs: Iterator[Pair], count: int) -> Iterator[list[Pair]]:

@@ -30,7 +30,7 @@ SAMPLING_STEPS = (1, 2, 4, 8)
 DEFAULT_SAMPLING = 4  # steps at which versions are compared, whatever their method
 SHOWN = 4  # pairs on a sample sheet
 FREE = {  # options that a resumed run may change; the others make another adapter
-    *("time_budget", "train_steps", "device", "precision", "workers", "resume", "run_dir"),
+    *("time_budget", "train_steps", "device", "precision", "workers", "pairs", "resume", "run_dir"),
     *("sample_every", "checkpoint_every", "base", "allow_base_mismatch", "parent"),
 }
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -65,9 +65,9 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     _announce(job, spec, len(train), total, accelerator, on_event)
     say = _speaker(on_event)
     pixels = options.guidance in ("pixel", "lpips")
-    cache_file = job.folder / "pairs.safetensors"
+    folder = options.pairs or job.folder / "pairs"
     with accelerator.main_process_first():
-        cache = build(spec, train, base, cache_file, workers=options.workers, with_targets=pixels, message=say)
+        cache = build(spec, train, base, folder, workers=options.workers, with_targets=pixels, message=say)
     adapter = _new_adapter(job, base, task)
     trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
     if options.resume and trainer.restore():

@@ -1,0 +1,71 @@
+"""Encoded pairs: shared by runs that want the same, and by no others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_base, scheduler_config
+
+from codi_hub.base import FrozenBase
+from codi_hub.distill import cache
+from codi_hub.distill.cache import PairsSpec, build
+
+SPEC = PairsSpec("superres", {"scale": 2}, "leaves", 6, 32, 0)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of pairs whenever some are made."""
+    seen: list[int] = []
+    make_pairs = cache.make_pairs
+
+    def counted(spec: PairsSpec, indices: range, workers: int) -> object:
+        seen.append(len(indices))
+        return make_pairs(spec, indices, workers)
+
+    monkeypatch.setattr(cache, "make_pairs", counted)
+    return seen
+
+
+def test_the_same_pairs_are_made_once(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+    first, second = (build(SPEC, range(5), base, tmp_path) for _ in range(2))
+    assert made == [5]
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(first.conditions, second.conditions)
+    assert first.prompts == second.prompts
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_other_pairs_are_made_beside_them(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+    build(SPEC, range(5), base, tmp_path)
+    for spec in (replace(SPEC, seed=1), replace(SPEC, size=40), replace(SPEC, options={"scale": 4})):
+        build(spec, range(5), base, tmp_path)
+    build(SPEC, range(4), base, tmp_path)
+    with_targets = build(SPEC, range(5), base, tmp_path, with_targets=True)
+    assert made == [5, 5, 5, 5, 4, 5]
+    assert with_targets.targets is not None
+    again = build(SPEC, range(5), base, tmp_path)  # the first ones are still there
+    assert made[6:] == []
+    assert again.targets is None
+
+
+def test_latents_of_another_autoencoder_are_not_taken(tmp_path: Path, made: list[int]) -> None:
+    """Two bases whose U-Nets, and so whose fingerprints, are alike."""
+    config = scheduler_config("v_prediction", zero_snr=True)
+    base = FrozenBase.load(str(save_base(tmp_path / "base", config)))
+    build(SPEC, range(2), base, tmp_path / "pairs")
+    with torch.no_grad():
+        next(base.vae.encoder.parameters()).mul_(2)
+    build(SPEC, range(2), base, tmp_path / "pairs")
+    with torch.no_grad():
+        next(base.vae.decoder.parameters()).mul_(2)  # which pairs do not depend on
+    build(SPEC, range(2), base, tmp_path / "pairs")
+    assert made == [2, 2]
+
+
+def test_half_written_pairs_are_made_again(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+    build(SPEC, range(5), base, tmp_path)
+    next(tmp_path.glob("*.json")).unlink()
+    build(SPEC, range(5), base, tmp_path)
+    assert made == [5, 5]
