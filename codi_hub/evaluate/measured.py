@@ -53,9 +53,16 @@ class Contestant:
 
 
 def finished(
-    task: Task, prepared: Sequence[Any], prompts: Sequence[str], generate: Generate, steps: int, seed: int
+    task: Task,
+    prepared: Sequence[Any],
+    prompts: Sequence[str],
+    generate: Generate,
+    steps: int,
+    seed: int,
+    *,
+    together: int = TOGETHER,
 ) -> tuple[list[np.ndarray], float]:
-    """(finished pictures uint8 HWC, seconds per picture that `generate` took), `TOGETHER` at a time.
+    """(finished pictures uint8 HWC, seconds per picture that `generate` took), `together` at a time.
 
     Args:
         task: gives `finish`.
@@ -67,8 +74,8 @@ def finished(
     conditions = [one.condition for one in prepared]
     made: list[np.ndarray] = []
     began = time.perf_counter()
-    for start in range(0, len(prepared), TOGETHER):
-        part = slice(start, start + TOGETHER)
+    for start in range(0, len(prepared), together):
+        part = slice(start, start + together)
         made += generate(conditions[part], list(prompts[part]), seeds[part], steps)
     seconds = (time.perf_counter() - began) / len(prepared)
     return [task.finish(output, one) for output, one in zip(made, prepared, strict=True)], seconds

@@ -1,0 +1,75 @@
+"""What the rows are measured on, and the figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codi_hub import tasks
+from codi_hub.base import FrozenBase
+from codi_hub.data.sources import open_source
+from codi_hub.evaluate.distances import compare
+from codi_hub.evaluate.edit import Judge, held_out_edits
+from codi_hub.evaluate.features import Features
+from codi_hub.evaluate.measured import Generate, finished
+from codi_hub.evaluate.pairs import measure
+from codi_hub.evaluate.run import HELD_OUT_SEED, round_trip
+from codi_hub.tasks.base import Pair, Prepared, Task
+from codi_hub.tasks.filters import to_uint8
+from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
+
+TOGETHER = 64  # pictures at a time
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A task's pairs that nothing is trained on; of edits, what tells whether one was carried out."""
+
+    task: Task
+    pairs: list[Pair]
+    judges: list[Judge]
+
+    @classmethod
+    def of(cls, name: str) -> "HeldOut":
+        """The pairs of a built-in task."""
+        task = tasks.load(name, AS_MADE.get(name, {}))
+        judges: list[Judge] = []
+        if name == "edit":
+            judges = [Judge(edit) for edit in held_out_edits(MEASURED, SIZE)]
+            examples: Any = [
+                {"image": j.edit.before.image, "edited": j.edit.after.image, "edit_prompt": j.edit.instruction}
+                for j in judges
+            ]
+        else:
+            examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=HELD_OUT_SEED)
+        made = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
+        return cls(task, made, judges)
+
+    def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
+        """(pictures uint8 HWC, seconds per picture). Picture k begins with the same noise in every row."""
+        conditions = [pair.condition.astype(np.float32) / 255 for pair in self.pairs]
+        prepared = [Prepared(c, (c.shape[1], c.shape[0])) for c in conditions]
+        prompts = [pair.prompt for pair in self.pairs]
+        return finished(self.task, prepared, prompts, generate, steps, 0, together=TOGETHER)
+
+    def figures(self, pictures: Sequence[np.ndarray], features: Features) -> dict[str, float]:
+        """Means over the pictures, and their Frechet distance from the true ones."""
+        found = measure(self.task, self.pairs, pictures)
+        distances = compare(features, {"": pictures}, [pair.target for pair in self.pairs])[""]
+        found |= {"frechet": distances.frechet, "perceptual": float(np.mean(distances.perceptual))}
+        if self.judges:
+            pairs = list(zip(self.judges, pictures, strict=True))
+            found["followed"] = float(np.mean([judge.followed(picture) for judge, picture in pairs]))
+            kept = [judge.kept(picture) for judge, picture in pairs]
+            found["kept"] = float(np.mean([share for share in kept if share is not None]))
+        return {name: value for name, value in found.items() if value is not None}
+
+    def references(self, base: FrozenBase) -> dict[str, list[np.ndarray]]:
+        """What costs no adapter: the condition as it is, where it is a picture, and the target through the latents."""
+        made = {}
+        if self.pairs[0].condition.shape[2] == 3:
+            made["the condition itself"] = [pair.condition for pair in self.pairs]
+        targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
+        made["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
+        return made

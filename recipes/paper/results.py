@@ -1,0 +1,58 @@
+"""What was measured so far: one JSON file that grows by a row and seed at a time."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.paper.rows import At
+
+
+def at_key(at: At) -> str:
+    """A way of sampling as results and tables name it: "4 steps", or with another sampler "4 steps, dpmpp"."""
+    steps, sampler = at
+    return f"{steps} step{'s' * (steps != 1)}" + (f", {sampler}" if sampler != "ddim" else "")
+
+
+@dataclass
+class Results:
+    """The file's content.
+
+    Attributes:
+        costs: "task/key" of a row -> seconds per training step, measured side by side.
+        references: task -> name -> figures.
+        rows: "task/key/seed" -> `made_with`, `adapter`, `seconds` of training, and `figures` by `at_key`.
+        about: the machine, the base and the feature network.
+    """
+
+    path: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    references: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """The file's, or none."""
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        return cls(path, **kept)
+
+    def save(self) -> None:
+        """Writes the file anew and renames it over the old one."""
+        document = {name: getattr(self, name) for name in ("about", "costs", "references", "rows")}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        os.replace(part, self.path)
+
+    def seeds(self, task: str, key: str, at: At) -> list[dict[str, float]]:
+        """Figures of a row at a way of sampling, one per seed in order."""
+        found = [
+            (int(name.rsplit("/", 1)[1]), row) for name, row in self.rows.items() if name.startswith(f"{task}/{key}/")
+        ]
+        return [
+            row["figures"][at_key(at)]
+            for _, row in sorted(found, key=lambda one: one[0])
+            if at_key(at) in row["figures"]
+        ]

@@ -1,0 +1,162 @@
+"""Trains the rows, every one for the same time, and measures what came out."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from codi_hub import adapters
+from codi_hub.base import FrozenBase
+from codi_hub.distill.cache import PairsSpec, build, open_pairs
+from codi_hub.distill.trainer import Trainer
+from codi_hub.errors import NotFound
+from codi_hub.evaluate.features import Features
+from codi_hub.hub import Hub
+from codi_hub.options import TAUGHT, DistillOptions
+from recipes.paper.held_out import HeldOut
+from recipes.paper.results import Results, at_key
+from recipes.paper.rows import COMMON, DATA, SIZE, TABLES, Row
+
+ROUNDS, IN_A_ROUND = 5, 3  # of timed steps; the first of each is not counted
+Say = Callable[[str], object]
+
+
+def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, float]:
+    """Seconds per training step of each row, "task/key" -> median, the rows taking turns step by step."""
+    trainers = {f"{row.task}/{row.key}": _trainer(base, row, folder) for row in rows}
+    taken: dict[str, list[float]] = {name: [] for name in trainers}
+    for _ in range(ROUNDS):
+        for name, trainer in trainers.items():
+            for k in range(IN_A_ROUND):
+                began = time.perf_counter()
+                trainer.train_step()
+                taken[name] += [time.perf_counter() - began] if k else []
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
+    """A trainer of the row on a few pairs, which is never saved."""
+    told = {**COMMON, **row.told} | ({"parent": "unused", "kind": "full"} if row.told["method"] in TAUGHT else {})
+    options = DistillOptions(**told)
+    spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
+    cache = build(spec, range(48), base, folder / "pairs", with_targets=options.guidance == "pixel")
+    _, task = open_pairs(spec)
+    adapter = adapters.build(
+        options.kind, base, condition_channels=task.condition_channels, fusion=options.fusion, pretrained=True
+    )
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(base.dtype, "no")
+    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
+    return Trainer(base, adapter, cache, options, accelerator, total=1000, folder=folder)
+
+
+class Bench:
+    """One workspace: a home with the bundled base, the adapters distilled so far, and the pairs they share.
+
+    Args:
+        workspace: where all of that is, `home` and `pairs` among it.
+        steps: training steps of PE-CoDi for superres, whose time every row gets.
+        options: what all distillations are told beside the rows' own: the device.
+    """
+
+    def __init__(self, workspace: Path, results: Results, features: Features, steps: int, say: Say, device: str):
+        self.workspace, self.results, self.features, self.say = workspace, results, features, say
+        self.steps, self.device = steps, device
+        self.hub = Hub(workspace / "home")
+        self._held_out: dict[str, HeldOut] = {}
+
+    def held_out(self, task: str) -> HeldOut:
+        """The task's pairs to measure on, made once."""
+        if task not in self._held_out:
+            self._held_out[task] = HeldOut.of(task)
+        return self._held_out[task]
+
+    def train_steps(self, row: Row) -> int:
+        """As many as fit into the row's share of the time that PE-CoDi's take."""
+        cost = self.results.costs
+        return max(1, round(row.share * self.steps * cost["superres/pe-codi"] / cost[f"{row.task}/{row.key}"]))
+
+    def made_with(self, row: Row, seed: int) -> dict[str, Any]:
+        """All that decides what a row's adapter is."""
+        told = {name: value for name, value in {**COMMON, **row.told}.items() if name != "sample_every"}
+        made: dict[str, Any] = {"data": DATA[row.task], **told, "seed": seed, "train_steps": self.train_steps(row)}
+        if row.teacher:
+            made["from"] = self.made_with(by_key(row.task, row.teacher), seed)
+        return made
+
+    def do(self, row: Row, seed: int) -> None:
+        """Trains the row with the seed unless that is done, then measures it where it was not."""
+        name = f"{row.task}/{row.key}/{seed}"
+        made_with = self.made_with(row, seed)
+        kept = self.results.rows.get(name, {})
+        if kept.get("made_with") != made_with:
+            kept = {}
+        missing = [at for at in row.at if at_key(at) not in kept.get("figures", {})]
+        if kept and not missing:
+            return
+        if not kept or not self._is_there(kept):
+            kept = {"made_with": made_with, "figures": {}} | self._distilled(row, seed)
+            missing = list(row.at)
+        self.results.rows[name] = kept
+        self.results.save()
+        for at in missing:
+            kept["figures"][at_key(at)] = self._measured(row, kept["adapter"], at)
+            self.results.save()
+        self.say(f"{name}: {kept['figures']}")
+
+    def teacher(self, row: Row, seed: int) -> str | None:
+        """Reference of the row's teacher of the same seed, trained if it is not there."""
+        if row.teacher is None:
+            return None
+        teacher = by_key(row.task, row.teacher)
+        name = f"{row.task}/{row.teacher}/{seed}"
+        self.do(teacher, seed)
+        if not self._is_there(self.results.rows[name]):  # measured in another workspace
+            del self.results.rows[name]
+            self.do(teacher, seed)
+        return str(self.results.rows[name]["adapter"])
+
+    def _is_there(self, kept: dict[str, Any]) -> bool:
+        """Whether this home has the adapter itself, and not another under its name."""
+        try:
+            return self.hub.registry.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
+        except NotFound:
+            return False
+
+    def _distilled(self, row: Row, seed: int) -> dict[str, Any]:
+        folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}"
+        parent = self.teacher(row, seed)
+        begun = (folder / "run.json").exists()
+        options = DistillOptions(
+            **{**COMMON, **row.told},
+            data=DATA[row.task],
+            seed=seed,
+            train_steps=self.train_steps(row),
+            parent=parent,
+            run_dir=folder,
+            pairs=self.workspace / "pairs",
+            resume=True if begun else None,
+            device=self.device,
+        )
+        self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
+        made = self.hub.distill(row.task, options)
+        shutil.rmtree(folder)
+        sha256 = self.hub.registry.resolve(made.adapter, base=None).sha256
+        return {"adapter": made.adapter, "sha256": sha256, "seconds": round(made.seconds, 1)}
+
+    def _measured(self, row: Row, ref: str, at: tuple[int, str]) -> dict[str, float]:
+        steps, sampler = at
+        base, adapter, _ = self.hub.use(ref, device=self.device)
+        held_out = self.held_out(row.task)
+        pictures, seconds = held_out.sampled(self.hub.generator(base, adapter, sampler=sampler), steps)
+        found = held_out.figures(pictures, self.features) | {"seconds": seconds}
+        return {name: float(f"{value:.5g}") for name, value in found.items()}
+
+
+def by_key(task: str, key: str) -> Row:
+    """The row of that name. Raises StopIteration."""
+    return next(row for rows in TABLES.values() for row in rows if (row.task, row.key) == (task, key))
