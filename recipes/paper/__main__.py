@@ -1,6 +1,8 @@
 """The paper's tables on the bundled base: `python -m recipes.paper [TABLE ...]`. Goes on where it was interrupted."""
 
 import argparse
+import hashlib
+import json
 import platform
 from pathlib import Path
 
@@ -25,7 +27,9 @@ def about(base: FrozenBase, features: str) -> dict[str, str]:
     """What the figures depend on beside the rows."""
     where = torch.cuda.get_device_name() if base.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     machine = f"{where}, {platform.processor() or platform.machine()}, {str(base.dtype).removeprefix('torch.')}"
-    return {"base": f"nano, fingerprint {base.fingerprint.family}", "feature network": features, "machine": machine}
+    sketch = hashlib.sha256(json.dumps(base.fingerprint.sketch, sort_keys=True).encode()).hexdigest()[:12]
+    mark = f"nano, fingerprint {base.fingerprint.family} {sketch}"
+    return {"base": mark, "feature network": features, "machine": machine}
 
 
 def main() -> None:
@@ -56,10 +60,11 @@ def fill(results: Results, tables: list[str], arguments: argparse.Namespace) -> 
     bench = Bench(arguments.workspace, results, features, arguments.steps, say, arguments.device)
     base = bundled_base(bench.hub, arguments.device)
     now = about(base, features.name)
-    if results.about and results.about != now:
-        say(f"Measured before with {results.about}, now {now}: all of it is done again")
-        results.rows, results.references, results.costs = {}, {}, {}
-    results.about = now
+    before = results.about or now
+    if any(before[name] != now[name] for name in ("base", "feature network")):
+        say(f"Measured before with {before}, now {now}: all of it is done again")
+        results.rows, results.references, results.costs, before = {}, {}, {}, now
+    results.about = before
     everything = [row for rows in TABLES.values() for row in rows]
     if set(results.costs) != {f"{row.task}/{row.key}" for row in everything}:
         say("Timing the rows' training steps side by side")
