@@ -10,7 +10,7 @@ import numpy as np
 
 from codi_hub.data.raycast import Thing
 from codi_hub.data.scenes import Scene, Setting, light_of, place, rendered, surface_of, viewed
-from codi_hub.data.scenes_words import COLOURS, KINDS, LIGHTS, TIME_EDITS, article, name_of
+from codi_hub.data.scenes_words import COLOURS, EDITS, KINDS, LIGHTS, TIME_EDITS, article, name_of
 
 KIND_SHARES = {"recolour": 0.38, "remove": 0.22, "time": 0.24, "add": 0.16}
 SEEN = 24  # levels of 255 that a pixel must change by to be seen to change
@@ -78,13 +78,12 @@ def _any_edit(rng: np.random.Generator, size: int) -> Edit:
         return Edit(before, after, str(rng.choice(TIME_EDITS[clock])), kind, clock, setting)
     if kind == "remove":
         after = rendered(_with(setting, thing, None), size)[0]
-        verb = rng.choice(["remove the {}", "take the {} away", "delete the {}"])
-        return Edit(before, after, str(verb).format(name), kind, name, setting, thing)
+        return Edit(before, after, str(rng.choice(EDITS["remove"])).format(name), kind, name, setting, thing)
     if kind == "add" and (added := _added(rng, setting, thing, size)):
         new, after, count = added
         if count > len(visible):
             words = " ".join([*filter(None, new.words), new.shape])
-            return Edit(before, after, f"add {article(words)}", kind, words, setting, new)
+            return Edit(before, after, EDITS["add"][0].format(article(words)), kind, words, setting, new)
     return _recoloured(rng, setting, before, thing, name, size)
 
 
@@ -92,8 +91,9 @@ def _recoloured(rng: np.random.Generator, setting: Setting, before: Scene, thing
     taken = {t.words[1] for t in setting.world.things if t.shape == thing.shape}
     colour = str(rng.choice([word for word in COLOURS if word not in taken]))
     after = rendered(_with(setting, thing, _coloured(rng, thing, colour)), size)[0]
-    phrase = rng.choice(["make the {} {}", "turn the {} {}", "paint the {} {}", "change the colour of the {} to {}"])
-    return Edit(before, after, str(phrase).format(name, colour), "recolour", colour, setting, thing)
+    return Edit(
+        before, after, str(rng.choice(EDITS["recolour"])).format(name, colour), "recolour", colour, setting, thing
+    )
 
 
 def _added(rng: np.random.Generator, setting: Setting, near: Thing, size: int) -> tuple[Thing, Scene, int] | None:

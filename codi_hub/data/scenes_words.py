@@ -111,6 +111,11 @@ LIGHTS: dict[str, Look] = {
                  (0.0, 0.0), spread=0.07),
 }  # fmt: skip
 
+EDITS: dict[str, list[str]] = {  # what an edit is told as; {} stands for the thing, then its colour
+    "recolour": ["make the {} {}", "turn the {} {}", "paint the {} {}", "change the colour of the {} to {}"],
+    "remove": ["remove the {}", "take the {} away", "delete the {}"],
+    "add": ["add {}"],
+}
 TIME_EDITS: dict[str, list[str]] = {
     "day": ["make it daytime", "turn it into day", "put it in daylight"],
     "sunset": ["make it sunset", "turn it into sunset", "show it at sunset"],

@@ -1,7 +1,7 @@
 """Makes the bundled models from nothing: `python -m recipes.nano`. Each stage goes on where it was interrupted.
 
-pictures -> autoencoder -> base -> an adapter per task with `codi distill` itself -> features (the network that `codi
-eval` measures distances in) -> bundle (into codi_hub/nano).
+pictures -> autoencoder -> base -> words (its text encoder's) -> an adapter per task with `codi distill` itself ->
+features (the network that `codi eval` measures distances in) -> bundle (into codi_hub/nano).
 """
 
 import argparse
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
-from recipes.nano import autoencoder, base, bundle, features
+from recipes.nano import autoencoder, base, bundle, features, words
 from recipes.nano.pictures import pool
 
-STAGES = ("pictures", "autoencoder", "base", "superres", "depth", "inpaint", "edit", "features", "bundle")
+STAGES = ("pictures", "autoencoder", "base", "words", "superres", "depth", "inpaint", "edit", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
 MINUTES = {
-    **{"autoencoder": 26.0, "base": 60.0, "features": 8.0},
+    **{"autoencoder": 26.0, "base": 60.0, "words": 8.0, "features": 8.0},
     **{"superres": 48.0, "depth": 19.0, "inpaint": 16.0, "edit": 20.0},
 }
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
@@ -85,6 +85,7 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
+        "words": lambda: words.run(workspace, captions, minutes["words"], device),
         **{task: partial(distil, workspace, task, minutes[task], device) for task in PASSES},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace),
