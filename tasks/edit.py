@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from codi_hub.evaluate.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.filters import smooth, to_uint8
 
 MAX_PSNR = 100.0
+SIGMA = 3.0  # px, within which a change is looked for: what the latents blur is none
 
 
 class Edit(Task):
@@ -24,6 +27,10 @@ class Edit(Task):
     uses_prompt = True
     needs_prompt = True
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
+
+    class Options(Task.Options):
+        keep: float = Field(0.06, ge=0, lt=1)
+        """How much a place may change, of 1, and still be left as it was; 0 takes all that the network made."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """From `image`, `edited`, `edit_prompt`; or, as other tools lay pairs out, `condition`, `image`, `caption`."""
@@ -39,6 +46,18 @@ class Edit(Task):
         """The picture itself."""
         picture = pixels(image)
         return Prepared(picture.astype(np.float32) / 255, (picture.shape[1], picture.shape[0]))
+
+    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Where the picture was hardly changed, it is the input to the bit: an instruction asks for no more than it says.
+
+        Compared are input and output smoothed by `SIGMA`; from `keep` to twice that, one fades into the other.
+        """
+        if self.options.keep:
+            known = prepared.condition
+            change = np.abs(smooth(output, SIGMA) - smooth(known, SIGMA)).max(-1, keepdims=True)
+            share = np.clip(smooth(change, SIGMA) / self.options.keep - 1, 0, 1)
+            output = known + share * (output - known)
+        return to_uint8(output)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
         """How much of the input is left: PSNR in dB between the two, at most `MAX_PSNR`."""

@@ -41,7 +41,7 @@ What is the same for all rows: {pairs:,} pairs of {size} px to train on, other o
 learning rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others,
 and the number of steps follows from that). What consists of a teacher and a student shares that time between the two,
 half and half. {measured} pictures that nothing was trained on, the same for all rows and with the same noise; pictures
-as the networks made them, without the colour correction and the sharpening of `codi run`. Figures are means over the
+as the networks made them, without what `codi run` does to them afterwards. Figures are means over the
 seeds, with the lowest and the highest in brackets; fewer than {enough} seeds are marked.
 
 Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has

@@ -18,7 +18,7 @@ DATA = {
     "edit": "edits",
 }
 # as the network made it: what `codi run` does to a picture afterwards would hide differences between methods
-AS_MADE: dict[str, dict[str, Any]] = {"superres": {"correct": False, "sharpen": 0.0}}
+AS_MADE: dict[str, dict[str, Any]] = {"superres": {"correct": False, "sharpen": 0.0}, "edit": {"keep": 0.0}}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from codi_hub.data import open_source
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks import load
 
 TASK = load("edit")
@@ -75,13 +75,38 @@ def test_data_that_lack_a_part_are_refused(without: str, message: str) -> None:
         TASK.make_pair(example, np.random.default_rng(0))
 
 
-def test_the_condition_is_the_picture_and_the_output_is_left_as_it_is() -> None:
+def test_the_condition_is_the_picture() -> None:
     prepared = TASK.prepare(Image.fromarray(BEFORE))
     assert np.array_equal((prepared.condition * 255).round().astype(np.uint8), BEFORE)
-    assert np.array_equal(TASK.finish(AFTER.astype(np.float32) / 255, prepared), AFTER)
 
 
 def test_adherence_is_what_is_left_of_the_input() -> None:
     same = BEFORE.astype(np.float32) / 255
     assert TASK.adherence(same, same) == 100
     assert TASK.adherence(np.clip(same + 0.1, 0, 1), same) == pytest.approx(20, abs=1)
+
+
+def finished(keep: float, output: np.ndarray) -> np.ndarray:
+    task = load("edit", {"keep": keep})
+    return task.finish(output, task.prepare(Image.fromarray(BEFORE)))
+
+
+def test_what_hardly_changes_stays_to_the_bit_and_what_does_is_the_networks() -> None:
+    known = BEFORE.astype(np.float32) / 255
+    output = np.clip(known + 0.02, 0, 1)  # everywhere a little lighter
+    output[:, 24:] = 0.9  # and on the right another thing
+    made = finished(0.1, output)
+    assert np.array_equal(made[:, :8], BEFORE[:, :8])
+    assert np.array_equal(made[:, 36:], np.full_like(made[:, 36:], 230))
+
+
+def test_without_keeping_all_is_the_networks() -> None:
+    output = np.clip(BEFORE.astype(np.float32) / 255 + 0.02, 0, 1)
+    assert np.array_equal(finished(0, output), (output * 255 + 0.5).astype(np.uint8))
+    assert np.array_equal(finished(0.1, output), BEFORE)
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.0])
+def test_an_impossible_option_is_refused(keep: float) -> None:
+    with pytest.raises(UsageError, match="keep"):
+        load("edit", {"keep": keep})
