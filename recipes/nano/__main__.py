@@ -18,7 +18,7 @@ from recipes.nano.pictures import pool
 
 STAGES = ("pictures", "autoencoder", "base", "words", "superres", "depth", "inpaint", "edit", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 60.0, "words": 8.0, "features": 8.0}
+MINUTES = {"autoencoder": 26.0, "base": 60.0, "words": 2.0, "features": 8.0}
 MINUTES |= {"superres": 48.0, "depth": 29.0, "inpaint": 16.0, "edit": 46.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
@@ -58,7 +58,8 @@ def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
         run = runs[number]
         if (runs[number + 1] / "run.json").exists():
             continue  # done, and gone on from
-        arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--time-budget", f"{share * minutes:g}m"]
+        arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]
+        arguments += ["--time-budget", f"{share * minutes:g}m"]
         if number:
             arguments += ["--from", f"{task}:{number}"]
         if (run / "run.json").exists():

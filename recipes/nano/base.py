@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,35 @@ def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     words = sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
     letters = [chr(code) for code in range(33, 127)]
     pieces = letters + [letter + "</w>" for letter in letters]
-    merges: list[str] = []
+    merges: dict[tuple[str, str], int] = {}
     for word in words:
-        left = word[0]
-        for k, letter in enumerate(word[1:], 1):
-            right = letter + "</w>" if k == len(word) - 1 else letter
-            merges.append(f"{left} {right}")
-            left += right
-            pieces.append(left)
+        parts = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        while len(parts) > 1:  # new pairs come last, so that they change nothing for the words before
+            merges[parts[0], parts[1]] = len(merges)
+            parts = [parts[0] + parts[1], *parts[2:]]
+            pieces.append(parts[0])
     pieces = list(dict.fromkeys(["<|startoftext|>", "<|endoftext|>", *pieces]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(dict.fromkeys(merges)) + "\n")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(f"{left} {right}" for left, right in merges) + "\n"
+    )
     made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
     made.save_pretrained(folder)
     return made
+
+
+def _merged(parts: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
+    """What byte-pair encoding makes of a word: the pair that comes first among the merges is joined, again and again."""
+    while pairs := [pair for pair in pairwise(parts) if pair in merges]:
+        pair, joined = min(pairs, key=merges.__getitem__), list[str]()
+        for part in parts:  # every place where the pair stands, from the left
+            if joined and (joined[-1], part) == pair:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        parts = joined
+    return parts
 
 
 def scheduler() -> DDIMScheduler:

@@ -22,7 +22,7 @@ from recipes.nano.base import BATCH, TOKENS, scheduler, tokenizer
 from recipes.nano.stage import train
 
 MARKS = 2  # rows of the vocabulary that stay: a text's beginning, and its end
-DEVIATION = 5.0  # of a word's random vector; what attention adds is some ten times as long
+DEVIATION = 5.0  # of a word's random vector, which is then half as long as what attention adds
 EMBEDDING = "embeddings.token_embedding.weight"
 
 

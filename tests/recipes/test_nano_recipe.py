@@ -1,18 +1,20 @@
 """The recipe of the bundled models: its loop resumes, its tokenizer knows its words, its base opens elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
 from codi_hub.registry import Registry
-from recipes.nano import bundle, stage
+from recipes.nano import bundle, stage, words
 from recipes.nano.__main__ import register_base
-from recipes.nano.base import tokenizer
+from recipes.nano.base import TOKENS, tokenizer
 
 NANO = Path(codi_hub.__file__).parent / "nano"
 
@@ -37,11 +39,40 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert (ema["weight"] - 1).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("text", ["a small gray sphere", "a large red box on sand"])
+@pytest.mark.parametrize(
+    "text", ["a small gray sphere", "a large red box on sand", "paint the banana orange", "into range"]
+)
 def test_words_of_captions_are_single_tokens(tmp_path: Path, text: str) -> None:
-    words = tokenizer(["a small gray sphere, a large red box on sand"], tmp_path)
+    captions = ["a small gray sphere, a large red box on sand", "paint the banana orange", "in an or into range"]
+    words = tokenizer(captions, tmp_path)
     assert words.tokenize(text) == [f"{word}</w>" for word in text.split()]
     assert words.tokenize("ox") == ["o", "x</w>"]
+
+
+def embedded(folder: Path, text: str) -> torch.Tensor:
+    told = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    ids = told(text, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return CLIPTextModel.from_pretrained(folder / "text_encoder")(ids)[0]
+
+
+def test_new_words_leave_the_empty_prompt_as_it_was(tmp_path: Path) -> None:
+    shutil.copytree(NANO / "base", tmp_path / "base")
+    torch.save({"scenes": torch.randn(4, 4, 16, 16)}, tmp_path / "latents.pt")
+    before = embedded(tmp_path / "base", "")
+    captions = ["a red box on sand", "a green box on sand", "a zebra"] * 2
+    words.run(tmp_path, captions, minutes=1e-4)
+    assert torch.equal(embedded(tmp_path / "base", ""), before)
+    told = CLIPTokenizer.from_pretrained(tmp_path / "base" / "tokenizer")
+    assert told.tokenize("paint the zebra red") == ["paint</w>", "the</w>", "zebra</w>", "red</w>"]
+    red, green = (embedded(tmp_path / "base", f"a {colour} box on sand") for colour in ("red", "green"))
+    assert (red - green).norm() > 0.05 * red.norm()
+
+
+def test_the_bundled_base_tells_words_apart() -> None:
+    """Further than bfloat16 rounds."""
+    red, green = (embedded(NANO / "base", f"a {colour} box") for colour in ("red", "green"))
+    assert (red - green).norm() > 0.05 * red.norm()
 
 
 def test_the_bundled_base_is_a_plain_diffusers_pipeline() -> None:
