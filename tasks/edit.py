@@ -48,7 +48,7 @@ class Edit(Task):
         return Prepared(picture.astype(np.float32) / 255, (picture.shape[1], picture.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Where the picture was hardly changed, it is the input to the bit: an instruction asks for no more than it says.
+        """Where the picture was hardly changed, it is the input to the bit: no instruction asked for more.
 
         Compared are input and output smoothed by `SIGMA`; from `keep` to twice that, one fades into the other.
         """

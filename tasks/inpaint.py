@@ -1,4 +1,4 @@
-"""Inpainting: the condition is the picture with a hole in it, and the hole. What is not in the hole stays as it is."""
+"""Inpainting: the condition is the picture, its hole filled smoothly, and the hole. What is outside stays as it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixe
 from codi_hub.tasks.filters import harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
 
-HOLE = 128  # what the hole shows, of 255; and from where on a mask is white
+HOLE = 128  # of 255, from where on a mask is white
 SIDECAR = ".mask.png"
 MAX_DB = 100.0
 
@@ -99,8 +99,12 @@ class Inpaint(Task):
 
 
 def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4): the picture, grey in the hole, and the hole as 255."""
-    shown = np.where(covered[..., None], np.uint8(HOLE), image)
+    """uint8 (H, W, 4): the picture with its hole filled smoothly, and the hole as 255.
+
+    So the middle of a wide hole, which no network of a few levels sees out of, is told what surrounds it.
+    """
+    smooth = to_uint8(harmonic(image.astype(np.float32) / 255, covered))
+    shown = np.where(covered[..., None], smooth, image)
     return np.dstack([shown, np.where(covered, np.uint8(255), np.uint8(0))])
 
 

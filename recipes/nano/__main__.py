@@ -19,16 +19,17 @@ from recipes.nano.pictures import pool
 STAGES = ("pictures", "autoencoder", "base", "words", "superres", "depth", "inpaint", "edit", "features", "bundle")
 LEAVES, SCENES = 4096, 3072
 MINUTES = {"autoencoder": 26.0, "base": 60.0, "words": 2.0, "features": 8.0}
-MINUTES |= {"superres": 48.0, "depth": 29.0, "inpaint": 16.0, "edit": 46.0}
+MINUTES |= {"superres": 48.0, "depth": 29.0, "inpaint": 30.0, "edit": 46.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
 INPAINT = ["--data", "leaves+scenes", "--count", "4000", "--size", "96", *FEW]
+WIDER = ["--data", "leaves+scenes", "--count", "3000", *FEW, "--rollout", "0.5"]
 EDIT = ["--count", "4000", "--size", "96", *FEW]
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before
 PASSES = {
     "superres": [(0.45, SUPERRES), (0.55, [*SUPERRES, "--rollout", "0.7"])],
     "depth": [(0.4, FEW), (0.25, [*FEW, "--rollout", "0.5"]), (0.35, [*FEW, "--rollout", "0.5"])],
-    "inpaint": [(0.6, INPAINT), (0.4, [*INPAINT, "--rollout", "0.5"])],
+    "inpaint": [(0.33, INPAINT), (0.2, [*INPAINT, "--rollout", "0.5"]), (0.47, WIDER)],
     # first smaller scenes, of which a minute sees twice as many
     "edit": [(0.26, EDIT), (0.48, EDIT), (0.26, [*FEW, "--rollout", "0.5"])],
 }

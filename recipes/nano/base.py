@@ -45,7 +45,7 @@ def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
 
 
 def _merged(parts: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
-    """What byte-pair encoding makes of a word: the pair that comes first among the merges is joined, again and again."""
+    """What byte-pair encoding makes of a word: of its pairs the first among the merges is joined, again and again."""
     while pairs := [pair for pair in pairwise(parts) if pair in merges]:
         pair, joined = min(pairs, key=merges.__getitem__), list[str]()
         for part in parts:  # every place where the pair stands, from the left

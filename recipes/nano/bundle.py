@@ -14,7 +14,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
 
 BASE = "nano"
-TASKS = ("superres", "depth")
+TASKS = ("superres", "inpaint", "depth", "edit")
 FEATURES = "features"
 LIMIT = 60_000_000  # bytes, all bundled files together
 CARD = """# nano: a small text-to-image latent diffusion model
