@@ -42,7 +42,7 @@ learning rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row w
 and the number of steps follows from that). What consists of a teacher and a student shares that time between the two,
 half and half. {measured} pictures that nothing was trained on, the same for all rows and with the same noise; pictures
 as the networks made them, without what `codi run` does to them afterwards. Figures are means over the
-seeds, with the lowest and the highest in brackets; fewer than {enough} seeds are marked.
+seeds, with the lowest and the highest in brackets; nothing is said to hold with fewer than {enough} seeds.
 
 Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
 nothing to do with the models measured. They are **no FID and no LPIPS**, and the paper's figures cannot be compared
@@ -85,33 +85,33 @@ def claims(results: Results) -> str:
 
 
 def spread(column: str, values: list[float]) -> str:
-    """Mean and range: "0.123 (0.120-0.127)"; one value stands alone, marked."""
+    """Mean and range, "0.123 (0.120-0.127)"; one value stands alone."""
     if not values:
         return "-"
     mean = cell(column, fmean(values))
-    if len(values) == 1:
-        return f"{mean} (one seed)"
-    few = "" if len(values) >= ENOUGH else f"; {len(values)} seeds"
-    return f"{mean} ({cell(column, min(values))}-{cell(column, max(values))}{few})"
+    return mean if len(values) == 1 else f"{mean} ({cell(column, min(values))}-{cell(column, max(values))})"
 
 
 def table(name: str, results: Results) -> str:
     """One table in Markdown: references, then each row at each way of sampling."""
     columns = FIGURES[name]
     lines = [
-        "| method | sampled | training steps | " + " | ".join(COLUMNS[column].head for column in columns) + " |",
-        "|-|-|-:|" + "-:|" * len(columns),
+        "| method | sampled | training steps | seeds | "
+        + " | ".join(COLUMNS[column].head for column in columns)
+        + " |",
+        "|-|-|-:|-:|" + "-:|" * len(columns),
     ]
     for reference, figures in results.references.get(_task(name), {}).items():
         cells = [cell(column, figures.get(column)) for column in columns]
-        lines.append(f"| {reference} | | | {' | '.join(cells)} |")
+        lines.append(f"| {reference} | | | | {' | '.join(cells)} |")
     for row in shown(name):
         for at in row.at:
             found = results.seeds(row.task, row.key, at)
             if found:
                 cells = [spread(column, [seed[column] for seed in found if column in seed]) for column in columns]
-                lines.append(f"| {row.name} | {at_key(at)} | {_steps(row, results)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                first = f"| {row.name} | {at_key(at)} | {_steps(row, results)} | {len(found)} | "
+                lines.append(first + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def shown(name: str) -> tuple[Row, ...]:
@@ -171,7 +171,7 @@ def write(results: Results, steps: int, path: Path) -> None:
         if any(results.seeds(row.task, row.key, at) for row in rows for at in row.at):
             image = results.path.parent / f"{name}.png"
             plot(name, results, image)
-            parts.append(f"\n![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
+            parts.append(f"![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
     parts += ["## The figures\n", *_listed(legend(_columns()))]
     path.write_text("\n".join(parts) + "\n")
 

@@ -188,7 +188,7 @@ def test_the_command_fills_and_writes_the_page(
     assert kept["rows"]["superres/cm-ii/0"]["made_with"]["from"]["method"] == "conditional"
     assert set(kept["rows"]["superres/pe-codi/0"]["figures"]) == {"1 step", "2 steps", "4 steps"}
     text = page.read_text()
-    assert "| PE-CoDi | 4 steps | 2 |" in text
+    assert "| PE-CoDi | 4 steps | 2 | 1 |" in text
     assert "| the condition itself |" in text
     assert (page.parent / "results" / "superres.png").exists()
     before = (page.parent / "results" / "paper.json").stat().st_mtime_ns
