@@ -1,4 +1,7 @@
-"""The paper's tables on the bundled base: `python -m recipes.paper [TABLE ...]`. Goes on where it was interrupted."""
+"""The paper's tables on the bundled base: `python -m recipes.paper [TABLE ...]`. Goes on where it was interrupted.
+
+Several can run side by side, each with tables or seeds of its own.
+"""
 
 import argparse
 import hashlib
@@ -36,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.paper", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--steps", type=int, default=600, help="of PE-CoDi, whose time all get (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--workspace", type=Path, default=Path("build/paper"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/paper.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/RESULTS.md"))
@@ -63,19 +66,20 @@ def fill(results: Results, tables: list[str], arguments: argparse.Namespace) -> 
     before = results.about or now
     if any(before[name] != now[name] for name in ("base", "feature network")):
         say(f"Measured before with {before}, now {now}: all of it is done again")
-        results.rows, results.references, results.costs, before = {}, {}, {}, now
-    results.about = before
+        results.clear()
+        before = now
+    results.put("about", before)
     everything = [row for rows in TABLES.values() for row in rows]
     if set(results.costs) != {f"{row.task}/{row.key}" for row in everything}:
         say("Timing the rows' training steps side by side")
-        results.costs = costs(base, everything, arguments.workspace)
-        results.save()
+        results.put("costs", costs(base, everything, arguments.workspace))
     for task in dict.fromkeys(row.task for table in tables for row in TABLES[table]):
         if task not in results.references:
             held_out = bench.held_out(task)
             made = held_out.references(base)
-            results.references[task] = {name: held_out.figures(images, features) for name, images in made.items()}
-    for seed in range(arguments.seeds):
+            figures = {name: held_out.figures(images, features) for name, images in made.items()}
+            results.put("references", {task: figures})
+    for seed in arguments.seeds:
         for table in tables:
             for row in TABLES[table]:
                 bench.do(row, seed)

@@ -1,4 +1,4 @@
-"""What was measured so far: one JSON file that grows by a row and seed at a time."""
+"""What was measured so far: one JSON file that grows by a row and seed at a time. Several processes can fill it."""
 
 import json
 import os
@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from recipes.paper.rows import At
+
+SECTIONS = ("about", "costs", "references", "rows")
 
 
 def at_key(at: At) -> str:
@@ -38,12 +42,27 @@ class Results:
         kept = json.loads(path.read_text()) if path.exists() else {}
         return cls(path, **kept)
 
-    def save(self) -> None:
+    def put(self, section: str, values: dict[str, Any]) -> None:
+        """Adds to a section, here and in the file; what other processes put there meanwhile comes along."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            now = Results.read(self.path)
+            getattr(now, section).update(values)
+            now._write()
+        for name in SECTIONS:
+            setattr(self, name, getattr(now, name))
+
+    def clear(self) -> None:
+        """Forgets everything, here and in the file."""
+        for name in SECTIONS:
+            getattr(self, name).clear()
+        self._write()
+
+    def _write(self) -> None:
         """Writes the file anew and renames it over the old one."""
-        document = {name: getattr(self, name) for name in ("about", "costs", "references", "rows")}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        part.write_text(json.dumps({name: getattr(self, name) for name in SECTIONS}, indent=1, sort_keys=True) + "\n")
         os.replace(part, self.path)
 
     def seeds(self, task: str, key: str, at: At) -> list[dict[str, float]]:

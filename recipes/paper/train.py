@@ -58,9 +58,12 @@ class Bench:
     """One workspace: a home with the bundled base, the adapters distilled so far, and the pairs they share.
 
     Args:
-        workspace: where all of that is, `home` and `pairs` among it.
+        workspace: where all of that is: `home`, `pairs`, and `runs` while they last.
+        results: what was measured so far; grows.
+        features: the network of the distances.
         steps: training steps of PE-CoDi for superres, whose time every row gets.
-        options: what all distillations are told beside the rows' own: the device.
+        say: told of every row as it is begun and done.
+        device: "cpu" or "cuda".
     """
 
     def __init__(self, workspace: Path, results: Results, features: Features, steps: int, say: Say, device: str):
@@ -101,11 +104,10 @@ class Bench:
         if not kept or not self._is_there(kept):
             kept = {"made_with": made_with, "figures": {}} | self._distilled(row, seed)
             missing = list(row.at)
-        self.results.rows[name] = kept
-        self.results.save()
+        self.results.put("rows", {name: kept})
         for at in missing:
             kept["figures"][at_key(at)] = self._measured(row, kept["adapter"], at)
-            self.results.save()
+            self.results.put("rows", {name: kept})
         self.say(f"{name}: {kept['figures']}")
 
     def teacher(self, row: Row, seed: int) -> str | None:

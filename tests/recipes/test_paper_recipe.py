@@ -113,7 +113,9 @@ class FakeBench(train.Bench):
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Results:
-    return Results(tmp_path / "paper.json", costs={f"{row.task}/{row.key}": 0.5 for row in ROWS})
+    made = Results(tmp_path / "paper.json")
+    made.put("costs", {f"{row.task}/{row.key}": 0.5 for row in ROWS})
+    return made
 
 
 def test_an_interrupted_row_goes_on_where_it_was(empty: Results) -> None:
@@ -146,13 +148,22 @@ def test_a_teacher_is_made_once_for_its_students_and_again_where_it_is_gone(empt
     bench.do(gd, 0)
     assert bench.done.count("train ldm-half") == 1
     elsewhere = FakeBench(Results.read(empty.path), there=False)
-    elsewhere.results.rows.pop("superres/gd-ii/0")
+    elsewhere.results.put("rows", {"superres/gd-ii/0": {}})
     elsewhere.do(gd, 0)
     assert elsewhere.done[:2] == ["train ldm-half", "train gd-ii"]
 
 
+def test_two_processes_fill_one_file(empty: Results) -> None:
+    pe, gate = train.by_key("superres", "pe-codi"), train.by_key("superres", "gate")
+    first, second = (FakeBench(Results.read(empty.path)) for _ in range(2))
+    first.do(pe, 0)
+    second.do(gate, 0)
+    first.do(pe, 1)
+    assert set(Results.read(empty.path).rows) == {"superres/pe-codi/0", "superres/gate/0", "superres/pe-codi/1"}
+
+
 def test_equal_time_is_fewer_steps_for_a_dearer_row(empty: Results) -> None:
-    empty.costs["superres/pixel"] = 2.0
+    empty.put("costs", {"superres/pixel": 2.0})
     bench = FakeBench(empty)
     assert bench.train_steps(train.by_key("superres", "pixel")) == 25
     assert bench.train_steps(train.by_key("superres", "ldm-half")) == 50
@@ -180,7 +191,7 @@ def test_the_command_fills_and_writes_the_page(
     rows = [train.by_key("superres", key) for key in ("pe-codi", "ldm-half", "cm-ii")]
     for module in (train, report, command):
         monkeypatch.setattr(module, "TABLES", {"superres": tuple(rows)})
-    arguments = ["paper", "--steps", "2", "--seeds", "1", "--workspace", str(workspace), "--page", str(page)]
+    arguments = ["paper", "--steps", "2", "--seeds", "0", "--workspace", str(workspace), "--page", str(page)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--results", str(page.parent / "results" / "paper.json")])
     command.main()
     kept = json.loads((page.parent / "results" / "paper.json").read_text())
