@@ -5,11 +5,13 @@ features (the network that `codi eval` measures distances in) -> bundle (into co
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
@@ -35,10 +37,12 @@ PASSES = {
 }
 
 
-def codi(workspace: Path, *arguments: str) -> None:
-    """Runs the command in the workspace's own home."""
+def codi(workspace: Path, *arguments: str) -> dict[str, Any]:
+    """Runs the command in the workspace's own home, and gives back what it answers as JSON."""
     home = os.environ | {"CODI_HOME": str(workspace / "home")}
-    subprocess.run([sys.executable, "-m", "codi_hub.cli", *arguments], env=home, check=True)
+    command = [sys.executable, "-m", "codi_hub.cli", *arguments, "--json"]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, env=home, check=True, stdout=subprocess.PIPE).stdout)
+    return answer
 
 
 def register_base(workspace: Path) -> None:
@@ -53,19 +57,18 @@ def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
     """One adapter on the workspace's base, in its passes; resumed where they were interrupted."""
     if not (workspace / "home" / "registry.db").exists():
         register_base(workspace)
-    names = [task, *(f"{task}-{number}" for number in range(2, len(PASSES[task]) + 2))]
-    runs = [workspace / "runs" / name for name in names]
-    for number, (share, told) in enumerate(PASSES[task]):
-        run = runs[number]
-        if (runs[number + 1] / "run.json").exists():
-            continue  # done, and gone on from
-        arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]
-        arguments += ["--time-budget", f"{share * minutes:g}m"]
-        if number:
-            arguments += ["--from", f"{task}:{number}"]
-        if (run / "run.json").exists():
-            arguments.append("--resume")
-        codi(workspace, "distill", task, *arguments, "--device", device, *told)
+    parent: list[str] = []
+    for number, (share, told) in enumerate(PASSES[task], 1):
+        run = workspace / "runs" / (task if number == 1 else f"{task}-{number}")
+        done = run / bundle.DONE
+        if not done.exists():
+            arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]
+            arguments += ["--time-budget", f"{share * minutes:g}m", *parent]
+            if (run / "run.json").exists():
+                arguments.append("--resume")
+            made = codi(workspace, "distill", task, *arguments, "--device", device, *told)
+            done.write_text(made["adapter"])
+        parent = ["--from", done.read_text()]
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
         "words": lambda: words.run(workspace, captions, minutes["words"], device),
         **{task: partial(distil, workspace, task, minutes[task], device) for task in PASSES},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
-        "bundle": lambda: bundle.run(workspace),
+        "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
     }
     for stage in arguments.stages or STAGES:
         print(f"== {stage}", flush=True)

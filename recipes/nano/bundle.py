@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
 
 BASE = "nano"
-TASKS = ("superres", "inpaint", "depth", "edit")
+DONE = "done"  # in a run's folder: the reference of the version that it made
 FEATURES = "features"
 LIMIT = 60_000_000  # bytes, all bundled files together
 CARD = """# nano: a small text-to-image latent diffusion model
@@ -40,8 +40,12 @@ animals, no people and no words but those of its captions. It is small on purpos
 """
 
 
-def run(workspace: Path, note: str = "", tasks: Sequence[str] = TASKS) -> None:
+def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     """Replaces the content of `codi_hub/nano`.
+
+    Args:
+        passes: task -> how many its adapter went through. The last one's is taken, and not the one that scored best:
+            passes on other sizes are scored on other pictures.
 
     Raises:
         ValueError: the files would exceed the limit.
@@ -62,8 +66,9 @@ def run(workspace: Path, note: str = "", tasks: Sequence[str] = TASKS) -> None:
     }
     adapters = []
     with Registry.open(workspace / "home") as registry:
-        for task in tasks:
-            row = registry.resolve(task, base=BASE)
+        for task, count in passes.items():
+            last = workspace / "runs" / (task if count == 1 else f"{task}-{count}")
+            row = registry.resolve((last / DONE).read_text(), base=BASE)
             folder = root / task
             folder.mkdir()
             for name in registry.files(row):
