@@ -30,7 +30,7 @@ class Edit(Task):
 
     class Options(Task.Options):
         keep: float = Field(0.06, ge=0, lt=1)
-        """How much a place may change, of 1, and still be left as it was; 0 takes all that the network made."""
+        """How much the mean of some 10 px may change, of 1, to be left as it was; 0 takes all that the network made."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """From `image`, `edited`, `edit_prompt`; or, as other tools lay pairs out, `condition`, `image`, `caption`."""

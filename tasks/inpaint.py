@@ -16,7 +16,7 @@ from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixe
 from codi_hub.tasks.filters import harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
 
-HOLE = 128  # of 255, from where on a mask is white
+HOLE = 128  # of 255, from where on a mask is white; and what a hole shows that has nothing around it
 SIDECAR = ".mask.png"
 MAX_DB = 100.0
 
@@ -103,7 +103,7 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
     So the middle of a wide hole, which no network of a few levels sees out of, is told what surrounds it.
     """
-    smooth = to_uint8(harmonic(image.astype(np.float32) / 255, covered))
+    smooth = np.uint8(HOLE) if covered.all() else to_uint8(harmonic(image.astype(np.float32) / 255, covered))
     shown = np.where(covered[..., None], smooth, image)
     return np.dstack([shown, np.where(covered, np.uint8(255), np.uint8(0))])
 

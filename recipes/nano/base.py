@@ -31,8 +31,8 @@ def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
         parts = _merged([*word[:-1], word[-1] + "</w>"], merges)
         while len(parts) > 1:  # new pairs come last, so that they change nothing for the words before
             merges[parts[0], parts[1]] = len(merges)
-            parts = [parts[0] + parts[1], *parts[2:]]
-            pieces.append(parts[0])
+            pieces.append(parts[0] + parts[1])
+            parts = _merged(parts, merges)
     pieces = list(dict.fromkeys(["<|startoftext|>", "<|endoftext|>", *pieces]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(pieces)}))

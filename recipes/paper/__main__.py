@@ -6,10 +6,7 @@ Several can run side by side, each with tables or seeds of its own.
 import argparse
 import hashlib
 import json
-import platform
 from pathlib import Path
-
-import torch
 
 from codi_hub.base import FrozenBase
 from codi_hub.engine import choose_device, choose_dtype
@@ -18,7 +15,7 @@ from codi_hub.hub import Hub
 from recipes.paper import report
 from recipes.paper.results import Results
 from recipes.paper.rows import TABLES
-from recipes.paper.train import Bench, costs
+from recipes.paper.train import Bench, all_costs
 
 
 def say(text: str) -> None:
@@ -27,18 +24,17 @@ def say(text: str) -> None:
 
 
 def about(base: FrozenBase, features: str) -> dict[str, str]:
-    """What the figures depend on beside the rows."""
-    where = torch.cuda.get_device_name() if base.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    machine = f"{where}, {platform.processor() or platform.machine()}, {str(base.dtype).removeprefix('torch.')}"
-    sketch = hashlib.sha256(json.dumps(base.fingerprint.sketch, sort_keys=True).encode()).hexdigest()[:12]
-    mark = f"nano, fingerprint {base.fingerprint.family} {sketch}"
-    return {"base": mark, "feature network": features, "machine": machine}
+    """What all figures depend on: every weight and every word of the base, and the feature network."""
+    digest = hashlib.sha256(json.dumps(base.tokenizer.get_vocab(), sort_keys=True).encode())
+    for value in base.state_dict().values():
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return {"base": f"nano, sha256 {digest.hexdigest()[:12]}", "feature network": features}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.paper", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
-    parser.add_argument("--steps", type=int, default=600, help="of PE-CoDi, whose time all get (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of PE-CoDi, whose time all get (default: the results', or 400)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--workspace", type=Path, default=Path("build/paper"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/paper.json"))
@@ -49,30 +45,29 @@ def main() -> None:
     if unknown := set(arguments.tables) - set(TABLES):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     results = Results.read(arguments.results)
+    steps = arguments.steps or results.about.get("steps", 400)
+    if results.about.get("steps", steps) != steps:
+        parser.error(f"{arguments.results} has rows of --steps {results.about['steps']}: name another file for {steps}")
     if not arguments.only_report:
-        fill(results, arguments.tables or list(TABLES), arguments)
-    report.write(results, arguments.steps, arguments.page)
+        fill(results, arguments.tables or list(TABLES), steps, arguments)
+    report.write(results, arguments.page)
     say(f"Wrote {arguments.page}")
 
 
-def fill(results: Results, tables: list[str], arguments: argparse.Namespace) -> None:
+def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Namespace) -> None:
     """Trains and measures what is missing: all rows with the first seed, then all with the next."""
     features = load_features(None, choose_device(arguments.device))
     if features is None:
         raise SystemExit("The feature network is not bundled: python -m recipes.nano features bundle")
-    bench = Bench(arguments.workspace, results, features, arguments.steps, say, arguments.device)
+    bench = Bench(arguments.workspace, results, features, say, arguments.device)
     base = bundled_base(bench.hub, arguments.device)
-    now = about(base, features.name)
-    before = results.about or now
-    if any(before[name] != now[name] for name in ("base", "feature network")):
-        say(f"Measured before with {before}, now {now}: all of it is done again")
+    now = {**about(base, features.name), "steps": steps}
+    if results.about and results.about != now:
+        say(f"Measured before with {results.about}, now {now}: all of it is done again")
         results.clear()
-        before = now
-    results.put("about", before)
-    everything = [row for rows in TABLES.values() for row in rows]
-    if set(results.costs) != {f"{row.task}/{row.key}" for row in everything}:
-        say("Timing the rows' training steps side by side")
-        results.put("costs", costs(base, everything, arguments.workspace))
+    results.put("about", now)
+    say("Timing training steps side by side, where that is not done")
+    all_costs(base, results, arguments.workspace)
     for task in dict.fromkeys(row.task for table in tables for row in TABLES[table]):
         if task not in results.references:
             held_out = bench.held_out(task)

@@ -68,8 +68,8 @@ class HeldOut:
     def references(self, base: FrozenBase) -> dict[str, list[np.ndarray]]:
         """What costs no adapter: the condition as it is, where it is a picture, and the target through the latents."""
         made = {}
-        if self.pairs[0].condition.shape[2] == 3:
-            made["the condition itself"] = [pair.condition for pair in self.pairs]
+        if self.pairs[0].condition.shape[2] >= 3:  # of inpainting, the hole filled smoothly
+            made["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
         targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
         made["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
         return made

@@ -1,20 +1,23 @@
 """Writes docs/RESULTS.md: tables, plots, and for each claim whether it holds here."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from codi_hub.distill.cache import HELD_OUT
 from codi_hub.evaluate.plot import plot_quality
 from codi_hub.evaluate.table import COLUMNS, Table, cell, legend
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import CLAIMS, COMMON, MEASURED, PAIRS, SIZE, TABLES, Claim, Row, Verdict
+from recipes.paper.train import made_with
 
 FIGURES = {  # what a table shows, beside the training steps
-    "superres": ("frechet", "perceptual", "psnr", "gmsd", "seconds"),
-    "inpaint": ("frechet", "perceptual", "psnr", "gmsd", "seconds"),
-    "depth": ("frechet", "perceptual", "adherence", "shuffled", "seconds"),
-    "edit": ("followed", "kept", "frechet", "perceptual", "seconds"),
+    "superres": ("frechet", "perceptual", "psnr", "gmsd"),
+    "inpaint": ("frechet", "perceptual", "psnr", "gmsd"),
+    "depth": ("frechet", "perceptual", "adherence", "shuffled"),
+    "edit": ("followed", "kept", "frechet", "perceptual"),
     "ablation": ("frechet", "perceptual", "psnr", "gmsd"),
 }
 TITLES = {
@@ -41,7 +44,8 @@ What is the same for all rows: {pairs:,} pairs of {size} px to train on, other o
 learning rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others,
 and the number of steps follows from that). What consists of a teacher and a student shares that time between the two,
 half and half. {measured} pictures that nothing was trained on, the same for all rows and with the same noise; pictures
-as the networks made them, without what `codi run` does to them afterwards. Figures are means over the
+as the networks made them, without what `codi run` does to them afterwards (but for inpainting: outside its hole a
+picture is the input, and the hole joins it). Figures are means over the
 seeds, with the lowest and the highest in brackets; nothing is said to hold with fewer than {enough} seeds.
 
 Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
@@ -132,7 +136,7 @@ def _steps(row: Row, results: Results) -> str:
 
 def plot(name: str, results: Results, path: Path) -> None:
     """Quality against steps: means over the seeds of what is sampled by DDIM."""
-    columns = [column for column in FIGURES[name] if column != "seconds"]
+    columns = list(FIGURES[name])
     rows: list[dict[str, Any]] = [
         {"name": reference, "method": reference, "steps": None, **{c: figures.get(c) for c in columns}}
         for reference, figures in results.references.get(_task(name), {}).items()
@@ -146,15 +150,20 @@ def plot(name: str, results: Results, path: Path) -> None:
     plot_quality(Table(columns, rows), TITLES[name], path)
 
 
-def write(results: Results, steps: int, path: Path) -> None:
-    """The page, and its plots beside the results."""
-    about = "\n".join(f"- {name}: {value}" for name, value in results.about.items())
+def write(results: Results, path: Path) -> None:
+    """The page, and its plots beside the results. Rows that were made otherwise than they would be now are left out."""
+    rows = {name: row for name, row in results.rows.items() if row["made_with"] == _made_now(name, results)}
+    results = replace(results, rows=rows)
+    steps = results.about["steps"]
+    machines = sorted({row["machine"] for row in rows.values()})
+    told = {**results.about, "trained on": "; ".join(machines), "adapters trained": len(rows)}
+    about = "\n".join(f"- {name}: {value}" for name, value in told.items() if name != "steps")
     names = ", ".join(f"`{name}`" for name in TABLES)
     parts = [
         HEAD.format(
             steps=steps,
             tables=names,
-            pairs=PAIRS,
+            pairs=PAIRS - HELD_OUT,
             size=SIZE,
             measured=MEASURED,
             enough=ENOUGH,
@@ -174,6 +183,12 @@ def write(results: Results, steps: int, path: Path) -> None:
             parts.append(f"![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
     parts += ["## The figures\n", *_listed(legend(_columns()))]
     path.write_text("\n".join(parts) + "\n")
+
+
+def _made_now(name: str, results: Results) -> dict[str, Any] | None:
+    task, key, seed = name.split("/")
+    known = {(row.task, row.key): row for several in TABLES.values() for row in several}
+    return made_with(known[task, key], int(seed), results) if (task, key) in known else None
 
 
 def _common() -> dict[str, Any]:

@@ -24,10 +24,11 @@ class Results:
     """The file's content.
 
     Attributes:
-        costs: "task/key" of a row -> seconds per training step, measured side by side.
+        costs: `Row.work` -> seconds per training step, measured side by side.
         references: task -> name -> figures.
-        rows: "task/key/seed" -> `made_with`, `adapter`, `seconds` of training, and `figures` by `at_key`.
-        about: the machine, the base and the feature network.
+        rows: "task/key/seed" -> `made_with`, `adapter` and its `sha256`, `seconds` of training, `machine`, and
+            `figures` by `at_key`.
+        about: what all of it depends on: the base, the feature network and `steps`.
     """
 
     path: Path
@@ -43,10 +44,15 @@ class Results:
         return cls(path, **kept)
 
     def put(self, section: str, values: dict[str, Any]) -> None:
-        """Adds to a section, here and in the file; what other processes put there meanwhile comes along."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        """Adds to a section, here and in the file; what other processes put there meanwhile comes along.
+
+        Raises:
+            RuntimeError: another process has begun anew, with another base.
+        """
+        with self.lock():
             now = Results.read(self.path)
+            if section != "about" and now.about != self.about:
+                raise RuntimeError(f"{self.path} is about {now.about} now, and no longer {self.about}")
             getattr(now, section).update(values)
             now._write()
         for name in SECTIONS:
@@ -55,12 +61,17 @@ class Results:
     def clear(self) -> None:
         """Forgets everything, here and in the file."""
         for name in SECTIONS:
-            getattr(self, name).clear()
-        self._write()
+            setattr(self, name, {})
+        with self.lock():
+            self._write()
+
+    def lock(self, what: str = "lock") -> FileLock:
+        """A lock between processes, beside the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_suffix(f".{what}"))
 
     def _write(self) -> None:
         """Writes the file anew and renames it over the old one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps({name: getattr(self, name) for name in SECTIONS}, indent=1, sort_keys=True) + "\n")
         os.replace(part, self.path)

@@ -17,6 +17,7 @@ DATA = {
     "depth": "scenes",
     "edit": "edits",
 }
+WORK = ("method", "kind", "guidance", "consistency", "rollout")  # options that a training step's time depends on
 # as the network made it: what `codi run` does to a picture afterwards would hide differences between methods
 AS_MADE: dict[str, dict[str, Any]] = {"superres": {"correct": False, "sharpen": 0.0}, "edit": {"keep": 0.0}}
 
@@ -41,6 +42,12 @@ class Row:
     at: tuple[At, ...] = ((1, "ddim"), (2, "ddim"), (4, "ddim"))
     share: float = 1.0
     teacher: str | None = None
+
+    @property
+    def work(self) -> str:
+        """What a training step computes, and so what it costs; rows that only differ in numbers share it."""
+        told = {name: self.told[name] for name in WORK if name in self.told}
+        return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
 CONDITIONAL: dict[str, Any] = {"method": "conditional"}

@@ -1,10 +1,13 @@
 """Trains the rows, every one for the same time, and measures what came out."""
 
+import hashlib
+import json
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,13 +25,17 @@ from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, SIZE, TABLES, Row
 
-ROUNDS, IN_A_ROUND = 5, 3  # of timed steps; the first of each is not counted
+ROUNDS, IN_A_ROUND = 12, 3  # of timed steps; the first of each round is not counted
+REFERENCE = "superres", "pe-codi"  # the row whose steps all others get the time of
 Say = Callable[[str], object]
 
 
 def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, float]:
-    """Seconds per training step of each row, "task/key" -> median, the rows taking turns step by step."""
-    trainers = {f"{row.task}/{row.key}": _trainer(base, row, folder) for row in rows}
+    """Seconds per training step of each kind of work, `Row.work` -> mean, the kinds taking turns."""
+    trainers: dict[str, Trainer] = {}
+    for row in rows:
+        if row.work not in trainers:
+            trainers[row.work] = _trainer(base, row, folder)
     taken: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(ROUNDS):
         for name, trainer in trainers.items():
@@ -36,7 +43,34 @@ def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, floa
                 began = time.perf_counter()
                 trainer.train_step()
                 taken[name] += [time.perf_counter() - began] if k else []
-    return {name: median(seconds) for name, seconds in taken.items()}
+    return {name: fmean(seconds) for name, seconds in taken.items()}
+
+
+def all_costs(base: FrozenBase, results: Results, folder: Path) -> None:
+    """Times what was not timed yet, beside the reference, and puts it into the results at the reference's scale."""
+    reference = by_key(*REFERENCE)
+    with results.lock("timing"):
+        results.put("costs", {})  # what another process timed meanwhile
+        missing = [row for rows in TABLES.values() for row in rows if row.work not in results.costs]
+        if missing:
+            now = costs(base, [reference, *missing], folder)
+            scale = results.costs.get(reference.work, now[reference.work]) / now[reference.work]
+            results.put("costs", {name: seconds * scale for name, seconds in now.items()})
+
+
+def train_steps(row: Row, results: Results) -> int:
+    """As many as fit into the row's share of the time that the reference's take."""
+    ratio = results.costs[by_key(*REFERENCE).work] / results.costs[row.work]
+    return max(1, round(row.share * results.about["steps"] * ratio))
+
+
+def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
+    """All that decides what a row's adapter is, beside what the results are about."""
+    told = {name: value for name, value in {**COMMON, **row.told}.items() if name != "sample_every"}
+    made: dict[str, Any] = {"data": DATA[row.task], **told, "seed": seed, "train_steps": train_steps(row, results)}
+    if row.teacher:
+        made["from"] = made_with(by_key(row.task, row.teacher), seed, results)
+    return made
 
 
 def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
@@ -61,14 +95,13 @@ class Bench:
         workspace: where all of that is: `home`, `pairs`, and `runs` while they last.
         results: what was measured so far; grows.
         features: the network of the distances.
-        steps: training steps of PE-CoDi for superres, whose time every row gets.
         say: told of every row as it is begun and done.
         device: "cpu" or "cuda".
     """
 
-    def __init__(self, workspace: Path, results: Results, features: Features, steps: int, say: Say, device: str):
+    def __init__(self, workspace: Path, results: Results, features: Features, say: Say, device: str):
         self.workspace, self.results, self.features, self.say = workspace, results, features, say
-        self.steps, self.device = steps, device
+        self.device = device
         self.hub = Hub(workspace / "home")
         self._held_out: dict[str, HeldOut] = {}
 
@@ -78,31 +111,18 @@ class Bench:
             self._held_out[task] = HeldOut.of(task)
         return self._held_out[task]
 
-    def train_steps(self, row: Row) -> int:
-        """As many as fit into the row's share of the time that PE-CoDi's take."""
-        cost = self.results.costs
-        return max(1, round(row.share * self.steps * cost["superres/pe-codi"] / cost[f"{row.task}/{row.key}"]))
-
-    def made_with(self, row: Row, seed: int) -> dict[str, Any]:
-        """All that decides what a row's adapter is."""
-        told = {name: value for name, value in {**COMMON, **row.told}.items() if name != "sample_every"}
-        made: dict[str, Any] = {"data": DATA[row.task], **told, "seed": seed, "train_steps": self.train_steps(row)}
-        if row.teacher:
-            made["from"] = self.made_with(by_key(row.task, row.teacher), seed)
-        return made
-
     def do(self, row: Row, seed: int) -> None:
         """Trains the row with the seed unless that is done, then measures it where it was not."""
         name = f"{row.task}/{row.key}/{seed}"
-        made_with = self.made_with(row, seed)
+        wanted = made_with(row, seed, self.results)
         kept = self.results.rows.get(name, {})
-        if kept.get("made_with") != made_with:
+        if kept.get("made_with") != wanted:
             kept = {}
         missing = [at for at in row.at if at_key(at) not in kept.get("figures", {})]
         if kept and not missing:
             return
         if not kept or not self._is_there(kept):
-            kept = {"made_with": made_with, "figures": {}} | self._distilled(row, seed)
+            kept = {"made_with": wanted, "figures": {}} | self._distilled(row, seed)
             missing = list(row.at)
         self.results.put("rows", {name: kept})
         for at in missing:
@@ -130,14 +150,16 @@ class Bench:
             return False
 
     def _distilled(self, row: Row, seed: int) -> dict[str, Any]:
-        folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}"
+        told = json.dumps([self.results.about, made_with(row, seed, self.results)], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # what was begun otherwise is not gone on with
+        folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}-{digest}"
         parent = self.teacher(row, seed)
         begun = (folder / "run.json").exists()
         options = DistillOptions(
             **{**COMMON, **row.told},
             data=DATA[row.task],
             seed=seed,
-            train_steps=self.train_steps(row),
+            train_steps=train_steps(row, self.results),
             parent=parent,
             run_dir=folder,
             pairs=self.workspace / "pairs",
@@ -148,7 +170,8 @@ class Bench:
         made = self.hub.distill(row.task, options)
         shutil.rmtree(folder)
         sha256 = self.hub.registry.resolve(made.adapter, base=None).sha256
-        return {"adapter": made.adapter, "sha256": sha256, "seconds": round(made.seconds, 1)}
+        seconds = round(made.seconds, 1)
+        return {"adapter": made.adapter, "sha256": sha256, "seconds": seconds, "machine": machine(self.device)}
 
     def _measured(self, row: Row, ref: str, at: tuple[int, str]) -> dict[str, float]:
         steps, sampler = at
@@ -157,6 +180,13 @@ class Bench:
         pictures, seconds = held_out.sampled(self.hub.generator(base, adapter, sampler=sampler), steps)
         found = held_out.figures(pictures, self.features) | {"seconds": seconds}
         return {name: float(f"{value:.5g}") for name, value in found.items()}
+
+
+def machine(device: str) -> str:
+    """Where a row was trained."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, CPU threads: {torch.get_num_threads()}"
 
 
 def by_key(task: str, key: str) -> Row:

@@ -40,10 +40,10 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "text", ["a small gray sphere", "a large red box on sand", "paint the banana orange", "into range"]
+    "text", ["a small gray sphere", "a large red box on sand", "paint the banana orange", "into range cocoa"]
 )
 def test_words_of_captions_are_single_tokens(tmp_path: Path, text: str) -> None:
-    captions = ["a small gray sphere, a large red box on sand", "paint the banana orange", "in an or into range"]
+    captions = ["a small gray sphere, a large red box on sand", "paint the banana orange", "in an or into range cocoa"]
     words = tokenizer(captions, tmp_path)
     assert words.tokenize(text) == [f"{word}</w>" for word in text.split()]
     assert words.tokenize("ox") == ["o", "x</w>"]

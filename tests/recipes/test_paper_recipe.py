@@ -91,7 +91,7 @@ class FakeBench(train.Bench):
     """Counts what is trained and measured; can be stopped at the n-th measurement."""
 
     def __init__(self, results: Results, *, there: bool = True, stop_at: int | None = None):
-        self.results, self.steps, self.device = results, 100, "cpu"
+        self.results, self.device = results, "cpu"
         self.there, self.stop_at, self.done = there, stop_at, []
         self.say: Callable[[str], object] = lambda text: None
 
@@ -114,7 +114,8 @@ class FakeBench(train.Bench):
 @pytest.fixture
 def empty(tmp_path: Path) -> Results:
     made = Results(tmp_path / "paper.json")
-    made.put("costs", {f"{row.task}/{row.key}": 0.5 for row in ROWS})
+    made.put("about", {"steps": 100})
+    made.put("costs", {row.work: 0.5 for row in ROWS})
     return made
 
 
@@ -163,10 +164,50 @@ def test_two_processes_fill_one_file(empty: Results) -> None:
 
 
 def test_equal_time_is_fewer_steps_for_a_dearer_row(empty: Results) -> None:
-    empty.put("costs", {"superres/pixel": 2.0})
-    bench = FakeBench(empty)
-    assert bench.train_steps(train.by_key("superres", "pixel")) == 25
-    assert bench.train_steps(train.by_key("superres", "ldm-half")) == 50
+    pixel, half, random = (train.by_key("superres", key) for key in ("pixel", "ldm-half", "random"))
+    empty.put("costs", {pixel.work: 2.0})
+    assert [train.train_steps(row, empty) for row in (pixel, half, random)] == [25, 50, 100]
+    assert random.work == train.by_key("superres", "pe-codi").work != pixel.work
+
+
+def test_who_begins_anew_is_not_mixed_with_who_goes_on(empty: Results) -> None:
+    other = Results.read(empty.path)
+    other.clear()
+    other.put("about", {"steps": 200})
+    with pytest.raises(RuntimeError, match="about"):
+        empty.put("rows", {"superres/pe-codi/0": {}})
+
+
+def test_what_was_timed_later_is_put_at_the_first_ones_scale(
+    empty: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pe, pixel = train.by_key("superres", "pe-codi"), train.by_key("superres", "pixel")
+    empty.costs.pop(pixel.work)
+    empty._write()
+    seen: list[str] = []
+
+    def slower(base: object, rows: Any, folder: Path) -> dict[str, float]:
+        seen.extend(row.work for row in rows)
+        return {pe.work: 2.0, pixel.work: 6.0}  # four times as slow as the machine of before
+
+    monkeypatch.setattr(train, "costs", slower)
+    train.all_costs(None, empty, tmp_path)  # type: ignore[arg-type]
+    assert set(seen) == {pe.work, pixel.work}
+    assert empty.costs[pixel.work] == pytest.approx(1.5)
+    assert empty.costs[pe.work] == pytest.approx(0.5)
+
+
+def test_the_page_leaves_out_what_was_made_otherwise(empty: Results, tmp_path: Path) -> None:
+    row = train.by_key("superres", "gate")
+    FakeBench(empty).do(row, 0)
+    made = {**empty.rows["superres/gate/0"], "machine": "a"}
+    made["figures"] = {at: dict.fromkeys(report.FIGURES["ablation"], 1.0) for at in made["figures"]}
+    empty.put("rows", {"superres/gate/0": made, "superres/gone/0": made})
+    report.write(empty, tmp_path / "RESULTS.md")
+    assert f"| {row.name} | 4 steps | 100 | 1 |" in (tmp_path / "RESULTS.md").read_text()
+    empty.put("rows", {"superres/gate/0": {**made, "made_with": {**made["made_with"], "lr": 1.0}}})
+    report.write(empty, tmp_path / "RESULTS.md")
+    assert row.name not in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_the_command_fills_and_writes_the_page(
@@ -202,7 +243,6 @@ def test_the_command_fills_and_writes_the_page(
     assert "| PE-CoDi | 4 steps | 2 | 1 |" in text
     assert "| the condition itself |" in text
     assert (page.parent / "results" / "superres.png").exists()
-    before = (page.parent / "results" / "paper.json").stat().st_mtime_ns
     command.main()
-    assert (page.parent / "results" / "paper.json").stat().st_mtime_ns == before  # nothing was left to do
+    assert json.loads((page.parent / "results" / "paper.json").read_text()) == kept  # nothing was left to do
     AcceleratorState._reset_state(True)
