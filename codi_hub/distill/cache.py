@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codi_hub.base import FrozenBase
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
 
 ENCODED_TOGETHER = 16
@@ -111,15 +112,29 @@ def build(
 ) -> Cache:
     """Encodes the pairs of `indices`, or reads them from `folder` where they lie encoded already.
 
-    The files are called by what the pairs are made of and encoded with, so runs of several kinds can share a folder.
-    What a data set's files contain is not looked at: a folder of pictures that changed needs another folder here.
+    The files are called by what the pairs are made of and encoded with, and by what the first one looks like. So runs
+    of several kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
+
+    Raises:
+        UsageError: `folder` cannot be written to.
     """
-    mark = json.dumps([spec.__dict__, [indices.start, indices.stop], _encoder_mark(base), with_targets])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--pairs {folder}: {error.strerror or error}") from error
+    _start_worker(spec)
+    marks = [
+        spec.__dict__,
+        [indices.start, indices.stop],
+        _encoder_mark(base),
+        _pair_mark(_pair(indices[0])),
+        with_targets,
+    ]
+    mark = json.dumps(marks)
     path = folder / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.safetensors"
     words = path.with_suffix(".json")
-    if words.exists() and (kept := json.loads(words.read_text()))["mark"] == mark:
-        tensors = load_file(path)
-        return Cache(tensors["x"], tensors["conditions"], kept["prompts"], tensors.get("targets"))
+    if kept := _kept(path, words, mark):
+        return kept
     rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
     prompts: list[str] = []
     with ExitStack() as stack:
@@ -142,13 +157,33 @@ def build(
             if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
                 message(f"{len(prompts)} of {len(indices)} pairs made and encoded")
     tensors = {name: torch.cat(parts).contiguous() for name, parts in rows.items() if parts}
-    folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"{path.stem}.{os.getpid()}.part"  # another run may be making the same
-    save_file(tensors, own)
-    os.replace(own, path)
-    own.write_text(json.dumps({"mark": mark, "prompts": prompts}))
-    os.replace(own, words)  # last: where it is, the tensors are whole
+    try:
+        save_file(tensors, own)
+        os.replace(own, path)
+        own.write_text(json.dumps({"mark": mark, "prompts": prompts}))
+        os.replace(own, words)  # last: where it is, the tensors are whole
+    finally:
+        own.unlink(missing_ok=True)
     return Cache(tensors["x"], tensors["conditions"], prompts, tensors.get("targets"))
+
+
+def _kept(path: Path, words: Path, mark: str) -> Cache | None:
+    """The pairs that lie there; None where there are none, or they are damaged."""
+    try:
+        known = json.loads(words.read_text())
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError):
+        return None
+    if known["mark"] != mark:
+        return None
+    return Cache(tensors["x"], tensors["conditions"], known["prompts"], tensors.get("targets"))
+
+
+def _pair_mark(pair: Pair) -> str:
+    """What tells pairs apart that were made otherwise: a hash of one."""
+    parts = (pair.target.tobytes(), pair.condition.tobytes(), pair.prompt.encode())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _encoder_mark(base: FrozenBase) -> str:

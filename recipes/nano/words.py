@@ -7,6 +7,7 @@ diffusion loss. The vectors that mark a text's beginning and end stay, and with 
 empty prompt, bit for bit.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def run(workspace: Path, captions: list[str], minutes: float, device: str = "cpu
     """Trains within the budget and replaces tokenizer and text encoder of `workspace/base`."""
     folder = workspace / "base"
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).requires_grad_(False).eval()
-    words = tokenizer([*captions, *texts()], folder / "tokenizer")
+    words = tokenizer([*captions, *texts()], workspace / "words" / "tokenizer")
     text.resize_token_embeddings(len(words), mean_resizing=False)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     unet = unet.to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -79,5 +80,6 @@ def run(workspace: Path, captions: list[str], minutes: float, device: str = "cpu
     with torch.no_grad():
         text.get_parameter(name)[MARKS:] = kept["rows"]
     print(f"two captions that differ in a colour are {told_apart(text, words):.3f} apart", flush=True)
+    shutil.copytree(workspace / "words" / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     text.save_pretrained(folder / "text_encoder")
     return folder

@@ -10,6 +10,7 @@ from tiny import save_base, scheduler_config
 from codi_hub.base import FrozenBase
 from codi_hub.distill import cache
 from codi_hub.distill.cache import PairsSpec, build
+from codi_hub.errors import UsageError
 
 SPEC = PairsSpec("superres", {"scale": 2}, "leaves", 6, 32, 0)
 
@@ -64,8 +65,35 @@ def test_latents_of_another_autoencoder_are_not_taken(tmp_path: Path, made: list
     assert made == [2, 2]
 
 
-def test_half_written_pairs_are_made_again(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("left", [None, 40])
+def test_half_written_pairs_are_made_again(
+    base: FrozenBase, tmp_path: Path, made: list[int], suffix: str, left: int | None
+) -> None:
     build(SPEC, range(5), base, tmp_path)
-    next(tmp_path.glob("*.json")).unlink()
+    file = next(tmp_path.glob(f"*{suffix}"))
+    if left is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:left])
+    again = build(SPEC, range(5), base, tmp_path)
+    assert made == [5, 5]
+    assert len(again) == 5
+
+
+def test_pairs_of_a_task_that_makes_others_now_are_not_taken(
+    base: FrozenBase, tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(SPEC, range(5), base, tmp_path)
+    monkeypatch.setattr("codi_hub.tasks.superres.degrade", lambda image, scale, rng, preset: image[::scale, ::scale])
     build(SPEC, range(5), base, tmp_path)
     assert made == [5, 5]
+
+
+def test_a_place_that_cannot_be_is_refused_before_anything_is_made(
+    base: FrozenBase, tmp_path: Path, made: list[int]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--pairs"):
+        build(SPEC, range(5), base, tmp_path / "file")
+    assert made == []

@@ -173,6 +173,7 @@ def test_the_whole_picture_may_be_the_hole(picture: np.ndarray) -> None:
     prepared = task.prepare(np.dstack([picture, np.zeros((96, 96), np.uint8)]))
     output = np.random.default_rng(1).uniform(0, 1, (96, 96, 3)).astype(np.float32)
     assert np.abs(task.finish(output, prepared) - output * 255).max() <= 0.5 + 1e-3
+    assert ((prepared.condition[..., :3] * 255).round() == 128).all()  # and not black: nobody knows
     assert task.adherence(output, prepared.condition) is None
 
 
