@@ -1,6 +1,7 @@
 """Makes the README's pictures, docs/images/TASK.png, with the bundled models: `python -m recipes.readme_pictures`.
 
-The pictures are scenes that no training drew, the first ones of their seeds: nobody chose them by how they came out.
+The pictures are scenes that no training drew, the first ones of their seeds (of edits, of their kind): nobody chose
+them by how they came out.
 """
 
 import argparse
@@ -70,7 +71,9 @@ def depth(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
 
 def edit(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = [], []
-    for k, one in enumerate(held_out_edits(4, SMALL)):
+    edits = held_out_edits(24, SMALL)
+    first = {kind: [one for one in edits if one.kind == kind] for kind in ("time", "recolour", "remove")}
+    for k, one in enumerate([*first["time"][:2], first["recolour"][0], first["remove"][0]]):
         prepared = run.task.prepare(Image.fromarray(one.before.image))
         outputs = [run(prepared, one.instruction, k, steps) for steps in (1, STEPS)]
         rows.append([one.before.image, *outputs, one.after.image])
