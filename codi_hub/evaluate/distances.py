@@ -74,12 +74,12 @@ class Distances:
     """One method's pictures against the true ones.
 
     Attributes:
-        frechet: of all their patches against all patches of the true pictures.
+        frechet: of all their patches against all patches of the true pictures; None where there is only one.
         perceptual: per picture, the mean over its patches.
         samples: numbers of patches, the method's and the true ones.
     """
 
-    frechet: float
+    frechet: float | None
     perceptual: list[float]
     samples: tuple[int, int]
 
@@ -116,6 +116,10 @@ def compare(
     target = np.concatenate(list(true.values()))
     made_of = {method: np.concatenate(rows) for method, rows in vectors.items()}
     return {
-        method: Distances(frechet(rows, target), distances[method], (len(rows), len(target)))
+        method: Distances(
+            frechet(rows, target) if min(len(rows), len(target)) > 1 else None,
+            distances[method],
+            (len(rows), len(target)),
+        )
         for method, rows in made_of.items()
     }

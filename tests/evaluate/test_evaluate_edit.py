@@ -41,7 +41,7 @@ def test_the_truth_scores_and_doing_nothing_does_not(edits: list[Edit]) -> None:
     report = evaluate_edit(
         edits,
         obedient,
-        tasks.load("edit"),
+        tasks.load("edit", {"keep": 0.0}),
         steps=(1, 4),
         autoencode=lambda images: [smooth(image, 0.7) for image in images],
         on_progress=lambda done, total: told.append((done, total)),
