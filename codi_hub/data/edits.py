@@ -5,6 +5,7 @@ What an instruction leaves open (a colour's shade, where the sun stands, where a
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,12 @@ class Edit:
     wanted: str
     _setting: Setting = field(repr=False)
     _thing: Thing | None = field(repr=False, default=None)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """What a task makes a pair of: `image` and its `caption`, `edited` and the `edit_prompt` between them."""
+        before = {"image": self.before.image, "caption": self.before.caption}
+        return before | {"edited": self.after.image, "edit_prompt": self.instruction}
 
     def outcomes(self, size: int) -> Iterator[tuple[str, np.ndarray]]:
         """What instructions of this kind would give: pictures uint8 (size, size, 3), named as `wanted` is.

@@ -92,14 +92,7 @@ def _scene(rng: np.random.Generator, size: int) -> Example:
 def _edit(rng: np.random.Generator, size: int) -> Example:
     from codi_hub.data.edits import scene_edit
 
-    made = scene_edit(rng, size)
-    before, after = made.before, made.after
-    return {
-        "image": before.image,
-        "caption": before.caption,
-        "edited": after.image,
-        "edit_prompt": made.instruction,
-    }
+    return scene_edit(rng, size).example
 
 
 GENERATORS: dict[str, Callable[[np.random.Generator, int], Example]] = {

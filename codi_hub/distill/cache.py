@@ -68,17 +68,20 @@ def _start_worker(spec: PairsSpec) -> None:
     _worker = (*open_pairs(spec), spec.seed)
 
 
-def _pair(index: int) -> Pair:
-    assert _worker is not None  # the executor's initializer has run
-    source, task, seed = _worker
+def pair_at(source: Any, task: Task, seed: int, index: int) -> Pair:
+    """Pair `index` of a source, always the same."""
     return task.make_pair(source[index], np.random.default_rng([seed, 1, index]))
 
 
+def _pair(index: int) -> Pair:
+    assert _worker is not None  # `_start_worker` has run
+    return pair_at(*_worker, index)
+
+
 def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
-    """Pairs in order, made by `workers` processes (0: one per core, at most 8)."""
+    """Pairs in order, made by `workers` processes (0: one per core, at most 8), or by this one, begun as a worker."""
     workers = min(workers or min(8, os.cpu_count() or 1), len(indices))
     if workers <= 1 or len(indices) < 4 * ENCODED_TOGETHER:
-        _start_worker(spec)
         yield from map(_pair, indices)
         return
     # spawned, not forked: a fork of a process whose torch threads run may never come back
@@ -135,37 +138,46 @@ def build(
     words = path.with_suffix(".json")
     if kept := _kept(path, words, mark):
         return kept
-    rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
-    prompts: list[str] = []
     with ExitStack() as stack:
         pairs = make_pairs(spec, indices, workers)
         stack.callback(pairs.close)  # type: ignore[attr-defined]
-        for group in _batched(pairs, ENCODED_TOGETHER):
-            targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
-            if targets.shape[2] % base.multiple or targets.shape[3] % base.multiple:
-                raise InvalidInput(
-                    f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.multiple}"
-                )
-            with torch.no_grad():
-                rows["x"].append(base.encode(targets.float() / 255).half().cpu())
-            rows["conditions"].append(
-                torch.from_numpy(np.stack([pair.condition for pair in group])).permute(0, 3, 1, 2)
-            )
-            if with_targets:
-                rows["targets"].append(targets)
-            prompts += [pair.prompt for pair in group]
-            if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
-                message(f"{len(prompts)} of {len(indices)} pairs made and encoded")
-    tensors = {name: torch.cat(parts).contiguous() for name, parts in rows.items() if parts}
+        made = _encoded(pairs, len(indices), base, with_targets, message)
+    tensors = {"x": made.x, "conditions": made.conditions} | ({} if made.targets is None else {"targets": made.targets})
     own = folder / f"{path.stem}.{os.getpid()}.part"  # another run may be making the same
     try:
         save_file(tensors, own)
         os.replace(own, path)
-        own.write_text(json.dumps({"mark": mark, "prompts": prompts}))
+        own.write_text(json.dumps({"mark": mark, "prompts": made.prompts}))
         os.replace(own, words)  # last: where it is, the tensors are whole
     finally:
         own.unlink(missing_ok=True)
-    return Cache(tensors["x"], tensors["conditions"], prompts, tensors.get("targets"))
+    return made
+
+
+def _encoded(pairs: Iterator[Pair], count: int, base: FrozenBase, with_targets: bool, message: Message) -> Cache:
+    """The pairs with their targets encoded, `ENCODED_TOGETHER` at a time.
+
+    Raises:
+        InvalidInput: pairs whose sides the base cannot encode.
+    """
+    rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
+    prompts: list[str] = []
+    for group in _batched(pairs, ENCODED_TOGETHER):
+        targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
+        if targets.shape[2] % base.multiple or targets.shape[3] % base.multiple:
+            raise InvalidInput(
+                f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.multiple}"
+            )
+        with torch.no_grad():
+            rows["x"].append(base.encode(targets.float() / 255).half().cpu())
+        rows["conditions"].append(torch.from_numpy(np.stack([pair.condition for pair in group])).permute(0, 3, 1, 2))
+        if with_targets:
+            rows["targets"].append(targets)
+        prompts += [pair.prompt for pair in group]
+        if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
+            message(f"{len(prompts)} of {count} pairs made and encoded")
+    x, conditions = (torch.cat(rows[name]).contiguous() for name in ("x", "conditions"))
+    return Cache(x, conditions, prompts, torch.cat(rows["targets"]).contiguous() if with_targets else None)
 
 
 def _kept(path: Path, words: Path, mark: str) -> Cache | None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from codi_hub import adapters, tasks
 from codi_hub.adapters import ControlAdapter, format
 from codi_hub.base import FrozenBase
-from codi_hub.distill.cache import PairsSpec, build, open_pairs, split
+from codi_hub.distill.cache import PairsSpec, build, open_pairs, pair_at, split
 from codi_hub.distill.card import write_card
 from codi_hub.distill.job import Job, settled
 from codi_hub.distill.trainer import OnEvent, Trainer
@@ -72,7 +72,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
     if options.resume and trainer.restore():
         say(f"Going on from step {trainer.progress.step}, after {trainer.progress.seconds:.0f} s of training")
-    pairs = [task.make_pair(source[k], np.random.default_rng([spec.seed, 1, k])) for k in held]
+    pairs = [pair_at(source, task, spec.seed, k) for k in held]
     watcher = _Watcher(job, base, task, pairs, trainer, on_event)
     try:
         trainer.run(watcher.on_step, watcher.on_sample)

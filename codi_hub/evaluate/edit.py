@@ -143,7 +143,7 @@ def evaluate_edit(
         raise ValueError(f"shuffled instructions need two edits at least, not {len(edits)}")
     judges = [Judge(edit) for edit in edits]
     rng = np.random.default_rng(seed)
-    pairs = [task.make_pair(_example(edit), rng) for edit in edits]
+    pairs = [task.make_pair(edit.example, rng) for edit in edits]
     turned = [replace(pair, prompt=pairs[(k + 1) % len(pairs)].prompt) for k, pair in enumerate(pairs)]
     made = {"input": [edit.before.image for edit in edits], "twin": [edit.after.image for edit in edits]}
     if autoencode:
@@ -163,10 +163,6 @@ def evaluate_edit(
     for edit, row in zip(edits, shown.values(), strict=True):
         row["twin"] = edit.after.image
     return EditReport(seed, mean_table(figures, against="input", deltas=(), partial=True), figures, shown)
-
-
-def _example(edit: Edit) -> dict[str, Any]:
-    return {"image": edit.before.image, "edited": edit.after.image, "edit_prompt": edit.instruction}
 
 
 def _figure(

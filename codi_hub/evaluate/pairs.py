@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub.evaluate.measured import Generate, finished
+from codi_hub.evaluate.measured import TOGETHER, Generate, finished
 from codi_hub.evaluate.metrics import gmsd, psnr, ssim
 from codi_hub.tasks.base import Pair, Prepared, Task
 
 
 def outputs(
-    task: Task, pairs: Sequence[Pair], generate: Generate, steps: int, seed: int
+    task: Task, pairs: Sequence[Pair], generate: Generate, steps: int, seed: int, *, together: int = TOGETHER
 ) -> tuple[list[np.ndarray], float]:
-    """(finished pictures uint8 HWC, seconds per picture) of an adapter on held-out pairs of one size."""
+    """What `finished` gives, of an adapter on held-out pairs of one size."""
     conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
     prepared = [Prepared(c, (c.shape[1], c.shape[0])) for c in conditions]
-    return finished(task, prepared, [pair.prompt for pair in pairs], generate, steps, seed)
+    return finished(task, prepared, [pair.prompt for pair in pairs], generate, steps, seed, together=together)
 
 
 def measure(task: Task, pairs: Sequence[Pair], pictures: Sequence[np.ndarray]) -> dict[str, float | None]:

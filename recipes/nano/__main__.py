@@ -59,7 +59,7 @@ def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
         register_base(workspace)
     parent: list[str] = []
     for number, (share, told) in enumerate(PASSES[task], 1):
-        run = workspace / "runs" / (task if number == 1 else f"{task}-{number}")
+        run = bundle.run_folder(workspace, task, number)
         done = run / bundle.DONE
         if not done.exists():
             arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]

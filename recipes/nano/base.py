@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,6 +120,17 @@ def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
     return torch.cat(rows)
 
 
+def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Schedule) -> Tensor:
+    """E ||v - predict(z_t, t)||^2 on clean latents (B, C, h, w), in bfloat16 autocast."""
+    # stratified over the batch: the same spread of noise levels at every step
+    t = ((torch.arange(len(x)) + torch.rand(())) / len(x) * len(schedule)).long().clamp(max=len(schedule) - 1)
+    t, eps = t.to(x.device), torch.randn_like(x)
+    alpha_t, sigma_t = schedule.at(t, x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        v = predict(schedule.add_noise(x, eps, t), t)
+    return (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()
+
+
 def run(
     workspace: Path,
     scenes: np.ndarray,
@@ -156,14 +168,9 @@ def run(
             x = x[:, :, top : top + CROP, left : left + CROP]
         if rng.random() < 0.5 and not whole:
             x = x.transpose(2, 3)
-        # stratified over the batch: the same spread of noise levels at every step
-        t = ((torch.arange(len(x)) + torch.rand(())) / len(x) * len(schedule)).long().clamp(max=len(schedule) - 1)
-        x = x.to(device, memory_format=torch.channels_last)
-        t, tokens, eps = t.to(device), tokens.to(device), torch.randn_like(x)
-        alpha_t, sigma_t = schedule.at(t, x)
-        with torch.autocast(device, torch.bfloat16):
-            v = model(schedule.add_noise(x, eps, t), t, tokens)
-        return {"scenes" if whole else "leaves": (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()}
+        x, tokens = x.to(device, memory_format=torch.channels_last), tokens.to(device)
+        loss = v_loss(lambda z_t, t: model(z_t, t, tokens), x, schedule)
+        return {"scenes" if whole else "leaves": loss}
 
     model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=8e-4, ema_decay=0.997))
     # the text encoder stays in 32 bit: transformers loads what is stored, diffusers float32, and the two must meet

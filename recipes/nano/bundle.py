@@ -67,8 +67,7 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     adapters = []
     with Registry.open(workspace / "home") as registry:
         for task, count in passes.items():
-            last = workspace / "runs" / (task if count == 1 else f"{task}-{count}")
-            row = registry.resolve((last / DONE).read_text(), base=BASE)
+            row = registry.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
             folder = root / task
             folder.mkdir()
             for name in registry.files(row):
@@ -97,6 +96,11 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     if size > LIMIT:
         raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
     print(f"{root}: {size / 1e6:.1f} MB")
+
+
+def run_folder(workspace: Path, task: str, number: int) -> Path:
+    """The folder of the distillation that is a task's pass of that number, from 1 up."""
+    return workspace / "runs" / (task if number == 1 else f"{task}-{number}")
 
 
 def add_features(workspace: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from codi_hub.data.scenes_words import EDITS, TIME_EDITS
 from codi_hub.schedule import Schedule
-from recipes.nano.base import BATCH, TOKENS, scheduler, tokenizer
+from recipes.nano.base import BATCH, TOKENS, scheduler, tokenizer, v_loss
 from recipes.nano.stage import train
 
 MARKS = 2  # rows of the vocabulary that stay: a text's beginning, and its end
@@ -68,13 +68,8 @@ def run(workspace: Path, captions: list[str], minutes: float, device: str = "cpu
         rng = np.random.default_rng([81, step])
         rows = torch.from_numpy(rng.integers(0, len(latents), BATCH))
         x = latents[rows].float().to(device, memory_format=torch.channels_last)
-        t = ((torch.arange(BATCH) + torch.rand(())) / BATCH * len(schedule)).long().clamp(max=len(schedule) - 1)
-        t, eps = t.to(device), torch.randn_like(x)
-        alpha_t, sigma_t = schedule.at(t, x)
         prompt = functional_call(text, {name: torch.cat([marks, model.rows])}, ids[rows].to(device))[0]
-        with torch.autocast(device, torch.bfloat16):
-            v = unet(schedule.add_noise(x, eps, t), t, prompt).sample
-        return {"scenes": (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()}
+        return {"scenes": v_loss(lambda z_t, t: unet(z_t, t, prompt).sample, x, schedule)}
 
     kept = train(workspace / "words", model, loss_of, minutes=minutes, lr=0.05, ema_decay=0.99)
     with torch.no_grad():

@@ -12,10 +12,10 @@ from codi_hub.data.sources import open_source
 from codi_hub.evaluate.distances import compare
 from codi_hub.evaluate.edit import Judge, held_out_edits
 from codi_hub.evaluate.features import Features
-from codi_hub.evaluate.measured import Generate, finished
-from codi_hub.evaluate.pairs import measure
+from codi_hub.evaluate.measured import Generate
+from codi_hub.evaluate.pairs import measure, outputs
 from codi_hub.evaluate.run import HELD_OUT_SEED, round_trip
-from codi_hub.tasks.base import Pair, Prepared, Task
+from codi_hub.tasks.base import Pair, Task
 from codi_hub.tasks.filters import to_uint8
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
@@ -37,10 +37,7 @@ class HeldOut:
         judges: list[Judge] = []
         if name == "edit":
             judges = [Judge(edit) for edit in held_out_edits(MEASURED, SIZE)]
-            examples: Any = [
-                {"image": j.edit.before.image, "edited": j.edit.after.image, "edit_prompt": j.edit.instruction}
-                for j in judges
-            ]
+            examples: Any = [judge.edit.example for judge in judges]
         else:
             examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=HELD_OUT_SEED)
         made = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
@@ -48,10 +45,7 @@ class HeldOut:
 
     def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
         """(pictures uint8 HWC, seconds per picture). Picture k begins with the same noise in every row."""
-        conditions = [pair.condition.astype(np.float32) / 255 for pair in self.pairs]
-        prepared = [Prepared(c, (c.shape[1], c.shape[0])) for c in conditions]
-        prompts = [pair.prompt for pair in self.pairs]
-        return finished(self.task, prepared, prompts, generate, steps, 0, together=TOGETHER)
+        return outputs(self.task, self.pairs, generate, steps, 0, together=TOGETHER)
 
     def figures(self, pictures: Sequence[np.ndarray], features: Features) -> dict[str, float]:
         """Means over the pictures, and their Frechet distance from the true ones."""
