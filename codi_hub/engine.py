@@ -56,6 +56,7 @@ class Engine:
 
     def __init__(self, base: FrozenBase):
         self.base = base
+        self._whole: tuple[tuple[int, int, int], Tensor] | None = None  # the noise of the last picture made in tiles
 
     @torch.inference_mode()
     def generate(
@@ -68,6 +69,7 @@ class Engine:
         steps: int = 4,
         sampler: str = "ddim",
         temperature: float = 1.0,
+        windows: Sequence[tuple[int, int, int, int]] | None = None,
     ) -> list[np.ndarray]:
         """One picture per condition.
 
@@ -77,6 +79,8 @@ class Engine:
             sampler: a name in `codi_hub.sampler.SAMPLERS`.
             temperature: scale of the noise. Below 1 the picture moves from a sample towards the mean of what the
                 condition allows: less invented detail, fewer wrong pixels.
+            windows: of tiles: (top, left, height of the whole picture, its width) in pixels, the first two multiples of
+                `base.multiple`. A tile's noise is its part of the whole picture's.
 
         Returns:
             float32 (H, W, 3) in [0, 1], as large as the conditions.
@@ -85,21 +89,36 @@ class Engine:
         height, width = conditions[0].shape[:2]
         condition = torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2)
         condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
-        shape = (base.unet.config.in_channels, condition.shape[2] // base.factor, condition.shape[3] // base.factor)
-        noise = temperature * seeded_noise(seeds, shape).to(base.device)
+        size = condition.shape[2] // base.factor, condition.shape[3] // base.factor
 
-        def fresh(number: int) -> Tensor:
-            later = [(seed + 7919 * (number + 1)) % 2**63 for seed in seeds]
-            return temperature * seeded_noise(later, shape).to(base.device)
+        def noise(number: int) -> Tensor:
+            """Of the sampler's step of that number; 0 is what it starts from."""
+            drawn = [(seed + 7919 * number) % 2**63 for seed in seeds]
+            return temperature * self._noise(drawn, size, windows).to(base.device)
 
         prompt, prepared = base.embed(list(prompts)), adapter.prepare(condition)
         denoise = base.schedule.denoiser(
             lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
         timesteps = sampling_timesteps(steps, len(base.schedule))
-        x_hat = SAMPLERS[sampler](denoise, noise, timesteps, base.schedule, fresh)
+        x_hat = SAMPLERS[sampler](denoise, noise(0), timesteps, base.schedule, lambda number: noise(number + 1))
         images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+    def _noise(
+        self, seeds: Sequence[int], size: tuple[int, int], windows: Sequence[tuple[int, int, int, int]] | None
+    ) -> Tensor:
+        """(B, C, h, w) with (h, w) = size; of a window, its part of the whole picture's."""
+        channels, f = self.base.unet.config.in_channels, self.base.factor
+        if windows is None:
+            return seeded_noise(seeds, (channels, *size))
+        parts = []
+        for seed, (top, left, *whole) in zip(seeds, windows, strict=True):
+            height, width = (-(-side // self.base.multiple) * self.base.multiple // f for side in whole)
+            if self._whole is None or self._whole[0] != (seed, height, width):
+                self._whole = (seed, height, width), seeded_noise([seed], (channels, height, width))[0]
+            parts.append(self._whole[1][:, top // f : top // f + size[0], left // f : left // f + size[1]])
+        return torch.stack(parts)
 
 
 def pad(images: Tensor, multiple: int) -> Tensor:

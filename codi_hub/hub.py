@@ -96,7 +96,7 @@ class Hub(Catalog):
 
         engine = Engine(base)
 
-        def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
+        def generate(conditions: Any, prompts: Any, seeds: Any, steps: int, windows: Any = None) -> list[np.ndarray]:
             height, width = conditions[0].shape[:2]
             together = max(1, PIXELS_TOGETHER // (height * width))
             made: list[np.ndarray] = []
@@ -110,6 +110,7 @@ class Hub(Catalog):
                     steps=steps,
                     sampler=sampler,
                     temperature=temperature,
+                    windows=windows and windows[part],
                 )
             return made
 
@@ -126,9 +127,10 @@ class Hub(Catalog):
             CodiError: nothing could begin. What goes wrong with one file is a row of the report.
             Interrupted: after Ctrl-C, with the report so far.
         """
-        from codi_hub.batch import Interrupted, plan, run_folder
+        from codi_hub.batch import Interrupted, Tiling, plan, run_folder
 
         options = options or RunOptions()
+        tiling = Tiling.parse(options.tile)
         row = self.registry.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         items = plan(
@@ -160,6 +162,7 @@ class Hub(Catalog):
                 adapter=row.ref,
                 steps=steps,
                 batch=options.batch or DEFAULT_BATCH,
+                tiling=tiling,
                 overwrite=options.overwrite,
                 resume=options.resume,
                 done=lambda item, digest: _is_done(item, digest, finished),
@@ -178,12 +181,12 @@ class Hub(Catalog):
         """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
         ready: list[Generate] = []
 
-        def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
+        def generate(conditions: Any, prompts: Any, seeds: Any, windows: Any = None) -> list[np.ndarray]:
             if not ready:
                 base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
                 generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
                 ready.append(generate)
-            return ready[0](conditions, prompts, seeds, steps)
+            return ready[0](conditions, prompts, seeds, steps, windows)
 
         return generate
 
@@ -327,7 +330,7 @@ def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, s
 
 def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
     """What decides how every output looks, beside its input and its prompt: a resumed run compares it."""
-    names = ("seed", "sampler", "temperature", "dtype", "ext", "suffix")
+    names = ("seed", "sampler", "temperature", "dtype", "ext", "suffix", "tile")
     chosen = {name: getattr(options, name) for name in names}
     settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
     return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

@@ -101,6 +101,12 @@ class RunOptions(_Checked):
     )
     seed: int = _opt(0, "Seed; each image's own is derived from it and the file's name", least=0)
     batch: int | None = _opt(None, "Images at a time (default: what the memory allows)", least=1)
+    tile: str = _opt(
+        "auto",
+        "Make large pictures in overlapping tiles of that side in pixels, which bounds the memory; auto: those of more "
+        "than 2 megapixels in tiles of 1024",
+        metavar="auto|off|N",
+    )
     suffix: str = _opt("", "Added to every output's stem")
     ext: str = _opt("auto", "Type of the outputs", choices=("auto", "png", "jpg"))
     overwrite: bool = _opt(False, "Make again what is already there", "--overwrite")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -44,16 +44,27 @@ class Prepared:
     """An input ready for the networks.
 
     Attributes:
-        condition: float32 (H, W, condition_channels) in [0, 1], of the output's size.
+        values: the condition as it is kept, (H, W, condition_channels) of the output's size: uint8, or float32 in
+            [0, 1] where 8 bits are too few. A large picture fits into memory so.
         size: (width, height) of the output.
         keep: what `finish` needs of the input beside the condition.
         opaque: the input's alpha channel was used up; otherwise the output gets it.
     """
 
-    condition: np.ndarray
+    values: np.ndarray
     size: tuple[int, int]
     keep: dict[str, Any] = field(default_factory=dict)
     opaque: bool = False
+
+    @property
+    def condition(self) -> np.ndarray:
+        """What the networks take: float32 (H, W, condition_channels) in [0, 1], made anew from `values` if need be."""
+        return self.values if self.values.dtype == np.float32 else self.values.astype(np.float32) / 255
+
+    def window(self, rows: slice, columns: slice) -> Prepared:
+        """A part of it, as if it were a whole."""
+        values = self.values[rows, columns]
+        return replace(self, values=values, size=(values.shape[1], values.shape[0]))
 
 
 class Task:
@@ -71,6 +82,7 @@ class Task:
     reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
     lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES
+    finishes_tiles: ClassVar[bool] = True  # `finish` of a part of a picture is that part of the finished picture
     training_size: ClassVar[float] = 1.0  # side of the training pictures, as a share of what the base is made for
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
     score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better
@@ -128,6 +140,10 @@ class Task:
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """float32 (H, W, 3) in [0, 1], as the networks made it, to the picture: uint8 (H, W, 3)."""
         return to_uint8(output)
+
+    def untouched(self, prepared: Prepared) -> bool:
+        """Whether nothing of an output gets into the picture, so that this part of it need not be computed."""
+        return False
 
     def is_sidecar(self, path: Path) -> bool:
         """Whether the file belongs to another input, and is none itself."""

@@ -57,8 +57,8 @@ class Canny(Task):
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
         picture = pixels(image)
-        edges = luma(picture) if self.options.edges else self._edges(picture)
-        return Prepared(edges.astype(np.float32)[..., None] / 255, (edges.shape[1], edges.shape[0]))
+        edges = luma(picture).round().astype(np.uint8) if self.options.edges else self._edges(picture)
+        return Prepared(edges[..., None], (edges.shape[1], edges.shape[0]))
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
         """Whether the output changes where the edges are: a correlation in [-1, 1]. None for a map without edges.

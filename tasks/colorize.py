@@ -31,7 +31,7 @@ class Colorize(Task):
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
         grey = _grey(pixels(image))
-        return Prepared(grey.astype(np.float32) / 255, (grey.shape[1], grey.shape[0]))
+        return Prepared(grey, (grey.shape[1], grey.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """The output's colour differences on the input's BT.601 luma Y: Y + s (output - luma(output)).

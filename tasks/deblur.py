@@ -51,7 +51,7 @@ class Deblur(Task):
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
         blurred = pixels(image)
-        return Prepared(blurred.astype(np.float32) / 255, (blurred.shape[1], blurred.shape[0]))
+        return Prepared(blurred, (blurred.shape[1], blurred.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`: output + G (condition - output), G the Gaussian: colours and light stay the input's."""

@@ -45,7 +45,7 @@ class Edit(Task):
     ) -> Prepared:
         """The picture itself."""
         picture = pixels(image)
-        return Prepared(picture.astype(np.float32) / 255, (picture.shape[1], picture.shape[0]))
+        return Prepared(picture, (picture.shape[1], picture.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Where the picture was hardly changed, it is the input to the bit: no instruction asked for more.

@@ -95,13 +95,13 @@ def harmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     filled = np.where(hole[..., None], np.float32(0), image)
     if not hole.any() or hole.all():
         return filled
-    box = _around(hole)
+    box = around(hole)
     filled[box] = _relaxed(filled[box], hole[box], SWEEPS)
     return filled
 
 
-def _around(hole: np.ndarray) -> tuple[slice, slice]:
-    """The smallest box with the hole and a pixel around it."""
+def around(hole: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box with the hole, which is not empty, and a pixel around it."""
     spans = [np.flatnonzero(hole.any(axis)) for axis in (1, 0)]
     rows, columns = (slice(max(0, int(span[0]) - 1), int(span[-1]) + 2) for span in spans)
     return rows, columns

@@ -13,7 +13,7 @@ from pydantic import Field
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.metrics import hole_edge
 from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import harmonic, to_uint8
+from codi_hub.tasks.filters import around, harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
 
 HOLE = 128  # of 255, from where on a mask is white; and what a hole shows that has nothing around it
@@ -30,6 +30,7 @@ class Inpaint(Task):
     data = "leaves"
     reads_alpha = True
     lossless = True
+    finishes_tiles = False  # what a hole lacks at its edge is spread over the whole of it
     # Pixels outside the hole are exact, so the mean PSNR of the whole is that of the hole plus a constant.
     score = "psnr"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
@@ -64,16 +65,23 @@ class Inpaint(Task):
         if not covered.any():
             raise InvalidInput(f"the mask {file} has no white, so there is no hole to fill: paint it white")
         condition = _condition(known, grown(covered, self.options.grow))
-        return Prepared(condition.astype(np.float32) / 255, (width, height), opaque=file is None)
+        return Prepared(condition, (width, height), opaque=file is None)
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Outside the hole the input, bit for bit. Inside, the output plus what the input lacks from it on the hole's
         edge, spread harmonically: the gradients are the output's and the edge is the input's, so no seam is left
         (Perez et al., "Poisson image editing", 2003, for the membrane that guides towards an inserted picture).
         """
-        known, covered = prepared.condition[..., :3], prepared.condition[..., 3] > 0.5
-        lacking = harmonic((known - output).astype(np.float32), covered)
-        return np.where(covered[..., None], to_uint8(output + lacking), to_uint8(known))
+        picture = prepared.values[..., :3].copy()
+        box = around(prepared.values[..., 3] >= HOLE)
+        condition, made = prepared.window(*box).condition, output[box]
+        covered = condition[..., 3] > 0.5
+        lacking = harmonic(condition[..., :3] - made, covered)
+        picture[box][covered] = to_uint8(made + lacking)[covered]
+        return picture
+
+    def untouched(self, prepared: Prepared) -> bool:
+        return not (prepared.values[..., 3] >= HOLE).any()
 
     def is_sidecar(self, path: Path) -> bool:
         return path.name.lower().endswith(SIDECAR)
@@ -103,8 +111,13 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
     So the middle of a wide hole, which no network of a few levels sees out of, is told what surrounds it.
     """
-    smooth = np.uint8(HOLE) if covered.all() else to_uint8(harmonic(image.astype(np.float32) / 255, covered))
-    shown = np.where(covered[..., None], smooth, image)
+    shown = image.copy()
+    if covered.all():
+        shown[:] = HOLE
+    elif covered.any():
+        box = around(covered)
+        smooth = harmonic(image[box].astype(np.float32) / 255, covered[box])
+        shown[box][covered[box]] = to_uint8(smooth)[covered[box]]
     return np.dstack([shown, np.where(covered, np.uint8(255), np.uint8(0))])
 
 

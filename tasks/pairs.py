@@ -38,4 +38,4 @@ class Pairs(Task):
     ) -> Prepared:
         """The picture itself is the condition."""
         condition = pixels(image)
-        return Prepared(condition.astype(np.float32) / 255, (condition.shape[1], condition.shape[0]))
+        return Prepared(condition, (condition.shape[1], condition.shape[0]))

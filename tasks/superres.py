@@ -63,7 +63,7 @@ class SuperRes(Task):
         height, width = (self.options.scale * side for side in small.shape[:2])
         if width * height > MAX_PIXELS:
             raise InvalidInput(f"{width}x{height} pixels would come out, over the limit of {MAX_PIXELS}: cut the input")
-        return Prepared(_enlarge(small, width, height).astype(np.float32) / 255, (width, height))
+        return Prepared(_enlarge(small, width, height), (width, height))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.

@@ -2,5 +2,6 @@
 
 from codi_hub.batch.plan import Item, plan
 from codi_hub.batch.runner import Interrupted, run_folder
+from codi_hub.batch.tiles import Tiling
 
-__all__ = ["Interrupted", "Item", "plan", "run_folder"]
+__all__ = ["Interrupted", "Item", "Tiling", "plan", "run_folder"]

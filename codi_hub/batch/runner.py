@@ -18,17 +18,21 @@ from PIL import Image
 
 from codi_hub.batch.files import Picture, explain, input_hash, open_image, picture, save_image, text, with_alpha
 from codi_hub.batch.plan import Item
+from codi_hub.batch.tiles import NOT_FINITE, Tiling, Window, generate_tiled
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.options import RunReport
 
-# conditions (all of one shape, float32 HWC in [0, 1]), prompts, seeds -> outputs (float32 HWC in [0, 1])
-Generate = Callable[[list[np.ndarray], list[str], list[int]], list[np.ndarray]]
+Generate = Callable[..., list[np.ndarray]]
+"""(conditions, all of one shape, float32 HWC in [0, 1]; prompts; seeds) -> outputs, float32 HWC in [0, 1].
+
+For tiles of a larger picture, a fourth argument says where each lies: `Window`s.
+"""
 Row = dict[str, Any]
 Answer = TypeVar("Answer")
 
 LOADERS = 2
 SAVERS = 2
-WAITING_BYTES = 512 << 20  # of conditions that wait for others of their shape
+WAITING_PIXELS = 32 << 20  # of conditions that wait for others of their shape
 
 
 class Prepared(Protocol):
@@ -37,7 +41,10 @@ class Prepared(Protocol):
     @property
     def condition(self) -> np.ndarray: ...
     @property
+    def size(self) -> tuple[int, int]: ...
+    @property
     def opaque(self) -> bool: ...
+    def window(self, rows: slice, columns: slice) -> Any: ...
 
 
 class Runnable(Protocol):
@@ -49,6 +56,9 @@ class Runnable(Protocol):
 
     @property
     def reads_alpha(self) -> bool: ...
+    @property
+    def finishes_tiles(self) -> bool: ...
+    def untouched(self, prepared: Any) -> bool: ...
     def companions(self, path: Path) -> Sequence[Path]: ...
     def load(self, path: Path) -> Image.Image | np.ndarray: ...
     def prepare(
@@ -90,6 +100,7 @@ def run_folder(
     adapter: str,
     steps: int,
     batch: int = 1,
+    tiling: Tiling | None = None,
     overwrite: bool = False,
     resume: bool = True,
     done: Callable[[Item, str], bool] | None = None,
@@ -101,13 +112,13 @@ def run_folder(
     Items whose condition has the same shape are generated together, up to `batch` of them, in the order planned. If a
     batch fails, its items are tried alone. An output that exists is skipped if `done(item, input_hash)` says that this
     very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
-    failed item. `record` gets the row of each item that was made or failed: input, output, input_hash, status, seed,
-    error, seconds, and its prompt if it has one; `on_item` the report's row of every item as it comes. They and `done`
-    are called from the caller's thread.
+    failed item. Pictures that `tiling` cuts are made alone, in tiles. `record` gets the row of each item that was made
+    or failed: input, output, input_hash, status, seed, error, seconds, and its prompt if it has one; `on_item` the
+    report's row of every item as it comes. They and `done` are called from the caller's thread.
 
     Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
     """
-    run = _Run(items, task, generate, max(1, batch), record, on_item)
+    run = _Run(items, task, generate, max(1, batch), tiling, record, on_item)
     began = time.perf_counter()
     with _first_interrupt(run.stop), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes a row
@@ -154,11 +165,12 @@ class _Run:
         task: Runnable,
         generate: Generate,
         batch: int,
+        tiling: Tiling | None,
         record: Callable[[Row], object] | None,
         on_item: Callable[[Row], object] | None,
     ) -> None:
         self.items, self.task, self.generate = items, task, generate
-        self.batch, self.record, self.on_item = batch, record, on_item
+        self.batch, self.tiling, self.record, self.on_item = batch, tiling, record, on_item
         self.stop = threading.Event()
         self.rows: dict[int, Row] = {}
         self.loaders = ThreadPoolExecutor(LOADERS, "codi-load")
@@ -169,17 +181,17 @@ class _Run:
         todo = list(range(len(self.items)))
         if not overwrite:
             todo = list(self._not_done(todo, resume, done))
-        waiting: dict[tuple[int, ...], list[_Loaded]] = {}
+        waiting: dict[tuple[int, int], list[_Loaded]] = {}
         for index, future in self._ahead(self._load, todo, depth=self.batch + LOADERS):
             self._collect(at_most=2 * self.batch)
             if (error := future.exception()) is not None:
                 self._row(index, "failed", error=explain(error))
                 continue
             loaded = future.result()
-            shape = loaded.prepared.condition.shape
-            waiting.setdefault(shape, []).append(loaded)
-            if len(waiting[shape]) >= self.batch:
-                self._compute(waiting.pop(shape))
+            size = loaded.prepared.size
+            waiting.setdefault(size, []).append(loaded)
+            if len(waiting[size]) >= self.batch or self._is_cut(loaded):
+                self._compute(waiting.pop(size))
             elif _crowded(waiting, 4 * self.batch):
                 self._compute(waiting.pop(next(iter(waiting))))
         for group in waiting.values():
@@ -263,21 +275,33 @@ class _Run:
 
     def _generated(self, group: list[_Loaded]) -> tuple[list[np.ndarray] | None, str]:
         """(outputs, "") or (None, why); the exception ends here, for its frames would keep the batch's memory."""
-        conditions = [loaded.prepared.condition for loaded in group]
+        prompts = [loaded.item.prompt or "" for loaded in group]
+        seeds = [loaded.item.seed for loaded in group]
         try:
-            prompts = [loaded.item.prompt or "" for loaded in group]
-            outputs = self.generate(conditions, prompts, [loaded.item.seed for loaded in group])
+            if self._is_cut(group[0]):
+                return [self._tiled(group[0], prompts, seeds)], ""
+            outputs = self.generate([loaded.prepared.condition for loaded in group], prompts, seeds)
         except Exception as exc:  # noqa: BLE001 - whatever one image does to the networks, the rest go on
             return None, explain(exc)
         if len(outputs) != len(group):
             return None, f"{len(outputs)} outputs came back for {len(group)} images"
         return list(outputs), ""
 
+    def _is_cut(self, loaded: _Loaded) -> bool:
+        return self.tiling is not None and self.tiling.cuts(loaded.prepared.size)
+
+    def _tiled(self, loaded: _Loaded, prompt: list[str], seed: list[int]) -> np.ndarray:
+        def make(conditions: list[np.ndarray], windows: list[Window]) -> list[np.ndarray]:
+            return self.generate(conditions, prompt * len(windows), seed * len(windows), windows)
+
+        assert self.tiling is not None
+        return generate_tiled(loaded.prepared, self.task, make, self.tiling)
+
     def _save(self, loaded: _Loaded, output: np.ndarray) -> float:
         began = time.perf_counter()
         if not np.isfinite(output).all():
-            raise InvalidInput("the output has values that are not numbers: try --dtype fp32")
-        pixels = self.task.finish(output, loaded.prepared)
+            raise InvalidInput(NOT_FINITE)
+        pixels = output if output.dtype == np.uint8 else self.task.finish(output, loaded.prepared)
         alpha = None if loaded.prepared.opaque else loaded.picture.alpha
         save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.picture.icc)
         return time.perf_counter() - began
@@ -311,7 +335,7 @@ class _Run:
             self.on_item(dict(row))
 
 
-def _crowded(waiting: dict[tuple[int, ...], list[_Loaded]], most: int) -> bool:
-    """Whether too much waits for company: the oldest shape is then run as it is."""
-    conditions = [loaded.prepared.condition for group in waiting.values() for loaded in group]
-    return len(conditions) >= most or sum(condition.nbytes for condition in conditions) >= WAITING_BYTES
+def _crowded(waiting: dict[tuple[int, int], list[_Loaded]], most: int) -> bool:
+    """Whether too much waits for company: the oldest size is then run as it is."""
+    sizes = [size for size, group in waiting.items() for _ in group]
+    return len(sizes) >= most or sum(width * height for width, height in sizes) >= WAITING_PIXELS

@@ -16,6 +16,10 @@ class Doubled:
     keep: dict[str, Any]
     opaque: bool = False
 
+    def window(self, rows: slice, columns: slice) -> "Doubled":
+        condition = self.condition[rows, columns]
+        return Doubled(condition, (condition.shape[1], condition.shape[0]), {})
+
 
 class Double:
     """x2 by nearest neighbour; NAME.mask.png is a sidecar; .npy holds an array."""
@@ -24,6 +28,7 @@ class Double:
     reads_alpha = lossless = False
     uses_prompt = True
     needs_prompt = False
+    finishes_tiles = True
     input_extensions = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".npy"})
 
     def is_sidecar(self, path: Path) -> bool:
@@ -31,6 +36,9 @@ class Double:
 
     def companions(self, path: Path) -> list[Path]:
         return []
+
+    def untouched(self, prepared: Doubled) -> bool:
+        return False
 
     def load(self, path: Path) -> Image.Image | np.ndarray:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else Image.open(path)
@@ -53,7 +61,9 @@ class Copying:
         self.calls: list[tuple[list[tuple[int, ...]], list[str], list[int]]] = []
         self.fails: Any = lambda conditions: None
 
-    def __call__(self, conditions: list[np.ndarray], prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
+    def __call__(
+        self, conditions: list[np.ndarray], prompts: list[str], seeds: list[int], windows: Any = None
+    ) -> list[np.ndarray]:
         self.calls.append(([condition.shape for condition in conditions], prompts, seeds))
         self.fails(conditions)
         return [condition.copy() for condition in conditions]

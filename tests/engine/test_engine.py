@@ -179,3 +179,27 @@ def test_devices_and_dtypes_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) 
         choose_device("tpu")
     with pytest.raises(UsageError, match="--dtype int8: one of auto, fp32, fp16, bf16"):
         choose_dtype("int8", cpu)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "renoise"])
+def test_a_tile_starts_from_its_part_of_the_whole_pictures_noise(
+    base: FrozenBase, adapter: ControlAdapter, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def listening(denoise, noise, timesteps, schedule, fresh):  # type: ignore[no-untyped-def]
+        drawn = [noise] + ([fresh(0), fresh(1)] if sampler == "renoise" else [])
+        seen.append(torch.stack(drawn, 1))
+        return sample(denoise, noise, timesteps, schedule)
+
+    monkeypatch.setitem(SAMPLERS, sampler, listening)
+    height, width, side, f = 5 * base.multiple - 3, 4 * base.multiple, 2 * base.multiple, base.factor
+    run = Engine(base).generate
+    run(adapter, conditions(2, height, width), ["", ""], [5, 6], steps=1, sampler=sampler)
+    corners = [(0, 0), (base.multiple, 2 * base.multiple)]
+    windows = [(*corner, height, width) for corner in corners]
+    run(adapter, conditions(2, side, side), ["", ""], [5, 6], steps=1, sampler=sampler, windows=windows)
+    whole, tiles = seen
+    for k, (top, left) in enumerate(corners):
+        part = whole[k, ..., top // f : (top + side) // f, left // f : (left + side) // f]
+        assert torch.equal(tiles[k], part)

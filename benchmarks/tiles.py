@@ -1,0 +1,111 @@
+"""Do seams show, and is the memory bounded by the tile? `python -m benchmarks.tiles seams | memory [--side 8192]`.
+
+seams: photographs of 160 px, four times as large, in tiles of 256 px and whole. The mean step from pixel to pixel
+    across the lines where tiles begin or end, over that of the whole picture; and the same of tiles that do not share
+    their noise and are put side by side, which shows what the figure is where seams do show.
+memory: a picture of SIDE x SIDE pixels comes out; the most memory it took above the loaded model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from codi_hub.batch import tiles
+from codi_hub.engine import Engine, seeded_noise
+from codi_hub.evaluate.metrics import psnr
+from codi_hub.evaluate.photographs import photographs
+from codi_hub.hub import Hub
+from codi_hub.options import RunOptions
+
+SCALE, SIDE, TILE = 4, 160, 256  # of superres; of the inputs and of the tiles, px
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tiles", description=__doc__)
+    parser.add_argument("what", choices=("seams", "memory"))
+    parser.add_argument("--side", type=int, default=8192, help="of the output, px (default: 8192)")
+    parser.add_argument("--steps", type=int, default=4)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Hub.open() as hub:
+        if arguments.what == "seams":
+            seams(hub, Path(folder), arguments.steps)
+        else:
+            memory(hub, Path(folder), arguments.side, arguments.steps)
+
+
+def run(hub: Hub, source: Path, out: Path, tile: str, steps: int) -> np.ndarray:
+    """The output of one picture."""
+    report = hub.run("superres", [source], RunOptions(out=out, tile=tile, steps=steps, ext="png", overwrite=True))
+    if report.failed:
+        sys.exit(f"{source}: {report.items[0]['error']}")
+    return np.asarray(Image.open(out / f"{source.stem}.png"))
+
+
+def seams(hub: Hub, folder: Path, steps: int) -> None:
+    print("| picture | tiled : whole, dB | steps at seams, tiled / whole | without shared noise and blending |")
+    print("|-|-:|-:|-:|")
+    for photo in photographs(count=3):
+        source = folder / f"{photo.name}.png"
+        Image.fromarray(photo.image).resize((SIDE, SIDE), Image.Resampling.BOX).save(source)
+        whole, tiled = (run(hub, source, folder / tile, tile, steps) for tile in ("off", str(TILE)))
+        with mock.patch.object(tiles, "weights", side_by_side), mock.patch.object(Engine, "_noise", own_noise):
+            cut = run(hub, source, folder / "cut", str(TILE), steps)
+        shares = " | ".join(f"{at_seams(image) / at_seams(whole):.3f}" for image in (tiled, cut))
+        print(f"| {photo.name} | {psnr(tiled, whole):.2f} | {shares} |", flush=True)
+
+
+def side_by_side(parts: list[slice], length: int, overlap: int) -> list[np.ndarray]:
+    """Weights of 0 and 1: every tile up to where the next one begins."""
+    ends = [part.start for part in parts[1:]] + [length]
+    return [(np.arange(p.start, p.stop) < end).astype(np.float32) for p, end in zip(parts, ends, strict=True)]
+
+
+def own_noise(engine: Engine, seeds: list[int], size: tuple[int, int], windows: list[tuple[int, ...]] | None) -> Tensor:
+    """Every tile's noise from a seed of its own."""
+    where = windows or [(0, 0)] * len(seeds)
+    drawn = [seed + 31 * top + left for seed, (top, left, *_) in zip(seeds, where, strict=True)]
+    return seeded_noise(drawn, (engine.base.unet.config.in_channels, *size))
+
+
+def at_seams(image: np.ndarray) -> float:
+    """Mean |step| from pixel to pixel across the lines where tiles begin or end."""
+    found = []
+    for axis in (0, 1):
+        parts = tiles.spans(image.shape[axis], TILE, tiles.Tiling(TILE, 0).overlap)
+        lines = sorted({part.start - 1 for part in parts[1:]} | {part.stop - 1 for part in parts[:-1]})
+        found.append(np.abs(np.diff(image.astype(np.float32), axis=axis)).take(lines, axis).mean())
+    return float(np.mean(found))
+
+
+def memory(hub: Hub, folder: Path, side: int, steps: int) -> None:
+    image = Image.fromarray(photographs(count=1)[0].image)
+    for name, width in (("small", 64), ("large", side // SCALE)):
+        image.resize((width, width), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    run(hub, folder / "small.png", folder / "out", "auto", steps)
+    loaded = peak()
+    began = time.perf_counter()
+    report = hub.run("superres", [folder / "large.png"], RunOptions(out=folder / "out", steps=steps))
+    seconds = time.perf_counter() - began
+    if report.failed:
+        sys.exit(report.items[0]["error"])
+    print(f"{side}x{side} out, {steps} steps: {peak() - loaded:.0f} MB above the {loaded:.0f} MB of the loaded model, "
+          f"{seconds:.0f} s")  # fmt: skip
+
+
+def peak() -> float:
+    """The most memory this process has had, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+
+
+if __name__ == "__main__":
+    main()
