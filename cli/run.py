@@ -1,4 +1,4 @@
-"""codi run: a task over files and folders."""
+"""codi run: a task over files and folders, or a list of jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
-from codi_hub.options import RunOptions
+from codi_hub.errors import UsageError
+from codi_hub.options import JobsReport, RunOptions, RunReport
 
 
 def register(app: typer.Typer) -> None:
@@ -20,26 +21,56 @@ def register(app: typer.Typer) -> None:
 
 @options_from(RunOptions)
 def run(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Images and folders of images")],
-    given: dict[str, Any],
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")] = None,
+    inputs: Annotated[list[Path] | None, typer.Argument(metavar="INPUT", help="Images and folders of images")] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            "--jobs",
+            metavar="FILE",
+            help='Instead of TASK and INPUT: JSON lines such as {"task": "depth", "input": "maps", "output": "out"}, '
+            "each with any of these options",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Runs a task over images and folders. One bad file is one failed row; exit code 1 says that there was one."""
     options = RunOptions(**given)
+    if (task is None or not inputs) == (jobs is None) or (jobs and task):
+        raise UsageError("say TASK and INPUT, or --jobs FILE")
+    from codi_hub.batch.runner import Interrupted
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)
+    stopped = None
     with Hub.open(base=options.base) as hub, Display(out) as display:
-        report = hub.run(task, inputs, options, on_event=display)
-    out.result(
-        report.to_json(),
-        f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
-        f"({report.adapter}, {report.steps} steps){_where(report.items)}",
-    )
+        try:
+            report: RunReport | JobsReport = (
+                hub.run_jobs(jobs, options, display) if jobs else hub.run(task or "", inputs or [], options, display)
+            )
+        except Interrupted as error:
+            report, stopped = error.report, error
+    out.result(report.to_json(), _told(report, options.dry_run))
+    if stopped:
+        raise stopped
     if report.failed:
         raise typer.Exit(1)
+
+
+def _told(report: RunReport | JobsReport, dry_run: bool) -> str:
+    runs = report.runs if isinstance(report, JobsReport) else [report]
+    by = ", ".join(dict.fromkeys(f"{run.adapter}, {run.steps} step{'s' * (run.steps != 1)}" for run in runs))
+    if dry_run:
+        lines = [f"{item['status']}: {item['input']} -> {item['output']}" for item in report.items]
+        planned = sum(item["status"] == "planned" for item in report.items)
+        return "\n".join([*lines, f"{planned} to make, {report.failed} refused, {report.skipped} done already ({by})"])
+    return (
+        f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
+        f"({by}){_where(report.items)}"
+    )
 
 
 def _where(items: list[dict[str, Any]]) -> str:

@@ -2,201 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_hub.catalog import Catalog
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport
+from codi_hub.runs import OnEvent, Runs, check_steps, silent
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from codi_hub.adapters import ControlAdapter
     from codi_hub.base import FrozenBase
-    from codi_hub.batch import Item
     from codi_hub.evaluate.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
 
-PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
-DEFAULT_BATCH = 8
 
-OnEvent = Callable[[dict[str, Any]], object]
-Generate = Callable[..., "list[np.ndarray]"]
-
-
-def _silent(event: dict[str, Any]) -> None:
-    """Takes an event and does nothing with it."""
-
-
-class Hub(Catalog):
-    """Runs, distils and measures adapters: one loaded base per (name, device, dtype), adapters kept resident."""
-
-    def __init__(self, home: Path | None = None, base: str | None = None) -> None:
-        super().__init__(home, base)
-        self._loaded: dict[tuple[str, str, str], Any] = {}
-
-    # ---- use
-
-    def _loaded_base(self, name: str, device: str, dtype: str) -> Any:
-        """(base, its resident adapters), loaded once.
-
-        Raises:
-            NotFound, InvalidInput, Mismatch: the base is not there or is not what was registered.
-        """
-        from codi_hub.adapters.swap import Resident
-        from codi_hub.base import FrozenBase
-        from codi_hub.engine import choose_device, choose_dtype
-
-        row = self.registry.base(name)
-        where = choose_device(device)
-        precision = choose_dtype(dtype, where)
-        key = (row.name, str(where), str(precision))
-        if key not in self._loaded:
-            base = FrozenBase.load(row.source, device=where, dtype=precision)
-            base.fingerprint.check(row.family, row.sketch)
-            self._loaded[key] = base, Resident()
-        return self._loaded[key]
-
-    def use(
-        self, ref: str, *, device: str = "auto", dtype: str = "auto", allow_base_mismatch: bool = False
-    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
-        """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
-
-        Raises:
-            NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
-        """
-        row = self.registry.resolve(ref, base=self._base)
-        return self._resident(row, device, dtype, allow_base_mismatch)
-
-    def _resident(
-        self, row: AdapterRow, device: str, dtype: str, allow_base_mismatch: bool = False
-    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
-        from codi_hub.adapters import format
-
-        base, resident = self._loaded_base(row.base, device, dtype)
-
-        def load() -> ControlAdapter:
-            record = format.read_record(self.registry.file(row, format.RECORD))
-            weights = self.registry.file(row, format.WEIGHTS)
-            return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
-
-        return base, resident.get(row.sha256, load), row
-
-    def generator(
-        self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0
-    ) -> Generate:
-        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
-        from codi_hub.engine import Engine
-
-        engine = Engine(base)
-
-        def generate(conditions: Any, prompts: Any, seeds: Any, steps: int, windows: Any = None) -> list[np.ndarray]:
-            height, width = conditions[0].shape[:2]
-            together = max(1, PIXELS_TOGETHER // (height * width))
-            made: list[np.ndarray] = []
-            for start in range(0, len(conditions), together):
-                part = slice(start, start + together)
-                made += engine.generate(
-                    adapter,
-                    conditions[part],
-                    prompts[part],
-                    seeds[part],
-                    steps=steps,
-                    sampler=sampler,
-                    temperature=temperature,
-                    windows=windows and windows[part],
-                )
-            return made
-
-        return generate
-
-    # ---- run
-
-    def run(
-        self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = _silent
-    ) -> RunReport:
-        """Runs an adapter over files and folders (DESIGN, "Two ways through it").
-
-        Raises:
-            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
-            Interrupted: after Ctrl-C, with the report so far.
-        """
-        from codi_hub.batch import Interrupted, Tiling, plan, run_folder
-
-        options = options or RunOptions()
-        tiling = Tiling.parse(options.tile)
-        row = self.registry.resolve(ref, base=options.base or self._base)
-        task = self.load_task(row.task, options.set)
-        items = plan(
-            list(inputs),
-            options.out,
-            task,
-            suffix=options.suffix,
-            ext=options.ext,
-            seed=options.seed,
-            name=row.task,
-            recursive=options.recursive,
-            prompt=options.prompt,
-        )
-        steps = options.steps or row.steps
-        self._check_steps(steps, row)
-        generate = self._when_needed(row, options, steps)
-        made_with = _what_matters(row, task, options, steps)
-        finished = self.registry.finished_outputs(row.ref, made_with)
-        run_id = self.registry.start_run(row.task, row.ref, made_with)
-        count = len(items)
-        seen = iter(range(1, count + 1))
-        status = "failed"
-        try:
-            report = run_folder(
-                items,
-                task,
-                generate,
-                name=row.task,
-                adapter=row.ref,
-                steps=steps,
-                batch=options.batch or DEFAULT_BATCH,
-                tiling=tiling,
-                overwrite=options.overwrite,
-                resume=options.resume,
-                done=lambda item, digest: _is_done(item, digest, finished),
-                record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
-                on_item=lambda made: on_event({"kind": "item", **made, "done": next(seen), "total": count}),
-            )
-            status = "failed" if report.failed else "ok"
-        except Interrupted:
-            status = "interrupted"
-            raise
-        finally:
-            self.registry.finish_run(run_id, status)
-        return report
-
-    def _when_needed(self, row: AdapterRow, options: RunOptions, steps: int) -> Generate:
-        """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
-        ready: list[Generate] = []
-
-        def generate(conditions: Any, prompts: Any, seeds: Any, windows: Any = None) -> list[np.ndarray]:
-            if not ready:
-                base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
-                generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
-                ready.append(generate)
-            return ready[0](conditions, prompts, seeds, steps, windows)
-
-        return generate
-
-    def _check_steps(self, steps: int, row: AdapterRow) -> None:
-        if not 1 <= steps <= 1000:
-            raise UsageError(f"--steps {steps}: between 1 and 1000 ({row.ref} is made for {row.steps})")
+class Hub(Runs):
+    """Runs, distils and measures adapters."""
 
     # ---- distil
 
-    def distill(self, name: str, options: DistillOptions, on_event: OnEvent = _silent) -> DistillResult:
+    def distill(self, name: str, options: DistillOptions, on_event: OnEvent = silent) -> DistillResult:
         """Distils an adapter for a task and registers it as a new version.
 
         Raises:
@@ -262,7 +89,7 @@ class Hub(Catalog):
 
     # ---- evaluate
 
-    def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = _silent) -> EvalReport:
+    def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = silent) -> EvalReport:
         """Measures an adapter at several numbers of steps, on pictures it was not trained on, beside others.
 
         Raises:
@@ -306,7 +133,7 @@ class Hub(Catalog):
             there=lambda: self.registry.adapters(row.task, row.base),
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
-            self._check_steps(steps, row)
+            check_steps(steps, row)
         base, _ = self._loaded_base(row.base, options.device, options.dtype)
         contestants = []
         for one in found:
@@ -314,23 +141,3 @@ class Hub(Catalog):
             generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
             contestants.append(Contestant(one.name, generate, one.steps))
         return base, contestants
-
-
-def _recorded(output: Any) -> str:
-    """An output's path as the run log knows it, whatever the working directory was."""
-    from codi_hub.batch.files import text
-
-    return os.path.abspath(text(output))
-
-
-def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, str | None]]) -> bool:
-    """Whether a finished output was made of this very input with this very prompt."""
-    return item.error is None and finished.get(_recorded(item.output)) == (digest, item.prompt)
-
-
-def _what_matters(row: AdapterRow, task: Task, options: RunOptions, steps: int) -> dict[str, Any]:
-    """What decides how every output looks, beside its input and its prompt: a resumed run compares it."""
-    names = ("seed", "sampler", "temperature", "dtype", "ext", "suffix", "tile")
-    chosen = {name: getattr(options, name) for name in names}
-    settings = task.options.model_dump(mode="json", exclude={"data"})  # that is for training
-    return chosen | {"adapter_sha256": row.sha256, "steps": steps, "task_options": settings}

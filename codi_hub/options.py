@@ -112,6 +112,7 @@ class RunOptions(_Checked):
     overwrite: bool = _opt(False, "Make again what is already there", "--overwrite")
     resume: bool = _opt(True, "Skip what an earlier run finished")
     recursive: bool = _opt(True, "Go into subfolders")
+    dry_run: bool = _opt(False, "Only say what would be made, skipped or refused", "--dry-run")
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
@@ -332,7 +333,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport(_Report):
-    """What became of each input. `items`: input, output, status ("ok", "failed", "skipped"), seed, error."""
+    """What became of each input. `items`: input, output, status, seed, error.
+
+    A status is "ok", "failed", "skipped", or of a dry run "planned".
+    """
 
     task: str
     adapter: str  # task:version
@@ -342,6 +346,29 @@ class RunReport(_Report):
     skipped: int
     seconds: float
     items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsReport(_Report):
+    """What became of a file of jobs: a report for each adapter and way of running it."""
+
+    jobs: Path
+    ok: int
+    failed: int
+    skipped: int
+    seconds: float
+    runs: list[RunReport]
+
+    @classmethod
+    def of(cls, jobs: Path, runs: list[RunReport]) -> JobsReport:
+        """Adds up."""
+        total = {name: sum(getattr(run, name) for run in runs) for name in ("ok", "failed", "skipped", "seconds")}
+        return cls(jobs=jobs, runs=runs, **total)
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """Those of all runs."""
+        return [item for run in self.runs for item in run.items]
 
 
 @dataclass(frozen=True, kw_only=True)

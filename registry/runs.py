@@ -12,7 +12,7 @@ from codi_hub.registry.database import Database
 from codi_hub.registry.models import run, run_item
 from codi_hub.registry.rows import RunItemRow, RunRow, now
 
-Finished = tuple[str | None, str | None]
+Finished = tuple[str | None, str | None, int]
 
 
 def text(value: object) -> str:
@@ -80,15 +80,14 @@ class RunLog:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
     def finished_outputs(self, adapter_ref: str, options: dict[str, Any]) -> dict[str, Finished]:
-        """Output -> (sha256 of its input, its prompt), for what runs of this adapter with these very options have made.
+        """Output -> (sha256 of its input, its prompt, its seed), for what runs of this adapter with these options made.
 
         An output that another run has made again since is left out.
         """
         wanted = versions.plain(options)
         runs = select(run.c.id, run.c.options).where(run.c.adapter == adapter_ref)
-        made = select(run_item.c.run_id, run_item.c.output, run_item.c.input_hash, run_item.c.prompt).order_by(
-            run_item.c.id
-        )
+        columns = (run_item.c.run_id, run_item.c.output, run_item.c.input_hash, run_item.c.prompt, run_item.c.seed)
+        made = select(*columns).order_by(run_item.c.id)
         finished: dict[str, Finished] = {}
         with self._database.read() as connection:
             same = {row.id for row in connection.execute(runs) if row.options == wanted}
@@ -97,7 +96,7 @@ class RunLog:
             # Compared here, in order: JSON is not comparable in every database, and the last one who wrote counts.
             for row in connection.execute(made.where(run_item.c.run_id >= min(same), run_item.c.status == "ok")):
                 if row.run_id in same:
-                    finished[row.output] = (row.input_hash, row.prompt)
+                    finished[row.output] = (row.input_hash, row.prompt, row.seed)
                 else:
                     finished.pop(row.output, None)
         return finished

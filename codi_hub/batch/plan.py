@@ -109,7 +109,7 @@ def plan(
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(shown(root.path) for root in roots)}: looked for {kinds}")
-    _check_outputs(items)
+    check_outputs(items)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
@@ -229,8 +229,11 @@ def _output_name(relative: str, source: Path, suffix: str, ext: str) -> PurePosi
     return path.parent / f"{path.stem}{suffix}.{ext}"
 
 
-def _check_outputs(items: Sequence[Item]) -> None:
-    """No two items share an output, and none is an input: an output replaces the name it is written to."""
+def check_outputs(items: Sequence[Item]) -> None:
+    """No two items share an output, and none is an input: an output replaces the name it is written to.
+
+    Raises UsageError.
+    """
 
     @functools.cache
     def real_folder(folder: Path) -> str:

@@ -20,7 +20,7 @@ from codi_hub.batch.files import Picture, explain, input_hash, open_image, pictu
 from codi_hub.batch.plan import Item
 from codi_hub.batch.tiles import NOT_FINITE, Tiling, Window, generate_tiled
 from codi_hub.errors import CodiError, InvalidInput
-from codi_hub.options import RunReport
+from codi_hub.options import JobsReport, RunReport
 
 Generate = Callable[..., list[np.ndarray]]
 """(conditions, all of one shape, float32 HWC in [0, 1]; prompts; seeds) -> outputs, float32 HWC in [0, 1].
@@ -72,7 +72,7 @@ class Interrupted(CodiError):
 
     exit_code = 130
 
-    def __init__(self, report: RunReport, planned: int) -> None:
+    def __init__(self, report: RunReport | JobsReport, planned: int) -> None:
         super().__init__(
             f"interrupted after {len(report.items)} of {planned} images: the same command again goes on from there"
         )
@@ -103,6 +103,7 @@ def run_folder(
     tiling: Tiling | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    dry_run: bool = False,
     done: Callable[[Item, str], bool] | None = None,
     record: Callable[[Row], object] | None = None,
     on_item: Callable[[Row], object] | None = None,
@@ -116,6 +117,8 @@ def run_folder(
     or failed: input, output, input_hash, status, seed, error, seconds, and its prompt if it has one; `on_item` the
     report's row of every item as it comes. They and `done` are called from the caller's thread.
 
+    A `dry_run` reads no picture and makes none: its rows say "planned" of what would be made.
+
     Raises Interrupted, with the report so far, after Ctrl-C; a second Ctrl-C does not wait for what is in hand.
     """
     run = _Run(items, task, generate, max(1, batch), tiling, record, on_item)
@@ -123,7 +126,8 @@ def run_folder(
     with _first_interrupt(run.stop), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes a row
         try:
-            run.everything(overwrite, resume, done)
+            todo = run.todo(overwrite, resume, done)
+            run.only_said(todo) if dry_run else run.everything(todo)
         except KeyboardInterrupt:
             run.stop.set()
         finally:
@@ -177,10 +181,18 @@ class _Run:
         self.savers = ThreadPoolExecutor(SAVERS, "codi-save")
         self.saving: deque[tuple[_Loaded, Future[float]]] = deque()
 
-    def everything(self, overwrite: bool, resume: bool, done: Callable[[Item, str], bool] | None) -> None:
-        todo = list(range(len(self.items)))
-        if not overwrite:
-            todo = list(self._not_done(todo, resume, done))
+    def todo(self, overwrite: bool, resume: bool, done: Callable[[Item, str], bool] | None) -> list[int]:
+        everything = range(len(self.items))
+        return list(everything if overwrite else self._not_done(everything, resume, done))
+
+    def only_said(self, todo: Sequence[int]) -> None:
+        """Rows of what would be done; nothing is recorded."""
+        self.record = None
+        for index in todo:
+            error = self.items[index].error
+            self._row(index, "planned" if error is None else "failed", error=error)
+
+    def everything(self, todo: Sequence[int]) -> None:
         waiting: dict[tuple[int, int], list[_Loaded]] = {}
         for index, future in self._ahead(self._load, todo, depth=self.batch + LOADERS):
             self._collect(at_most=2 * self.batch)

@@ -148,10 +148,10 @@ def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, pr
 
 
 def test_an_image_whose_prompt_became_unusable_is_not_done(images, task, tmp_path):
-    from codi_hub.hub import _is_done
+    from codi_hub.runs import _is_done
 
     (item, *_) = plan([images], tmp_path / "out", task)
-    finished = {str(item.output): ("ab", None)}
+    finished = {str(item.output): ("ab", None, item.seed)}
     assert _is_done(item, "ab", finished)
     (images / "a.txt").write_bytes(b"\xff")
     (item, *_) = plan([images], tmp_path / "out", task)

@@ -213,6 +213,6 @@ def test_finished_outputs_are_those_of_the_same_settings_that_still_stand(regist
     registry.add_item(other, input="b", output="o/b", input_hash="b", status="failed", **item)
     second = registry.start_run("depth", "depth:1", same)
     registry.add_item(second, input="c", output="o/c", input_hash="new", status="ok", prompt="a red box", **item)
-    assert registry.finished_outputs("depth:1", same) == {"o/b": ("b", None), "o/c": ("new", "a red box")}
-    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": ("a", None)}
+    assert registry.finished_outputs("depth:1", same) == {"o/b": ("b", None, 1), "o/c": ("new", "a red box", 1)}
+    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": ("a", None, 1)}
     assert registry.finished_outputs("depth:2", same) == {}

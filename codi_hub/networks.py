@@ -1,0 +1,101 @@
+"""The catalogue with its networks loaded: what `Hub` runs, distils and measures with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_hub.catalog import Catalog
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codi_hub.adapters import ControlAdapter
+    from codi_hub.base import FrozenBase
+    from codi_hub.registry import AdapterRow
+
+PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
+
+Generate = Callable[..., "list[np.ndarray]"]
+
+
+class Networks(Catalog):
+    """One loaded base per (name, device, dtype), adapters kept resident."""
+
+    def __init__(self, home: Path | None = None, base: str | None = None) -> None:
+        super().__init__(home, base)
+        self._loaded: dict[tuple[str, str, str], Any] = {}
+
+    def _loaded_base(self, name: str, device: str, dtype: str) -> Any:
+        """(base, its resident adapters), loaded once.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: the base is not there or is not what was registered.
+        """
+        from codi_hub.adapters.swap import Resident
+        from codi_hub.base import FrozenBase
+        from codi_hub.engine import choose_device, choose_dtype
+
+        row = self.registry.base(name)
+        where = choose_device(device)
+        precision = choose_dtype(dtype, where)
+        key = (row.name, str(where), str(precision))
+        if key not in self._loaded:
+            base = FrozenBase.load(row.source, device=where, dtype=precision)
+            base.fingerprint.check(row.family, row.sketch)
+            self._loaded[key] = base, Resident()
+        return self._loaded[key]
+
+    def use(
+        self, ref: str, *, device: str = "auto", dtype: str = "auto", allow_base_mismatch: bool = False
+    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
+        """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
+        """
+        row = self.registry.resolve(ref, base=self._base)
+        return self._resident(row, device, dtype, allow_base_mismatch)
+
+    def _resident(
+        self, row: AdapterRow, device: str, dtype: str, allow_base_mismatch: bool = False
+    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
+        from codi_hub.adapters import format
+
+        base, resident = self._loaded_base(row.base, device, dtype)
+
+        def load() -> ControlAdapter:
+            record = format.read_record(self.registry.file(row, format.RECORD))
+            weights = self.registry.file(row, format.WEIGHTS)
+            return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
+
+        return base, resident.get(row.sha256, load), row
+
+    def generator(
+        self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0
+    ) -> Generate:
+        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
+        from codi_hub.engine import Engine
+
+        engine = Engine(base)
+
+        def generate(conditions: Any, prompts: Any, seeds: Any, steps: int, windows: Any = None) -> list[np.ndarray]:
+            height, width = conditions[0].shape[:2]
+            together = max(1, PIXELS_TOGETHER // (height * width))
+            made: list[np.ndarray] = []
+            for start in range(0, len(conditions), together):
+                part = slice(start, start + together)
+                made += engine.generate(
+                    adapter,
+                    conditions[part],
+                    prompts[part],
+                    seeds[part],
+                    steps=steps,
+                    sampler=sampler,
+                    temperature=temperature,
+                    windows=windows and windows[part],
+                )
+            return made
+
+        return generate

@@ -1,0 +1,203 @@
+"""Folders and lists of jobs through adapters: planned whole, then made, resumed and recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_hub.errors import CodiError, UsageError
+from codi_hub.networks import Generate, Networks
+from codi_hub.options import JobsReport, RunOptions, RunReport
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codi_hub.batch import Item
+    from codi_hub.registry import AdapterRow
+    from codi_hub.tasks import Task
+
+DEFAULT_BATCH = 8
+
+OnEvent = Callable[[dict[str, Any]], object]
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Takes an event and does nothing with it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Items that one adapter makes in one way."""
+
+    row: AdapterRow
+    task: Task
+    items: list[Item]
+    steps: int
+    options: RunOptions
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What decides how every output looks, beside its input, prompt and seed: a resumed run compares it."""
+        names = ("sampler", "temperature", "dtype", "tile")
+        chosen = {name: getattr(self.options, name) for name in names}
+        settings = self.task.options.model_dump(mode="json", exclude={"data"})  # that is for training
+        return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": settings}
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Equal for works that can be made together; sorting by it keeps those of one base together."""
+        return self.row.base, self.row.id, json.dumps(self.made_with, sort_keys=True)
+
+
+class Runs(Networks):
+    """Runs adapters over files."""
+
+    def run(
+        self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = silent
+    ) -> RunReport:
+        """Runs an adapter over files and folders (DESIGN, "Two ways through it").
+
+        Raises:
+            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
+            Interrupted: after Ctrl-C, with the report so far.
+        """
+        work = self._planned(ref, inputs, options or RunOptions())
+        return self._run(work, _counted(on_event, len(work.items)))
+
+    def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = silent) -> JobsReport:
+        """Runs a list of jobs (`codi_hub.batch.jobs`), those of one adapter together, whatever their order.
+
+        Args:
+            options: for all jobs; what a line says itself counts for that line.
+
+        Raises:
+            CodiError: a line that cannot be run, naming it; nothing was begun then.
+            Interrupted: after Ctrl-C, with the report so far.
+        """
+        from codi_hub.batch import Interrupted, check_outputs, read_jobs
+
+        works = []
+        for job in read_jobs(file, options or RunOptions()):
+            with _naming(job.where):
+                works.append(self._planned(job.ref, job.inputs, job.options))
+        items = [item for work in works for item in work.items]
+        check_outputs(items)
+        together: dict[tuple[str, int, str], Work] = {}
+        for work in works:
+            before = together.get(work.key)
+            together[work.key] = replace(before, items=before.items + work.items) if before else work
+        reports: list[RunReport] = []
+        on_item = _counted(on_event, len(items))
+        for _, work in sorted(together.items(), key=lambda entry: entry[0][0]):
+            try:
+                reports.append(self._run(work, on_item))
+            except Interrupted as stopped:
+                raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), len(items)) from None
+        return JobsReport.of(file, reports)
+
+    def _planned(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> Work:
+        from codi_hub.batch import Tiling, plan
+
+        Tiling.parse(options.tile)  # what is wrong with it is said before anything is looked for
+        row = self.registry.resolve(ref, base=options.base or self._base)
+        task = self.load_task(row.task, options.set)
+        items = plan(
+            list(inputs),
+            options.out,
+            task,
+            suffix=options.suffix,
+            ext=options.ext,
+            seed=options.seed,
+            name=row.task,
+            recursive=options.recursive,
+            prompt=options.prompt,
+        )
+        steps = options.steps or row.steps
+        check_steps(steps, row)
+        return Work(row, task, items, steps, options)
+
+    def _run(self, work: Work, on_item: OnEvent) -> RunReport:
+        from codi_hub.batch import Interrupted, Tiling, run_folder
+
+        row, options = work.row, work.options
+        finished = self.registry.finished_outputs(row.ref, work.made_with)
+        run_id = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
+        status = "failed"
+        try:
+            report = run_folder(
+                work.items,
+                work.task,
+                self._when_needed(work),
+                name=row.task,
+                adapter=row.ref,
+                steps=work.steps,
+                batch=options.batch or DEFAULT_BATCH,
+                tiling=Tiling.parse(options.tile),
+                overwrite=options.overwrite,
+                resume=options.resume,
+                dry_run=options.dry_run,
+                done=lambda item, digest: _is_done(item, digest, finished),
+                record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
+                on_item=on_item,
+            )
+            status = "failed" if report.failed else "ok"
+        except Interrupted:
+            status = "interrupted"
+            raise
+        finally:
+            if run_id is not None:
+                self.registry.finish_run(run_id, status)
+        return report
+
+    def _when_needed(self, work: Work) -> Generate:
+        """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
+        ready: list[Generate] = []
+        options = work.options
+
+        def generate(conditions: Any, prompts: Any, seeds: Any, windows: Any = None) -> list[np.ndarray]:
+            if not ready:
+                base, adapter, _ = self._resident(work.row, options.device, options.dtype, options.allow_base_mismatch)
+                generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
+                ready.append(generate)
+            return ready[0](conditions, prompts, seeds, work.steps, windows)
+
+        return generate
+
+
+def check_steps(steps: int, row: AdapterRow) -> None:
+    """Raises UsageError for what no schedule has."""
+    if not 1 <= steps <= 1000:
+        raise UsageError(f"--steps {steps}: between 1 and 1000 ({row.ref} is made for {row.steps})")
+
+
+def _counted(on_event: OnEvent, total: int) -> OnEvent:
+    """Rows of a report as events that say how many have come."""
+    seen = count(1)
+    return lambda row: on_event({"kind": "item", **row, "done": next(seen), "total": total})
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Says in every CodiError where it comes from."""
+    try:
+        yield
+    except CodiError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _recorded(output: Any) -> str:
+    """An output's path as the run log knows it, whatever the working directory was."""
+    from codi_hub.batch.files import text
+
+    return os.path.abspath(text(output))
+
+
+def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, str | None, int]]) -> bool:
+    """Whether a finished output was made of this very input with this very prompt and seed."""
+    return item.error is None and finished.get(_recorded(item.output)) == (digest, item.prompt, item.seed)
