@@ -127,7 +127,7 @@ class Runs(Networks):
 
         row, options = work.row, work.options
         finished = self.registry.finished_outputs(row.ref, work.made_with)
-        run_id = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
+        run_id: Any = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
         status = "failed"
         try:
             report = run_folder(

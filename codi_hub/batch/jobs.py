@@ -54,7 +54,7 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
         meant = f"did you mean {near[0]!r}" if near else f"a job has {', '.join(KEYS)}"
         raise InvalidInput(f"{where}: no option {unknown[0]!r:.60}; {meant}")
     task, given = row.get("task"), row.get("input")
-    inputs = given if isinstance(given, list) else [given]
+    inputs: list[Any] = given if isinstance(given, list) else [given]
     if not isinstance(task, str) or not inputs or not all(isinstance(path, str) and path for path in inputs):
         raise InvalidInput(f'{where} lacks a task or an input: write {{"task": "superres", "input": "imgs"}}')
     said = {name: row[name] for name in OPTIONS if row.get(name) is not None}

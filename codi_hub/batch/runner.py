@@ -76,7 +76,7 @@ class Interrupted(CodiError):
         super().__init__(
             f"interrupted after {len(report.items)} of {planned} images: the same command again goes on from there"
         )
-        self.report = report
+        self.report: Any = report
 
 
 @dataclass(slots=True)
