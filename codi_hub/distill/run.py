@@ -117,8 +117,8 @@ def _announce(
     _speaker(on_event)(
         f"Distilling {job.task_name} on {job.base_name}: {options.method}, {options.kind}/{options.fusion}, "
         f"{count} pairs of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
-        f"batch {_pairs_per_step(options)} on "
-        f"{_times(accelerator.device.type)} ({accelerator.mixed_precision}); run folder {job.folder}"
+        f"batch {_pairs_per_step(options)} on {_times(accelerator.device.type)} ({accelerator.mixed_precision}); "
+        f"run folder {job.folder}"
     )
 
 
@@ -278,12 +278,9 @@ def _switches(options: DistillOptions) -> dict[str, Any]:
 def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> dict[str, Any]:
     """What the card says of the training."""
     options = job.options
-    processor = platform.processor() or platform.machine()
-    device = (
-        torch.cuda.get_device_name()
-        if base.device.type == "cuda"
-        else f"{torch.get_num_threads()} threads, {processor}"
-    )
+    device = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    if base.device.type == "cuda":
+        device = torch.cuda.get_device_name()
     start = f"from {job.parent[0]}" if job.parent else f"{options.init} initialisation"
     return {
         "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
