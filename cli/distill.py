@@ -10,7 +10,8 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, cell
 from codi_hub.cli.progress import Display
-from codi_hub.options import DistillOptions
+from codi_hub.distill.together import together
+from codi_hub.options import DistillOptions, DistillResult
 
 
 def register(app: typer.Typer) -> None:
@@ -25,12 +26,18 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distils an adapter that does the task in 1-4 steps, and registers it as a new version."""
-    DistillOptions(**given)  # what is wrong on the command line is said before torch loads
-    from codi_hub.hub import Hub
+    with together(given.get("device") or "auto") as main:
+        DistillOptions(**given)  # what is wrong on the command line is said before torch loads
+        from codi_hub.hub import Hub
 
-    out = Output(json, quiet)
-    with Hub.open(base=given.get("base")) as hub, Display(out) as display:
-        result = hub.distill(task, hub.distill_options(task, given), on_event=display)
+        out = Output(json, quiet)
+        with Hub.open(base=given.get("base")) as hub, Display(out) as display:
+            result = hub.distill(task, hub.distill_options(task, given), on_event=display)
+    if main:
+        _say(out, result)
+
+
+def _say(out: Output, result: DistillResult) -> None:
     scores = ", ".join(f"{name} {cell(value)}" for name, value in result.metrics.items() if not isinstance(value, dict))
     lines = [f"Registered {result.adapter} for base {result.base} after {result.steps} steps: {scores or 'no scores'}"]
     if not result.moved_latest:

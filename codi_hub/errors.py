@@ -25,5 +25,9 @@ class InvalidInput(CodiError):
     """A file whose content cannot be used: truncated, of another type, too large, tampered with."""
 
 
+class Told(CodiError):
+    """What another process of the same run has said already: nothing is printed."""
+
+
 class Mismatch(CodiError):
     """Two things that do not belong together, such as an adapter and a base it was not distilled for."""

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codi_hub.distill.together import by_main, together
 from codi_hub.errors import UsageError
 from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
 
 if TYPE_CHECKING:
     from codi_hub.base import FrozenBase
+    from codi_hub.distill.run import Job, Made
     from codi_hub.evaluate.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
@@ -29,38 +31,45 @@ class Hub(Runs):
         Raises:
             CodiError: options or data that cannot be used; nothing is registered then.
         """
+        with together(options.device) as main:
+            return self._distilled(name, options, on_event if main else silent)
+
+    def _distilled(self, name: str, options: DistillOptions, on_event: OnEvent) -> DistillResult:
         from codi_hub.distill.run import Job, distil
 
         entry = self.task(name)
         task = self.load_task(name, options.options)
         task_options = {**entry["options"], **options.options}
         base = self.registry.base(options.base or self._base)
-        folder = self._run_folder(name, options)
+        folder = by_main(lambda: self._run_folder(name, options))
         parent = self._parent(options.parent, base.name) if options.parent else None
         job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
         made = distil(job, on_event)
+        return by_main(lambda: self._registered(job, made))
+
+    def _registered(self, job: Job, made: Made) -> DistillResult:
         row, _ = self.registry.add_adapter(
             made.folder,
-            task=name,
-            base=base.name,
+            task=job.task_name,
+            base=job.base_name,
             kind=made.record.kind,
             steps=made.record.steps,
             parameters=made.parameters,
             metrics=made.record.metrics,
             score=made.score,
-            parent=parent[0] if parent else None,
+            parent=job.parent[0] if job.parent else None,
         )
         return DistillResult(
-            task=name,
+            task=job.task_name,
             adapter=row.ref,
-            base=base.name,
+            base=job.base_name,
             kind=row.kind,
             steps=made.steps,
             seconds=made.seconds,
             metrics=made.record.metrics,
             score=made.score,
-            latest=self.registry.resolve(name, base=base.name).ref,
-            run_dir=folder,
+            latest=self.registry.resolve(job.task_name, base=job.base_name).ref,
+            run_dir=job.folder,
         )
 
     def _run_folder(self, name: str, options: DistillOptions) -> Path:

@@ -120,7 +120,7 @@ def halve(trainer: Trainer) -> None:
 
     It is the moving average that does, being what is kept in the end, and the student goes on from it.
     """
-    phase = trainer.agreed(min(int(trainer.share() * PHASES), PHASES - 1))
+    phase = min(int(trainer.share() * PHASES), PHASES - 1)
     if phase > trainer.progress.phase:
         networks = trainer.modules()
         for name in ("teacher", "student"):

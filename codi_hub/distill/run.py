@@ -16,6 +16,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import PairsSpec, build, open_pairs, pair_at, split
 from codi_hub.distill.card import write_card
 from codi_hub.distill.job import Job, settled
+from codi_hub.distill.together import by_main, count, main_first
 from codi_hub.distill.trainer import OnEvent, Trainer
 from codi_hub.engine import Engine, choose_device, choose_dtype
 from codi_hub.errors import CodiError, UsageError
@@ -31,7 +32,7 @@ DEFAULT_SAMPLING = 4  # steps at which versions are compared, whatever their met
 SHOWN = 4  # pairs on a sample sheet
 FREE = {  # options that a resumed run may change; the others make another adapter
     *("time_budget", "train_steps", "device", "precision", "workers", "pairs", "resume", "run_dir"),
-    *("sample_every", "checkpoint_every", "base", "allow_base_mismatch", "parent"),
+    *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -56,7 +57,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     """
     job = settled(job)
     options = job.options
-    _check_resumed(job)
+    by_main(lambda: _check_resumed(job))
     accelerator, base = _machine(job)
     spec = _spec(job, base, tasks.load(job.like, job.task_options))
     source, task = open_pairs(spec)
@@ -66,8 +67,9 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     say = _speaker(on_event)
     pixels = options.guidance in ("pixel", "lpips")
     folder = options.pairs or job.folder / "pairs"
-    with accelerator.main_process_first():
-        cache = build(spec, train, base, folder, workers=options.workers, with_targets=pixels, message=say)
+    cache = main_first(
+        lambda: build(spec, train, base, folder, workers=options.workers, with_targets=pixels, message=say)
+    )
     adapter = _new_adapter(job, base, task)
     trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
     if options.resume and trainer.restore():
@@ -80,7 +82,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
         raise CodiError(f"{error}: try a lower --lr, or --precision fp32") from error
     finally:
         watcher.close()
-    return _finish(job, base, task, pairs, trainer, spec)
+    return by_main(lambda: _finish(job, base, task, pairs, trainer, spec))
 
 
 def _speaker(on_event: OnEvent) -> Any:
@@ -115,9 +117,17 @@ def _announce(
     _speaker(on_event)(
         f"Distilling {job.task_name} on {job.base_name}: {options.method}, {options.kind}/{options.fusion}, "
         f"{count} pairs of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
-        f"batch {options.batch * options.accumulate} on "
-        f"{accelerator.device} ({accelerator.mixed_precision}); run folder {job.folder}"
+        f"batch {_pairs_per_step(options)} on {_times(accelerator.device.type)} ({accelerator.mixed_precision}); "
+        f"run folder {job.folder}"
     )
+
+
+def _pairs_per_step(options: DistillOptions) -> int:
+    return options.batch * options.accumulate * count()
+
+
+def _times(device: str) -> str:
+    return f"{count()} x {device}" if count() > 1 else device
 
 
 def _check_resumed(job: Job) -> None:
@@ -128,6 +138,7 @@ def _check_resumed(job: Job) -> None:
     """
     fixed = {k: v for k, v in asdict(job.options).items() if k not in FREE}
     mine = {"task": job.task_name, "like": job.like, "task_options": job.task_options, "base": job.base_name, **fixed}
+    mine["pairs_per_step"] = _pairs_per_step(job.options)  # however they are shared out
     if job.parent and job.options.method in TAUGHT:
         mine["from"] = job.parent[0]
     mine = json.loads(json.dumps(mine, default=str))
@@ -267,12 +278,9 @@ def _switches(options: DistillOptions) -> dict[str, Any]:
 def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> dict[str, Any]:
     """What the card says of the training."""
     options = job.options
-    processor = platform.processor() or platform.machine()
-    device = (
-        torch.cuda.get_device_name()
-        if base.device.type == "cuda"
-        else f"{torch.get_num_threads()} threads, {processor}"
-    )
+    device = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    if base.device.type == "cuda":
+        device = torch.cuda.get_device_name()
     start = f"from {job.parent[0]}" if job.parent else f"{options.init} initialisation"
     return {
         "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
@@ -280,11 +288,11 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> 
         "method": f"{options.method}, {options.kind}/{options.fusion}, {start}",
         **_switches(options),
         "optimiser_steps": trainer.progress.step,
-        "batch": options.batch * options.accumulate * trainer.accelerator.num_processes,
+        "batch": _pairs_per_step(options),
         "learning_rate": options.lr,
         "ema": options.ema,
         "minutes": round(trainer.progress.seconds / 60, 1),
-        "hardware": f"{device}, {trainer.accelerator.mixed_precision} mixed precision",
+        "hardware": f"{_times(device)}, {trainer.accelerator.mixed_precision} mixed precision",
         "parent": job.parent[0] if job.parent else "none",
         "seed": options.seed,
     }

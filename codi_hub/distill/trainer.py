@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips
 from codi_hub.distill.methods import METHODS, Drawn
+from codi_hub.distill.together import agreed
+from codi_hub.errors import InvalidInput
 from codi_hub.options import TAUGHT, DistillOptions
 from codi_hub.schedule import Denoiser, learning_timesteps
 
@@ -109,10 +112,14 @@ class Trainer:
 
     def draw(self, step: int, start: int, low: int, high: int, *, shared: bool) -> Tensor:
         """Whole numbers of [low, high), int64 (batch,); shared: one, the same in all processes and micro-batches."""
-        key = 2**41 + step if shared else 2**40 + start  # far from the seeds of the noise
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + key)
-        count = 1 if shared else self.options.batch
-        return torch.randint(low, high, (count,), generator=generator).expand(self.options.batch)
+        batch, seed = self.options.batch, self.options.seed
+        if shared:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + 2**41 + step)
+            return torch.randint(low, high, (1,), generator=generator).expand(batch)
+        # each by its place in the stream, whatever batch and process it falls in; not torch's generator, which reads
+        # 32 bits of a seed, so that this would depend on the noise
+        places = range(start, start + batch)
+        return torch.tensor([int(np.random.default_rng([seed, 2, place]).integers(low, high)) for place in places])
 
     def times(self, step: int, start: int, clean: int = 0) -> tuple[Tensor, Tensor]:
         """Timesteps t and s = t - dt of the grid, int64 (batch,).
@@ -157,6 +164,7 @@ class Trainer:
                 self.accelerator.backward(total / count)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / count
+        sums = self.mean(sums)
         if not all(math.isfinite(value) for value in sums.values()):
             raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")
         factor = self.rate_factor()
@@ -173,6 +181,13 @@ class Trainer:
         update_ema(self.target, self.accelerator.unwrap_model(self.student), gamma)
         self.progress.step += 1
         return sums
+
+    def mean(self, terms: dict[str, float]) -> dict[str, float]:
+        """The mean over all processes, so that all of them see a loss that is not finite anywhere."""
+        if self.accelerator.num_processes == 1:
+            return terms
+        values = torch.tensor(list(terms.values()), device=self.accelerator.device)
+        return dict(zip(terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def share(self) -> float:
         """How much of the training is over, from 0 to 1: of its steps or of its time, whichever is more."""
@@ -201,11 +216,11 @@ class Trainer:
         """Trains to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
         saved = time.monotonic()
         try:
-            while not self.agreed(self.finished):
+            while not self.finished:
                 began = time.monotonic()
                 losses = self.train_step()
                 spent = time.monotonic() - began
-                self.progress.seconds += spent
+                self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
                 step = self.progress.step
                 images = self.options.batch * self.options.accumulate * self.accelerator.num_processes
                 event = {"kind": "step", "step": step, "total": self.total, "losses": losses}
@@ -217,14 +232,6 @@ class Trainer:
                     on_sample(step)
         finally:
             self.save()
-
-    def agreed(self, answer: Any) -> Any:
-        """The main process's answer, so that clocks that differ do not leave a process waiting."""
-        if self.accelerator.num_processes == 1:
-            return answer
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([answer])[0]
 
     def eta(self) -> float:
         """Seconds of training left."""
@@ -245,11 +252,23 @@ class Trainer:
     def save(self) -> None:
         """Writes the checkpoint (main process only)."""
         if self.accelerator.is_main_process and self.progress.step:
-            checkpoint.save(self.folder / checkpoint.NAME, self.modules(), self.optimiser, asdict(self.progress))
+            scaler = self.accelerator.scaler
+            state = asdict(self.progress) | ({"scaler": scaler.state_dict()} if scaler else {})
+            checkpoint.save(self.folder / checkpoint.NAME, self.modules(), self.optimiser, state)
 
     def restore(self) -> bool:
-        """Goes back to the checkpoint, if there is one."""
+        """Goes back to the checkpoint, if there is one.
+
+        Raises:
+            InvalidInput: damaged, or not the one that the main process has.
+        """
         path = self.folder / checkpoint.NAME
         if path.exists():
-            self.progress = Progress(**checkpoint.load(path, self.modules(), self.optimiser))
+            state = checkpoint.load(path, self.modules(), self.optimiser)
+            scale = state.pop("scaler", None)
+            if scale and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(scale)
+            self.progress = Progress(**state)
+        if self.progress != agreed(self.progress):
+            raise InvalidInput(f"{path}: not what the main process has; name a --run-dir that all machines share")
         return path.exists()

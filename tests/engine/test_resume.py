@@ -8,6 +8,7 @@ import torch
 from training import Make, equal, quiet, weights
 
 from codi_hub.distill import checkpoint
+from codi_hub.distill.trainer import Trainer
 from codi_hub.errors import InvalidInput
 
 
@@ -71,6 +72,26 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Pat
     resumed.run(quiet)
     assert equal(weights(resumed), weights(whole))
     assert not part.exists()
+
+
+def test_the_scale_of_fp16_gradients_is_kept(make: Make) -> None:
+    def with_scaler() -> Trainer:
+        trainer = make()
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return trainer
+
+    trainer = with_scaler()
+    trainer.train_step()
+    trainer.accelerator.scaler.update(128.0)
+    trainer.save()
+    resumed = with_scaler()
+    assert resumed.restore()
+    assert resumed.accelerator.scaler.state_dict() == trainer.accelerator.scaler.state_dict()
+    assert resumed.accelerator.scaler.get_scale() == 128.0
+    assert resumed.progress.step == 1
+    plain = make()
+    assert plain.restore()  # in another precision the scale has no meaning
+    assert plain.progress.step == 1
 
 
 def test_nothing_to_restore_is_no_error(make: Make) -> None:
