@@ -42,7 +42,8 @@ def gc(
     text = "Nothing to delete."
     if found:
         verb = "Would delete" if dry_run else "Deleted"
-        text = f"{table(('file', 'size', 'what it was'), rows)}\n{verb} {len(found)} files, {size(total)}."
+        count = "1 file" if len(found) == 1 else f"{len(found)} files"
+        text = f"{table(('file', 'size', 'what it was'), rows)}\n{verb} {count}, {size(total)}."
     document = {"dry_run": dry_run, "bytes": total, "files": [asdict(garbage) for garbage in found]}
     Output(json, quiet).result(document, text)
 

@@ -39,7 +39,8 @@ class Database:
         self._url = _parsed(url) if url else URL.create("sqlite", database=str(home / "registry.db"))
         self._file = Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
         self.name = str(self._file or self._url.render_as_string(hide_password=True))
-        self.mark = os.path.relpath(self._file, home) if self._file else self.name  # stays true when the home moves
+        # What the store calls it; for a file as seen from the home, which may move.
+        self.mark = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
         if self._file and not _has_content(self._file):
             self._create(self._file)
         self._engine = _engine(self._url)
