@@ -1,4 +1,4 @@
-"""codi list, codi show: what there is."""
+"""codi list, show, tag, cp, rm: the adapters there are, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import typer
 
 from codi_hub.catalog import Catalog, adapter_json
 from codi_hub.cli.common import Base, Json, Quiet
-from codi_hub.cli.output import Output, details, size
+from codi_hub.cli.output import Output, cell, details, size
 
 HEADER = ("adapter", "task", "version", "base", "kind", "steps", "size", "score", "tags")
+REF = "TASK, TASK:VERSION or TASK:TAG"
+LATEST = "latest"
 
 
 def register(app: typer.Typer) -> None:
     app.command("list")(list_adapters)
     app.command("ls", hidden=True)(list_adapters)
     app.command("show")(show)
+    app.command("tag")(tag)
+    app.command("cp")(copy)
+    app.command("rm")(remove)
 
 
 def list_adapters(
@@ -37,7 +42,7 @@ def list_adapters(
 
 
 def show(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="TASK, TASK:VERSION, TASK:TAG, or the name of a base")],
+    ref: Annotated[str, typer.Argument(metavar="REF", help=f"{REF}, or the name of a base")],
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -48,3 +53,54 @@ def show(
     card = document.get("card")
     text = details({key: value for key, value in document.items() if key not in ("card", "config", "sketch")})
     Output(json, quiet).result(document, f"{text}\n\n{card.strip()}" if card else text, document.get("ref") or ref)
+
+
+def tag(
+    ref: Annotated[str, typer.Argument(metavar="REF", help=REF)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The tag; `latest` moves what TASK alone means")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tag away")] = False,
+    base: Base = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gives a version a name, as in TASK:NAME. A name that another version has moves."""
+    with Catalog.open(base=base) as catalog:
+        row = catalog.tag(ref, name, remove)
+    text = f"{row.task}:{name} is no more; it was" if remove else f"{row.task}:{name} is"
+    Output(json, quiet).result(adapter_json(row), f"{text} {row.ref} for base {row.base}.", row.ref)
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help=REF)],
+    task: Annotated[str, typer.Argument(metavar="DST", help="Task that gets it as its next version")],
+    base: Base = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gives a task the adapter of another one like it. The files are shared, not copied."""
+    with Catalog.open(base=base) as catalog:
+        row, created = catalog.copy(source, task)
+    text = f"{row.ref} for base {row.base} has these weights already."
+    if created:
+        text = f"Copied {row.parent} to {row.ref} for base {row.base}."
+        if LATEST not in row.tags:
+            text += f"\nIt scores worse than {task}:{LATEST}, which stays; use it as {row.ref}."
+    Output(json, quiet).result(adapter_json(row) | {"parent": row.parent, "created": created}, text, row.ref)
+
+
+def remove(
+    refs: Annotated[list[str], typer.Argument(metavar="REF", help="TASK:VERSION or TASK:TAG; TASK if it has only one")],
+    base: Base = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Removes versions: all that are named, or none. Their files go with `codi gc`."""
+    with Catalog.open(base=base) as catalog:
+        removal = catalog.remove(refs)
+    names = [row.ref for row in removal.rows]
+    lines = [f"Removed {', '.join(names)} for base {removal.base}; `codi gc` deletes the files."]
+    for task, row in removal.latest.items():
+        now = f"is now {row.ref} (score {cell(row.score)})" if row else "is no more: no version is left"
+        lines.append(f"{task}:{LATEST} {now}.")
+    latest = {task: row.ref if row else None for task, row in removal.latest.items()}
+    Output(json, quiet).result({"removed": names, "base": removal.base, "latest": latest}, "\n".join(lines))

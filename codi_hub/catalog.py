@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from codi_hub.errors import Conflict, InvalidInput, NotFound, UsageError
+from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
 from codi_hub.options import DistillOptions, method_of
 
 if TYPE_CHECKING:
-    from codi_hub.registry import AdapterRow, BaseRow, Problem, Registry
+    from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal
     from codi_hub.tasks import Task
 
 PROBED_SIZE = 64  # px, of the one pair that is made to see whether data can be used
@@ -91,6 +91,30 @@ class Catalog:
                 "card": card,
             }
         )
+
+    def tag(self, ref: str, name: str, remove: bool = False) -> AdapterRow:
+        """Points a tag to a version, or takes it away again; the version. Raises NotFound or UsageError."""
+        change = self.registry.untag if remove else self.registry.tag
+        return change(ref, name, self._base)
+
+    def copy(self, ref: str, task: str) -> tuple[AdapterRow, bool]:
+        """An adapter as the next version of another task with the same template; the version, and whether it is new.
+
+        Raises:
+            Mismatch: tasks of different kinds. And what `Registry.copy_adapter` raises.
+        """
+        source = self.registry.resolve(ref, self._base)
+        like, wanted = self.task(source.task)["like"], self.task(task)["like"]
+        if like != wanted:
+            raise Mismatch(
+                f"{source.ref} was made for a task like {like}, and {task} is like {wanted}: copy it to one like "
+                f"{like} (`codi task add NAME --like {like}`)"
+            )
+        return self.registry.copy_adapter(source.ref, task, source.base)
+
+    def remove(self, refs: Sequence[str]) -> Removal:
+        """Removes versions, all of them or none; their files go with `collect`. See `Registry.remove_adapters`."""
+        return self.registry.remove_adapters(refs, self._base)
 
     # ---- tasks
 
@@ -193,6 +217,10 @@ class Catalog:
     def verify(self) -> Sequence[Problem]:
         """Rehashes every file; an empty list means that files and records agree."""
         return self.registry.verify()
+
+    def collect(self, *, dry_run: bool = False) -> Sequence[Garbage]:
+        """Deletes the files that nothing needs any more, or with `dry_run` only says which. Raises CodiError."""
+        return self.registry.collect(dry_run=dry_run)
 
     def doctor(self) -> Sequence[dict[str, Any]]:
         """What works on this machine: one `{"check", "ok", "detail"}` each, none of which can fail the others."""

@@ -1,6 +1,6 @@
 """What exists: bases, tasks, adapter versions, tags and runs, in SQL; their weights in files named by their hash."""
 
 from codi_hub.registry.registry import Registry
-from codi_hub.registry.rows import AdapterRow, BaseRow, Problem, RunItemRow, RunRow, TaskRow
+from codi_hub.registry.rows import AdapterRow, BaseRow, Garbage, Problem, Removal, RunItemRow, RunRow, TaskRow
 
-__all__ = ["AdapterRow", "BaseRow", "Problem", "Registry", "RunItemRow", "RunRow", "TaskRow"]
+__all__ = ["AdapterRow", "BaseRow", "Garbage", "Problem", "Registry", "Removal", "RunItemRow", "RunRow", "TaskRow"]

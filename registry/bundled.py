@@ -13,11 +13,10 @@ from sqlalchemy import Connection, func, select, update
 
 from codi_hub.errors import InvalidInput
 from codi_hub.registry import versions
-from codi_hub.registry.models import adapter, adapter_file, base, setting
+from codi_hub.registry.models import READY, REPLACED, adapter, adapter_file, base, setting
 from codi_hub.registry.rows import now
 
 _SETTING = "bundled_manifest"
-READY, REPLACED = "ready", "replaced"
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,16 @@ class Manifest:
             kept = [self._register_adapter(connection, base_id, entry) for entry in self.content["adapters"]]
         except KeyError as error:
             raise InvalidInput(f"{self.root / 'manifest.json'} has no {error}; install CoDi Hub again") from error
-        gone = select(adapter).where(adapter.c.folder.is_not(None), adapter.c.id.not_in(kept))
-        for row in connection.execute(gone).all():
+        query = select(adapter).where(adapter.c.folder.is_not(None), adapter.c.id.not_in(kept))
+        gone = connection.execute(query).all()
+        for row in gone:
             connection.execute(update(adapter).where(adapter.c.id == row.id).values(status=REPLACED))
             versions.drop_tags(connection, row.task, row.base_id, row.version)
         for row in connection.execute(select(adapter).where(adapter.c.id.in_(kept)).order_by(adapter.c.version)):
             self._offer_latest(connection, row)
+        for row in gone:  # nothing in the bundle follows it: then one of the user's does
+            if versions.latest(connection, row.task, row.base_id) is None:
+                versions.settle_latest(connection, row.task, row.base_id)
         versions.put(connection, setting, {"name": _SETTING}, {"value": self.digest})
 
     def _register_base(self, connection: Connection) -> int:

@@ -39,6 +39,8 @@ class Database:
         self._url = _parsed(url) if url else URL.create("sqlite", database=str(home / "registry.db"))
         self._file = Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
         self.name = str(self._file or self._url.render_as_string(hide_password=True))
+        # What the store calls it; for a file as seen from the home, which may move.
+        self.mark = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
         if self._file and not _has_content(self._file):
             self._create(self._file)
         self._engine = _engine(self._url)
@@ -64,6 +66,12 @@ class Database:
         """The one writer: others wait. Commits at the end, or rolls back on any exception."""
         with self._explained(), self._writer.begin() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[set[Path]]:
+        """What killed processes left of new databases and backups; meanwhile nobody makes any."""
+        with self._locked():
+            yield {*self._home.glob(".registry.db.*.part*"), *(self._home / "backups").glob("*.part*")}
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

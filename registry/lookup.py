@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from codi_hub.errors import NotFound
 from codi_hub.registry import versions
-from codi_hub.registry.bundled import READY, Manifest
+from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
-from codi_hub.registry.models import adapter, adapter_file, base, setting, tag, task
+from codi_hub.registry.models import READY, REMOVED, REPLACED, adapter, adapter_file, base, setting, tag, task
 from codi_hub.registry.references import Reference, parse
 from codi_hub.registry.rows import AdapterRow, BaseRow, TaskRow
 
@@ -141,33 +141,46 @@ class Lookup:
         rows = self._adapters(connection, (*mine, adapter.c.version == version)) if version is not None else []
         if rows and rows[0].status == READY:
             return rows[0]
-        raise NotFound(self._missing(connection, reference, base_row.name, bool(rows)))
+        raise NotFound(self._missing(connection, reference, base_row.name, rows[0].status if rows else None))
 
-    def _missing(self, connection: Connection, reference: Reference, base_name: str, replaced: bool) -> str:
-        """Why there is no such adapter, and what there is instead, on one line."""
-        if replaced:
+    def _missing(self, connection: Connection, reference: Reference, base_name: str, status: str | None) -> str:
+        """Why there is no such adapter (`status`: of its row, if any), and what there is instead, on one line."""
+        if status == REPLACED:
             return f"{reference} came with another CoDi Hub and has been replaced; use {reference.task}:latest"
+        removed = f"{reference} for base {base_name} has been removed" if status == REMOVED else ""
         there = self._adapters(connection, (adapter.c.task == reference.task, adapter.c.status == READY))
         here = [row for row in there if row.base == base_name]
         if here:
-            names = [str(row.version) for row in here[-10:]] + [name for row in here for name in row.tags][:10]
-            return f"no {reference} for base {base_name}; there is {reference.task}:{'|'.join(names)}"
+            return f"{removed or f'no {reference} for base {base_name}'}; there is {choices(here)}"
+        also = f"{removed}, and " if removed else ""
         if there:
             bases = ", ".join(sorted({row.base for row in there}))
-            return (
+            return also + (
                 f"task {reference.task!r} has no adapter for base {base_name}, but for {bases}: choose one with "
                 f"--base, or make one with `codi distill {reference.task}`"
             )
-        return f"task {reference.task!r} has no adapter yet; make one with `codi distill {reference.task}`"
+        return also + f"task {reference.task!r} has no adapter yet; make one with `codi distill {reference.task}`"
 
     @staticmethod
     def _refs(connection: Connection, base_id: int) -> list[str]:
-        query = select(adapter.c.task, adapter.c.version).where(adapter.c.base_id == base_id)
-        return [f"{name}:{version}" for name, version in connection.execute(query.order_by("task", "version"))]
+        """Every version there ever was for a base, those not ready with their status."""
+        query = select(adapter.c.task, adapter.c.version, adapter.c.status).where(adapter.c.base_id == base_id)
+        rows = connection.execute(query.order_by("task", "version"))
+        return [f"{row.task}:{row.version}" + f" {row.status}" * (row.status != READY) for row in rows]
 
     def _file(self, connection: Connection, row: AdapterRow, name: str) -> Any:
-        query = select(adapter_file.c.sha256, adapter.c.folder).join(adapter).where(adapter.c.id == row.id)
+        query = (
+            select(adapter_file.c.sha256, adapter.c.folder, adapter.c.status)
+            .join(adapter)
+            .where(adapter.c.id == row.id)
+        )
         found = connection.execute(query.where(adapter_file.c.name == name)).first()
         if found is None:
             raise NotFound(f"{row.ref} has no file {name!r}")
         return found
+
+
+def choices(rows: Sequence[AdapterRow]) -> str:
+    """`depth:1|2|latest`, the last of them where there are many."""
+    names = [str(row.version) for row in rows[-10:]] + [name for row in rows for name in row.tags][:10]
+    return f"{rows[0].task}:{'|'.join(names)}"

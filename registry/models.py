@@ -23,6 +23,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+READY = "ready"
+REPLACED = "replaced"  # bundled, and no longer in the bundle
+REMOVED = "removed"  # by the user; the row stays, so that its number never comes twice
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -74,7 +78,7 @@ adapter = Table(
     Column("parameters", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
-    Column("status", String(16), nullable=False),  # ready | replaced (bundled, and no longer in the bundle)
+    Column("status", String(16), nullable=False),
     Column("folder", Text),  # of a bundled adapter, relative to the bundle; null: its files are blobs
     Column("metrics", JSON, nullable=False),
     Column("score", Float),

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import codi_hub
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
 from codi_hub.registry import versions
-from codi_hub.registry.bundled import READY, Manifest
+from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
+from codi_hub.registry.garbage import collect
 from codi_hub.registry.lookup import Lookup
-from codi_hub.registry.models import adapter, adapter_file, base, setting, tag, task
-from codi_hub.registry.references import LATEST, check_base, check_tag, check_task, parse
-from codi_hub.registry.rows import AdapterRow, BaseRow, Problem, TaskRow, now
+from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, base, setting, task
+from codi_hub.registry.references import check_base, check_task
+from codi_hub.registry.rows import AdapterRow, BaseRow, Garbage, Problem, TaskRow, now
 from codi_hub.registry.runs import RunLog, text
 from codi_hub.registry.store import Stamp, Store
+from codi_hub.registry.upkeep import Upkeep
 from codi_hub.registry.verify import checked, remember, verify
 
 WEIGHTS = "adapter.safetensors"
 
 
-class Registry(Lookup, RunLog):
-    """What exists. Safe to use from several processes and threads at once. `Lookup` has the questions, `RunLog` runs.
+class Registry(Upkeep, RunLog):
+    """What exists. Safe to use from several processes and threads at once.
+
+    `Lookup` has the questions, `Upkeep` tags and removes versions, `RunLog` has the runs.
 
     Every method raises CodiError where the database cannot be used.
     """
@@ -178,13 +184,55 @@ class Registry(Lookup, RunLog):
             raise InvalidInput(f"{folder} is no adapter: it has no {WEIGHTS}")
         values = {"task": task, "base_id": base_id, "kind": kind, "steps": steps, "parameters": parameters}
         values |= {"metrics": versions.plain(metrics), "score": versions.finite(score), "parent": parent}
+        with self._storing(f"the adapter in {folder}"):
+            return self._record(values, {name: self._store.put(path) for name, path in files.items()})
+
+    def copy_adapter(self, ref: str, task: str, base: str | None = None) -> tuple[AdapterRow, bool]:
+        """Records an adapter's files as the next version of another task on the same base, the adapter as its parent.
+
+        Returns:
+            The version, and whether it is new: nothing happens where the task has these very weights already.
+
+        Raises:
+            NotFound, UsageError: see `resolve`. NotFound, InvalidInput: see `file`. CodiError: not stored.
+        """
+        check_task(task)
+        with self._storing(ref):  # so that no file goes between the look at it and the record that needs it
+            source = self.resolve(ref, base)
+            with self._database.read() as connection:
+                base_id = self._base(connection, source.base)[1]
+                same = (adapter.c.status == READY, adapter.c.sha256 == source.sha256)
+                there = self._adapters(connection, (*same, adapter.c.task == task, adapter.c.base_id == base_id))
+            if there:
+                return there[-1], False
+            kept = ("kind", "steps", "parameters", "metrics", "score")
+            values = {"task": task, "base_id": base_id, "parent": source.ref}
+            values |= {name: getattr(source, name) for name in kept}
+            return self._record(values, {name: self._blob(source, name) for name in self.files(source)})[0], True
+
+    def _blob(self, row: AdapterRow, name: str) -> tuple[str, int]:
+        """(sha256, bytes) of an adapter's file that lies in the store; a bundled one is put there. See `file`."""
+        with self._database.read() as connection:
+            found = self._file(connection, row, name)
+        path = self._store.path(found.sha256)
+        try:
+            checked(self._database, path, found.sha256, f"{name} of {row.ref}")
+        except (NotFound, InvalidInput):
+            if found.folder is None:
+                raise
+            return self._store.put(self.file(row, name))
+        return found.sha256, path.stat().st_size
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
+        """For a whole addition, from the first byte to the record. Raises CodiError where the disk does not take it."""
         try:
             with self._store.locked():
-                stored = {name: self._store.put(path) for name, path in files.items()}
-                return self._record(values, stored)
+                self._store.note(self._database.mark)
+                yield
         except OSError as error:
             where, why = self._store.root, error.strerror or error
-            raise CodiError(f"the adapter in {folder} could not be stored under {where}: {why}") from error
+            raise CodiError(f"{what} could not be stored under {where}: {why}") from error
 
     def _record(self, values: dict[str, Any], stored: dict[str, tuple[str, int]]) -> tuple[AdapterRow, bool]:
         digest, size = stored[WEIGHTS]
@@ -204,26 +252,6 @@ class Registry(Lookup, RunLog):
                 remember(connection, path, digest, Stamp.of(path))
             return self._adapter(connection, adapter.c.id == adapter_id), moved
 
-    def tag(self, ref: str, name: str, base: str | None = None) -> AdapterRow:
-        """Points a tag, `latest` included, to a version. Raises NotFound or UsageError."""
-        check_tag(name)
-        with self._database.write() as connection:
-            row = self._resolve(connection, parse(ref), base)
-            versions.move_tag(
-                connection, name, connection.execute(adapter.select().where(adapter.c.id == row.id)).one()
-            )
-            return self._adapter(connection, adapter.c.id == row.id)
-
-    def untag(self, ref: str, name: str, base: str | None = None) -> None:
-        """Removes a tag from the task of `ref`, on one base. Raises NotFound, or UsageError for `latest`."""
-        if name == LATEST:
-            raise UsageError("every task has a latest version; move it with `codi tag TASK:VERSION latest`")
-        with self._database.write() as connection:
-            row, base_id = self._base(connection, base)
-            mine = (tag.c.task == parse(ref).task, tag.c.base_id == base_id, tag.c.name == name)
-            if not connection.execute(tag.delete().where(*mine)).rowcount:
-                raise NotFound(f"{parse(ref).task} has no tag {name!r} for base {row.name}; see `codi list`")
-
     def file(self, row: AdapterRow, name: str) -> Path:
         """Where a file of an adapter lies; its content has been checked since it last changed.
 
@@ -231,6 +259,8 @@ class Registry(Lookup, RunLog):
         """
         with self._database.read() as connection:
             found = self._file(connection, row, name)
+        if found.status == REMOVED:  # since it was looked up
+            raise NotFound(f"{row.ref} for base {row.base} has been removed; see `codi list {row.task}`")
         if found.folder is None:
             path = self._store.path(found.sha256)
         elif self._manifest and row.status == READY:
@@ -242,6 +272,10 @@ class Registry(Lookup, RunLog):
     def verify(self) -> list[Problem]:
         """Rehashes every file and compares both ways; an empty list means that all is well."""
         return verify(self._database, self._store, self._manifest)
+
+    def collect(self, *, dry_run: bool = False) -> list[Garbage]:
+        """Deletes the files that no adapter needs any more; what they are, or were. See `garbage.collect`."""
+        return collect(self._database, self._store, dry_run=dry_run)
 
     @staticmethod
     def _put_in_use(connection: Any, name: str) -> None:

@@ -66,6 +66,15 @@ class AdapterRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed for a base: `rows` as they were, and by task where `latest` is now, if it was on one of them."""
+
+    base: str
+    rows: tuple[AdapterRow, ...]
+    latest: dict[str, AdapterRow | None]
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """A run; `ok` and `failed` count its items so far. `finished` is None while it goes on, or after it was killed."""
 
@@ -100,4 +109,13 @@ class Problem:
 
     kind: str
     path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A file that nothing needs. `message` says what it was."""
+
+    path: str
+    bytes: int
     message: str

@@ -47,6 +47,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.noted = root / "databases"
         self._temporary = root / "tmp"
 
     @contextlib.contextmanager
@@ -57,6 +58,21 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
             yield
+
+    def databases(self) -> set[str]:
+        """Those that have put files in here. To one of them, the others' would look like nobody's."""
+        try:
+            return set(self.noted.read_text(encoding="utf-8").splitlines())
+        except FileNotFoundError:
+            return set()
+
+    def note(self, database: str) -> None:
+        """Adds to `databases`, while locked. Raises OSError."""
+        if database not in (names := self.databases()):
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            temporary = self._temporary / f"{uuid.uuid4().hex}.part"
+            temporary.write_text("\n".join(sorted(names | {database})), encoding="utf-8")
+            os.replace(temporary, self.noted)
 
     def path(self, digest: str) -> Path:
         return self.root / "sha256" / digest[:2] / digest
@@ -93,4 +109,4 @@ class Store:
 
     def leftovers(self) -> set[Path]:
         """Temporary files of processes that were killed; exact only while locked."""
-        return set(self._temporary.glob("*"))
+        return {path for path in self._temporary.glob("*") if not path.is_dir()}

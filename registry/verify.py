@@ -10,7 +10,7 @@ from codi_hub.errors import InvalidInput, NotFound
 from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
-from codi_hub.registry.models import adapter, adapter_file, base, verified
+from codi_hub.registry.models import READY, adapter, adapter_file, base, verified
 from codi_hub.registry.rows import Problem
 from codi_hub.registry.runs import text
 from codi_hub.registry.store import Stamp, Store, sha256
@@ -54,38 +54,43 @@ def checked(database: Database, path: Path, digest: str, what: str) -> Path:
 def verify(database: Database, store: Store, manifest: Manifest | None) -> list[Problem]:
     """Reads every file. Those that differ are also read, and refused, when next asked for."""
     with store.locked(), database.read() as connection:
-        owners = _owners(connection)
+        needed = owners(connection)
         blobs, leftovers = store.blobs(), store.leftovers()
-    expected = {store.path(digest): (digest, refs) for digest, refs in owners.items()}
+    expected = {store.path(digest): (digest, refs) for digest, refs in needed.items()}
     for path, digest in manifest.files() if manifest else ():
         expected[path] = (digest, "the bundled models")
-    problems = []
+    problems: dict[Path, Problem] = {}
     good: list[tuple[Path, str, Stamp]] = []
     for path, (digest, refs) in sorted(expected.items()):
         problem, stamp = _examine(path, digest, refs)
         if problem:
-            problems.append(problem)
+            problems[path] = problem
         elif stamp:
             good.append((path, digest, stamp))
     for path in sorted(blobs - expected.keys()):
-        problems.append(Problem("orphan", text(path), "no record needs it; delete it"))
+        problems[path] = Problem("orphan", text(path), "no adapter needs it; `codi gc` deletes it")
     for path in sorted(leftovers):
-        problems.append(Problem("leftover", text(path), "a process was killed while it wrote this; delete it"))
+        problems[path] = Problem(
+            "leftover", text(path), "a process was killed while it wrote this; `codi gc` deletes it"
+        )
     with database.write() as connection:
         connection.execute(delete(verified))
         for path, digest, stamp in good:
             remember(connection, path, digest, stamp)
-    return problems
+        # An adapter that was removed while its files were read does not miss them.
+        released = needed.keys() - owners(connection).keys()
+    return [problem for path, problem in problems.items() if path.name not in released]
 
 
-def _owners(connection: Connection) -> dict[str, str]:
-    """Each blob's hash, with the adapters that need it as text."""
+def owners(connection: Connection, ready: bool = True) -> dict[str, str]:
+    """Each blob's hash, with the adapters that need it (or with `ready=False` those that needed it) as text."""
     joined = adapter_file.join(adapter, adapter.c.id == adapter_file.c.adapter_id).join(base)
     query = select(adapter_file.c.sha256, adapter.c.task, adapter.c.version, base.c.name).select_from(joined)
-    owners: dict[str, list[str]] = {}
-    for digest, task, version, base_name in connection.execute(query.where(adapter.c.folder.is_(None))):
-        owners.setdefault(digest, []).append(f"{task}:{version} for {base_name}")
-    return {digest: ", ".join(names) for digest, names in owners.items()}
+    status = adapter.c.status == READY if ready else adapter.c.status != READY
+    found: dict[str, list[str]] = {}
+    for digest, task, version, base_name in connection.execute(query.where(adapter.c.folder.is_(None), status)):
+        found.setdefault(digest, []).append(f"{task}:{version} for {base_name}")
+    return {digest: ", ".join(names) for digest, names in found.items()}
 
 
 def _examine(path: Path, digest: str, refs: str) -> tuple[Problem | None, Stamp | None]:

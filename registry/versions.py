@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, and_, delete, func, select, update
 from sqlalchemy import insert as sql_insert
 
-from codi_hub.registry.models import adapter, tag
+from codi_hub.registry.models import READY, adapter, tag
 from codi_hub.registry.references import LATEST
 
 
@@ -54,6 +54,16 @@ def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
         return False
     move_tag(connection, LATEST, row)
     return True
+
+
+def settle_latest(connection: Connection, task: str, base_id: int) -> Any:
+    """Points `latest` to the best version left: the highest score, the newest where none is known. Its row, or None."""
+    best_first = (adapter.c.score.is_(None), adapter.c.score.desc(), adapter.c.version.desc())
+    ready = (adapter.c.status == READY, adapter.c.task == task, adapter.c.base_id == base_id)
+    row = connection.execute(select(adapter).where(*ready).order_by(*best_first).limit(1)).first()
+    if row is not None:
+        move_tag(connection, LATEST, row)
+    return row
 
 
 def drop_tags(connection: Connection, task: str, base_id: int, version: int) -> None:
