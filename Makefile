@@ -1,5 +1,6 @@
 # make demo    four photographs, degraded, through `codi run superres`, and a before/after sheet
 # make test    the tests
+# make soak    commands killed with -9 at random moments, 200 times, and a look at what each left
 # make check   lint, format, types, tests
 # Each makes its own environment in .venv first, from Python 3.11 or newer.
 
@@ -7,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint format types typing clean
+.PHONY: demo test soak check lint format types typing clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -15,6 +16,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(PY) -m pytest
+
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) tests/soak.py 200
 
 check: lint types test
 
