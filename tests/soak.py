@@ -169,7 +169,7 @@ class Soak:
             self.go_on(*self.begun.pop())
 
     def go_on(self, name: str, args: list[str]) -> None:
-        """What was killed is done: a distillation from its last checkpoint, if it had one; of a run, what is missing."""
+        """What was killed is done: a distillation from its last checkpoint, if it has one; of a run what is missing."""
         if name == "distill":
             begun = Path(args[args.index("--run-dir") + 1]) / "run.json"
             answer = self.codi(name, *args, *["--resume"] * begun.exists())
