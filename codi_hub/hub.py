@@ -123,10 +123,12 @@ class Hub(Catalog):
         """Runs an adapter over files and folders (DESIGN, "Two ways through it").
 
         Raises:
-            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
+            CodiError: nothing could begin, or the page about it could not be written in the end. What goes wrong with
+                one file is a row of the report.
             Interrupted: after Ctrl-C, with the report so far.
         """
-        from codi_hub.batch import Interrupted, plan, run_folder
+        from codi_hub.batch import Interrupted, plan
+        from codi_hub.batch.report import Page
 
         options = options or RunOptions()
         row = self.registry.resolve(ref, base=options.base or self._base)
@@ -144,8 +146,35 @@ class Hub(Catalog):
         )
         steps = options.steps or row.steps
         self._check_steps(steps, row)
-        generate = self._when_needed(row, options, steps)
         made_with = _what_matters(row, task, options, steps)
+        page = Page(options.report, items, made_with) if options.report is not None else None
+
+        def reported(report: RunReport) -> RunReport:
+            if page is not None:
+                page.write(report)
+                on_event({"kind": "message", "text": f"report: {page}"})
+            return report
+
+        try:
+            return reported(self._run_items(row, task, items, steps, made_with, options, on_event))
+        except Interrupted as stopped:
+            reported(stopped.report)
+            raise
+
+    def _run_items(
+        self,
+        row: AdapterRow,
+        task: Task,
+        items: Sequence[Item],
+        steps: int,
+        made_with: dict[str, Any],
+        options: RunOptions,
+        on_event: OnEvent,
+    ) -> RunReport:
+        """Runs what was planned, each item in the record of runs as soon as it is done."""
+        from codi_hub.batch import Interrupted, run_folder
+
+        generate = self._when_needed(row, options, steps)
         finished = self.registry.finished_outputs(row.ref, made_with)
         run_id = self.registry.start_run(row.task, row.ref, made_with)
         count = len(items)

@@ -114,6 +114,7 @@ class RunOptions(_Checked):
     allow_base_mismatch: bool = _opt(
         False, "Run an adapter on another base of its family, such as a fine-tune", "--allow-base-mismatch"
     )
+    report: Path | None = _opt(None, "HTML page to write about the run: every image, before and after", "--report")
     set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
 
 
@@ -326,7 +327,11 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport(_Report):
-    """What became of each input. `items`: input, output, status ("ok", "failed", "skipped"), seed, error."""
+    """What became of each input.
+
+    `items`: input, output, status ("ok", "failed", "skipped"), seed, error, seconds (0 where nothing was computed), and
+    prompt if it has one.
+    """
 
     task: str
     adapter: str  # task:version
