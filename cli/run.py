@@ -61,15 +61,15 @@ def run(
 
 
 def _told(report: RunReport | JobsReport, dry_run: bool) -> str:
-    runs = report.runs if isinstance(report, JobsReport) else [report]
-    by = ", ".join(dict.fromkeys(f"{run.adapter}, {run.steps} step{'s' * (run.steps != 1)}" for run in runs))
     if dry_run:
         lines = [f"{item['status']}: {item['input']} -> {item['output']}" for item in report.items]
         planned = sum(item["status"] == "planned" for item in report.items)
-        return "\n".join([*lines, f"{planned} to make, {report.failed} refused, {report.skipped} done already ({by})"])
+        return "\n".join(
+            [*lines, f"{planned} to make, {report.failed} refused, {report.skipped} done already ({report.by})"]
+        )
     return (
         f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
-        f"({by}){_where(report.items)}"
+        f"({report.by}){_where(report.items)}"
     )
 
 

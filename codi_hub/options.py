@@ -121,6 +121,7 @@ class RunOptions(_Checked):
     allow_base_mismatch: bool = _opt(
         False, "Run an adapter on another base of its family, such as a fine-tune", "--allow-base-mismatch"
     )
+    report: Path | None = _opt(None, "HTML page to write about the run: every image, before and after", "--report")
     set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
 
 
@@ -333,9 +334,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport(_Report):
-    """What became of each input. `items`: input, output, status, seed, error.
+    """What became of each input.
 
-    A status is "ok", "failed", "skipped", or of a dry run "planned".
+    `items`: input, output, status ("ok", "failed", "skipped", or of a dry run "planned"), seed, error, seconds (0 where
+    nothing was computed), and prompt if it has one.
     """
 
     task: str
@@ -346,6 +348,11 @@ class RunReport(_Report):
     skipped: int
     seconds: float
     items: list[dict[str, Any]]
+
+    @property
+    def by(self) -> str:
+        """What made them, for people."""
+        return f"{self.adapter}, {self.steps} step{'s' * (self.steps != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +371,16 @@ class JobsReport(_Report):
         """Adds up."""
         total = {name: sum(getattr(run, name) for run in runs) for name in ("ok", "failed", "skipped", "seconds")}
         return cls(jobs=jobs, runs=runs, **total)
+
+    @property
+    def task(self) -> str:
+        """What it is called, for people."""
+        return self.jobs.name
+
+    @property
+    def by(self) -> str:
+        """What made them, for people."""
+        return "; ".join(dict.fromkeys(run.by for run in self.runs))
 
     @property
     def items(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.networks import Generate, Networks
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH = 8
 
 OnEvent = Callable[[dict[str, Any]], object]
+Report = TypeVar("Report", RunReport, JobsReport)
 
 
 def silent(event: dict[str, Any]) -> None:
@@ -64,11 +65,14 @@ class Runs(Networks):
         """Runs an adapter over files and folders (DESIGN, "Two ways through it").
 
         Raises:
-            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
+            CodiError: nothing could begin, or the page about it could not be written in the end. What goes wrong with
+                one file is a row of the report.
             Interrupted: after Ctrl-C, with the report so far.
         """
-        work = self._planned(ref, inputs, options or RunOptions())
-        return self._run(work, _counted(on_event, len(work.items)))
+        options = options or RunOptions()
+        work = self._planned(ref, inputs, options)
+        with _paged(options, work.items, work.made_with, on_event) as page:
+            return page(self._run(work, _counted(on_event, len(work.items))))
 
     def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = silent) -> JobsReport:
         """Runs a list of jobs (`codi_hub.batch.jobs`), those of one adapter together, whatever their order.
@@ -77,28 +81,36 @@ class Runs(Networks):
             options: for all jobs; what a line says itself counts for that line.
 
         Raises:
-            CodiError: a line that cannot be run, naming it; nothing was begun then.
+            CodiError: a line that cannot be run, naming it; nothing was begun then. Else as `run`.
             Interrupted: after Ctrl-C, with the report so far.
         """
-        from codi_hub.batch import Interrupted, check_outputs, read_jobs
+        from codi_hub.batch import check_outputs, read_jobs
 
+        options = options or RunOptions()
         works = []
-        for job in read_jobs(file, options or RunOptions()):
+        for job in read_jobs(file, options):
             with _naming(job.where):
                 works.append(self._planned(job.ref, job.inputs, job.options))
-        items = [item for work in works for item in work.items]
-        check_outputs(items)
+        check_outputs([item for work in works for item in work.items])
         together: dict[tuple[str, int, str], Work] = {}
         for work in works:
             before = together.get(work.key)
             together[work.key] = replace(before, items=before.items + work.items) if before else work
+        works = [work for _, work in sorted(together.items(), key=lambda entry: entry[0][0])]
+        items = [item for work in works for item in work.items]
+        with _paged(options, items, {}, on_event) as page:
+            return page(self._run_all(file, works, _counted(on_event, len(items))))
+
+    def _run_all(self, file: Path, works: Sequence[Work], on_item: OnEvent) -> JobsReport:
+        from codi_hub.batch import Interrupted
+
         reports: list[RunReport] = []
-        on_item = _counted(on_event, len(items))
-        for _, work in sorted(together.items(), key=lambda entry: entry[0][0]):
+        for work in works:
             try:
                 reports.append(self._run(work, on_item))
             except Interrupted as stopped:
-                raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), len(items)) from None
+                planned = sum(len(work.items) for work in works)
+                raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), planned) from None
         return JobsReport.of(file, reports)
 
     def _planned(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> Work:
@@ -180,6 +192,33 @@ def _counted(on_event: OnEvent, total: int) -> OnEvent:
     """Rows of a report as events that say how many have come."""
     seen = count(1)
     return lambda row: on_event({"kind": "item", **row, "done": next(seen), "total": total})
+
+
+@contextmanager
+def _paged(
+    options: RunOptions, items: Sequence[Item], settings: Mapping[str, Any], on_event: OnEvent
+) -> Iterator[Callable[[Report], Report]]:
+    """Checks --report; gives what writes the page about a report, that of an interrupted run too."""
+    if options.report is None:
+        yield lambda report: report
+        return
+    from codi_hub.batch import Interrupted
+    from codi_hub.batch.report import Page
+
+    if options.dry_run:
+        raise UsageError("--dry-run makes nothing that --report could show: leave one of them out")
+    page = Page(options.report, items, settings)
+
+    def written(report: Report) -> Report:
+        page.write(report)
+        on_event({"kind": "message", "text": f"report: {page}"})
+        return report
+
+    try:
+        yield written
+    except Interrupted as stopped:
+        written(stopped.report)
+        raise
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -176,12 +176,13 @@ def _decoded(image: Image.Image) -> Picture:
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if space in (b"CMYK", b"GRAY") and (space == b"CMYK") == (image.mode == "CMYK"):
         flat = image if image.mode == "CMYK" else image.convert("L")
-        return Picture(_to_srgb(flat, icc), alpha)
+        return Picture(to_srgb(flat, icc), alpha)
     rgb = image.convert("RGBA").convert("RGB") if alpha is not None else image.convert("RGB")
     return Picture(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
 
 
-def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """RGB values as sRGB means them, of an image whose values are meant in the profile `icc`."""
     try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
         changed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
@@ -229,12 +230,19 @@ def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None
     options = dict(_SAVE_OPTIONS[kind])
     if icc is not None and image.mode != "L":
         options["icc_profile"] = icc
+    with replacing(path) as file:
+        image.save(file, format=kind, **options)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when it is whole, and never is there if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden and no image by its name, so that neither this program nor another takes it for a result.
     temporary = path.parent / f".codi-{uuid.uuid4().hex}.part"
     try:
         with open(temporary, "xb") as file:
-            image.save(file, format=kind, **options)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

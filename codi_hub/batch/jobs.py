@@ -19,7 +19,7 @@ from codi_hub.batch.files import shown
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.options import RunOptions
 
-WHOLE = ("device", "dtype", "batch", "overwrite", "resume", "dry_run", "out")  # said once, or otherwise (`output`)
+WHOLE = ("device", "dtype", "batch", "overwrite", "resume", "dry_run", "report", "out")  # once; `output`
 OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in WHOLE)
 KEYS = ("task", "input", "output", *OPTIONS)
 

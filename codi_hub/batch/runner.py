@@ -332,13 +332,13 @@ class _Run:
     def _row(self, index: int, status: str, loaded: _Loaded | None = None, error: str | None = None) -> None:
         item = self.items[index]
         row: Row = {"input": text(item.input), "output": text(item.output)}
-        row |= {"status": status, "seed": item.seed, "error": error}
+        seconds = loaded.seconds if loaded is not None else 0.0
+        row |= {"status": status, "seed": item.seed, "error": error, "seconds": seconds}
         if item.prompt is not None:
             row["prompt"] = item.prompt
         if self.record is not None and status != "skipped":
-            seconds = loaded.seconds if loaded is not None else 0.0
             try:
-                self.record({**row, "input_hash": loaded.digest if loaded is not None else None, "seconds": seconds})
+                self.record({**row, "input_hash": loaded.digest if loaded is not None else None})
             except Exception as exc:  # noqa: BLE001 - a full disk under the registry must not end the run either
                 why = f"not recorded: {explain(exc)}"
                 row |= {"status": "failed", "error": f"{error}; {why}" if error else f"written, but {why}"}

@@ -136,8 +136,11 @@ def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi
         {"task": "superres", "input": "in/b.png", "output": "out/b2.png", "set": {"scale": 2}},
         {"task": "superres", "input": "in/b.png", "output": "out4"},
     )
-    answer = codi("run", "--jobs", "jobs.jsonl", "--json", *fixed)
+    answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--report", "page.html", *fixed)
     assert answer.code == 0, answer.err
+    page = (pictures / "page.html").read_text()
+    assert page.count("data:image/webp") == 8  # four images, before and after
+    assert "superres:1, 1 step; inpaint:1, 1 step" in page
     report = json.loads(answer.out)
     assert (report["ok"], report["failed"], report["jobs"]) == (4, 0, "jobs.jsonl")
     assert [(run["task"], len(run["items"])) for run in report["runs"]] == [
@@ -192,6 +195,8 @@ def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: 
     statuses = {item["input"]: item["status"] for item in json.loads(answer.out)["items"]}
     assert statuses == {"in/a.png": "skipped", "in/b.png": "planned", "in/c.png": "planned", "in/hole.png": "planned"}
     assert [path.name for path in (pictures / "out").iterdir()] == ["a.png"]
+    both = codi("run", "superres", "in", "--dry-run", "--report", "page.html")
+    assert (both.code, "leave one of them out" in both.err, (pictures / "page.html").exists()) == (2, True, False)
     told = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run").out.splitlines()
     assert told[0] == "skipped: in/a.png -> out/a.png"
     assert told[-1] == "3 to make, 0 refused, 1 done already (superres:1, 1 step)"

@@ -58,7 +58,9 @@ def test_a_folder(images, go, copying, tmp_path):
     assert (report.ok, report.failed, report.skipped) == (6, 0, 0)
     names = ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"]
     assert [row["input"] for row in report.items] == [str(images / name) for name in names]
-    assert [set(row) for row in report.items] == [{"input", "output", "status", "seed", "error", "prompt"}] * 6
+    keys = {"input", "output", "status", "seed", "error", "seconds", "prompt"}
+    assert [set(row) for row in report.items] == [keys] * 6
+    assert all(row["seconds"] > 0 for row in report.items)
     assert sorted(map(str, seen)) == sorted(map(str, report.items))
     for name in names:
         with Image.open(images / name) as before, Image.open(tmp_path / "out" / name) as after:

@@ -15,8 +15,8 @@ import pytest
 from codi_hub import Catalog, DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
 
 ITEMS = [
-    {"input": "in/a.png", "output": "out/a.png", "status": "ok", "seed": 7, "error": None},
-    {"input": "in/b.png", "output": "out/b.png", "status": "failed", "seed": 8, "error": "truncated"},
+    {"input": "in/a.png", "output": "out/a.png", "status": "ok", "seed": 7, "error": None, "seconds": 0.5},
+    {"input": "in/b.png", "output": "out/b.png", "status": "failed", "seed": 8, "error": "truncated", "seconds": 0.0},
 ]
 
 
@@ -78,7 +78,7 @@ def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
     document = json.loads(codi("run", "superres", "in", "--json").out)
     assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "items"]
     assert document["items"] == ITEMS[:1]
-    assert list(document["items"][0]) == ["input", "output", "status", "seed", "error"]
+    assert list(document["items"][0]) == ["input", "output", "status", "seed", "error", "seconds"]
 
 
 def test_one_failed_image_is_exit_code_1_and_a_line(codi, hub):

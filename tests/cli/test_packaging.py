@@ -23,6 +23,14 @@ def test_every_folder_of_code_is_declared_as_a_package():
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_what_is_no_code_is_declared_as_data():
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for file in (ROOT / "codi_hub" / "batch").iterdir():
+        if file.is_file() and file.suffix != ".py":
+            assert any(file.match(pattern) for pattern in data["codi_hub.batch"])
+    assert (ROOT / "codi_hub" / "batch" / "report.html.j2").is_file()
+
+
 def test_public_names_are_there_and_no_others():
     assert all(getattr(codi_hub, name) is not None for name in codi_hub.__all__)
     assert codi_hub.__version__ == PROJECT["project"]["version"]

@@ -79,7 +79,11 @@ def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs
     assert set(items(first).values()) == {"ok"}
     sizes = {path.relative_to(out).as_posix(): Image.open(path).size for path in out.rglob("*.*")}
     assert sizes == {"a.png": (192, 192), "b.jpg": (192, 192), "sub/c.png": (192, 128)}
-    assert set(items(codi("run", "superres", inputs, *fixed)).values()) == {"skipped"}
+    page = tmp_path / "new" / "r.html"
+    again = codi("run", "superres", inputs, *fixed, "--report", page)
+    assert set(items(again).values()) == {"skipped"}
+    assert again.err.endswith(f"report: {page}\n")
+    assert page.read_text().count("data:image/webp;base64,") == 6
     alone = codi("run", "superres", inputs / "a.png", "-o", tmp_path / "alone.png", *fixed)
     assert alone.code == 0
     pair = [np.asarray(Image.open(path)).astype(int) for path in (out / "a.png", tmp_path / "alone.png")]
