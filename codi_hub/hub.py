@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
-from codi_hub.errors import UsageError
+from codi_hub.errors import Mismatch, UsageError
 from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
 
 if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import ControlAdapter
-    from codi_hub.base import FrozenBase
+    from codi_hub.base import Fingerprint, FrozenBase
     from codi_hub.batch import Item
     from codi_hub.evaluate.measured import Contestant
-    from codi_hub.registry import AdapterRow
+    from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
 
 PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
@@ -59,7 +59,7 @@ class Hub(Catalog):
         key = (row.name, str(where), str(precision))
         if key not in self._loaded:
             base = FrozenBase.load(row.source, device=where, dtype=precision)
-            base.fingerprint.check(row.family, row.sketch)
+            _check_unchanged(row, base.fingerprint)
             self._loaded[key] = base, Resident()
         return self._loaded[key]
 
@@ -144,7 +144,7 @@ class Hub(Catalog):
         )
         steps = options.steps or row.steps
         self._check_steps(steps, row)
-        generate = self._when_needed(row, options, steps)
+        ready: list[Generate] = []
         made_with = _what_matters(row, task, options, steps)
         finished = self.registry.finished_outputs(row.ref, made_with)
         run_id = self.registry.start_run(row.task, row.ref, made_with)
@@ -155,13 +155,14 @@ class Hub(Catalog):
             report = run_folder(
                 items,
                 task,
-                generate,
+                lambda conditions, prompts, seeds: ready[0](conditions, prompts, seeds, steps),
                 name=row.task,
                 adapter=row.ref,
                 steps=steps,
                 batch=options.batch or DEFAULT_BATCH,
                 overwrite=options.overwrite,
                 resume=options.resume,
+                begin=lambda: ready.append(self._ready(row, task, options)),
                 done=lambda item, digest: _is_done(item, digest, finished),
                 record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=lambda made: on_event({"kind": "item", **made, "done": next(seen), "total": count}),
@@ -174,18 +175,22 @@ class Hub(Catalog):
             self.registry.finish_run(run_id, status)
         return report
 
-    def _when_needed(self, row: AdapterRow, options: RunOptions, steps: int) -> Generate:
-        """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
-        ready: list[Generate] = []
+    def _ready(self, row: AdapterRow, task: Task, options: RunOptions) -> Generate:
+        """The generator of a run, its networks loaded; an adapter that does not fit is refused before they are."""
+        self._check(row, task, options.allow_base_mismatch)
+        base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
+        return self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
 
-        def generate(conditions: Any, prompts: Any, seeds: Any) -> list[np.ndarray]:
-            if not ready:
-                base, adapter, _ = self._resident(row, options.device, options.dtype, options.allow_base_mismatch)
-                generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
-                ready.append(generate)
-            return ready[0](conditions, prompts, seeds, steps)
+    def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
+        """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use."""
+        from codi_hub.adapters import format
+        from codi_hub.base import Fingerprint
 
-        return generate
+        base = self.registry.base(row.base)
+        record = format.read_record(self.registry.file(row, format.RECORD))
+        format.check_condition(record, row.ref, task.name, task.condition_channels)
+        mark = Fingerprint(base.family, base.sketch or {})
+        format.check(record, self.registry.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch)
 
     def _check_steps(self, steps: int, row: AdapterRow) -> None:
         if not 1 <= steps <= 1000:
@@ -206,7 +211,7 @@ class Hub(Catalog):
         task_options = {**entry["options"], **options.options}
         base = self.registry.base(options.base or self._base)
         folder = self._run_folder(name, options)
-        parent = self._parent(options.parent, base.name) if options.parent else None
+        parent = self._parent(options.parent, task, options, base.name) if options.parent else None
         job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
         made = distil(job, on_event)
         row, _ = self.registry.add_adapter(
@@ -253,8 +258,9 @@ class Hub(Catalog):
             raise UsageError(f"--run-dir {given}: a run lies there already; add --resume to go on with it")
         return given.absolute()
 
-    def _parent(self, ref: str, base: str) -> tuple[str, Path, Path]:
+    def _parent(self, ref: str, task: Task, options: DistillOptions, base: str) -> tuple[str, Path, Path]:
         row = self.registry.resolve(ref, base=base)
+        self._check(row, task, options.allow_base_mismatch)
         return row.ref, self.registry.file(row, "adapter.safetensors"), self.registry.file(row, "adapter.json")
 
     # ---- evaluate
@@ -304,6 +310,9 @@ class Hub(Catalog):
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             self._check_steps(steps, row)
+        for one in found:
+            if one.row:
+                self._check(one.row, task)
         base, _ = self._loaded_base(row.base, options.device, options.dtype)
         contestants = []
         for one in found:
@@ -311,6 +320,18 @@ class Hub(Catalog):
             generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
             contestants.append(Contestant(one.name, generate, one.steps))
         return base, contestants
+
+
+def _check_unchanged(row: BaseRow, mark: Fingerprint) -> None:
+    """Raises Mismatch where a base is no longer what was registered."""
+    try:
+        mark.check(row.family, row.sketch)
+    except Mismatch as error:
+        changed = f"family {mark.family}, then {row.family}" if mark.family != row.family else "its weights differ"
+        raise Mismatch(
+            f"base {row.name} is not what was registered, at {row.source} ({changed}): "
+            "restore it, or register it under another name with `codi base add NAME FOLDER`"
+        ) from error
 
 
 def _recorded(output: Any) -> str:
