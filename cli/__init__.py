@@ -11,7 +11,7 @@ import typer
 
 import codi_hub
 from codi_hub.cli import adapters, base, distill, eval, health, run, task
-from codi_hub.errors import CodiError, Told
+from codi_hub.errors import CodiError, Told, one_line
 
 app = typer.Typer(
     name="codi",
@@ -72,7 +72,7 @@ def _report(error: Exception) -> int:
         print(error, file=sys.stderr)
         return 2
     if not isinstance(error, Told):
-        print(f"Error: {' '.join(_text(error).split())}", file=sys.stderr)
+        print(f"Error: {one_line(_text(error))}", file=sys.stderr)
     return error.exit_code if isinstance(error, CodiError | typer.TyperException) else 1
 
 

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.cli.output import Output, cell
+from codi_hub.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -40,11 +41,11 @@ class Display:
         if kind == "message":
             self._say(event["text"])
         elif kind == "item" and event["status"] == "failed":
-            self._say(f"failed: {event['input']}: {event['error']}", always=True)
+            self._say(f"failed: {printable(event['input'])}: {event['error']}", always=True)
         if kind == "step":
             self._advance("step", event["step"], event["total"], _training(event), event.get("eta"))
         elif kind == "item" and "total" in event:
-            self._advance("image", event["done"], event["total"], str(event["input"]), event.get("eta"))
+            self._advance("image", event["done"], event["total"], printable(event["input"]), event.get("eta"))
 
     def _say(self, text: str, always: bool = False) -> None:
         if self._live:

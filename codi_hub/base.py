@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from codi_hub.errors import InvalidInput, Mismatch, NotFound
+from codi_hub.errors import InvalidInput, Mismatch, NotFound, one_line
 from codi_hub.schedule import Schedule
 
 Features = list[Tensor]
@@ -148,7 +148,7 @@ class FrozenBase(nn.Module):
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
             scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise InvalidInput(f"base {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
         base = cls(unet, vae, text_encoder, tokenizer, scheduler).to(device)
         return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

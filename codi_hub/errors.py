@@ -1,6 +1,17 @@
 """The errors a user can cause. Each message is one line: what is wrong, with the value, and what to do about it."""
 
 
+def printable(text: str) -> str:
+    """The text on one line, with line breaks and whatever else could steer a terminal escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def one_line(said: object, most: int | None = None) -> str:
+    """As one line of a message: white space run together, the rest `printable`, cut at `most` characters."""
+    line = printable(" ".join(str(said).split()))
+    return line if most is None or len(line) <= most else f"{line[: most - 3]}..."
+
+
 class CodiError(Exception):
     """Something the user can put right. The command line prints it as `Error: ...` and exits with `exit_code`."""
 

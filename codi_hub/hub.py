@@ -42,7 +42,7 @@ class Hub(Runs):
         task_options = {**entry["options"], **options.options}
         base = self.registry.base(options.base or self._base)
         folder = by_main(lambda: self._run_folder(name, options))
-        parent = self._parent(options.parent, base.name) if options.parent else None
+        parent = self._parent(options.parent, task, options, base.name) if options.parent else None
         job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
         made = distil(job, on_event)
         return by_main(lambda: self._registered(job, made))
@@ -92,8 +92,9 @@ class Hub(Runs):
             raise UsageError(f"--run-dir {given}: a run lies there already; add --resume to go on with it")
         return given.absolute()
 
-    def _parent(self, ref: str, base: str) -> tuple[str, Path, Path]:
+    def _parent(self, ref: str, task: Task, options: DistillOptions, base: str) -> tuple[str, Path, Path]:
         row = self.registry.resolve(ref, base=base)
+        self._check(row, task, options.allow_base_mismatch)
         return row.ref, self.registry.file(row, "adapter.safetensors"), self.registry.file(row, "adapter.json")
 
     # ---- evaluate
@@ -143,6 +144,9 @@ class Hub(Runs):
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             check_steps(steps, row)
+        for one in found:
+            if one.row:
+                self._check(one.row, task)
         base, _ = self._loaded_base(row.base, options.device, options.dtype)
         contestants = []
         for one in found:

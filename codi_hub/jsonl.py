@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, one_line
 
 
 def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -29,5 +29,5 @@ def _object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{where} is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise InvalidInput(f"{where} is no JSON object: {line.strip()[:60]}")
+        raise InvalidInput(f"{where} is no JSON object: {one_line(line, 60)}")
     return given

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
+from codi_hub.errors import Mismatch
 
 if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import ControlAdapter
-    from codi_hub.base import FrozenBase
-    from codi_hub.registry import AdapterRow
+    from codi_hub.base import Fingerprint, FrozenBase
+    from codi_hub.registry import AdapterRow, BaseRow
+    from codi_hub.tasks import Task
 
 PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
 
@@ -43,7 +45,7 @@ class Networks(Catalog):
         key = (row.name, str(where), str(precision))
         if key not in self._loaded:
             base = FrozenBase.load(row.source, device=where, dtype=precision)
-            base.fingerprint.check(row.family, row.sketch)
+            _check_unchanged(row, base.fingerprint)
             self._loaded[key] = base, Resident()
         return self._loaded[key]
 
@@ -72,6 +74,17 @@ class Networks(Catalog):
 
         return base, resident.get(row.sha256, load), row
 
+    def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
+        """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use, before it is loaded."""
+        from codi_hub.adapters import format
+        from codi_hub.base import Fingerprint
+
+        base = self.registry.base(row.base)
+        record = format.read_record(self.registry.file(row, format.RECORD))
+        format.check_condition(record, row.ref, task.name, task.condition_channels)
+        mark = Fingerprint(base.family, base.sketch or {})
+        format.check(record, self.registry.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch)
+
     def generator(
         self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0
     ) -> Generate:
@@ -99,3 +112,15 @@ class Networks(Catalog):
             return made
 
         return generate
+
+
+def _check_unchanged(row: BaseRow, mark: Fingerprint) -> None:
+    """Raises Mismatch where a base is no longer what was registered."""
+    try:
+        mark.check(row.family, row.sketch)
+    except Mismatch as error:
+        changed = f"family {mark.family}, then {row.family}" if mark.family != row.family else "its weights differ"
+        raise Mismatch(
+            f"base {row.name} is not what was registered, at {row.source} ({changed}): "
+            "restore it, or register it under another name with `codi base add NAME FOLDER`"
+        ) from error

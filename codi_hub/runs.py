@@ -16,8 +16,6 @@ from codi_hub.networks import Generate, Networks
 from codi_hub.options import JobsReport, RunOptions, RunReport
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from codi_hub.batch import Item
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
@@ -90,7 +88,9 @@ class Runs(Networks):
         works = []
         for job in read_jobs(file, options):
             with _naming(job.where):
-                works.append(self._planned(job.ref, job.inputs, job.options))
+                work = self._planned(job.ref, job.inputs, job.options)
+                self._check(work.row, work.task, options.allow_base_mismatch)
+                works.append(work)
         check_outputs([item for work in works for item in work.items])
         together: dict[tuple[str, int, str], Work] = {}
         for work in works:
@@ -138,6 +138,7 @@ class Runs(Networks):
         from codi_hub.batch import Interrupted, Tiling, run_folder
 
         row, options = work.row, work.options
+        ready: list[Generate] = []
         finished = self.registry.finished_outputs(row.ref, work.made_with)
         run_id: Any = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
         status = "failed"
@@ -145,7 +146,7 @@ class Runs(Networks):
             report = run_folder(
                 work.items,
                 work.task,
-                self._when_needed(work),
+                lambda conditions, prompts, seeds, *windows: ready[0](conditions, prompts, seeds, work.steps, *windows),
                 name=row.task,
                 adapter=row.ref,
                 steps=work.steps,
@@ -154,6 +155,7 @@ class Runs(Networks):
                 overwrite=options.overwrite,
                 resume=options.resume,
                 dry_run=options.dry_run,
+                begin=lambda: ready.append(self._ready(work)),
                 done=lambda item, digest: _is_done(item, digest, finished),
                 record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=on_item,
@@ -167,19 +169,12 @@ class Runs(Networks):
                 self.registry.finish_run(run_id, status)
         return report
 
-    def _when_needed(self, work: Work) -> Generate:
-        """What `run_folder` calls; networks are loaded at the first call, so a run that is all done loads none."""
-        ready: list[Generate] = []
+    def _ready(self, work: Work) -> Generate:
+        """The generator of a run, its networks loaded; an adapter that does not fit is refused before they are."""
         options = work.options
-
-        def generate(conditions: Any, prompts: Any, seeds: Any, windows: Any = None) -> list[np.ndarray]:
-            if not ready:
-                base, adapter, _ = self._resident(work.row, options.device, options.dtype, options.allow_base_mismatch)
-                generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
-                ready.append(generate)
-            return ready[0](conditions, prompts, seeds, work.steps, windows)
-
-        return generate
+        self._check(work.row, work.task, options.allow_base_mismatch)
+        base, adapter, _ = self._resident(work.row, options.device, options.dtype, options.allow_base_mismatch)
+        return self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
 
 
 def check_steps(steps: int, row: AdapterRow) -> None:

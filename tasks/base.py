@@ -79,6 +79,7 @@ class Task:
     data: ClassVar[str | None]  # pictures made on the fly that it trains on unless told otherwise; None: it cannot
     uses_prompt: ClassVar[bool] = False
     needs_prompt: ClassVar[bool] = False  # without one there is nothing to do
+    reads_pairs: ClassVar[bool] = True  # `make_pair` takes an example's own `condition`, where it has one
     reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
     lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES

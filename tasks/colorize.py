@@ -20,6 +20,7 @@ class Colorize(Task):
     summary = "Colours for grey pictures, their brightness kept"
     condition_channels = 1
     data = "scenes+leaves"
+    reads_pairs = False
     distill: ClassVar[dict[str, Any]] = {"count": 4000, "lr": 6e-4}
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

@@ -113,7 +113,11 @@ def gray(image: Image.Image | np.ndarray) -> np.ndarray:
         image = image[..., 0] if image.shape[2] == 1 else luma(image)
     if image.ndim != 2 or not image.size:
         raise InvalidInput(f"an array of shape {image.shape} is no depth map: give (H, W)")
-    return image.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = image.astype(np.float32)
+    if np.isinf(values).sum() > np.isinf(image).sum():
+        raise InvalidInput(f"a depth map with values beyond {np.finfo(np.float32).max:.1e}: divide it by something")
+    return values
 
 
 def _read_npy(path: Path) -> np.ndarray:

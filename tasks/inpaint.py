@@ -29,6 +29,7 @@ class Inpaint(Task):
     condition_channels = 4
     data = "leaves"
     reads_alpha = True
+    reads_pairs = False
     lossless = True
     finishes_tiles = False  # what a hole lacks at its edge is spread over the whole of it
     # Pixels outside the hole are exact, so the mean PSNR of the whole is that of the hole plus a constant.

@@ -22,6 +22,7 @@ WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit devia
     [0.5 / CHROMA_DEVIATION, 0.0, -0.5 / CHROMA_DEVIATION],
     [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
 ]
+MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
@@ -35,7 +36,7 @@ class ControlAdapter(nn.Module):
         pretrained: start from the base's encoder, or from random weights.
 
     Raises:
-        UsageError: an unknown fusion.
+        UsageError: an unknown fusion, or an impossible number of channels.
     """
 
     kind = "control"
@@ -46,6 +47,8 @@ class ControlAdapter(nn.Module):
         super().__init__()
         if fusion not in FUSIONS:
             raise UsageError(f"--fusion {fusion}: one of {', '.join(FUSIONS)}")
+        if type(condition_channels) is not int or not 1 <= condition_channels <= MAX_CHANNELS:
+            raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
         stem = STEM_CHANNELS[: base.factor.bit_length()]
         with torch.device(base.device):
             self.encoder = ControlNetModel.from_unet(

@@ -6,21 +6,23 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from codi_hub import adapters
-from codi_hub.base import FrozenBase
-from codi_hub.errors import InvalidInput, Mismatch
+from codi_hub.base import Fingerprint, FrozenBase
+from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
 
 FORMAT_VERSION = 1
 WEIGHTS, RECORD, CARD = "adapter.safetensors", "adapter.json", "README.md"
+FLOATS = ("F16", "BF16", "F32")
+MAX_RECORD = 16 << 20  # bytes; some ten thousand are usual
 
 
 class BaseRecord(BaseModel):
     """The base an adapter was distilled on."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     name: str
     family: str
     sketch: dict[str, list[float]]
@@ -29,8 +31,8 @@ class BaseRecord(BaseModel):
 class AdapterRecord(BaseModel):
     """`adapter.json`."""
 
-    model_config = ConfigDict(extra="forbid")
-    format_version: int = FORMAT_VERSION
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
     task: str
     kind: str
     base: BaseRecord
@@ -46,8 +48,8 @@ def write(folder: Path, adapter: torch.nn.Module, record: AdapterRecord, card: s
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in adapter.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / RECORD).write_text(json.dumps(record.model_dump(), indent=1, sort_keys=True) + "\n")
-    (folder / CARD).write_text(card)
+    (folder / RECORD).write_text(json.dumps(record.model_dump(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def read_record(path: Path) -> AdapterRecord:
@@ -57,7 +59,9 @@ def read_record(path: Path) -> AdapterRecord:
         InvalidInput: not JSON, missing or unknown fields, or a newer format.
     """
     try:
-        data = json.loads(path.read_text())
+        if (size := path.stat().st_size) > MAX_RECORD:
+            raise InvalidInput(f"{path.name}: {size} bytes, over the limit of {MAX_RECORD}: not an adapter record")
+        data = json.loads(path.read_text(encoding="utf-8"))
         version = data.get("format_version", 0) if isinstance(data, dict) else 0
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise InvalidInput(
@@ -66,10 +70,49 @@ def read_record(path: Path) -> AdapterRecord:
         return AdapterRecord.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
+        where = one_line(".".join(str(part) for part in first["loc"]), 80) or "content"
         raise InvalidInput(f"{path.name}: {where}: {first['msg'].lower()}") from error
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5,000 digits
-        raise InvalidInput(f"{path.name}: not an adapter record: {str(error).splitlines()[0]}") from error
+        raise InvalidInput(f"{path.name}: not an adapter record: {one_line(error, 160)}") from error
+
+
+def check(record: AdapterRecord, weights: Path, base: Fingerprint, *, allow_base_mismatch: bool = False) -> None:
+    """What can be told without loading any weights: the files of an adapter belong to a base, and are whole.
+
+    Raises:
+        Mismatch: it belongs to another base.
+        InvalidInput: a kind that is not known here, or weights that are damaged or no floating-point tensors.
+    """
+    base.check(record.base.family, record.base.sketch, allow_fine_tune=allow_base_mismatch)
+    if record.kind not in adapters.KINDS:
+        known = ", ".join(adapters.KINDS)
+        raise InvalidInput(
+            f"{RECORD}: kind {one_line(record.kind, 40)!r}, and this program knows {known}: upgrade codi-hub"
+        )
+    try:
+        with safe_open(weights, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(weights, error) from error
+    for name, dtype in types.items():
+        if dtype not in FLOATS:
+            raise InvalidInput(
+                f"{weights.name}: tensor {one_line(name, 80)} is of {dtype}, and weights are one of {', '.join(FLOATS)}"
+            )
+
+
+def check_condition(record: AdapterRecord, ref: str, task: str, channels: int) -> None:
+    """Raises Mismatch where an adapter takes conditions of another number of channels than its task makes."""
+    takes = record.config.get("condition_channels", channels)
+    if takes != channels:
+        raise Mismatch(
+            f"{ref} takes conditions of {one_line(takes, 40)} channels, and its task, like {task}, makes {channels}: "
+            "register the task like the one it was distilled for, or distil it again"
+        )
+
+
+def _unreadable(weights: Path, error: Exception) -> InvalidInput:
+    return InvalidInput(f"{weights.name}: not readable as adapter weights: {one_line(error, 160)}")
 
 
 def load(
@@ -81,7 +124,7 @@ def load(
         Mismatch: it belongs to another base.
         InvalidInput: the weights are damaged, or are not those the record describes.
     """
-    base.fingerprint.check(record.base.family, record.base.sketch, allow_fine_tune=allow_base_mismatch)
+    check(record, weights, base.fingerprint, allow_base_mismatch=allow_base_mismatch)
     if record.prediction_type != base.schedule.prediction_type:
         raise Mismatch(
             f"the adapter predicts {record.prediction_type}, this base {base.schedule.prediction_type}: "
@@ -91,11 +134,12 @@ def load(
         adapter = adapters.build(record.kind, base, pretrained=False, **record.config)
         tensors = load_file(weights, device=str(base.device))
         adapter.load_state_dict(tensors)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InvalidInput(f"{weights.name}: not readable as adapter weights: {str(error).splitlines()[0]}") from error
+    except (UsageError, TypeError) as error:
+        raise InvalidInput(f"{RECORD}: config: {one_line(error, 160)}") from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(weights, error) from error
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
         raise InvalidInput(
-            f"{weights.name}: tensors differ from those of kind {record.kind} on this base: {reason}"
+            f"{weights.name}: tensors differ from those of kind {record.kind} on this base: {one_line(error, 160)}"
         ) from error
     return adapter.to(base.dtype).requires_grad_(False).eval()

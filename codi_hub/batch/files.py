@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from codi_hub.errors import CodiError, InvalidInput
+from codi_hub.errors import CodiError, InvalidInput, one_line, printable
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
 # By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
@@ -49,12 +49,15 @@ class Picture:
 
 def text(path: Path) -> str:
     """The path as given, with bytes that are not UTF-8 escaped, so that it can be printed, stored and sent as JSON."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file's name can have but a file of names may
+        return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def shown(path: Path) -> str:
     """The path on one line, for messages: line breaks and control characters escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text(path))
+    return printable(text(path))
 
 
 def explain(exc: BaseException) -> str:
@@ -65,8 +68,7 @@ def explain(exc: BaseException) -> str:
         said = exc.strerror
     else:
         said = str(exc) if isinstance(exc, CodiError) else f"{type(exc).__name__}: {exc}"
-    line = " ".join(said.split())
-    return line if len(line) <= 300 else f"{line[:297]}..."
+    return one_line(said, 300)
 
 
 def file_hash(path: Path) -> str:
@@ -113,9 +115,12 @@ def _formats() -> tuple[str, ...]:
 def open_image(path: Path) -> Image.Image:
     """Open one still image, its header checked and its pixels not yet decoded.
 
-    Raises InvalidInput for what is not an image, has more than `MAX_PIXELS` pixels, or is an animation or has several
-    pages (a still made of the first frame would silently drop the rest). A camera's MPO counts as its main picture.
+    Raises InvalidInput for what is no regular file or no image, has more than `MAX_PIXELS` pixels, or is an animation
+    or has several pages (a still made of the first frame would silently drop the rest). A camera's MPO counts as its
+    main picture.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise InvalidInput("not a regular file: give an image file")
     try:
         image = Image.open(path, formats=_formats())
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
@@ -156,6 +161,8 @@ def picture(image: Image.Image) -> Picture:
 def _pillow_said(exc: Exception) -> str:
     if isinstance(exc, Image.UnidentifiedImageError):
         return "the content is no known image format"
+    if isinstance(exc, Image.DecompressionBombError):
+        return f"it has far over {MAX_PIXELS} pixels, the limit: cut it or make it smaller"
     return explain(exc)
 
 

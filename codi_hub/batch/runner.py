@@ -1,6 +1,7 @@
 """Planned items through a task and a generator, loading ahead and saving behind; one row each, whatever happens."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from PIL import Image
 
 from codi_hub.batch.files import Picture, explain, input_hash, open_image, picture, save_image, text, with_alpha
 from codi_hub.batch.plan import Item
+from codi_hub.batch.room import Room
 from codi_hub.batch.tiles import NOT_FINITE, Tiling, Window, generate_tiled
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.options import JobsReport, RunReport
@@ -32,7 +34,7 @@ Answer = TypeVar("Answer")
 
 LOADERS = 2
 SAVERS = 2
-WAITING_PIXELS = 32 << 20  # of conditions that wait for others of their shape
+WAITING_BYTES = 512 << 20  # of pictures at each of three places: loaded, waiting for others of their shape, being saved
 
 
 class Prepared(Protocol):
@@ -86,9 +88,15 @@ class _Loaded:
     index: int
     item: Item
     digest: str
-    picture: Picture
+    alpha: Image.Image | None
+    icc: bytes | None
     prepared: Prepared
     seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """What its condition and its output take, about."""
+        return 6 * math.prod(self.prepared.size)
 
 
 def run_folder(
@@ -104,6 +112,7 @@ def run_folder(
     overwrite: bool = False,
     resume: bool = True,
     dry_run: bool = False,
+    begin: Callable[[], object] | None = None,
     done: Callable[[Item, str], bool] | None = None,
     record: Callable[[Row], object] | None = None,
     on_item: Callable[[Row], object] | None = None,
@@ -113,9 +122,10 @@ def run_folder(
     Items whose condition has the same shape are generated together, up to `batch` of them, in the order planned. If a
     batch fails, its items are tried alone. An output that exists is skipped if `done(item, input_hash)` says that this
     very work was done, and made again if not; with `overwrite` it is always made again, and without `resume` it is a
-    failed item. Pictures that `tiling` cuts are made alone, in tiles. `record` gets the row of each item that was made
-    or failed: input, output, input_hash, status, seed, error, seconds, and its prompt if it has one; `on_item` the
-    report's row of every item as it comes. They and `done` are called from the caller's thread.
+    failed item. Pictures that `tiling` cuts are made alone, in tiles. `begin` is called before the first image is
+    loaded, if any can be; what it raises ends the run. `record` gets the row of each item that was made or failed:
+    input, output, input_hash, status, seed, error, seconds, and its prompt if it has one; `on_item` the report's row of
+    every item as it comes. All are called from the caller's thread.
 
     A `dry_run` reads no picture and makes none: its rows say "planned" of what would be made.
 
@@ -127,7 +137,7 @@ def run_folder(
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes a row
         try:
             todo = run.todo(overwrite, resume, done)
-            run.only_said(todo) if dry_run else run.everything(todo)
+            run.only_said(todo) if dry_run else run.everything(todo, begin)
         except KeyboardInterrupt:
             run.stop.set()
         finally:
@@ -179,6 +189,7 @@ class _Run:
         self.rows: dict[int, Row] = {}
         self.loaders = ThreadPoolExecutor(LOADERS, "codi-load")
         self.savers = ThreadPoolExecutor(SAVERS, "codi-save")
+        self.room = Room(WAITING_BYTES)
         self.saving: deque[tuple[_Loaded, Future[float]]] = deque()
 
     def todo(self, overwrite: bool, resume: bool, done: Callable[[Item, str], bool] | None) -> list[int]:
@@ -192,7 +203,9 @@ class _Run:
             error = self.items[index].error
             self._row(index, "planned" if error is None else "failed", error=error)
 
-    def everything(self, todo: Sequence[int]) -> None:
+    def everything(self, todo: Sequence[int], begin: Callable[[], object] | None) -> None:
+        if begin is not None and any(self._promising(index) for index in todo):
+            begin()
         waiting: dict[tuple[int, int], list[_Loaded]] = {}
         for index, future in self._ahead(self._load, todo, depth=self.batch + LOADERS):
             self._collect(at_most=2 * self.batch)
@@ -200,6 +213,7 @@ class _Run:
                 self._row(index, "failed", error=explain(error))
                 continue
             loaded = future.result()
+            self.room.put(-loaded.bytes)
             size = loaded.prepared.size
             waiting.setdefault(size, []).append(loaded)
             if len(waiting[size]) >= self.batch or self._is_cut(loaded):
@@ -212,6 +226,7 @@ class _Run:
 
     def close(self) -> None:
         """Wait for what is being saved, and report it; drop what was loaded ahead."""
+        self.room.close()
         self.loaders.shutdown(wait=True, cancel_futures=True)
         self._collect(at_most=0)
         self.savers.shutdown(wait=True)
@@ -227,6 +242,7 @@ class _Run:
                 begun.append((index, self.loaders.submit(work, index)))
             if not begun:
                 return
+            self.room.want(begun[0][0])
             begun[0][1].exception()  # waits
             yield begun.popleft()
 
@@ -247,6 +263,16 @@ class _Run:
                     finished.add(index)
         return (index for index in indices if index not in finished)
 
+    def _promising(self, index: int) -> bool:
+        """Whether the item may turn out to be a picture, by its header: where none does, nothing has to be begun."""
+        item = self.items[index]
+        try:
+            if item.error is None and item.input.suffix.lower() != ".npy":
+                open_image(item.input).close()
+        except InvalidInput:
+            return False
+        return item.error is None
+
     def _hash(self, index: int) -> str:
         path = self.items[index].input
         return input_hash(path, self.task.companions(path))
@@ -255,6 +281,7 @@ class _Run:
         item, began = self.items[index], time.perf_counter()
         if item.error is not None:
             raise InvalidInput(item.error)
+        self.room.enter(index)
         digest = self._hash(index)
         if item.input.suffix.lower() != ".npy":
             open_image(item.input).close()  # a task's own loader need not know what a hostile header can do
@@ -262,7 +289,9 @@ class _Run:
         shot = picture(loaded) if isinstance(loaded, Image.Image) else Picture(loaded)
         image = shot.with_alpha() if self.task.reads_alpha else shot.image
         prepared = self.task.prepare(image, path=item.input, rng=np.random.default_rng(item.seed))
-        return _Loaded(index, item, digest, shot, prepared, time.perf_counter() - began)
+        ready = _Loaded(index, item, digest, shot.alpha, shot.icc, prepared, time.perf_counter() - began)
+        self.room.put(ready.bytes)
+        return ready
 
     def _compute(self, group: list[_Loaded]) -> bool:
         """Whether a group of one shape was generated and handed to the savers; if it was not, each is tried alone."""
@@ -314,13 +343,20 @@ class _Run:
         if not np.isfinite(output).all():
             raise InvalidInput(NOT_FINITE)
         pixels = output if output.dtype == np.uint8 else self.task.finish(output, loaded.prepared)
-        alpha = None if loaded.prepared.opaque else loaded.picture.alpha
-        save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.picture.icc)
+        alpha = None if loaded.prepared.opaque else loaded.alpha
+        try:
+            save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.icc)
+        except OSError as exc:
+            raise CodiError(f"the output cannot be written: {explain(exc)}") from exc
         return time.perf_counter() - began
 
     def _collect(self, at_most: int) -> None:
-        """The rows of what has been saved; waits until no more than `at_most` are being saved."""
-        while self.saving and (len(self.saving) > at_most or self.saving[0][1].done()):
+        """The rows of what has been saved; waits until no more than `at_most`, and not too many bytes, are left."""
+        while self.saving and (
+            len(self.saving) > at_most
+            or self.saving[0][1].done()
+            or sum(loaded.bytes for loaded, _ in self.saving) > WAITING_BYTES
+        ):
             loaded, future = self.saving.popleft()
             error = future.exception()
             if error is None:
@@ -349,5 +385,5 @@ class _Run:
 
 def _crowded(waiting: dict[tuple[int, int], list[_Loaded]], most: int) -> bool:
     """Whether too much waits for company: the oldest size is then run as it is."""
-    sizes = [size for size, group in waiting.items() for _ in group]
-    return len(sizes) >= most or sum(width * height for width, height in sizes) >= WAITING_PIXELS
+    loaded = [one for group in waiting.values() for one in group]
+    return len(loaded) >= most or sum(one.bytes for one in loaded) >= WAITING_BYTES

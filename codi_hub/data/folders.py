@@ -21,11 +21,23 @@ _log = logging.getLogger("codi_hub.data")
 
 
 def listed(folder: Path, task: Task) -> Iterator[Example]:
-    """Rows of `image`, and where two folders of `PAIRED` lie also of `condition`. Raises InvalidInput if none match."""
+    """Rows of `image`, and also of `condition` where two folders of `PAIRED` are all there is and the task reads it.
+
+    Raises InvalidInput where the two have no name in common.
+    """
     for condition, target in PAIRED:
-        if (folder / condition).is_dir() and (folder / target).is_dir():
+        if task.reads_pairs and _alone(folder, condition, target):
             return _paired(folder / condition, folder / target, task)
     return _pictures(folder, task)
+
+
+def _alone(folder: Path, *names: str) -> bool:
+    """Whether these folders lie here, and no other folder or picture that is not hidden does."""
+    from codi_hub.tasks.base import IMAGES
+
+    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    kept = {path.name for path in there if path.is_dir() or path.suffix.lower() in IMAGES}
+    return kept == set(names) and all((folder / name).is_dir() for name in names)
 
 
 def _paired(conditions: Path, targets: Path, task: Task) -> Iterator[Example]:

@@ -51,8 +51,8 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
 
     Args:
         spec: `leaves`, `scenes`, `edits` or `scenes+leaves`, made on the fly; a folder of images, of images with a
-            `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of two folders with pairs of the same names
-            (see `folders.PAIRED`); a `.parquet` file; a hub id.
+            `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of nothing but two folders with pairs of
+            the same names (see `folders.PAIRED`); a `.parquet` file; a hub id.
         task: a task of `whole_pictures` gets those, their shorter side made `size`, where others get a piece at full
             resolution.
         count: number of examples. More than there are pictures: again, cut elsewhere. Fewer: some, chosen by `seed`.

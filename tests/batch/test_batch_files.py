@@ -1,20 +1,18 @@
 """Every kind of file in, a whole file or none out."""
 
-import io
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from corpus import SRGB, bombs, broken, encoded
+from PIL import Image
 
 from codi_hub.batch import files
 from codi_hub.batch.files import explain, file_hash, open_image, picture, save_image, shown, text, with_alpha
 from codi_hub.errors import InvalidInput, UsageError
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+HOSTILE = broken() | bombs()
 
 
 def read(path: Path) -> files.Picture:
@@ -100,48 +98,10 @@ def test_profiles(tmp_path):
     assert np.array_equal(np.asarray(found.image)[..., 0], np.asarray(image.convert("L")))
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def bomb(width: int, height: int) -> bytes:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = png_chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + body
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def hostile() -> dict[str, tuple[bytes, str]]:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    jpeg, png = encoded(noise, "JPEG"), encoded(noise, "PNG")
-    frames = [Image.new("L", (4, 4), k) for k in (0, 99)]
-    several = {"save_all": True, "append_images": frames[1:]}
-    return {
-        "empty": (b"", "empty"),
-        "words": (b"hello", "no known image format"),
-        "truncated jpeg": (jpeg[: len(jpeg) // 2], "broken"),
-        "truncated png": (png[: len(png) // 2], "broken"),
-        "header only": (png[:30], "not a readable image|broken"),
-        "wrong checksum": (png[:60] + b"\0\0\0\0" + png[64:], "broken"),
-        "bomb": (bomb(50_000, 50_000), "limit|DecompressionBomb"),
-        "smaller bomb": (bomb(12_001, 10_000), "over the limit of 120000000"),
-        "short of its size": (bomb(5_000, 5_000), "broken"),
-        "animated gif": (encoded(frames[0], "GIF", **several), "animation"),
-        "pages": (encoded(frames[0], "TIFF", **several), "pages"),
-        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no known image format"),
-        "nan": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "not numbers"),
-    }
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("case", list(hostile()))
+@pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_one_clear_line(tmp_path, case):
-    data, said = hostile()[case]
+    data, said = HOSTILE[case]
     path = tmp_path / "x.png"
     path.write_bytes(data)
     with pytest.raises(InvalidInput, match=said) as caught:
@@ -177,6 +137,8 @@ def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path):
     for name in ("pipe.png", "dir.png", "loop.png", "none.png"):
         with pytest.raises(InvalidInput, match=r"not a regular file|cannot be read"):
             file_hash(tmp_path / name)
+        with pytest.raises(InvalidInput, match="not a regular file"):
+            open_image(tmp_path / name)
 
 
 def test_a_sparse_giant_is_not_read(tmp_path):
@@ -240,4 +202,5 @@ def test_names_can_be_printed_and_stored():
     odd = Path(os.fsdecode(b"\xff\n.png"))
     assert text(odd) == "\\xff\n.png"
     assert shown(odd) == "\\xff\\n.png"
+    assert shown(Path("\ud800.png")) == "\\ud800.png"  # no name of a file, but JSON can hold it
     assert text(Path("é🙂.png")) == shown(Path("é🙂.png")) == "é🙂.png"

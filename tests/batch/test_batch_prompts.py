@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from codi_hub.batch import plan, run_folder
@@ -156,3 +158,28 @@ def test_an_image_whose_prompt_became_unusable_is_not_done(images, task, tmp_pat
     (images / "a.txt").write_bytes(b"\xff")
     (item, *_) = plan([images], tmp_path / "out", task)
     assert not _is_done(item, "ab", finished)
+
+
+def text_of_any_kind() -> st.SearchStrategy[bytes]:
+    """Bytes, and lines that are nearly right."""
+    value = st.none() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+    value |= st.sampled_from(["a.png", "../../etc/passwd", "\ud800", "\0", "\x9b2J", "\n"])
+    keys = st.sampled_from(["file_name", "prompt", "text"]) | st.text(max_size=4)
+    line = st.dictionaries(keys, value, max_size=4).map(lambda row: json.dumps(row).encode())
+    return st.lists(line | st.binary(max_size=40), max_size=4).map(b"\n".join)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=text_of_any_kind())
+def test_any_bytes_where_prompts_are_looked_for(images, prompts, content):
+    for name, what in (("metadata.jsonl", content), ("a.txt", content)):
+        (images / name).write_bytes(what)
+    found: dict[str, str | None] = {}
+    said = ""
+    try:
+        found = prompts(images)
+    except InvalidInput as error:
+        said = str(error)
+    assert said.isprintable()
+    assert bool(said) != (found.keys() == {"a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"})
+    assert all(prompt is None or prompt.strip() == prompt != "" for prompt in found.values())

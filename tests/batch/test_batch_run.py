@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codi_hub.batch import Interrupted, Item, plan, run_folder
+from codi_hub.batch import Interrupted, Item, plan, run_folder, runner
+from codi_hub.errors import Mismatch
 from codi_hub.options import RunReport
 
 
@@ -93,6 +94,32 @@ def test_shapes_that_stay_alone_do_not_pile_up(tmp_path, go, copying):
     assert copying.sizes == [1] * 40
 
 
+def test_large_pictures_do_not_pile_up_while_others_are_computed_or_saved(tmp_path, go, task, monkeypatch):
+    """The first picture is computed slowly and saved slowly, and is 60 kB of 100 kB for what lies ready."""
+    monkeypatch.setattr(runner, "WAITING_BYTES", 50_000)
+    for k in range(12):
+        Image.new("RGB", (50, 25)).save(tmp_path / f"{k:02d}.png")
+    here, most = set(), []
+    prepare, finish = task.prepare, task.finish
+
+    def counted(image: Any, path: Path, rng: Any) -> Any:
+        here.add(path)
+        most.append(len(here))
+        return prepare(image, path, rng)
+
+    def saved(output: np.ndarray, prepared: Any) -> np.ndarray:
+        here.pop()
+        return finish(output, prepared)
+
+    def slow(conditions: list[np.ndarray], prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
+        time.sleep(0.05)
+        return conditions
+
+    task.prepare, task.finish = counted, saved
+    assert go(tmp_path, batch=8, generate=slow).ok == 12
+    assert max(most) <= 8  # without the limit all ten that a batch of eight loads ahead, and more that wait
+
+
 def test_work_goes_on_while_images_load_and_save(images, task, go):
     running: list[str] = []
     together: set[tuple[str, ...]] = set()
@@ -114,38 +141,11 @@ def test_work_goes_on_while_images_load_and_save(images, task, go):
     assert any({"generate", "save"} <= set(stages) for stages in together)
 
 
-def test_hostile_files_fail_alone(images, go, tmp_path):
-    (images / "empty.png").write_bytes(b"")
-    (images / "words.jpg").write_text("hello")
-    whole = (images / "a.png").read_bytes()
-    (images / "cut.png").write_bytes(whole[:-30])
-    (images / "loop.png").symlink_to(images / "loop.png")
-    (images / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    (images / ("n" * 250 + ".png")).write_bytes(whole)
-    (images / "new\nline 🙂.png").write_bytes(whole)
-    (images / os.fsdecode(b"\xff.png")).write_bytes(whole)
-    np.save(images / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    os.mkfifo(images / "pipe.png")
-    frames = [Image.new("L", (4, 4), k) for k in (0, 99)]
-    frames[0].save(images / "moves.gif", save_all=True, append_images=frames[1:])
-    book = Book()
-    report = go(images, record=book.record)
-    bad = errors(report)
-    assert set(bad) == {
-        "empty.png", "words.jpg", "cut.png", "loop.png", "postscript.png", "objects.npy", "pipe.png", "moves.gif"
-    }  # fmt: skip
-    assert (report.ok, report.failed) == (9, 8)
-    assert all(error and "\n" not in error for error in bad.values())
-    assert "\\xff.png" in [Path(row["input"]).name for row in report.items]
-    assert len(book.rows) == 17
-    assert not list(tmp_path.rglob("*.part"))
-
-
 def test_a_name_too_long_for_its_output_fails_alone(images, go, task, tmp_path):
     (images / ("n" * 251 + ".png")).write_bytes((images / "a.png").read_bytes())
     report = go(plan([images], tmp_path / "out", task, suffix="_x4"))
     assert (report.ok, report.failed) == (6, 1)
-    assert list(errors(report).values()) == ["File name too long"]
+    assert list(errors(report).values()) == ["the output cannot be written: File name too long"]
 
 
 def test_a_batch_that_fails_is_tried_one_by_one(images, go, copying):
@@ -170,6 +170,30 @@ def test_batches_too_large_for_the_memory_become_smaller(tmp_path, go, copying):
     copying.fails = fails
     assert go(tmp_path, batch=4).ok == 12
     assert copying.sizes == [4, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_networks_that_cannot_be_had_end_the_run_before_a_picture_is_loaded(images, go, task):
+    def begin() -> None:
+        raise Mismatch("another base")
+
+    task.load = lambda path: pytest.fail("loaded")
+    book = Book()
+    with pytest.raises(Mismatch, match="another base"):
+        go(images, begin=begin, record=book.record)
+    assert book.rows == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("codi-")]
+
+
+def test_networks_are_not_asked_for_where_nothing_has_to_be_made(images, go):
+    book = Book()
+    begun: list[str] = []
+    again = {"record": book.record, "done": book.done, "begin": lambda: begun.append("begun")}
+    assert go(images, **again).ok == 6
+    assert go(images, **again).skipped == 6
+    for path in images.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    assert go(images, **again).failed == 6
+    assert begun == ["begun"]
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,23 @@ def test_two_folders_of_the_same_names_are_pairs(tmp_path: Path, names: tuple[st
         assert np.array_equal(example["condition"], images[0][:, left : left + 40])
 
 
+@pytest.mark.parametrize("beside", ["c.png", "C/c.png"])
+def test_two_folders_among_others_are_albums(tmp_path: Path, beside: str) -> None:
+    two_folders(tmp_path, ("A", "B"))
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / "notes.txt").write_text("notes")
+    assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 3
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    picture(1).save(tmp_path / beside)
+    assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 7
+
+
+@pytest.mark.parametrize("name", ["colorize", "inpaint"])
+def test_a_task_that_makes_its_own_conditions_takes_the_pictures_of_both(tmp_path: Path, name: str) -> None:
+    two_folders(tmp_path, ("A", "B"))
+    assert len(open_source(str(tmp_path), tasks.load(name), size=16)) == 6
+
+
 def test_pictures_without_a_partner_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two_folders(tmp_path)
     picture(5).save(tmp_path / "target" / "lonely.png")
