@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,6 +252,8 @@ def _opened(value: Any) -> Image.Image:
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes):
         raise InvalidInput(f"a {type(value).__name__} where a picture should be")
+    if isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value):  # a pipe would be waited for
+        raise InvalidInput(f"{value} is no regular file")
     try:
         return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=READABLE)
     except Exception as error:  # Pillow's parsers raise anything at all on a hostile header

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,12 @@ def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(NotFound) as caught:
         open_source("owner/pictures", SUPERRES, size=16)
     assert str(caught.value) == "cannot open the dataset owner/pictures: cannot reach the hub"
+
+
+def test_a_pipe_among_the_pictures_is_skipped(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 1
 
 
 PAIRS = tasks.load("pairs")
