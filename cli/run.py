@@ -40,7 +40,7 @@ def run(
     """Runs a task over images and folders. One bad file is one failed row; exit code 1 says that there was one."""
     options = RunOptions(**given)
     if (task is None or not inputs) == (jobs is None) or (jobs and task):
-        raise UsageError("say TASK and INPUT, or --jobs FILE")
+        raise UsageError("say TASK and INPUT, or --jobs FILE; see `codi run --help`")
     from codi_hub.batch.runner import Interrupted
     from codi_hub.hub import Hub
 

@@ -185,7 +185,7 @@ def test_nothing_is_run_if_one_line_cannot_be(pictures: Path, codi: Codi, line: 
 @pytest.mark.parametrize("args", [[], ["superres"], ["superres", "in", "--jobs", "jobs.jsonl"]], ids=str)
 def test_it_is_a_task_and_inputs_or_jobs(args: list[str], codi: Codi) -> None:
     answer = codi("run", *args)
-    assert (answer.code, answer.err) == (2, "Error: say TASK and INPUT, or --jobs FILE\n")
+    assert (answer.code, answer.err) == (2, "Error: say TASK and INPUT, or --jobs FILE; see `codi run --help`\n")
 
 
 def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: Codi) -> None:

@@ -42,8 +42,8 @@ def test_every_command_that_prints_has_json_and_quiet(path):
     ("args", "line"),
     [
         (["nosuch"], "No such command 'nosuch'; see `codi --help`"),
-        (["run"], "Missing argument 'TASK'; see `codi run --help`"),
-        (["run", "superres"], "Missing argument 'INPUT'; see `codi run --help`"),
+        (["run"], "say TASK and INPUT, or --jobs FILE; see `codi run --help`"),
+        (["run", "superres"], "say TASK and INPUT, or --jobs FILE; see `codi run --help`"),
         (["run", "superres", "in", "--steps", "0"], "--steps must be at least 1, not 0"),
         (["run", "superres", "in", "--set", "scale"], "--set takes KEY=VALUE, not 'scale'"),
         (["run", "superres", "in", "--set", "scale=2", "--scale", "4"], "option scale is given twice, as 2 and 4"),
