@@ -29,7 +29,7 @@ def run(
             "--jobs",
             metavar="FILE",
             help='Instead of TASK and INPUT: JSON lines such as {"task": "depth", "input": "maps", "output": "out"}, '
-            "each with any of these options",
+            "with the options of each, as prompt or seed",
         ),
     ] = None,
     json: Json = False,
@@ -41,7 +41,7 @@ def run(
     options = RunOptions(**given)
     if (task is None or not inputs) == (jobs is None) or (jobs and task):
         raise UsageError("say TASK and INPUT, or --jobs FILE; see `codi run --help`")
-    from codi_hub.batch.runner import Interrupted
+    from codi_hub.batch.runner import Stopped
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)
@@ -51,7 +51,7 @@ def run(
             report: RunReport | JobsReport = (
                 hub.run_jobs(jobs, options, display) if jobs else hub.run(task or "", inputs or [], options, display)
             )
-        except Interrupted as error:
+        except Stopped as error:
             report, stopped = error.report, error
     out.result(report.to_json(), _told(report, options.dry_run))
     if stopped:

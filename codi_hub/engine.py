@@ -1,5 +1,6 @@
 """Few-step inference: conditions, prompts and seeds in, pictures out."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from codi_hub.errors import UsageError
 from codi_hub.sampler import SAMPLERS
 from codi_hub.schedule import sampling_timesteps
 
+WHOLES = 4  # how many steps' noise of a picture made in tiles is kept, for its next tiles
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -48,7 +50,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Normal noise, float32 (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([noise(shape, seed) for seed in seeds])
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Normal noise of one picture, float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Engine:
@@ -56,7 +63,7 @@ class Engine:
 
     def __init__(self, base: FrozenBase):
         self.base = base
-        self._whole: tuple[tuple[int, int, int], Tensor] | None = None  # the noise of the last picture made in tiles
+        self._wholes: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()  # noise of a picture made in tiles
 
     @torch.inference_mode()
     def generate(
@@ -91,17 +98,17 @@ class Engine:
         condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
         size = condition.shape[2] // base.factor, condition.shape[3] // base.factor
 
-        def noise(number: int) -> Tensor:
+        def drawn(number: int) -> Tensor:
             """Of the sampler's step of that number; 0 is what it starts from."""
-            drawn = [(seed + 7919 * number) % 2**63 for seed in seeds]
-            return temperature * self._noise(drawn, size, windows).to(base.device)
+            own = [(seed + 7919 * number) % 2**63 for seed in seeds]
+            return temperature * self._noise(own, size, windows).to(base.device)
 
         prompt, prepared = base.embed(list(prompts)), adapter.prepare(condition)
         denoise = base.schedule.denoiser(
             lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
         timesteps = sampling_timesteps(steps, len(base.schedule))
-        x_hat = SAMPLERS[sampler](denoise, noise(0), timesteps, base.schedule, lambda number: noise(number + 1))
+        x_hat = SAMPLERS[sampler](denoise, drawn(0), timesteps, base.schedule, lambda number: drawn(number + 1))
         images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         return list(images.permute(0, 2, 3, 1).cpu().numpy())
 
@@ -115,9 +122,12 @@ class Engine:
         parts = []
         for seed, (top, left, *whole) in zip(seeds, windows, strict=True):
             height, width = (-(-side // self.base.multiple) * self.base.multiple // f for side in whole)
-            if self._whole is None or self._whole[0] != (seed, height, width):
-                self._whole = (seed, height, width), seeded_noise([seed], (channels, height, width))[0]
-            parts.append(self._whole[1][:, top // f : top // f + size[0], left // f : left // f + size[1]])
+            key = (seed, height, width)
+            if key not in self._wholes:
+                while len(self._wholes) >= WHOLES:
+                    self._wholes.popitem(last=False)
+                self._wholes[key] = noise((channels, height, width), seed)
+            parts.append(self._wholes[key][:, top // f : top // f + size[0], left // f : left // f + size[1]])
         return torch.stack(parts)
 
 

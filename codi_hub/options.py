@@ -7,6 +7,7 @@ turns it into an option.
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -329,7 +330,9 @@ class _Report:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Path):  # bytes that are not UTF-8 escaped
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)

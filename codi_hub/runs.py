@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -42,16 +42,19 @@ class Work:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """What decides how every output looks, beside its input, prompt and seed: a resumed run compares it."""
-        names = ("sampler", "temperature", "dtype", "tile")
+        """What decides how every output looks, beside its input, prompt and seed: a resumed run compares it.
+
+        Not what only says how it is computed: tiles, batches, the device.
+        """
+        names = ("sampler", "temperature", "dtype")
         chosen = {name: getattr(self.options, name) for name in names}
         settings = self.task.options.model_dump(mode="json", exclude={"data"})  # that is for training
         return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": settings}
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """Equal for works that can be made together; sorting by it keeps those of one base together."""
-        return self.row.base, self.row.id, json.dumps(self.made_with, sort_keys=True)
+    def key(self) -> tuple[str, int, str, str]:
+        """Equal for works that can be made together; it begins with the base."""
+        return self.row.base, self.row.id, self.options.tile, json.dumps(self.made_with, sort_keys=True)
 
 
 class Runs(Networks):
@@ -63,9 +66,8 @@ class Runs(Networks):
         """Runs an adapter over files and folders (DESIGN, "Two ways through it").
 
         Raises:
-            CodiError: nothing could begin, or the page about it could not be written in the end. What goes wrong with
-                one file is a row of the report.
-            Interrupted: after Ctrl-C, with the report so far.
+            CodiError: nothing could begin. What goes wrong with one file is a row of the report.
+            Interrupted, Stopped: with the report so far.
         """
         options = options or RunOptions()
         work = self._planned(ref, inputs, options)
@@ -79,8 +81,8 @@ class Runs(Networks):
             options: for all jobs; what a line says itself counts for that line.
 
         Raises:
-            CodiError: a line that cannot be run, naming it; nothing was begun then. Else as `run`.
-            Interrupted: after Ctrl-C, with the report so far.
+            CodiError: a line that cannot be run, naming it; nothing was begun then.
+            Interrupted, Stopped: with the report so far.
         """
         from codi_hub.batch import check_outputs, read_jobs
 
@@ -92,7 +94,7 @@ class Runs(Networks):
                 self._check(work.row, work.task, options.allow_base_mismatch)
                 works.append(work)
         check_outputs([item for work in works for item in work.items])
-        together: dict[tuple[str, int, str], Work] = {}
+        together: dict[tuple[str, int, str, str], Work] = {}
         for work in works:
             before = together.get(work.key)
             together[work.key] = replace(before, items=before.items + work.items) if before else work
@@ -102,15 +104,19 @@ class Runs(Networks):
             return page(self._run_all(file, works, _counted(on_event, len(items))))
 
     def _run_all(self, file: Path, works: Sequence[Work], on_item: OnEvent) -> JobsReport:
-        from codi_hub.batch import Interrupted
+        from codi_hub.batch import Interrupted, Stopped
 
         reports: list[RunReport] = []
         for work in works:
+            for key in [key for key in self._loaded if key[0] != work.row.base]:
+                del self._loaded[key]  # two may be too many for the memory
             try:
                 reports.append(self._run(work, on_item))
             except Interrupted as stopped:
                 planned = sum(len(work.items) for work in works)
                 raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), planned) from None
+            except CodiError as error:
+                raise Stopped(f"{work.row.ref}: {error}", JobsReport.of(file, reports)) from error
         return JobsReport.of(file, reports)
 
     def _planned(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> Work:
@@ -166,7 +172,8 @@ class Runs(Networks):
             raise
         finally:
             if run_id is not None:
-                self.registry.finish_run(run_id, status)
+                with suppress(CodiError):  # the rows are there; the log of the run's end is not worth its report
+                    self.registry.finish_run(run_id, status)
         return report
 
     def _ready(self, work: Work) -> Generate:
@@ -197,7 +204,7 @@ def _paged(
     if options.report is None:
         yield lambda report: report
         return
-    from codi_hub.batch import Interrupted
+    from codi_hub.batch import Interrupted, Stopped
     from codi_hub.batch.report import Page
 
     if options.dry_run:
@@ -205,7 +212,10 @@ def _paged(
     page = Page(options.report, items, settings)
 
     def written(report: Report) -> Report:
-        page.write(report)
+        try:
+            page.write(report)
+        except CodiError as error:
+            raise Stopped(str(error), report) from error
         on_event({"kind": "message", "text": f"report: {page}"})
         return report
 

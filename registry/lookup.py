@@ -163,10 +163,9 @@ class Lookup:
 
     @staticmethod
     def _refs(connection: Connection, base_id: int) -> list[str]:
-        """Every version there ever was for a base, those not ready with their status."""
-        query = select(adapter.c.task, adapter.c.version, adapter.c.status).where(adapter.c.base_id == base_id)
-        rows = connection.execute(query.order_by("task", "version"))
-        return [f"{row.task}:{row.version}" + f" {row.status}" * (row.status != READY) for row in rows]
+        """Every version that a base has."""
+        query = select(adapter.c.task, adapter.c.version).where(adapter.c.base_id == base_id, adapter.c.status == READY)
+        return [f"{name}:{version}" for name, version in connection.execute(query.order_by("task", "version"))]
 
     def _file(self, connection: Connection, row: AdapterRow, name: str) -> Any:
         query = (

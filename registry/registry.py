@@ -110,14 +110,21 @@ class Registry(Upkeep, RunLog):
         return self.base(name)
 
     def remove_base(self, name: str) -> None:
-        """Forgets a base. Raises NotFound, or Conflict for a bundled one and for one that adapters belong to."""
+        """Forgets a base, and the versions for it that were removed.
+
+        Raises NotFound, or Conflict for a bundled one and for one that adapters belong to.
+        """
         with self._database.write() as connection:
             row, base_id = self._base(connection, name)
             if row.bundled:
                 raise Conflict(f"base {name!r} comes with CoDi Hub and cannot be removed")
             if refs := self._refs(connection, base_id):
                 some = ", ".join(refs[:3]) + (", ..." if len(refs) > 3 else "")
-                raise Conflict(f"base {name!r} has to stay: {len(refs)} adapters were distilled on it ({some})")
+                raise Conflict(
+                    f"base {name!r} has to stay: {len(refs)} adapters were distilled on it ({some}); "
+                    f"remove them first with `codi rm --base {name}`"
+                )
+            connection.execute(adapter.delete().where(adapter.c.base_id == base_id))
             connection.execute(base.delete().where(base.c.id == base_id))
 
     # ---- tasks

@@ -91,7 +91,8 @@ class Store:
                     digest.update(chunk)
                     size += writing.write(chunk)
                 writing.flush()
-                temporary.chmod(0o444)
+                if os.name == "posix":  # elsewhere it could not be replaced or deleted any more
+                    temporary.chmod(0o444)
                 os.fsync(writing.fileno())
             target = self.path(digest.hexdigest())
             target.parent.mkdir(parents=True, exist_ok=True)

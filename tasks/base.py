@@ -83,7 +83,7 @@ class Task:
     reads_alpha: ClassVar[bool] = False  # `prepare` gets an input's alpha channel as the fourth
     lossless: ClassVar[bool] = False  # its outputs are never made JPEG without being asked
     input_extensions: ClassVar[frozenset[str]] = IMAGES
-    finishes_tiles: ClassVar[bool] = True  # `finish` of a part of a picture is that part of the finished picture
+    finishes_tiles: ClassVar[bool] = False  # `finish` of a part of a picture is that part of the finished picture
     training_size: ClassVar[float] = 1.0  # side of the training pictures, as a share of what the base is made for
     distill: ClassVar[dict[str, Any]] = {}  # defaults of `codi distill` that this task wants otherwise
     score: ClassVar[str] = "psnr"  # the metric that decides what `latest` is; higher is better

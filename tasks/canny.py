@@ -21,6 +21,7 @@ class Canny(Task):
 
     name = "canny"
     summary = "Pictures from edges and a prompt"
+    finishes_tiles = True
     condition_channels = 1
     data = "scenes"
     uses_prompt = True

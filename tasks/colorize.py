@@ -18,6 +18,7 @@ class Colorize(Task):
 
     name = "colorize"
     summary = "Colours for grey pictures, their brightness kept"
+    finishes_tiles = True
     condition_channels = 1
     data = "scenes+leaves"
     reads_pairs = False

@@ -25,6 +25,7 @@ class Deblur(Task):
 
     name = "deblur"
     summary = "Sharpen pictures that are out of focus, moved or soft"
+    finishes_tiles = True
     data = "leaves"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 

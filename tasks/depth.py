@@ -28,6 +28,7 @@ class Depth(Task):
 
     name = "depth"
     summary = "Pictures from depth maps and a prompt"
+    finishes_tiles = True
     condition_channels = 1
     data = "scenes"
     uses_prompt = True

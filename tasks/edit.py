@@ -23,6 +23,7 @@ class Edit(Task):
 
     name = "edit"
     summary = "Change a picture as an instruction says"
+    finishes_tiles = True
     data = "edits"
     uses_prompt = True
     needs_prompt = True

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 SWEEPS = 12  # of Jacobi's method at full resolution; twice as many at each half of it
+LARGE = 4 << 20  # pixels of one box around all of a hole
+CELL = 64  # pixels a side, by which a large hole is taken apart
 _BLOCK = 128  # rows smoothed by one matrix product
 
 
@@ -105,6 +107,33 @@ def around(hole: np.ndarray) -> tuple[slice, slice]:
     spans = [np.flatnonzero(hole.any(axis)) for axis in (1, 0)]
     rows, columns = (slice(max(0, int(span[0]) - 1), int(span[-1]) + 2) for span in spans)
     return rows, columns
+
+
+def boxes(hole: np.ndarray) -> list[tuple[slice, slice]]:
+    """Boxes that lie apart, each with whole parts of the hole and a pixel around: one, unless it would be `LARGE`.
+
+    What is filled box by box takes memory by the largest of them, and not by the picture.
+    """
+    box = around(hole)
+    if hole[box].size <= LARGE:
+        return [box]
+    from skimage.measure import label, regionprops
+
+    height, width = hole.shape
+    grown = np.pad(hole, ((0, -height % CELL), (0, -width % CELL)))
+    cells = grown.reshape(grown.shape[0] // CELL, CELL, grown.shape[1] // CELL, CELL).any((1, 3))
+    apart: list[tuple[int, int, int, int]] = []
+    for region in regionprops(label(cells, connectivity=2)):
+        top, left, bottom, right = region.bbox
+        while near := [b for b in apart if b[0] <= bottom and top <= b[2] and b[1] <= right and left <= b[3]]:
+            top, left = min(top, *(b[0] for b in near)), min(left, *(b[1] for b in near))
+            bottom, right = max(bottom, *(b[2] for b in near)), max(right, *(b[3] for b in near))
+            apart = [b for b in apart if b not in near]
+        apart.append((top, left, bottom, right))
+    return [
+        (slice(max(0, top * CELL - 1), bottom * CELL + 1), slice(max(0, left * CELL - 1), right * CELL + 1))
+        for top, left, bottom, right in apart
+    ]
 
 
 def _relaxed(image: np.ndarray, hole: np.ndarray, sweeps: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from pydantic import Field
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.metrics import hole_edge
 from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import around, harmonic, to_uint8
+from codi_hub.tasks.filters import boxes, harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
 
 HOLE = 128  # of 255, from where on a mask is white; and what a hole shows that has nothing around it
@@ -74,11 +74,11 @@ class Inpaint(Task):
         (Perez et al., "Poisson image editing", 2003, for the membrane that guides towards an inserted picture).
         """
         picture = prepared.values[..., :3].copy()
-        box = around(prepared.values[..., 3] >= HOLE)
-        condition, made = prepared.window(*box).condition, output[box]
-        covered = condition[..., 3] > 0.5
-        lacking = harmonic(condition[..., :3] - made, covered)
-        picture[box][covered] = to_uint8(made + lacking)[covered]
+        for box in boxes(prepared.values[..., 3] >= HOLE):
+            condition, made = prepared.window(*box).condition, output[box]
+            covered = condition[..., 3] > 0.5
+            lacking = harmonic(condition[..., :3] - made, covered)
+            picture[box][covered] = to_uint8(made + lacking)[covered]
         return picture
 
     def untouched(self, prepared: Prepared) -> bool:
@@ -116,9 +116,9 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
     if covered.all():
         shown[:] = HOLE
     elif covered.any():
-        box = around(covered)
-        smooth = harmonic(image[box].astype(np.float32) / 255, covered[box])
-        shown[box][covered[box]] = to_uint8(smooth)[covered[box]]
+        for box in boxes(covered):
+            smooth = harmonic(image[box].astype(np.float32) / 255, covered[box])
+            shown[box][covered[box]] = to_uint8(smooth)[covered[box]]
     return np.dstack([shown, np.where(covered, np.uint8(255), np.uint8(0))])
 
 

@@ -17,6 +17,7 @@ class Pairs(Task):
 
     name = "pairs"
     summary = "Any picture to any picture, as a folder of pairs shows"
+    finishes_tiles = True
     data = None
     uses_prompt = True
 

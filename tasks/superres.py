@@ -26,6 +26,7 @@ class SuperRes(Task):
 
     name = "superres"
     summary = "Enlarge and restore small, degraded pictures"
+    finishes_tiles = True
     data = "leaves"
     training_size = 0.75  # degradations are local: smaller pieces, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}

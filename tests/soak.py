@@ -99,15 +99,20 @@ class Soak:
             for number, stream in enumerate(streams, 1):
                 os.dup2(os.open(stream, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            os._exit(_exit_code(list(args)))
+            try:
+                os._exit(_exit_code(list(args)))
+            finally:
+                os._exit(70)
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() - began < kill_after:
             time.sleep(0.001)
         seconds = time.monotonic() - began
-        if ended == (0, 0):
+        if in_time := ended != (0, 0):
+            assert os.WIFEXITED(ended[1]), f"codi {' '.join(args)} died of signal {ended[1]}"
+        else:
             assert kill_after < SLOWEST, f"codi {' '.join(args)} hangs"
             os.kill(child, signal.SIGKILL)
             ended = os.waitpid(child, 0)
-        code = os.WEXITSTATUS(ended[1]) if os.WIFEXITED(ended[1]) else None
+        code = os.WEXITSTATUS(ended[1]) if in_time else None
         return Answer(code, *(stream.read_text() for stream in streams), seconds)
 
     def one(self, name: str, *, kill: bool = True) -> Answer:
@@ -171,15 +176,22 @@ class Soak:
     def go_on(self, name: str, args: list[str]) -> None:
         """What was killed is done: a distillation from its last checkpoint, if it has one; of a run what is missing."""
         if name == "distill":
-            begun = Path(args[args.index("--run-dir") + 1]) / "run.json"
-            answer = self.codi(name, *args, *["--resume"] * begun.exists())
+            folder = Path(args[args.index("--run-dir") + 1])
+            there = (folder / "checkpoint.safetensors").exists()
+            answer = self.codi(name, *args, *["--resume"] * (folder / "run.json").exists())
             assert answer.code == 0, answer.err
+            assert ("Going on from step" in answer.err) == there, answer.err
             self.versions[answer.report["adapter"]] = True
         elif self.versions.get(args[0]):
-            there = len(list(Path(args[args.index("-o") + 1]).glob("*.png")))
+            out = args[args.index("-o") + 1]
+            lying = len(list(Path(out).glob("*.png")))
+            with Registry.open() as registry:
+                rows = [row for run in registry.runs(limit=None) for row in registry.run_items(run.id)]
+            recorded = sum(row.status == "ok" and str(row.output).startswith(f"{out}/") for row in rows)
             report = self.codi(name, *args, "--json").report
             assert (report["ok"] + report["skipped"], report["failed"]) == (PICTURES, 0)
-            self.again += there - report["skipped"]
+            assert report["skipped"] == recorded
+            self.again += lying - recorded
 
     def look(self) -> None:
         """Raises AssertionError where anything was lost or left half done."""

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from codi_hub.batch.files import shown
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.options import RunOptions
 
-WHOLE = ("device", "dtype", "batch", "overwrite", "resume", "dry_run", "report", "out")  # once; `output`
-OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in WHOLE)
+WHOLE = ("device", "dtype", "batch", "overwrite", "resume", "dry_run", "report", "allow_base_mismatch")  # for all jobs
+OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in (*WHOLE, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)
 
 
@@ -60,8 +61,14 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     said = {name: row[name] for name in OPTIONS if row.get(name) is not None}
     if row.get("output") is not None:
         said["out"] = row["output"]
+    for value in (*inputs, *said.values()):
+        if isinstance(value, str) and not _can_name(value):
+            raise InvalidInput(f"{where}: {value!r:.60} holds what no name can: leave it out")
+    if type(said.get("tile")) is int:
+        said["tile"] = str(said["tile"])
     try:
         options = _OPTIONS.validate_python(asdict(common) | said)
+        options = replace(options, set={**common.set, **options.set})
     except ValidationError as error:
         problem = error.errors()[0]
         name = "output" if problem["loc"][:1] == ("out",) else ".".join(map(str, problem["loc"]))
@@ -69,6 +76,14 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     except UsageError as error:
         raise InvalidInput(f"{where}: {error}") from error
     return task, [Path(path) for path in inputs], options
+
+
+def _can_name(value: str) -> bool:
+    """Whether a file can be called so: no half characters, no zero byte."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 _OPTIONS = TypeAdapter(RunOptions)

@@ -6,6 +6,7 @@ Everything that can be refused is refused here, before anything is computed.
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,8 @@ from typing import Protocol
 from codi_hub.batch.files import WRITABLE, has_alpha, shown
 from codi_hub.batch.prompts import METADATA, beside, checked, listed
 from codi_hub.errors import InvalidInput, NotFound, UsageError
+
+ONE_CASE = sys.platform in ("win32", "darwin")  # where A.png and a.png are one file, on most disks
 
 
 class Planned(Protocol):
@@ -240,7 +243,8 @@ def check_outputs(items: Sequence[Item]) -> None:
         return os.path.realpath(folder)
 
     def place(path: Path) -> str:
-        return os.path.join(real_folder(path.parent), path.name)
+        found = os.path.join(real_folder(path.parent), path.name)
+        return found.casefold() if ONE_CASE else found
 
     inputs = {place(item.input): item for item in items}
     taken: dict[str, Item] = {}

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from codi_hub.batch import tiles
 from codi_hub.batch.files import Picture, explain, input_hash, open_image, picture, save_image, text, with_alpha
 from codi_hub.batch.plan import Item
 from codi_hub.batch.room import Room
@@ -34,22 +35,17 @@ Answer = TypeVar("Answer")
 
 LOADERS = 2
 SAVERS = 2
-WAITING_BYTES = 512 << 20  # of pictures at each of three places: loaded, waiting for others of their shape, being saved
+WAITING_BYTES = 256 << 20  # of pictures at each of three places: loaded, waiting for others of their shape, being saved
 
 
-class Prepared(Protocol):
+class Prepared(tiles.Prepared, Protocol):
     """The part of a task's `Prepared` that the runner reads."""
 
     @property
-    def condition(self) -> np.ndarray: ...
-    @property
-    def size(self) -> tuple[int, int]: ...
-    @property
     def opaque(self) -> bool: ...
-    def window(self, rows: slice, columns: slice) -> Any: ...
 
 
-class Runnable(Protocol):
+class Runnable(tiles.Tileable, Protocol):
     """The part of a task that a run needs. `load`, `prepare` and `finish` are called from several threads at once.
 
     `load` returns an image, opened but as stored (it is made upright and RGB afterwards, RGBA for a task that
@@ -58,27 +54,29 @@ class Runnable(Protocol):
 
     @property
     def reads_alpha(self) -> bool: ...
-    @property
-    def finishes_tiles(self) -> bool: ...
-    def untouched(self, prepared: Any) -> bool: ...
     def companions(self, path: Path) -> Sequence[Path]: ...
     def load(self, path: Path) -> Image.Image | np.ndarray: ...
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared: ...
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
-class Interrupted(CodiError):
-    """Ctrl-C: what was in hand is finished and reported (`report`), the rest is not begun."""
+class Stopped(CodiError):
+    """A run that ended before its end, or could not say so; what was made has its rows in `report`."""
+
+    def __init__(self, why: str, report: RunReport | JobsReport) -> None:
+        super().__init__(why)
+        self.report: Any = report
+
+
+class Interrupted(Stopped):
+    """Ctrl-C: what was in hand is finished and reported, the rest is not begun."""
 
     exit_code = 130
 
     def __init__(self, report: RunReport | JobsReport, planned: int) -> None:
-        super().__init__(
-            f"interrupted after {len(report.items)} of {planned} images: the same command again goes on from there"
-        )
-        self.report: Any = report
+        done = f"{len(report.items)} of {planned} images"
+        super().__init__(f"interrupted after {done}: the same command again goes on from there", report)
 
 
 @dataclass(slots=True)
@@ -333,6 +331,8 @@ class _Run:
 
     def _tiled(self, loaded: _Loaded, prompt: list[str], seed: list[int]) -> np.ndarray:
         def make(conditions: list[np.ndarray], windows: list[Window]) -> list[np.ndarray]:
+            if self.stop.is_set():  # many minutes may be left of it
+                raise KeyboardInterrupt
             return self.generate(conditions, prompt * len(windows), seed * len(windows), windows)
 
         assert self.tiling is not None
@@ -340,9 +340,12 @@ class _Run:
 
     def _save(self, loaded: _Loaded, output: np.ndarray) -> float:
         began = time.perf_counter()
-        if not np.isfinite(output).all():
+        if output.dtype == np.uint8:  # made in tiles, and finished
+            pixels = output
+        elif np.isfinite(output).all():
+            pixels = self.task.finish(output, loaded.prepared)
+        else:
             raise InvalidInput(NOT_FINITE)
-        pixels = output if output.dtype == np.uint8 else self.task.finish(output, loaded.prepared)
         alpha = None if loaded.prepared.opaque else loaded.alpha
         try:
             save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.icc)

@@ -68,7 +68,7 @@ class Tiling(NamedTuple):
             return None
         if said == "auto":
             return cls(AUTO_SIDE, AUTO_PIXELS)
-        if not said.isascii() or not said.isdecimal() or int(said) < LEAST:
+        if not said.isascii() or not said.isdecimal() or len(said) > 6 or int(said) < LEAST:
             raise UsageError(f"--tile must be auto, off, or a side of at least {LEAST} pixels, not {said!r}")
         side = -(-int(said) // UNIT) * UNIT
         return cls(side, side * side)
@@ -120,39 +120,42 @@ def generate_tiled(prepared: Prepared, task: Tileable, make: Make, tiling: Tilin
         InvalidInput: an output that is not finite.
     """
     width, height = prepared.size
-    rows, columns = (spans(length, tiling.side, tiling.overlap) for length in (height, width))
-    down, across = weights(rows, height, tiling.overlap), weights(columns, width, tiling.overlap)
     canvas = np.empty((height, width, 3), np.uint8 if task.finishes_tiles else np.float32)
-    pending = np.zeros((0, width, 3), np.float32)  # rows that the next tiles still add to
-    for k, part in enumerate(rows):
-        strip = np.zeros((part.stop - part.start, width, 3), np.float32)
+    turned = width > height  # strips lie across the shorter side
+    longer, shorter = (width, height) if turned else (height, width)
+    along, across = (spans(length, tiling.side, tiling.overlap) for length in (longer, shorter))
+    outer, inner = weights(along, longer, tiling.overlap), weights(across, shorter, tiling.overlap)
+    onto = canvas.swapaxes(0, 1) if turned else canvas
+    pending = np.zeros((0, shorter, 3), np.float32)  # what the next strip still adds to
+    for k, part in enumerate(along):
+        strip = np.zeros((part.stop - part.start, shorter, 3), np.float32)
         strip[: len(pending)] = pending
-        for column, weight, tile in zip(
-            columns, across, _tiles(prepared, task, make, part, columns, tiling), strict=True
-        ):
-            strip[:, column] += down[k][:, None, None] * weight[:, None] * tile
-        done = (rows[k + 1].start if rows[k + 1 :] else height) - part.start
-        canvas[part.start : part.start + done] = strip[:done].round() if task.finishes_tiles else strip[:done]
-        pending = strip[done:]
+        places = [(one, part) if turned else (part, one) for one in across]
+        for one, weight, tile in zip(across, inner, _tiles(prepared, task, make, places, tiling), strict=True):
+            strip[:, one] += outer[k][:, None, None] * weight[:, None] * (tile.swapaxes(0, 1) if turned else tile)
+        done = (along[k + 1].start if along[k + 1 :] else longer) - part.start
+        onto[part.start : part.start + done] = strip[:done].round() if task.finishes_tiles else strip[:done]
+        pending = strip[done:].copy()
     return canvas
 
 
 def _tiles(
-    prepared: Prepared, task: Tileable, make: Make, rows: slice, columns: Sequence[slice], tiling: Tiling
+    prepared: Prepared, task: Tileable, make: Make, places: Sequence[tuple[slice, slice]], tiling: Tiling
 ) -> Iterator[np.ndarray]:
-    """A row of tiles from left to right, each as float32 in the canvas's range."""
+    """Tiles at (rows, columns), each as float32 in the canvas's range."""
     width, height = prepared.size
     together = max(1, TOGETHER_PIXELS // tiling.side**2)
-    for start in range(0, len(columns), together):
-        parts = [prepared.window(rows, column) for column in columns[start : start + together]]
+    for start in range(0, len(places), together):
+        here = places[start : start + together]
+        parts = [prepared.window(*place) for place in here]
         made: dict[int, np.ndarray] = {}
-        for size in dict.fromkeys(part.size for part in parts):  # only the last of a row may be narrower
+        for size in dict.fromkeys(part.size for part in parts):  # only the last of a strip may be smaller
             asked = [k for k, part in enumerate(parts) if part.size == size and not task.untouched(part)]
             if asked:
-                windows = [Window(rows.start, columns[start + k].start, height, width) for k in asked]
+                windows = [Window(here[k][0].start, here[k][1].start, height, width) for k in asked]
                 made |= zip(asked, make([parts[k].condition for k in asked], windows), strict=True)
         for k, part in enumerate(parts):
-            output = made.get(k, part.condition[..., :3])
+            output = made[k] if k in made else part.condition[..., :3]
             if not np.isfinite(output).all():
                 raise InvalidInput(NOT_FINITE)
             yield task.finish(output, part).astype(np.float32) if task.finishes_tiles else output

@@ -1,6 +1,8 @@
 """A file of jobs is read whole before anything is run, and keeps every promise that a run on its own keeps."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from PIL import Image
 from codi_hub.batch import read_jobs
 from codi_hub.batch.jobs import KEYS
 from codi_hub.errors import CodiError, InvalidInput
+from codi_hub.hub import Hub
 from codi_hub.options import RunOptions
+from codi_hub.registry.runs import RunLog
 
 Codi = Callable[..., Any]
 
@@ -44,6 +48,9 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
     assert (two.ref, two.inputs) == ("edit:2", [Path("b.png"), Path("c")])
     assert two.options == RunOptions(steps=2, seed=7, device="cpu", out=Path("o"), prompt="x", set={"keep": 0})
     assert three.options == RunOptions(steps=2, seed=3, device="cpu", recursive=False, tile="256")
+    common = RunOptions(set={"scale": 2, "sharpen": 1})
+    (added,) = read_jobs(written(file, {"task": "superres", "input": "a", "set": {"sharpen": 0}, "tile": 512}), common)
+    assert (added.options.set, added.options.tile) == ({"scale": 2, "sharpen": 0}, "512")
     assert [job.where.rsplit(" ", 2)[-1] for job in (one, two, three)] == ["1", "3", "4"]
 
 
@@ -62,6 +69,8 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
         ({"task": "superres", "input": "a", "steps": 0}, "line 2: --steps must be at least 1, not 0"),
         ({"task": "superres", "input": "a", "ext": "exe"}, "line 2: --ext must be one of auto, png, jpg"),
         ({"task": "superres", "input": "a", "set": [1]}, "line 2: set: "),
+        ({"task": "superres", "input": "a\x00b"}, "line 2: 'a\\x00b' holds what no name can"),
+        ({"task": "superres", "input": "a", "output": "\ud800"}, "line 2: '\\ud800' holds what no name can"),
         ("{", "line 2 is no JSON"),
         ("[" * 100_000, "line 2 is no JSON"),
         ("[]", "line 2 is no JSON object"),
@@ -83,30 +92,34 @@ def test_a_file_without_a_job_or_that_is_not_there(tmp_path: Path) -> None:
         list(read_jobs(tmp_path / "none.jsonl", RunOptions()))
 
 
+texts = st.text(st.characters(exclude_categories=()), max_size=20)  # half characters too
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
 
 
 @given(
     st.binary(max_size=200)
-    | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), json_values, max_size=6).map(
+    | st.dictionaries(st.sampled_from(KEYS) | texts, json_values, max_size=6).map(
         lambda line: json.dumps({"task": "superres", "input": "a.png"} | line).encode()
     )
 )
 def test_no_content_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    file = tmp_path_factory.getbasetemp() / "any.jsonl"
-    file.write_bytes(content)
-    refusal, jobs = None, []
-    try:
-        jobs = list(read_jobs(file, RunOptions()))
-    except CodiError as error:
-        refusal = str(error)
-    assert (refusal is None) == bool(jobs)
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "any.jsonl").write_bytes(content)
+    refusal, report = None, None
+    with contextlib.chdir(folder), Hub.open(folder / "home") as hub:
+        try:
+            report = hub.run_jobs(Path("any.jsonl"), RunOptions(dry_run=True))
+        except CodiError as error:
+            refusal = str(error)
+    assert (refusal is None) == (report is not None)
     assert refusal is None or len(refusal.splitlines()) == 1
-    assert all(isinstance(job.options, RunOptions) and job.inputs for job in jobs)
+    assert {path.name for path in folder.iterdir()} <= {"a.png", "any.jsonl", "home"}
 
 
 # ---- running it
@@ -204,3 +217,35 @@ def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: 
 
     with Registry.open() as registry:
         assert len(registry.runs()) == 1
+
+
+def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
+    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(
+        pictures / "jobs.jsonl",
+        {"task": "superres", "input": "in/a.png", "output": "out"},
+        {"task": "inpaint", "input": "in/hole.png", "output": "out"},
+    )
+    start, started = RunLog.start_run, []
+
+    def once(*args: Any) -> int:
+        started.append(args)
+        if len(started) > 1:
+            raise CodiError("the registry cannot be used: disk is full")
+        return start(*args)
+
+    monkeypatch.setattr(RunLog, "start_run", once)
+    answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--steps", "1")
+    assert (answer.code, json.loads(answer.out)["ok"]) == (1, 1)
+    assert "Error: inpaint:1: the registry cannot be used: disk is full\n" in answer.err
+
+
+def test_names_that_differ_in_case_are_one_file_where_the_disk_has_one_case(
+    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [{"task": "superres", "input": f"in/{name}.png", "output": f"out/{to}.png"} for name, to in ("aX", "bx")]
+    written(pictures / "jobs.jsonl", *jobs)
+    assert codi("run", "--jobs", "jobs.jsonl", "--dry-run").code == 0
+    monkeypatch.setattr(sys.modules["codi_hub.batch.plan"], "ONE_CASE", True)
+    assert "would both be written to out/x.png" in codi("run", "--jobs", "jobs.jsonl", "--dry-run").err
