@@ -50,7 +50,8 @@ seeds, with the lowest and the highest in brackets; nothing is said to hold with
 
 Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
 nothing to do with the models measured. They are **no FID and no LPIPS**, and the paper's figures cannot be compared
-with them; ratios and orders can.
+with them; ratios and orders can. The bundled adapters stand above the rows to show what longer training of PE-CoDi
+changes: they had half an hour and more of the same two CPU cores (`codi show TASK`), and the rows a few minutes.
 
 {about}
 """

@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +24,7 @@ from codi_hub.hub import Hub
 from codi_hub.options import TAUGHT, DistillOptions
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
-from recipes.paper.rows import COMMON, DATA, SIZE, TABLES, Row
+from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row
 
 ROUNDS, IN_A_ROUND = 12, 3  # of timed steps; the first of each round is not counted
 REFERENCE = "superres", "pe-codi"  # the row whose steps all others get the time of
@@ -110,6 +111,18 @@ class Bench:
         if task not in self._held_out:
             self._held_out[task] = HeldOut.of(task)
         return self._held_out[task]
+
+    def refer(self, task: str, base: FrozenBase) -> None:
+        """Measures what stands beside the rows, where that is not done: what needs no adapter, and the bundled one."""
+        kept = self.results.references.get(task, {})
+        if not kept:
+            made = self.held_out(task).references(base)
+            kept = {name: self.held_out(task).figures(images, self.features) for name, images in made.items()}
+        bundled = [row.ref for row in self.hub.registry.adapters(task) if row.bundled]
+        for ref, at in product(bundled, ONE_AND_FOUR):
+            name = f"the bundled adapter, {at_key(at)}"
+            kept = kept if name in kept else kept | {name: self._measured(by_key(task, "pe-codi"), ref, at)}
+        self.results.put("references", {task: kept})
 
     def do(self, row: Row, seed: int) -> None:
         """Trains the row with the seed unless that is done, then measures it where it was not."""
