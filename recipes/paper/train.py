@@ -118,7 +118,8 @@ class Bench:
         if not kept:
             made = self.held_out(task).references(base)
             kept = {name: self.held_out(task).figures(images, self.features) for name, images in made.items()}
-        bundled = [row.ref for row in self.hub.registry.adapters(task) if row.bundled]
+        there = self.hub.registry.adapters(task, self.hub.registry.base().name)
+        bundled = [row.ref for row in there if row.bundled]
         for ref, at in product(bundled, ONE_AND_FOUR):
             name = f"the bundled adapter, {at_key(at)}"
             kept = kept if name in kept else kept | {name: self._measured(by_key(task, "pe-codi"), ref, at)}
