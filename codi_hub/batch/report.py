@@ -5,6 +5,7 @@ names, prompts and errors may be anything: the template escapes them all.
 """
 
 import base64
+import contextlib
 import io
 import os
 import stat
@@ -56,12 +57,12 @@ class Page:
     def __post_init__(self) -> None:
         if self.path.suffix.lower() not in SUFFIXES:  # no picture, mask or prompt is called so
             raise UsageError(f"--report {self}: a page's name ends in .html")
+        folder = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path.parent).close()
-            folder = stat.S_ISDIR(os.lstat(self.path).st_mode)
-        except FileNotFoundError:
-            folder = False
+            with contextlib.suppress(FileNotFoundError):
+                folder = stat.S_ISDIR(os.lstat(self.path).st_mode)
         except OSError as exc:
             raise UsageError(f"--report {self} cannot be written: {explain(exc)}") from exc
         if folder or self._taken():

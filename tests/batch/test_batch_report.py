@@ -214,3 +214,13 @@ def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
         assert str(caught.value).startswith(f"--report {tmp_path / name}")
         assert str(caught.value).endswith(why)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.html", "imgs", "input.html"]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOENT, errno.EROFS])
+def test_a_folder_that_takes_no_file_is_refused_first(tmp_path, monkeypatch, error):
+    def refuse(**options: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UsageError, match=f"r.html cannot be written: {os.strerror(error)}"):
+        Page(tmp_path / "r.html", [], {})
