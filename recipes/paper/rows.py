@@ -149,6 +149,7 @@ CLAIMS: tuple[Claim, ...] = (
     *_matters("The network's own PF-ODE step helps", "no-pf-ode"),
     *_matters("One time for the whole batch is better than one per sample", "mixed-t"),
     *_matters("A pre-trained start of the encoder is better than a random one", "random"),
+    *_matters("Fusion by zero_conv is better than by the gate mu", "gate"),
     *_matters("Guidance helps", "no-guidance"),
     *_matters("Guidance in latents is better than by E(D(x_hat))", "roundtrip"),
     *_matters("Guidance in latents is better than in pixels", "pixel"),
