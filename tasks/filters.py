@@ -114,6 +114,8 @@ def boxes(hole: np.ndarray) -> list[tuple[slice, slice]]:
 
     What is filled box by box takes memory by the largest of them, and not by the picture.
     """
+    if not hole.any():
+        return []
     box = around(hole)
     if hole[box].size <= LARGE:
         return [box]

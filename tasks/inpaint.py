@@ -115,7 +115,7 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
     shown = image.copy()
     if covered.all():
         shown[:] = HOLE
-    elif covered.any():
+    else:
         for box in boxes(covered):
             smooth = harmonic(image[box].astype(np.float32) / 255, covered[box])
             shown[box][covered[box]] = to_uint8(smooth)[covered[box]]

@@ -43,6 +43,7 @@ def test_a_large_hole_is_taken_apart_into_boxes_that_hold_all_of_it(monkeypatch:
         top, left = rng.integers(0, 690), rng.integers(0, 890)
         covered[top : top + rng.integers(1, 90), left : left + rng.integers(1, 90)] = True
     assert len(boxes(covered)) == 1
+    assert boxes(np.zeros((8, 8), bool)) == []
     monkeypatch.setattr(filters, "LARGE", 1000)
     found = boxes(covered)
     assert len(found) > 2
