@@ -61,6 +61,11 @@ class Prepared:
         """What the networks take: float32 (H, W, condition_channels) in [0, 1], made anew from `values` if need be."""
         return self.values if self.values.dtype == np.float32 else self.values.astype(np.float32) / 255
 
+    @property
+    def bytes(self) -> np.ndarray:
+        """The condition as uint8, rounded if need be."""
+        return self.values if self.values.dtype == np.uint8 else to_uint8(self.values)
+
     def window(self, rows: slice, columns: slice) -> Prepared:
         """A part of it, as if it were a whole."""
         values = self.values[rows, columns]

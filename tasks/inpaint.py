@@ -73,8 +73,9 @@ class Inpaint(Task):
         edge, spread harmonically: the gradients are the output's and the edge is the input's, so no seam is left
         (Perez et al., "Poisson image editing", 2003, for the membrane that guides towards an inserted picture).
         """
-        picture = prepared.values[..., :3].copy()
-        for box in boxes(prepared.values[..., 3] >= HOLE):
+        known = prepared.bytes
+        picture = known[..., :3].copy()
+        for box in boxes(known[..., 3] >= HOLE):
             condition, made = prepared.window(*box).condition, output[box]
             covered = condition[..., 3] > 0.5
             lacking = harmonic(condition[..., :3] - made, covered)
@@ -82,7 +83,7 @@ class Inpaint(Task):
         return picture
 
     def untouched(self, prepared: Prepared) -> bool:
-        return not (prepared.values[..., 3] >= HOLE).any()
+        return not (prepared.bytes[..., 3] >= HOLE).any()
 
     def is_sidecar(self, path: Path) -> bool:
         return path.name.lower().endswith(SIDECAR)

@@ -14,8 +14,7 @@ def outputs(
     task: Task, pairs: Sequence[Pair], generate: Generate, steps: int, seed: int, *, together: int = TOGETHER
 ) -> tuple[list[np.ndarray], float]:
     """What `finished` gives, of an adapter on held-out pairs of one size."""
-    conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
-    prepared = [Prepared(c, (c.shape[1], c.shape[0])) for c in conditions]
+    prepared = [Prepared(pair.condition, pair.condition.shape[1::-1]) for pair in pairs]
     return finished(task, prepared, [pair.prompt for pair in pairs], generate, steps, seed, together=together)
 
 

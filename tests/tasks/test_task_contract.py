@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,19 @@ def test_finished_picture_is_8_bit_whatever_the_networks_make(task: Task) -> Non
     assert picture.dtype == np.uint8
     assert picture.shape == (height, width, 3)
     assert np.array_equal(output, kept)
+
+
+def test_a_condition_in_8_bits_and_in_floats_is_finished_alike(task: Task) -> None:
+    eight = task.prepare(readable(task, np.random.default_rng(5).integers(0, 256, (32, 24, 3), np.uint8)))
+    floats = replace(eight, values=eight.condition)
+    shape = (eight.size[1], eight.size[0], 3)
+    outputs = [np.random.default_rng(seed).random(shape, np.float32) for seed in (6, 7)]
+    assert not task.untouched(eight)
+    assert not task.untouched(floats)
+    one, other = ([task.finish(output, prepared) for prepared in (eight, floats)] for output in outputs)
+    assert np.array_equal(*one)
+    assert np.array_equal(*other)
+    assert not np.array_equal(one[0], other[0])
 
 
 def test_adherence_if_it_can_be_told_prefers_the_target_to_anything_else(task: Task, example: dict) -> None:
