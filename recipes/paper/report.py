@@ -69,6 +69,8 @@ def verdict(claim: Claim, results: Results) -> tuple[Verdict, str]:
     if not left or not right:
         return "cannot be told", "not measured"
     text = f"{fmean(left) / fmean(right):.2f}" if fmean(right) else f"{fmean(left):.3g} to 0"
+    if fmean(right) < claim.least:
+        return "cannot be told", f"{text}, of {fmean(right):.2g}: neither has learnt it"
     if min(len(left), len(right)) < ENOUGH:
         return "cannot be told", f"{text} ({min(len(left), len(right))} of {ENOUGH} seeds)"
     if COLUMNS[claim.figure].better == "higher":

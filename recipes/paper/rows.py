@@ -110,6 +110,7 @@ class Claim:
     Attributes:
         text: what is claimed. `goal`: it is this project's own aim, and not the paper's finding.
         left, right: (row's key, how it samples).
+        least: what the right side has to reach for the ratio to say anything.
     """
 
     text: str
@@ -119,6 +120,7 @@ class Claim:
     right: tuple[str, At]
     limit: float = 1.0
     goal: bool = False
+    least: float = 0.0
 
 
 def _beats(text: str, task: str, left: tuple[str, At], right: tuple[str, At], *, goal: bool = False) -> list[Claim]:
@@ -159,7 +161,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("Depth: PE-CoDi keeps to the map better than ControlNet, both at 4 steps", "depth", "adherence",
           ("pe-codi", FOUR), ("controlnet", FOUR)),
     Claim("Editing: CoDi at 1 step obeys at least 0.95 times as often as the LDM at 50", "edit", "followed",
-          ("codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True),
+          ("codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True, least=0.25),
     Claim("Editing: PE-CoDi at 1 step obeys at least 0.95 times as often as the LDM at 50", "edit", "followed",
-          ("pe-codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True),
+          ("pe-codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True, least=0.25),
 )  # fmt: skip

@@ -81,6 +81,10 @@ def test_where_more_is_better_the_sides_change() -> None:
     more = results([0.96, 0.97, 0.98], [1.0, 1.0, 1.0], "followed")
     assert report.verdict(claim, more) == ("holds", "0.97")
     assert report.verdict(claim, results([0.9, 0.91, 0.92], [1.0, 1.0, 1.0], "followed"))[0] == "does not hold"
+    demanding = replace(claim, least=0.25)
+    assert report.verdict(demanding, more) == ("holds", "0.97")
+    nothing = results([0.06, 0.07, 0.08], [0.05, 0.05, 0.05], "followed")
+    assert report.verdict(demanding, nothing) == ("cannot be told", "1.40, of 0.05: neither has learnt it")
 
 
 class Interrupted(Exception):
