@@ -12,7 +12,8 @@ from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
 from codi_hub.errors import UsageError
-from codi_hub.options import JobsReport, RunOptions, RunReport
+from codi_hub.options import RunOptions
+from codi_hub.reports import JobsReport, RunReport
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
-    from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+    from codi_hub.options import DistillOptions, EvalOptions, RunOptions
+    from codi_hub.reports import DistillResult, EvalReport, RunReport
 
 __version__ = "0.1.0"
 
@@ -21,15 +22,15 @@ _WHERE = {
     "CodiError": "errors",
     "Conflict": "errors",
     "DistillOptions": "options",
-    "DistillResult": "options",
+    "DistillResult": "reports",
     "EvalOptions": "options",
-    "EvalReport": "options",
+    "EvalReport": "reports",
     "Hub": "hub",
     "InvalidInput": "errors",
     "Mismatch": "errors",
     "NotFound": "errors",
     "RunOptions": "options",
-    "RunReport": "options",
+    "RunReport": "reports",
     "UsageError": "errors",
 }
 

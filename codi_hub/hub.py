@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.distill.together import by_main, together
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, DistillResult, EvalOptions, EvalReport
+from codi_hub.options import DistillOptions, EvalOptions
+from codi_hub.reports import DistillResult, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.networks import Generate, Networks
-from codi_hub.options import JobsReport, RunOptions, RunReport
+from codi_hub.options import RunOptions
+from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
     from codi_hub.batch import Item

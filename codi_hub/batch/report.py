@@ -25,7 +25,7 @@ from PIL import Image
 from codi_hub.batch.files import explain, open_image, picture, replacing, shown, text, to_srgb
 from codi_hub.batch.plan import Item
 from codi_hub.errors import CodiError, UsageError
-from codi_hub.options import JobsReport, RunReport
+from codi_hub.reports import JobsReport, RunReport
 
 SIDE = 512  # pixels of a picture's longer side, at most
 PICTURED = 200  # items with pictures, at most: a browser has to hold them

@@ -23,7 +23,7 @@ from codi_hub.batch.plan import Item
 from codi_hub.batch.room import Room
 from codi_hub.batch.tiles import NOT_FINITE, Tiling, Window, generate_tiled
 from codi_hub.errors import CodiError, InvalidInput
-from codi_hub.options import JobsReport, RunReport
+from codi_hub.reports import JobsReport, RunReport
 
 Generate = Callable[..., list[np.ndarray]]
 """(conditions, all of one shape, float32 HWC in [0, 1]; prompts; seeds) -> outputs, float32 HWC in [0, 1].

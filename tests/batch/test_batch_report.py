@@ -15,7 +15,7 @@ from codi_hub.batch import Interrupted, Item, plan, run_folder
 from codi_hub.batch import report as pages
 from codi_hub.batch.report import Page, thumbnail
 from codi_hub.errors import CodiError, UsageError
-from codi_hub.options import RunReport
+from codi_hub.reports import RunReport
 
 VOID = {"meta", "link", "img", "input"}
 HOSTILE = """</script><script>alert(1)</script> "quoted' onerror=x\n<img src=http://example.org/x> 🙂 {{ 7 * 7 }}"""

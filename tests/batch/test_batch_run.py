@@ -16,7 +16,7 @@ from PIL import Image
 
 from codi_hub.batch import Interrupted, Item, plan, run_folder, runner
 from codi_hub.errors import Mismatch
-from codi_hub.options import RunReport
+from codi_hub.reports import RunReport
 
 
 @pytest.fixture

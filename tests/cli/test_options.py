@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from codi_hub.cli.common import parse_set
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, EvalOptions, EvalReport, RunOptions, parse_duration
+from codi_hub.options import DistillOptions, EvalOptions, RunOptions, parse_duration
+from codi_hub.reports import EvalReport
 
 
 @pytest.mark.parametrize(
