@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent / "engine"))
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not find other threads
 
 import numpy as np
-import torch
 from PIL import Image
 from tiny import save_base, scheduler_config
 
@@ -76,9 +75,14 @@ class Soak:
 
     def prepare(self) -> None:
         """A base, pictures, and every command once without a kill."""
-        torch.set_num_threads(1)
         os.environ["CODI_HOME"] = str(self.folder / "home")
-        save_base(self.folder / "base", scheduler_config("v_prediction", zero_snr=True))
+        if (maker := os.fork()) == 0:  # torch computes in children only: what it sets up for that survives no fork
+            try:
+                save_base(self.folder / "base", scheduler_config("v_prediction", zero_snr=True))
+                os._exit(0)
+            finally:
+                os._exit(70)
+        assert os.waitpid(maker, 0)[1] == 0
         (self.folder / "in").mkdir()
         for k in range(PICTURES):
             pixels = np.random.default_rng(k).integers(0, 256, (16, 16, 3), dtype=np.uint8)
