@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,17 +88,17 @@ class Runs(Networks):
         from codi_hub.batch import check_outputs, read_jobs
 
         options = options or RunOptions()
-        works = []
+        together: dict[tuple[str, int, str, str], Work] = {}
+        planned: list[Item] = []
         for job in read_jobs(file, options):
             with _naming(job.where):
                 work = self._planned(job.ref, job.inputs, job.options)
-                self._check(work.row, work.task, options.allow_base_mismatch)
-                works.append(work)
-        check_outputs([item for work in works for item in work.items])
-        together: dict[tuple[str, int, str, str], Work] = {}
-        for work in works:
-            before = together.get(work.key)
-            together[work.key] = replace(before, items=before.items + work.items) if before else work
+                planned += work.items
+                if (before := together.setdefault(work.key, work)) is work:
+                    self._check(work.row, work.task, options.allow_base_mismatch)
+                else:
+                    before.items.extend(work.items)
+        check_outputs(planned)
         works = [work for _, work in sorted(together.items(), key=lambda entry: entry[0][0])]
         items = [item for work in works for item in work.items]
         with _paged(options, items, {}, on_event) as page:
