@@ -1,6 +1,7 @@
 # make demo    four photographs, degraded, through `codi run superres`, and a before/after sheet
 # make test    the tests
 # make soak    commands killed with -9 at random moments, 200 times, and a look at what each left
+# make bench   speed and memory beside what one would otherwise run; writes docs/performance.md
 # make check   lint, format, types, tests
 # Each makes its own environment in .venv first, from Python 3.11 or newer.
 
@@ -8,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test soak check lint format types typing clean
+.PHONY: demo test soak bench check lint format types typing clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -19,6 +20,9 @@ test: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) tests/soak.py 200
+
+bench: $(VENV)/.dev
+	$(PY) -m benchmarks
 
 check: lint types test
 
