@@ -70,7 +70,8 @@ class Trainer:
         self.target = copy.deepcopy(adapter).requires_grad_(False)
         self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
         self.method = METHODS[options.method]
-        optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
+        groups = adapter.parameter_groups(options.lr)
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
