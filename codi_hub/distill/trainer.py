@@ -21,6 +21,7 @@ from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips
 from codi_hub.distill.methods import METHODS, Drawn
+from codi_hub.distill.norms import quicken
 from codi_hub.distill.together import agreed
 from codi_hub.errors import InvalidInput
 from codi_hub.options import TAUGHT, DistillOptions
@@ -67,6 +68,8 @@ class Trainer:
     ):
         self.base, self.cache, self.options, self.accelerator = base, cache, options, accelerator
         self.total, self.folder, self.progress = total, folder, Progress()
+        for net in (base.unet, adapter):
+            quicken(net)
         self.target = copy.deepcopy(adapter).requires_grad_(False)
         self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
         self.method = METHODS[options.method]
