@@ -116,6 +116,12 @@ class RunOptions(_Checked):
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
+    compile: bool = _opt(
+        False,
+        "Compile the networks: minutes at first, then a sixth faster; for long runs",
+        "--compile",
+        panel="Machine",
+    )
     temperature: float = _opt(1.0, "Scale of the noise that sampling starts from", least=0.0, most=2.0)
     sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
     allow_base_mismatch: bool = _opt(
