@@ -1,4 +1,4 @@
-"""The catalogue with its networks loaded: what `Hub` runs, distils and measures with."""
+"""The catalogue with its networks loaded: what `Hub` runs, distils, measures and exports with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
 from codi_hub.errors import Mismatch
+from codi_hub.reports import ExportResult
 
 if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import ControlAdapter
     from codi_hub.base import Fingerprint, FrozenBase
+    from codi_hub.options import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
 
@@ -84,6 +86,33 @@ class Networks(Catalog):
         format.check_condition(record, row.ref, task.name, task.condition_channels)
         mark = Fingerprint(base.family, base.sketch or {})
         format.check(record, self.registry.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch)
+
+    def export(self, ref: str, options: ExportOptions) -> ExportResult:
+        """Writes an adapter as another tool reads it.
+
+        Raises:
+            Mismatch: an adapter that the format cannot hold. Conflict: the folder is taken. And what `use` raises.
+        """
+        from codi_hub.adapters import format
+        from codi_hub.interop import diffusers, folders
+
+        folder = folders.check_free(options.out, diffusers.FILES, options.overwrite)
+        row = self.registry.resolve(ref, base=self._base)
+        file = self.registry.file(row, format.RECORD)
+        record = format.read_record(file)
+        diffusers.check_exportable(record, row.ref)
+        base, adapter, _ = self._resident(row, "cpu", options.dtype)
+        card = diffusers.readme(record, base, ref=row.ref, base_name=row.base)
+        diffusers.write(folder, adapter, base, file, card, overwrite=options.overwrite)
+        return ExportResult(
+            adapter=row.ref,
+            base=row.base,
+            kind=row.kind,
+            format=options.format,
+            dtype=options.dtype,
+            folder=folder,
+            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        )
 
     def generator(
         self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0

@@ -17,6 +17,8 @@ from codi_hub.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 SAMPLERS = ("ddim", "renoise", "dpmpp")
+EXPORT_FORMATS = ("diffusers",)
+EXPORT_DTYPES = ("fp16", "bf16", "fp32")
 SAMPLER_HELP = "How steps are taken: along the ODE, with fresh noise between them, or DPM-Solver++(2M) for many steps"
 METHODS = ("pe-codi", "codi", "conditional", "cm", "gd")
 TAUGHT = ("cm", "gd")  # methods with a frozen teacher, which --from names
@@ -318,3 +320,13 @@ class EvalOptions(_Checked):
         names = self.against.split(",") if isinstance(self.against, str) else self.against
         object.__setattr__(self, "against", tuple(name.strip() for name in names))
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(_Checked):
+    """How an adapter is written for another tool: `out` is the folder to make."""
+
+    out: Path
+    format: str = _opt("diffusers", "", choices=EXPORT_FORMATS)
+    dtype: str = _opt("fp16", "", choices=EXPORT_DTYPES)
+    overwrite: bool = False
