@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
 from codi_hub.errors import Mismatch
+from codi_hub.options import ADAPTER_MEMORY
 from codi_hub.reports import ExportResult
 
 if TYPE_CHECKING:
@@ -41,40 +42,56 @@ class Networks(Catalog):
         from codi_hub.base import FrozenBase
         from codi_hub.engine import choose_device, choose_dtype
 
-        row = self.registry.base(name)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
-        key = (row.name, str(where), str(precision))
+        key = (name, str(where), str(precision))
         if key not in self._loaded:
+            row = self.registry.base(name)
             base = FrozenBase.load(row.source, device=where, dtype=precision)
             _check_unchanged(row, base.fingerprint)
             self._loaded[key] = base, Resident()
         return self._loaded[key]
 
     def use(
-        self, ref: str, *, device: str = "auto", dtype: str = "auto", allow_base_mismatch: bool = False
+        self,
+        ref: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        allow_base_mismatch: bool = False,
+        adapter_memory: int = ADAPTER_MEMORY,
     ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
         """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
+
+        Args:
+            adapter_memory: bytes of the base's adapters to keep; those used least recently go first.
 
         Raises:
             NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
         """
         row = self.registry.resolve(ref, base=self._base)
-        return self._resident(row, device, dtype, allow_base_mismatch)
+        return self._resident(row, device, dtype, allow_base_mismatch, adapter_memory)
 
     def _resident(
-        self, row: AdapterRow, device: str, dtype: str, allow_base_mismatch: bool = False
+        self,
+        row: AdapterRow,
+        device: str,
+        dtype: str,
+        allow_base_mismatch: bool = False,
+        adapter_memory: int = ADAPTER_MEMORY,
     ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
         from codi_hub.adapters import format
 
         base, resident = self._loaded_base(row.base, device, dtype)
+        resident.budget = adapter_memory
 
         def load() -> ControlAdapter:
             record = format.read_record(self.registry.file(row, format.RECORD))
             weights = self.registry.file(row, format.WEIGHTS)
             return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
 
-        return base, resident.get(row.sha256, load), row
+        expected = row.bytes * base.dtype.itemsize // format.ITEMSIZE
+        return base, resident.get(row.sha256, load, expected), row
 
     def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
         """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use, before it is loaded."""
