@@ -175,10 +175,12 @@ class DistillOptions(_Checked):
     base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
     kind: str = _opt(
         "",
-        "Adapter kind: control (an encoder beside the frozen base) or full (everything) "
-        "(default: what --from has, else full with --method codi, else control)",
+        "Adapter kind: control (an encoder beside the frozen base), lora (the same, made of the base's own weights and "
+        "small deltas), static (sees the condition alone, once per image: next to nothing per step) or full "
+        "(everything) (default: what --from has, else full with --method codi, else control)",
         panel="Adapter",
     )
+    rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
     fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
     init: str = _opt(
         "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
@@ -265,6 +267,10 @@ class DistillOptions(_Checked):
         self._check_method()
         if not self.kind and not self.parent:
             object.__setattr__(self, "kind", "full" if self.method == "codi" else "control")
+        if self.rank and self.kind != "lora":
+            raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
+        if self.kind == "lora" and self.init == "random":
+            raise UsageError("--init random: kind lora is made of the base's own weights; use --kind control")
 
     def _check_method(self) -> None:
         """Refuses a method without its teacher, of the wrong kind, or with a switch that it does not read."""
