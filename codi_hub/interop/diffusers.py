@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers import ControlNetModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from codi_hub.adapters import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord
@@ -13,6 +17,8 @@ from codi_hub.base import FrozenBase
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
 from codi_hub.schedule import sampling_timesteps
+
+Tensors = dict[str, Tensor]
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names
 FILES = (CONFIG, WEIGHTS, RECORD, CARD)
@@ -65,28 +71,69 @@ def check_exportable(record: AdapterRecord, ref: str) -> None:
         )
 
 
-def control(adapter: ControlAdapter, base: FrozenBase) -> ControlNetModel:
-    """It is one."""
-    return adapter.encoder
+def control(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+    """It is a ControlNet."""
+    return adapter.encoder.state_dict()
 
 
-CONTROLNETS: dict[str, Callable[[ControlAdapter, FrozenBase], ControlNetModel]] = {"control": control}
-"""Kind of adapter -> what makes its ControlNet, on its base."""
+def lora(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+    """The base's weights with the deltas added."""
+    parts = {path: part for path, part in adapter.encoder.named_modules() if "lora_" not in path}
+    tensors = {}
+    for path, part in parts.items():
+        held = part._parameters | vars(part)  # the base's tensors are attributes, no parameters
+        tensors |= {f"{path}.{name}": value for name, value in held.items() if isinstance(value, Tensor)}
+    tensors = {name.replace(".base_layer.", "."): value for name, value in tensors.items()}
+    for path, part in parts.items():
+        if isinstance(part, BaseTunerLayer):
+            tensors[f"{path}.weight"] = tensors[f"{path}.weight"].float() + part.get_delta_weight("default").float()
+    return tensors
+
+
+def static(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+    """A ControlNet that is blind to z_t (its first layer is zero), to the time (its embedding is that of t = 0) and to
+    the text (what attends to it adds nothing), the gains within its zero convolutions.
+
+    Raises:
+        Mismatch: gains that depend on t, which nothing in a ControlNet is like.
+    """
+    net = adapter.encoder
+    if adapter.gain.weight.any():
+        raise Mismatch(
+            "this static adapter weighs its condition by the time, which no ControlNet does: distil the task with "
+            "--kind control to export it"
+        )
+    with torch.device("meta"):
+        whole = ControlNetModel.from_config(net.config).state_dict()
+    tensors = {name: torch.zeros(value.shape) for name, value in whole.items()} | net.state_dict()
+    first = net.time_embedding.linear_1
+    tensors["time_embedding.linear_1.weight"] = torch.zeros_like(first.weight)
+    tensors["time_embedding.linear_1.bias"] = first(net.time_proj(torch.zeros(1)).to(first.weight))[0]
+    levels = [f"controlnet_down_blocks.{k}" for k in range(len(net.controlnet_down_blocks))]
+    for gain, level in zip(adapter.gain.bias, [*levels, "controlnet_mid_block"], strict=True):
+        for name in (f"{level}.weight", f"{level}.bias"):
+            tensors[name] = gain * tensors[name]
+    return tensors
+
+
+CONTROLNETS: dict[str, Callable[[Any, FrozenBase], Tensors]] = {"control": control, "lora": lora, "static": static}
+"""Kind of adapter -> the weights of the ControlNet that it is on its base."""
 
 
 def write(
     out: Path, adapter: ControlAdapter, base: FrozenBase, record: Path, readme: str, *, overwrite: bool = False
 ) -> None:
-    """Writes the folder: a ControlNet's configuration and weights in the adapter's dtype, its record, and a README.
+    """Writes the folder: a ControlNet's configuration and weights in the base's dtype, its record, and a README.
 
     Raises:
-        Conflict: see `folders.check_free`. CodiError: it could not be written.
+        Conflict: see `folders.check_free`. Mismatch: see `static`. CodiError: it could not be written.
     """
-    net = CONTROLNETS[adapter.kind](adapter, base)
+    with torch.no_grad():
+        weights = CONTROLNETS[adapter.kind](adapter, base)
+        tensors = {name: value.to("cpu", base.dtype).contiguous() for name, value in weights.items()}
     try:
         with new_folder(out, FILES, overwrite) as folder:
-            net.save_config(folder)
-            tensors = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
+            adapter.encoder.save_config(folder)
             save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
             (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors' own is the owner's alone
             (folder / RECORD).write_bytes(record.read_bytes())

@@ -21,6 +21,7 @@ from codi_hub import adapters
 from codi_hub.adapters import ControlAdapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.engine import Engine, seeded_noise
+from codi_hub.errors import Mismatch
 from codi_hub.hub import Hub
 from codi_hub.interop import diffusers, folders
 from codi_hub.options import ExportOptions
@@ -31,6 +32,7 @@ CASES = [
     pytest.param("v", 3, id="v"),
     pytest.param("eps", 3, id="eps"),
     pytest.param("v", 4, id="v, a picture and a mask"),
+    pytest.param("cross", 3, id="only cross-attention, as nano"),
 ]
 every_kind = pytest.mark.parametrize("kind", diffusers.CONTROLNETS)
 
@@ -41,6 +43,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     eps = {"vae": "kl", "layers_per_block": 2}
     return {
         "v": save_base(root / "v", scheduler_config("v_prediction", zero_snr=True)),
+        "cross": save_base(root / "cross", scheduler_config("v_prediction", zero_snr=True), only_cross_attention=True),
         "eps": save_base(root / "eps", scheduler_config("epsilon"), **eps),
     }
 
@@ -48,6 +51,8 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def made(base: FrozenBase, kind: str, channels: int = 3, fusion: str = "zero_conv") -> ControlAdapter:
     torch.manual_seed(0)
     adapter = stir(adapters.build(kind, base, condition_channels=channels, fusion=fusion), 0.05)
+    if kind == "static":
+        adapter.gain.weight.data.zero_()  # so that its gains are other than 1, and the same at every time
     return adapter.requires_grad_(False).eval()
 
 
@@ -109,7 +114,7 @@ def test_a_whole_pipeline_makes_the_pictures_of_our_engine(
         scheduler=DDIMScheduler(
             **BETAS,
             prediction_type=base.schedule.prediction_type,
-            rescale_betas_zero_snr=name == "v",
+            rescale_betas_zero_snr=name != "eps",
             timestep_spacing="trailing",
             clip_sample=False,
         ),
@@ -219,6 +224,26 @@ def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_wri
         answer = codi("export", f"depth:{number}", "--base", "tiny", "-o", tmp_path / "net")
         assert answer == (1, "", f"Error: depth:{number} {words}\n")
     assert not (tmp_path / "net").exists()
+
+
+def test_a_static_adapter_that_weighs_its_condition_by_the_time_is_refused(
+    folder_of: dict[str, Path], tmp_path: Path
+) -> None:
+    base = FrozenBase.load(str(folder_of["v"]))
+    adapter = made(base, "static")
+    adapter.gain.weight[0, 0] = 0.1
+    with pytest.raises(Mismatch, match=r"weighs its condition by the time, .* --kind control to export it"):
+        exported(base, adapter, tmp_path)
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_export_leaves_the_adapter_and_its_base_as_they_were(folder_of: dict[str, Path], tmp_path: Path) -> None:
+    base = FrozenBase.load(str(folder_of["v"]))
+    for kind in diffusers.CONTROLNETS:
+        adapter = made(base, kind)
+        before = [(value, value.clone()) for module in (base, adapter) for value in module.parameters()]
+        exported(base, adapter, tmp_path / kind)
+        assert all(torch.equal(value, kept) for value, kept in before)
 
 
 def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[..., Any], tmp_path: Path) -> None:
