@@ -76,7 +76,7 @@ def control(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
     return adapter.encoder.state_dict()
 
 
-def lora(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+def lora(adapter: Any, base: FrozenBase) -> Tensors:
     """The base's weights with the deltas added."""
     parts = {path: part for path, part in adapter.encoder.named_modules() if "lora_" not in path}
     tensors = {}
@@ -90,7 +90,7 @@ def lora(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
     return tensors
 
 
-def static(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+def static(adapter: Any, base: FrozenBase) -> Tensors:
     """A ControlNet that is blind to z_t (its first layer is zero), to the time (its embedding is that of t = 0) and to
     the text (what attends to it adds nothing), the gains within its zero convolutions.
 
