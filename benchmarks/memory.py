@@ -11,7 +11,7 @@ import psutil
 
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row
-from codi_hub import adapters
+from codi_hub.adapters.skeleton import skeleton
 
 COUNT = 20
 GOAL = 1000.0  # MB that 20 lora adapters may take on Stable Diffusion 1.5
@@ -50,7 +50,7 @@ def fitting(kept: Shelf, kind: str) -> int:
 
 def taken(kept: Shelf, kind: str, count: int) -> float:
     """MB that so many adapters of a kind take, loaded from one file."""
-    adapters.skeleton(kind, kept.base)  # imports what the kind needs
+    skeleton(kind, kept.base)  # imports what the kind needs
     before = megabytes()
     held = [kept.load(kept.refs[kind][0]) for _ in range(count)]
     after = megabytes()
@@ -80,7 +80,7 @@ def curve(name: str, kind: str, count: int = COUNT, swaps: int = 100) -> list[di
     load from disk."""
     points = []
     with shelf(name, [kind], each=1) as kept:
-        adapters.skeleton(kind, kept.base)
+        skeleton(kind, kept.base)
         kept.resident.budget = 1 << 40
         before, ref = megabytes(), kept.refs[kind][0]
         for number in range(1, count + 1):

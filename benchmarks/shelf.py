@@ -14,6 +14,7 @@ import torch
 from benchmarks.bases import folder_of
 from codi_hub import adapters
 from codi_hub.adapters import format
+from codi_hub.adapters.skeleton import skeleton
 from codi_hub.adapters.swap import Resident
 from codi_hub.base import FrozenBase
 from codi_hub.hub import Hub
@@ -58,7 +59,7 @@ def shelf(name: str, kinds: Iterable[str] = KINDS, each: int = 2) -> Iterator[Sh
 
 def _added(shelf: Shelf, folder: Path, kind: str, seed: int) -> str:
     base, name = shelf.base, shelf.hub._base or ""
-    adapter, generator = adapters.skeleton(kind, base), torch.Generator().manual_seed(seed)
+    adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(value.shape, generator=generator).mul_(DEVIATION).half()
         for name, value in adapter.state_dict().items()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codi_hub import adapters
+from codi_hub.adapters.skeleton import skeleton
 from codi_hub.base import Fingerprint, FrozenBase
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
 
@@ -134,7 +135,7 @@ def load(
             "distil the task on this base"
         )
     try:
-        adapter = adapters.skeleton(record.kind, base, **record.config)
+        adapter = skeleton(record.kind, base, **record.config)
         adapter.load_state_dict(load_file(weights), assign=True)  # mapped: what does not fit is refused unread
     except (UsageError, TypeError) as error:
         raise InvalidInput(f"{RECORD}: config: {one_line(error, 160)}") from error

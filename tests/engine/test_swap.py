@@ -12,6 +12,7 @@ from tiny import stir
 
 from codi_hub import adapters
 from codi_hub.adapters import format, swap
+from codi_hub.adapters.skeleton import KEPT, skeleton
 from codi_hub.base import FrozenBase
 from codi_hub.errors import InvalidInput
 from codi_hub.hub import Hub
@@ -70,11 +71,36 @@ def test_loading_draws_nothing(base: FrozenBase, tmp_path: Path, kind: str, monk
     drawn = torch.random.get_rng_state()
     with monkeypatch.context() as patched:
         patched.setattr(torch.Tensor, "uniform_", _refuse)
-        skeleton = adapters.skeleton(kind, base, condition_channels=3)
-    assert all(value.is_meta for value in skeleton.parameters())
+        bones = skeleton(kind, base, condition_channels=3)
+    assert all(value.is_meta for value in bones.parameters())
     adapter = load(folder, base)
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert not any(value.is_meta for value in (*adapter.parameters(), *adapter.buffers()))
+
+
+@every_kind
+def test_adapters_of_one_form_share_no_weight_and_no_module(base: FrozenBase, tmp_path: Path, kind: str) -> None:
+    one, two = (load(write(base, tmp_path, kind, seed), base) for seed in (1, 2))
+    for held in (torch.nn.Module.parameters, torch.nn.Module.modules):
+        assert not {id(value) for value in held(one)} & {id(value) for value in held(two)}
+    before = {name: value.clone() for name, value in two.state_dict().items()}
+    stir(one)
+    one.train()
+    one.config["fusion"] = "changed"
+    assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items())
+    assert not any(part.training for part in two.modules())
+    again = load(tmp_path / "2", base)
+    assert again.config["fusion"] == "zero_conv"
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.embed([""]), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again(base, *inputs), two(base, *inputs))
+
+
+def test_forms_are_kept_for_a_few_configurations(base: FrozenBase) -> None:
+    made = [skeleton("control", base, condition_channels=count) for count in range(1, KEPT + 3)]
+    first = skeleton("control", base, condition_channels=1)
+    stems = [each.encoder.controlnet_cond_embedding.conv_in.in_channels for each in (*made, first)]
+    assert stems == [*range(1, KEPT + 3), 1]
 
 
 def _refuse(value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
