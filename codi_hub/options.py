@@ -182,6 +182,11 @@ class DistillOptions(_Checked):
     )
     rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
     fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
+    gain: bool = _opt(
+        True,
+        "With kind static, weigh its features by the time; without it, it can be exported",
+        panel="Adapter",
+    )
     init: str = _opt(
         "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
     )
@@ -269,6 +274,8 @@ class DistillOptions(_Checked):
             object.__setattr__(self, "kind", "full" if self.method == "codi" else "control")
         if self.rank and self.kind != "lora":
             raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
+        if not self.gain and self.kind != "static":
+            raise UsageError("--no-gain has a meaning with --kind static alone: leave it out")
         if self.kind == "lora" and self.init == "random":
             raise UsageError("--init random: kind lora is made of the base's own weights; use --kind control")
 

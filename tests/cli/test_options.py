@@ -82,6 +82,8 @@ def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
     assert DistillOptions(kind="lora", rank=4).rank == 4
     with pytest.raises(UsageError, match="--rank has a meaning with --kind lora alone"):
         DistillOptions(kind="static", rank=4)
+    with pytest.raises(UsageError, match="--no-gain has a meaning with --kind static alone"):
+        DistillOptions(gain=False)
     with pytest.raises(UsageError, match="--init random: kind lora is made of the base's own weights"):
         DistillOptions(kind="lora", init="random")
     assert DistillOptions(method="cm", parent="depth:1", grid=50, dt=2, shared_t=False, ema=0.9).grid == 50
