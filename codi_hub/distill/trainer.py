@@ -20,8 +20,8 @@ from codi_hub.consistency import LossOptions, update_ema
 from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips
+from codi_hub.distill.kernels import attention, quicken
 from codi_hub.distill.methods import METHODS, Drawn
-from codi_hub.distill.norms import quicken
 from codi_hub.distill.together import agreed
 from codi_hub.errors import InvalidInput
 from codi_hub.options import TAUGHT, DistillOptions
@@ -149,7 +149,7 @@ class Trainer:
         if self.cache.targets is not None:
             targets = self.cache.targets[rows].to(device).float() / 255
         drawn = Drawn(x, eps, targets, step, start, lambda network: self.bind(network, prompt, condition))
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)
 
     def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:

@@ -1,4 +1,4 @@
-"""The way around a slow kernel gives what the kernel gives."""
+"""The ways around slow kernels give what the kernels give."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codi_hub.distill.norms import GroupNorm, quicken
+from codi_hub.distill.kernels import GroupNorm, quicken
 
 
 def both_ways(norm: nn.Module, x: Tensor) -> list[Tensor]:
