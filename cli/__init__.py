@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import codi_hub
-from codi_hub.cli import adapters, base, distill, eval, health, run, task
+from codi_hub.cli import adapters, base, distill, eval, export, health, run, task
 from codi_hub.errors import CodiError, Told, one_line
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (adapters, run, distill, eval, health):
+for group in (adapters, run, distill, eval, export, health):
     group.register(app)
 app.add_typer(task.app, name="task")
 app.add_typer(base.app, name="base")

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codi_hub.adapters.control import ControlAdapter, Prepared
 from codi_hub.base import FrozenBase, decode_features, encode_features
@@ -22,7 +22,9 @@ class FullAdapter(ControlAdapter):
 
     def __init__(self, base: FrozenBase, **config: Any):
         super().__init__(base, **config)
-        self.unet = copy.deepcopy(base.unet).requires_grad_(True).train()
+        shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in base.unet.parameters()}
+        unet = copy.deepcopy(base.unet, shapes if base.device.type == "meta" else {})
+        self.unet = unet.requires_grad_(True).train()
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:

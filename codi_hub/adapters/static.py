@@ -11,24 +11,29 @@ from codi_hub.base import Features, FrozenBase, descend
 
 
 class StaticAdapter(ControlAdapter):
-    """A conditional encoder of the condition at t = 0, without text. A gain that depends on t weighs each level.
+    """A conditional encoder of the condition at t = 0, without text; at every step its features are weighed by t.
 
-    Args and errors: see `ControlAdapter`.
+    Args:
+        gain: learn g(t), a factor for every channel; without it the adapter is a ControlNet that ignores z_t, t and
+            the text, and can be exported as one.
+        others and errors: see `ControlAdapter`.
     """
 
     kind = "static"
 
-    def __init__(self, base: FrozenBase, **config: Any):
+    def __init__(self, base: FrozenBase, *, gain: bool = True, **config: Any):
         super().__init__(base, **config)
+        self.config["gain"] = gain
+        self.widths = _widths(self.encoder)
         del self.encoder.conv_in  # there is no z_t to see
         without_text(self.encoder)
-        levels = 1 + sum(len(block.resnets) + bool(block.downsamplers) for block in self.encoder.down_blocks) + 1
-        self.gain = nn.Linear(base.unet.time_embedding.linear_2.out_features, levels, device=base.device)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.ones_(self.gain.bias)
+        if gain:
+            self.gain = nn.Linear(base.unet.time_embedding.linear_2.out_features, sum(self.widths), device=base.device)
+            nn.init.zeros_(self.gain.weight)
+            nn.init.ones_(self.gain.bias)
 
     def prepare(self, condition: Tensor) -> Prepared:
-        """What is added at every step: of every level (B, ...)."""
+        """What is added at every step, level by level: [(B, width, h, w)]."""
         (hidden,) = super().prepare(condition)
         net = self.encoder
         t = torch.zeros(len(condition), dtype=torch.int64, device=condition.device)
@@ -41,11 +46,24 @@ class StaticAdapter(ControlAdapter):
     def conditioned(
         self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
     ) -> Features:
-        """h' = h + g(t) r, or (1 - g(t) mu) h + g(t) mu h_eta."""
-        gains = self.gain(nn.functional.silu(emb)).T[:, :, None, None, None].unbind()
+        """h' = h + g(t) r, or with gates (1 - g(t) mu) h + g(t) mu h_eta."""
+        gains: Any = [1.0] * len(features)
+        if self.config["gain"]:
+            gains = self.gain(nn.functional.silu(emb))[:, :, None, None].split(self.widths, dim=1)
         if self.fusion == "gate":
-            return [h + mu * g * (r - h) for mu, g, h, r in zip(self.mu, gains, features, prepared, strict=True)]
+            return [
+                h + g * mu * (h_eta - h) for g, mu, h, h_eta in zip(gains, self.mu, features, prepared, strict=True)
+            ]
         return [h + g * r for g, h, r in zip(gains, features, prepared, strict=True)]
+
+
+def _widths(encoder: Any) -> list[int]:
+    """Channels of what is fused: of the first layer, of every layer on the way down, of the middle."""
+    widths = [encoder.conv_in.out_channels]
+    for block in encoder.down_blocks:
+        width = block.resnets[-1].out_channels
+        widths += [width] * (len(block.resnets) + len(block.downsamplers or ()))
+    return [*widths, widths[-1]]
 
 
 class _Nothing(nn.Module):

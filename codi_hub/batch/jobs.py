@@ -20,9 +20,10 @@ from codi_hub.batch.files import shown
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.options import RunOptions
 
-WHOLE = (
+WHOLE = (  # for all jobs
     "device",
     "dtype",
+    "adapter_memory",
     "batch",
     "overwrite",
     "resume",
@@ -30,7 +31,7 @@ WHOLE = (
     "report",
     "allow_base_mismatch",
     "compile",
-)  # for all jobs
+)
 OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in (*WHOLE, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)
 

@@ -172,6 +172,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         fusion=job.options.fusion,
         pretrained=pretrained,
         **({"rank": job.options.rank} if job.options.rank else {}),
+        **({} if job.options.gain else {"gain": False}),
     )
 
 

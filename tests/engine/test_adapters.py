@@ -36,11 +36,6 @@ def built(base: FrozenBase, kind: str = "control", **config: Any) -> ControlAdap
 every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
 
 
-@pytest.fixture(params=["v", "eps"])
-def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenBase) -> FrozenBase:
-    return base if request.param == "v" else eps_base
-
-
 @pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "random"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @every_kind

@@ -118,15 +118,29 @@ def test_static_holds_nothing_that_attends_to_text(base: FrozenBase, only_cross_
         assert adapter(other, *inputs(other)).isfinite().all()
 
 
-def test_a_static_adapter_weighs_its_condition_by_the_time(base: FrozenBase) -> None:
-    adapter = stir(adapters.build("static", base))
-    z_t, _, prompt, _ = inputs(base)
-    emb, features = torch.randn(2, adapter.gain.in_features), [torch.zeros(2, 4, 1, 1)] * adapter.gain.out_features
+def test_a_static_adapter_weighs_every_channel_by_the_time(any_base: FrozenBase) -> None:
+    adapter = stir(adapters.build("static", any_base))
+    emb = torch.randn(2, adapter.gain.in_features)
+    z_t, t, prompt, condition = inputs(any_base)
     with torch.no_grad():
-        kept = [torch.ones(2, 4, 1, 1)] * adapter.gain.out_features
-        fused = adapter.conditioned(emb, features, z_t, torch.tensor([1, 2]), prompt, kept)
+        kept = adapter.prepare(condition)
+        assert [level.shape[1] for level in kept] == adapter.widths
+        ones = [torch.ones(2, width, 1, 1) for width in adapter.widths]
+        fused = adapter.conditioned(emb, [one * 0 for one in ones], z_t, t, prompt, ones)
         expected = adapter.gain(nn.functional.silu(emb))
-    assert torch.allclose(torch.stack([level[:, 0, 0, 0] for level in fused], dim=1), expected)
+    assert torch.allclose(torch.cat(fused, dim=1)[:, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
+def test_without_a_gain_every_time_gets_the_same(base: FrozenBase, fusion: str) -> None:
+    adapter = stir(adapters.build("static", base, fusion=fusion, gain=False))
+    assert not [name for name, _ in adapter.named_parameters() if "gain" in name]
+    z_t, t, prompt, condition = inputs(base)
+    with torch.no_grad():
+        kept = adapter.prepare(condition)
+        levels = [torch.randn_like(level) for level in kept]
+        early, late = (adapter.conditioned(emb, levels, z_t, t, prompt, kept) for emb in torch.randn(2, 2, 8))
+    assert all(torch.equal(a, b) for a, b in zip(early, late, strict=True))
 
 
 # ---- several in one batch
