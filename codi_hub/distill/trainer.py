@@ -164,10 +164,10 @@ class Trainer:
         for micro in range(count):
             with self.accelerator.no_sync(self.student) if micro + 1 < count else nullcontext():
                 terms = self.losses(step, micro)
-                total = torch.stack(list(terms.values())).sum()
-                self.accelerator.backward(total / count)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / count
+                values = torch.stack(list(terms.values()))
+                self.accelerator.backward(values.sum() / count)
+            for name, value in zip(terms, values.tolist(), strict=True):  # the device is waited for once
+                sums[name] = sums.get(name, 0.0) + value / count
         sums = self.mean(sums)
         if not all(math.isfinite(value) for value in sums.values()):
             raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")

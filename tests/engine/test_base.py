@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import save_base, scheduler_config, stir, unet, with_unet
 
+import codi_hub.base
 from codi_hub.base import Fingerprint, FrozenBase, fingerprint, sketch_distance
 from codi_hub.errors import InvalidInput, Mismatch, NotFound
 
@@ -72,6 +73,22 @@ def test_autoencoder_is_asked_in_its_own_range_and_scale(eps_base: FrozenBase) -
         assert torch.allclose(latents, mean * 0.5)
         decoded = eps_base.vae.decode(mean).sample
         assert torch.allclose(eps_base.decode(latents), (decoded / 2 + 0.5).clamp(0, 1), atol=1e-6)
+
+
+def test_large_pictures_are_decoded_one_by_one(
+    base: FrozenBase, eps_base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    for each in (base, eps_base):
+        seen: list[int] = []
+        watched = each.vae.decoder.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        made = []
+        for pixels in (1 << 18, 2 * 16 * 12, 1):
+            monkeypatch.setattr(codi_hub.base, "DECODED_TOGETHER", pixels)
+            made.append(each.decode(latents))
+        watched.remove()
+        assert seen == [3, 2, 1, 1, 1, 1]
+        assert all(torch.allclose(made[0], other, atol=1e-5) for other in made[1:])
 
 
 def test_prompts_are_encoded_once_each_and_come_back_in_order(base_folder: Path) -> None:
