@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
-from codi_hub.options import DistillOptions, method_of
 
 if TYPE_CHECKING:
+    from codi_hub.options import DistillOptions
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal
     from codi_hub.tasks import Task
 
@@ -77,6 +77,8 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
+        from codi_hub.options import method_of
+
         config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
         names = self.registry.files(row)
         card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
@@ -157,6 +159,8 @@ class Catalog:
 
     def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
         """What was given, over what the task prefers, over the defaults."""
+        from codi_hub.options import DistillOptions
+
         return DistillOptions(**{**self.load_task(name).distill, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
@@ -171,7 +175,7 @@ class Catalog:
 
         builtin = tasks.builtin()
         if like is None and name not in builtin:
-            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(sorted(builtin))}")
+            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(builtin)}")
         if like not in (None, name) and name in builtin:
             raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
         like, options = like or name, options or {}
