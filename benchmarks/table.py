@@ -53,8 +53,14 @@ class Row:
         return (self.what, self.on, self.ours, self.against, f"{middle:.3g} {self.unit}{spread}", goal, verdict)
 
 
-def in_turn(contestants: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of every round of each contestant. A round goes once through all of them, every other one backwards."""
+def in_turn(
+    contestants: Mapping[str, Work], rounds: int, warm_up: int = 1, before: Work | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every round of each contestant. A round goes once through all of them, every other one backwards.
+
+    Args:
+        before: done ahead of every work, and not measured.
+    """
     for _ in range(warm_up):
         for work in contestants.values():
             work()
@@ -63,6 +69,8 @@ def in_turn(contestants: Mapping[str, Work], rounds: int, warm_up: int = 1) -> d
         order = list(contestants.items())
         for name, work in order[::-1] if number % 2 else order:
             gc.collect()
+            if before:
+                before()
             began = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - began)

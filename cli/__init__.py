@@ -24,6 +24,7 @@ COMMANDS = {
     "run": ("run",),
     "distill": ("distill",),
     "eval": ("eval",),
+    "export": ("export",),
     "health": ("verify", "gc", "doctor"),
     "task": ("task",),
     "base": ("base",),

@@ -212,14 +212,18 @@ def encode_features(
         the time embedding, and the features to be fused: of conv_in, of every layer on the way down, of the middle.
     """
     emb = net.time_embedding(net.time_proj(t.expand(len(z_t))).to(z_t.dtype))
-    hidden = net.conv_in(z_t) + added
+    return emb, descend(net, emb, net.conv_in(z_t) + added, prompt)
+
+
+def descend(net: Any, emb: Tensor, hidden: Tensor, prompt: Tensor | None) -> Features:
+    """The features of an encoder half from what its first layer gave; `prompt` is None where nothing attends to it."""
     features = [hidden]
     for block in net.down_blocks:
         text = {"encoder_hidden_states": prompt} if getattr(block, "has_cross_attention", False) else {}
         hidden, more = block(hidden_states=hidden, temb=emb, **text)
         features += more
     text = {"encoder_hidden_states": prompt} if getattr(net.mid_block, "has_cross_attention", False) else {}
-    return emb, [*features, net.mid_block(hidden, emb, **text)]
+    return [*features, net.mid_block(hidden, emb, **text)]
 
 
 def decode_features(net: Any, emb: Tensor, features: Features, prompt: Tensor) -> Tensor:

@@ -98,5 +98,6 @@ def guidance_scale(schedule: Schedule, t: Tensor, cap: float | None) -> float:
 @torch.no_grad()
 def update_ema(target: nn.Module, student: nn.Module, gamma: float) -> None:
     """theta_minus <- gamma theta_minus + (1 - gamma) theta."""
-    for kept, trained in zip(target.parameters(), student.parameters(), strict=True):
-        kept.lerp_(trained.detach().to(kept), 1 - gamma)
+    pairs = zip(target.parameters(), student.parameters(), strict=True)
+    kept, trained = zip(*((average, value.to(average)) for average, value in pairs), strict=True)
+    torch._foreach_lerp_(kept, trained, 1 - gamma)

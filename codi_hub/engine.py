@@ -2,12 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codi_hub.adapters import ControlAdapter
+from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 from codi_hub.sampler import SAMPLERS
@@ -68,7 +70,7 @@ class Engine:
     @torch.inference_mode()
     def generate(
         self,
-        adapter: ControlAdapter,
+        adapter: ControlAdapter | MixedBatch,
         conditions: Sequence[np.ndarray],
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -81,7 +83,8 @@ class Engine:
         """One picture per condition.
 
         Args:
-            conditions: float32 (H, W, C) in [0, 1], all of one shape; any size.
+            adapter: of all pictures; or each has its own.
+            conditions: float32 (H, W, C) in [0, 1], all of one height and width; any size.
             seeds: picture k's noise depends on seeds[k] and its size alone.
             sampler: a name in `codi_hub.sampler.SAMPLERS`.
             temperature: scale of the noise. Below 1 the picture moves from a sample towards the mean of what the
@@ -94,16 +97,14 @@ class Engine:
         """
         base = self.base
         height, width = conditions[0].shape[:2]
-        condition = torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2)
-        condition = pad(condition, base.multiple).to(base.device, base.dtype, memory_format=torch.channels_last)
-        size = condition.shape[2] // base.factor, condition.shape[3] // base.factor
+        size = self._latent_size(height, width)
 
         def drawn(number: int) -> Tensor:
             """Of the sampler's step of that number; 0 is what it starts from."""
             own = [(seed + 7919 * number) % 2**63 for seed in seeds]
             return temperature * self._noise(own, size, windows).to(base.device)
 
-        prompt, prepared = base.embed(list(prompts)), adapter.prepare(condition)
+        prompt, prepared = base.embed(list(prompts)), self._prepared(adapter, conditions)
         denoise = base.schedule.denoiser(
             lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
@@ -111,6 +112,20 @@ class Engine:
         x_hat = SAMPLERS[sampler](denoise, drawn(0), timesteps, base.schedule, lambda number: drawn(number + 1))
         images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+    def _prepared(self, adapter: ControlAdapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
+        def tensor(images: Sequence[np.ndarray]) -> Tensor:
+            stacked = pad(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.base.multiple)
+            return stacked.to(self.base.device, self.base.dtype, memory_format=torch.channels_last)
+
+        if isinstance(adapter, MixedBatch):
+            return adapter.prepare([tensor([image]) for image in conditions])
+        return adapter.prepare(tensor(conditions))
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Cells of a picture's latent, padded to what the base can take."""
+        multiple, f = self.base.multiple, self.base.factor
+        return -(-height // multiple) * multiple // f, -(-width // multiple) * multiple // f
 
     def _noise(
         self, seeds: Sequence[int], size: tuple[int, int], windows: Sequence[tuple[int, int, int, int]] | None
@@ -121,7 +136,7 @@ class Engine:
             return seeded_noise(seeds, (channels, *size))
         parts = []
         for seed, (top, left, *whole) in zip(seeds, windows, strict=True):
-            height, width = (-(-side // self.base.multiple) * self.base.multiple // f for side in whole)
+            height, width = self._latent_size(*whole)
             key = (seed, height, width)
             if key not in self._wholes:
                 while len(self._wholes) >= WHOLES:

@@ -1,4 +1,4 @@
-"""The catalogue with its networks loaded: what `Hub` runs, distils and measures with."""
+"""The catalogue with its networks loaded: what `Hub` runs, distils, measures and exports with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
 from codi_hub.errors import Mismatch
+from codi_hub.options import ADAPTER_MEMORY
+from codi_hub.reports import ExportResult
 
 if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import ControlAdapter
     from codi_hub.base import Fingerprint, FrozenBase
+    from codi_hub.options import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
 
@@ -39,40 +42,56 @@ class Networks(Catalog):
         from codi_hub.base import FrozenBase
         from codi_hub.engine import choose_device, choose_dtype
 
-        row = self.registry.base(name)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
-        key = (row.name, str(where), str(precision))
+        key = (name, str(where), str(precision))
         if key not in self._loaded:
+            row = self.registry.base(name)
             base = FrozenBase.load(row.source, device=where, dtype=precision)
             _check_unchanged(row, base.fingerprint)
             self._loaded[key] = base, Resident()
         return self._loaded[key]
 
     def use(
-        self, ref: str, *, device: str = "auto", dtype: str = "auto", allow_base_mismatch: bool = False
+        self,
+        ref: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        allow_base_mismatch: bool = False,
+        adapter_memory: int = ADAPTER_MEMORY,
     ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
         """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
+
+        Args:
+            adapter_memory: bytes of the base's adapters to keep; those used least recently go first.
 
         Raises:
             NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
         """
         row = self.registry.resolve(ref, base=self._base)
-        return self._resident(row, device, dtype, allow_base_mismatch)
+        return self._resident(row, device, dtype, allow_base_mismatch, adapter_memory)
 
     def _resident(
-        self, row: AdapterRow, device: str, dtype: str, allow_base_mismatch: bool = False
+        self,
+        row: AdapterRow,
+        device: str,
+        dtype: str,
+        allow_base_mismatch: bool = False,
+        adapter_memory: int = ADAPTER_MEMORY,
     ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
         from codi_hub.adapters import format
 
         base, resident = self._loaded_base(row.base, device, dtype)
+        resident.budget = adapter_memory
 
         def load() -> ControlAdapter:
             record = format.read_record(self.registry.file(row, format.RECORD))
             weights = self.registry.file(row, format.WEIGHTS)
             return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
 
-        return base, resident.get(row.sha256, load), row
+        expected = row.bytes * base.dtype.itemsize // format.ITEMSIZE
+        return base, resident.get(row.sha256, load, expected), row
 
     def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
         """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use, before it is loaded."""
@@ -84,6 +103,33 @@ class Networks(Catalog):
         format.check_condition(record, row.ref, task.name, task.condition_channels)
         mark = Fingerprint(base.family, base.sketch or {})
         format.check(record, self.registry.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch)
+
+    def export(self, ref: str, options: ExportOptions) -> ExportResult:
+        """Writes an adapter as another tool reads it.
+
+        Raises:
+            Mismatch: an adapter that the format cannot hold. Conflict: the folder is taken. And what `use` raises.
+        """
+        from codi_hub.adapters import format
+        from codi_hub.interop import diffusers, folders
+
+        folder = folders.check_free(options.out, diffusers.FILES, options.overwrite)
+        row = self.registry.resolve(ref, base=self._base)
+        file = self.registry.file(row, format.RECORD)
+        record = format.read_record(file)
+        diffusers.check_exportable(record, row.ref)
+        base, adapter, _ = self._resident(row, "cpu", options.dtype)
+        card = diffusers.readme(record, base, ref=row.ref, base_name=row.base)
+        diffusers.write(folder, adapter, base, file, card, overwrite=options.overwrite)
+        return ExportResult(
+            adapter=row.ref,
+            base=row.base,
+            kind=row.kind,
+            format=options.format,
+            dtype=options.dtype,
+            folder=folder,
+            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        )
 
     def generator(
         self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0

@@ -17,6 +17,9 @@ from codi_hub.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 SAMPLERS = ("ddim", "renoise", "dpmpp")
+ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that are kept for the next use
+EXPORT_FORMATS = ("diffusers",)
+EXPORT_DTYPES = ("fp16", "bf16", "fp32")
 SAMPLER_HELP = "How steps are taken: along the ODE, with fresh noise between them, or DPM-Solver++(2M) for many steps"
 METHODS = ("pe-codi", "codi", "conditional", "cm", "gd")
 TAUGHT = ("cm", "gd")  # methods with a frozen teacher, which --from names
@@ -90,6 +93,17 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) *([kmgt]?)(i?)b?")
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes in "500MB", "2G", "1.5GiB" or "4096" (bytes); GB is 1000 MB, GiB 1024 MiB. Raises UsageError otherwise."""
+    match = _SIZE.fullmatch(str(text).strip().lower())
+    if not match or (match[3] and not match[2]):
+        raise UsageError(f"not a size: {str(text)!r}; write it as 500MB or 2GB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(_Checked):
     """How a task is run over files."""
@@ -116,6 +130,12 @@ class RunOptions(_Checked):
     base: str | None = _opt(None, "Base to run on (default: the one in use)")
     device: str = _opt("auto", "Where to compute", choices=DEVICES, panel="Machine")
     dtype: str = _opt("auto", "Precision of the networks", choices=DTYPES, panel="Machine")
+    adapter_memory: int = _opt(
+        ADAPTER_MEMORY,
+        "Memory for adapters that stay loaded for their next jobs, such as 500MB (default: 2GB)",
+        panel="Machine",
+        metavar="SIZE",
+    )
     temperature: float = _opt(1.0, "Scale of the noise that sampling starts from", least=0.0, most=2.0)
     sampler: str = _opt("ddim", SAMPLER_HELP, choices=SAMPLERS)
     allow_base_mismatch: bool = _opt(
@@ -123,6 +143,10 @@ class RunOptions(_Checked):
     )
     report: Path | None = _opt(None, "HTML page to write about the run: every image, before and after", "--report")
     set: dict[str, Any] = _opt({}, "Task option as KEY=VALUE; repeat for more", "--set", metavar="KEY=VALUE")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter_memory", parse_size(self.adapter_memory))
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +175,18 @@ class DistillOptions(_Checked):
     base: str | None = _opt(None, "Frozen base to distil on (default: the one in use)", panel="Adapter")
     kind: str = _opt(
         "",
-        "Adapter kind: control (an encoder beside the frozen base) or full (everything) "
-        "(default: what --from has, else full with --method codi, else control)",
+        "Adapter kind: control (an encoder beside the frozen base), lora (the same, made of the base's own weights and "
+        "small deltas), static (sees the condition alone, once per image: next to nothing per step) or full "
+        "(everything) (default: what --from has, else full with --method codi, else control)",
         panel="Adapter",
     )
+    rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
     fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
+    gain: bool = _opt(
+        True,
+        "With kind static, weigh its features by the time; without it, it can be exported",
+        panel="Adapter",
+    )
     init: str = _opt(
         "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
     )
@@ -241,6 +272,12 @@ class DistillOptions(_Checked):
         self._check_method()
         if not self.kind and not self.parent:
             object.__setattr__(self, "kind", "full" if self.method == "codi" else "control")
+        if self.rank and self.kind != "lora":
+            raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
+        if not self.gain and self.kind != "static":
+            raise UsageError("--no-gain has a meaning with --kind static alone: leave it out")
+        if self.kind == "lora" and self.init == "random":
+            raise UsageError("--init random: kind lora is made of the base's own weights; use --kind control")
 
     def _check_method(self) -> None:
         """Refuses a method without its teacher, of the wrong kind, or with a switch that it does not read."""
@@ -318,3 +355,13 @@ class EvalOptions(_Checked):
         names = self.against.split(",") if isinstance(self.against, str) else self.against
         object.__setattr__(self, "against", tuple(name.strip() for name in names))
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(_Checked):
+    """How an adapter is written for another tool: `out` is the folder to make."""
+
+    out: Path
+    format: str = _opt("diffusers", "", choices=EXPORT_FORMATS)
+    dtype: str = _opt("fp16", "", choices=EXPORT_DTYPES)
+    overwrite: bool = False

@@ -1,4 +1,4 @@
-"""What a run, a list of jobs, a distillation and an evaluation answer. Knows no torch."""
+"""What a run, a list of jobs, a distillation, an evaluation and an export answer. Knows no torch."""
 
 from __future__ import annotations
 
@@ -116,3 +116,16 @@ class EvalReport(_Report):
     seconds: float
     out: Path | None = None  # where the report and the pictures are, if anywhere
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(_Report):
+    """What was written for another tool, and where."""
+
+    adapter: str  # task:version
+    base: str
+    kind: str
+    format: str
+    dtype: str
+    folder: Path
+    bytes: int

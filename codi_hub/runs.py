@@ -187,7 +187,9 @@ class Runs(Networks):
         """The generator of a run, its networks loaded; an adapter that does not fit is refused before they are."""
         options = work.options
         self._check(work.row, work.task, options.allow_base_mismatch)
-        base, adapter, _ = self._resident(work.row, options.device, options.dtype, options.allow_base_mismatch)
+        base, adapter, _ = self._resident(
+            work.row, options.device, options.dtype, options.allow_base_mismatch, options.adapter_memory
+        )
         return self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
 
 

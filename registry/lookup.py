@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
 from codi_hub.errors import NotFound
-from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, REPLACED, adapter, adapter_file, base, setting, tag, task
@@ -20,6 +19,19 @@ from codi_hub.registry.runs import text
 _ADAPTER_COLUMNS = [column for column in adapter.c if column.name not in ("base_id", "folder")]
 _TAG_OF_ADAPTER = (
     (tag.c.task == adapter.c.task) & (tag.c.base_id == adapter.c.base_id) & (tag.c.version == adapter.c.version)
+)
+# What every use of an adapter asks: built once, since building a statement costs more than SQLite's answer.
+_BASES = select(base).order_by(base.c.name)
+_CHOSEN = select(setting.c.value).where(setting.c.name == bindparam("setting"))
+_BASE_ID = select(base.c.id).where(base.c.name == bindparam("name_"))
+_MINE = (tag.c.task == bindparam("task_"), tag.c.base_id == bindparam("base_"))
+_TAGGED = select(tag.c.version).where(*_MINE, tag.c.name == bindparam("name_"))
+_TAGS = select(tag.c.name).where(*_MINE, tag.c.version == bindparam("version_")).order_by(tag.c.name)
+_VERSION = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled")).where(
+    adapter.c.base_id == base.c.id,
+    adapter.c.task == bindparam("task_"),
+    base.c.id == bindparam("base_"),
+    adapter.c.version == bindparam("version_"),
 )
 
 
@@ -95,8 +107,8 @@ class Lookup:
     # ---- within a transaction
 
     def _bases(self, connection: Connection) -> list[BaseRow]:
-        rows = connection.execute(base.select().order_by(base.c.name)).all()
-        chosen = connection.scalar(select(setting.c.value).where(setting.c.name == self.IN_USE))
+        rows = connection.execute(_BASES).all()
+        chosen = connection.scalar(_CHOSEN, {"setting": self.IN_USE})
         if chosen not in {row.name for row in rows}:
             chosen = next((row.name for row in rows if row.bundled), None)
         return [self._base_row(row, chosen) for row in rows]
@@ -117,7 +129,7 @@ class Lookup:
         if found is None:
             known = ", ".join(row.name for row in rows) or "none yet"
             raise NotFound(f"no base {name!r}; there is {known} (add one with `codi base add NAME FOLDER`)")
-        return found, int(connection.scalar(select(base.c.id).where(base.c.name == found.name)) or 0)
+        return found, int(connection.scalar(_BASE_ID, {"name_": found.name}) or 0)
 
     @staticmethod
     def _task(connection: Connection, name: str) -> TaskRow | None:
@@ -144,15 +156,15 @@ class Lookup:
 
     def _resolve(self, connection: Connection, reference: Reference, base_name: str | None) -> AdapterRow:
         base_row, base_id = self._base(connection, base_name)
+        mine: dict[str, Any] = {"task_": reference.task, "base_": base_id}
         version = reference.version
         if reference.tag is not None:
-            found = versions.tagged(connection, reference.task, base_id, reference.tag)
-            version = found.version if found else None
-        mine = (adapter.c.task == reference.task, adapter.c.base_id == base_id)
-        rows = self._adapters(connection, (*mine, adapter.c.version == version)) if version is not None else []
-        if rows and rows[0].status == READY:
-            return rows[0]
-        raise NotFound(self._missing(connection, reference, base_row.name, rows[0].status if rows else None))
+            version = connection.scalar(_TAGGED, mine | {"name_": reference.tag})
+        mine["version_"] = version
+        row = connection.execute(_VERSION, mine).first()
+        if row and row.status == READY:
+            return AdapterRow(**row._mapping, tags=tuple(connection.scalars(_TAGS, mine)))
+        raise NotFound(self._missing(connection, reference, base_row.name, row.status if row else None))
 
     def _missing(self, connection: Connection, reference: Reference, base_name: str, status: str | None) -> str:
         """Why there is no such adapter (`status`: of its row, if any), and what there is instead, on one line."""

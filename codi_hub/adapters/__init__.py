@@ -4,10 +4,14 @@ from typing import Any
 
 from codi_hub.adapters.control import ControlAdapter
 from codi_hub.adapters.full import FullAdapter
+from codi_hub.adapters.lora import LoraAdapter
+from codi_hub.adapters.static import StaticAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
-KINDS: dict[str, type[ControlAdapter]] = {cls.kind: cls for cls in (ControlAdapter, FullAdapter)}
+KINDS: dict[str, type[ControlAdapter]] = {
+    cls.kind: cls for cls in (ControlAdapter, LoraAdapter, StaticAdapter, FullAdapter)
+}
 
 
 def build(kind: str, base: FrozenBase, **config: Any) -> ControlAdapter:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from codi_hub.base import Features, FrozenBase, encode_features
 from codi_hub.errors import UsageError
 
+Prepared = list[Tensor]
+"""What an adapter has computed of the conditions of a batch, each (B, ...)."""
+
 FUSIONS = ("zero_conv", "gate")
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's; one stride of 2 between neighbours
 LAST_GAIN = 0.5
@@ -68,15 +71,21 @@ class ControlAdapter(nn.Module):
             self.mu = nn.Parameter(torch.zeros(count, device=base.device))
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, condition: Tensor) -> Tensor:
-        """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> (B, width, H/f, W/f)."""
-        return self.encoder.controlnet_cond_embedding(condition)
+    def prepare(self, condition: Tensor) -> Prepared:
+        """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)]."""
+        return [self.encoder.controlnet_cond_embedding(condition)]
 
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:
+    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:
         """What the base's network predicts at z_t under the condition, in the base's prediction type."""
         emb, features = base.features(z_t, t, prompt)
-        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared)
-        return base.finish(emb, self.fuse(features, conditional), prompt)
+        return base.finish(emb, self.conditioned(emb, features, z_t, t, prompt, prepared), prompt)
+
+    def conditioned(
+        self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
+    ) -> Features:
+        """h' at z_t; `emb` and `features` are the base's. Row k depends on row k of what is given alone."""
+        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared[0])
+        return self.fuse(features, conditional)
 
     def forward(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
         """`predict` from the condition itself: the call that training makes, which wrappers of a module can see."""
@@ -91,7 +100,8 @@ class ControlAdapter(nn.Module):
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser; each is clipped apart. The gates have their own rate and no weight decay."""
-        groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": lr}]
+        weights = [value for name, value in self.named_parameters() if name != "mu"]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": lr}]
         if self.fusion == "gate":
             groups.append({"params": [self.mu], "lr": max(GATE_LR, lr), "weight_decay": 0.0})
         return groups

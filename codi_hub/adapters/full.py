@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from codi_hub.adapters.control import ControlAdapter
+from codi_hub.adapters.control import ControlAdapter, Prepared
 from codi_hub.base import FrozenBase, decode_features, encode_features
 
 
@@ -22,16 +22,13 @@ class FullAdapter(ControlAdapter):
 
     def __init__(self, base: FrozenBase, **config: Any):
         super().__init__(base, **config)
-        self.unet = copy.deepcopy(base.unet).requires_grad_(True).train()
+        shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in base.unet.parameters()}
+        unet = copy.deepcopy(base.unet, shapes if base.device.type == "meta" else {})
+        self.unet = unet.requires_grad_(True).train()
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:
+    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:
         """What the adapter's own network predicts at z_t under the condition, in the base's prediction type."""
         emb, features = encode_features(self.unet, z_t, t, prompt)
-        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared)
+        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared[0])
         return decode_features(self.unet, emb, self.fuse(features, conditional), prompt)
-
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The conditional encoder and the U-Net learn at one rate and are clipped together; the gates are apart."""
-        encoder, *gates = super().parameter_groups(lr)
-        return [encoder | {"params": [*encoder["params"], *self.unet.parameters()]}, *gates]

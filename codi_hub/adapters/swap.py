@@ -5,28 +5,39 @@ from collections.abc import Callable
 
 from torch import nn
 
+from codi_hub.options import ADAPTER_MEMORY
+
 
 class Resident:
     """A cache of loaded adapters. Swapping to a resident one is a dictionary lookup: the base is never touched.
 
-    Args:
+    Attributes:
         budget: bytes of adapter weights to keep; the one in use always stays.
     """
 
-    def __init__(self, budget: int = 2 << 30):
+    def __init__(self, budget: int = ADAPTER_MEMORY):
         self.budget = budget
-        self._kept: OrderedDict[str, nn.Module] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[nn.Module, int]] = OrderedDict()
 
-    def get(self, key: str, load: Callable[[], nn.Module]) -> nn.Module:
-        """The adapter of a key (its content hash), loaded if it is not here."""
+    def get(self, key: str, load: Callable[[], nn.Module], expected: int = 0) -> nn.Module:
+        """The adapter of a key (its content hash), loaded if it is not here.
+
+        Args:
+            expected: bytes that it will take, for which room is made before it is loaded.
+        """
         if key not in self._kept:
-            self._kept[key] = load()
+            self._shrink(self.budget - expected, 0)
+            adapter = load()
+            self._kept[key] = adapter, sum(value.numel() * value.element_size() for value in adapter.parameters())
         self._kept.move_to_end(key)
-        while len(self._kept) > 1 and self.bytes > self.budget:
+        self._shrink(self.budget, 1)
+        return self._kept[key][0]
+
+    def _shrink(self, room: int, least: int) -> None:
+        while len(self._kept) > least and self.bytes > room:
             self._kept.popitem(last=False)
-        return self._kept[key]
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights held now."""
-        return sum(p.numel() * p.element_size() for adapter in self._kept.values() for p in adapter.parameters())
+        """Bytes of the weights held now; what an adapter shares with the base is not its own."""
+        return sum(size for _, size in self._kept.values())

@@ -20,7 +20,17 @@ from codi_hub.batch.files import shown
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.options import RunOptions
 
-WHOLE = ("device", "dtype", "batch", "overwrite", "resume", "dry_run", "report", "allow_base_mismatch")  # for all jobs
+WHOLE = (  # for all jobs
+    "device",
+    "dtype",
+    "adapter_memory",
+    "batch",
+    "overwrite",
+    "resume",
+    "dry_run",
+    "report",
+    "allow_base_mismatch",
+)
 OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in (*WHOLE, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)
 

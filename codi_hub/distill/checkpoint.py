@@ -44,10 +44,13 @@ def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
     except Exception as error:  # safetensors raises its own kinds, torch RuntimeError, json ValueError
         reason = " ".join(str(error).split())[:160]
         raise InvalidInput(f"{path}: not a checkpoint of this run: {reason}; start anew without --resume") from error
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimiser/").items():
         index, key = name.split("/")
-        moments.setdefault(int(index), {})[key] = value
+        # in the parameter's memory layout: on the CPU a fused optimiser reads them side by side without looking
+        like = parameters[int(index)]
+        moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value) if value.ndim else value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
 

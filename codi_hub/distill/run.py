@@ -171,6 +171,8 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         condition_channels=task.condition_channels,
         fusion=job.options.fusion,
         pretrained=pretrained,
+        **({"rank": job.options.rank} if job.options.rank else {}),
+        **({} if job.options.gain else {"gain": False}),
     )
 
 

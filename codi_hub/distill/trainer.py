@@ -20,6 +20,7 @@ from codi_hub.consistency import LossOptions, update_ema
 from codi_hub.distill import checkpoint
 from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips
+from codi_hub.distill.kernels import attention, quicken
 from codi_hub.distill.methods import METHODS, Drawn
 from codi_hub.distill.together import agreed
 from codi_hub.errors import InvalidInput
@@ -67,10 +68,13 @@ class Trainer:
     ):
         self.base, self.cache, self.options, self.accelerator = base, cache, options, accelerator
         self.total, self.folder, self.progress = total, folder, Progress()
+        for net in (base.unet, adapter):
+            quicken(net)
         self.target = copy.deepcopy(adapter).requires_grad_(False)
         self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
         self.method = METHODS[options.method]
-        optimiser = torch.optim.AdamW(adapter.parameter_groups(options.lr), weight_decay=0.01, betas=(0.9, 0.99))
+        groups = adapter.parameter_groups(options.lr)
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
@@ -145,7 +149,7 @@ class Trainer:
         if self.cache.targets is not None:
             targets = self.cache.targets[rows].to(device).float() / 255
         drawn = Drawn(x, eps, targets, step, start, lambda network: self.bind(network, prompt, condition))
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)
 
     def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:

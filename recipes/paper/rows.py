@@ -62,9 +62,15 @@ def _ablation(key: str, name: str, **told: Any) -> Row:
     return Row("superres", key, name, {**PE, **told}, ONE_AND_FOUR)
 
 
+def _light(task: str) -> tuple[Row, ...]:
+    """PE-CoDi with the adapter kinds that are light to keep or to run; its own row is of kind `control`."""
+    return tuple(Row(task, kind, f"PE-CoDi, kind {kind}", {**PE, "kind": kind}) for kind in ("static", "lora"))
+
+
 TABLES: dict[str, tuple[Row, ...]] = {
     "superres": (
         Row("superres", "pe-codi", "PE-CoDi", PE),
+        *_light("superres"),
         Row("superres", "codi", "CoDi", CODI),
         Row("superres", "controlnet", "ControlNet", CONDITIONAL, (FOUR, (4, "dpmpp"), FIFTY)),
         Row("superres", "ldm", "LDM", FULL, (FOUR, (4, "dpmpp"), FIFTY, MANY)),
@@ -74,14 +80,17 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "inpaint": (
         Row("inpaint", "pe-codi", "PE-CoDi", PE),
+        *_light("inpaint"),
         Row("inpaint", "controlnet", "ControlNet", CONDITIONAL, (FOUR, FIFTY)),
     ),
     "depth": (
         Row("depth", "pe-codi", "PE-CoDi", PE),
+        *_light("depth"),
         Row("depth", "controlnet", "ControlNet", CONDITIONAL, (FOUR, (4, "dpmpp"), FIFTY)),
     ),
     "edit": (
         Row("edit", "pe-codi", "PE-CoDi", PE),
+        *_light("edit"),
         Row("edit", "codi", "CoDi", CODI),
         Row("edit", "ldm", "LDM (as InstructPix2Pix)", FULL, (FOUR, FIFTY)),
     ),
@@ -132,6 +141,16 @@ def _matters(what: str, without: str) -> list[Claim]:
     return _beats(f"{what}, at 4 steps", "superres", ("pe-codi", FOUR), (without, FOUR))
 
 
+def _loses_little(kind: str, task: str) -> list[Claim]:
+    """At most a twentieth of either distance, beside the kind `control`."""
+    return [
+        Claim(f"{task}: kind {kind} at most 1.05 times kind control, both at {at[0]} steps", task, figure, (kind, at),
+              ("pe-codi", at), 1.05, goal=True)
+        for at in ONE_AND_FOUR
+        for figure in ("frechet", "perceptual")
+    ]  # fmt: skip
+
+
 CLAIMS: tuple[Claim, ...] = (
     Claim("CoDi at 4 steps: Frechet at most 1.03 times that of the LDM at 250", "superres", "frechet",
           ("codi", FOUR), ("ldm", MANY), 1.03, goal=True),
@@ -164,4 +183,5 @@ CLAIMS: tuple[Claim, ...] = (
           ("codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True, least=0.25),
     Claim("Editing: PE-CoDi at 1 step obeys at least 0.95 times as often as the LDM at 50", "edit", "followed",
           ("pe-codi", (1, "ddim")), ("ldm", FIFTY), 0.95, goal=True, least=0.25),
+    *(claim for kind in ("static", "lora") for task in ("superres", "inpaint") for claim in _loses_little(kind, task)),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codi_hub.cli.common import parse_set
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, EvalOptions, RunOptions, parse_duration
+from codi_hub.options import DistillOptions, EvalOptions, RunOptions, parse_duration, parse_size
 from codi_hub.reports import EvalReport
 
 
@@ -37,6 +37,32 @@ def test_a_duration_is_the_sum_of_its_parts(hours, minutes, seconds):
         assert parse_duration(f"{hours}h{minutes}m{seconds}s") == total
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("2GB", 2 * 10**9),
+        ("500 mb", 5 * 10**8),
+        ("1.5g", 1.5 * 10**9),
+        ("2GiB", 2**31),
+        ("4096", 4096),
+        ("3B", 3),
+        (" 1kB ", 1000),
+        ("0", 0),
+        (7, 7),
+    ],
+)
+def test_sizes(text, count):
+    assert parse_size(text) == count
+    assert RunOptions(adapter_memory=text).adapter_memory == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2iB", "2 G B", "1e9", "lots", "nan", "9" * 400, "2PB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        parse_size(text)
+    assert str(caught.value) == f"not a size: {text!r}; write it as 500MB or 2GB"
+
+
 def test_options_are_checked_from_python_as_from_the_command_line():
     assert DistillOptions(time_budget="10m").time_budget == 600
     assert EvalOptions(steps="1,4,1").steps == (1, 4)
@@ -53,14 +79,22 @@ def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
     assert DistillOptions(method="codi").kind == "full"
     assert DistillOptions(method="conditional", kind="full").kind == "full"
     assert DistillOptions(method="gd", parent="depth:1").kind == DistillOptions(parent="depth:1").kind == ""
+    assert DistillOptions(kind="lora", rank=4).rank == 4
+    with pytest.raises(UsageError, match="--rank has a meaning with --kind lora alone"):
+        DistillOptions(kind="static", rank=4)
+    with pytest.raises(UsageError, match="--no-gain has a meaning with --kind static alone"):
+        DistillOptions(gain=False)
+    with pytest.raises(UsageError, match="--init random: kind lora is made of the base's own weights"):
+        DistillOptions(kind="lora", init="random")
     assert DistillOptions(method="cm", parent="depth:1", grid=50, dt=2, shared_t=False, ema=0.9).grid == 50
 
 
 def test_names_in_the_options_are_those_of_the_code():
-    from codi_hub import adapters, options, sampler
+    from codi_hub import adapters, engine, options, sampler
     from codi_hub.distill import methods
 
     assert tuple(sampler.SAMPLERS) == options.SAMPLERS
+    assert set(options.EXPORT_DTYPES) == set(engine.DTYPES)
     assert tuple(methods.METHODS) == options.METHODS
     assert {option for of in options.READS.values() for option in of} <= set(DistillOptions.__dataclass_fields__)
     assert "full" in adapters.KINDS

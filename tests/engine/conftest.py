@@ -40,6 +40,11 @@ def eps_base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
     return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), vae="kl", layers_per_block=2)))
 
 
+@pytest.fixture(params=["v", "eps"])
+def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenBase) -> FrozenBase:
+    return base if request.param == "v" else eps_base
+
+
 @pytest.fixture
 def make(base: FrozenBase, tmp_path: Path) -> Iterator[Make]:
     """Makes trainers whose checkpoint is in `tmp_path`."""

@@ -36,11 +36,6 @@ def built(base: FrozenBase, kind: str = "control", **config: Any) -> ControlAdap
 every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
 
 
-@pytest.fixture(params=["v", "eps"])
-def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenBase) -> FrozenBase:
-    return base if request.param == "v" else eps_base
-
-
 @pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "random"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @every_kind
@@ -56,13 +51,14 @@ def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, kind: str, 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @every_kind
-def test_every_tensor_has_moved_after_two_steps(any_base: FrozenBase, kind: str, fusion: str) -> None:
+def test_every_tensor_has_moved_after_a_few_steps(any_base: FrozenBase, kind: str, fusion: str) -> None:
     adapter = built(any_base, kind, fusion=fusion)
     before = {name: value.clone() for name, value in adapter.named_parameters()}
     frozen = {name: value.clone() for name, value in any_base.named_parameters()}
     optimiser = torch.optim.AdamW(adapter.parameter_groups(1e-4), weight_decay=0.0)
     inputs = batch(any_base)
-    for _ in range(2):
+    # the fusion starts at zero, so what is behind it follows one step later; of a delta B A, B too starts at zero
+    for _ in range(3 if kind == "lora" else 2):
         optimiser.zero_grad()
         (adapter(any_base, *inputs) - 1).square().mean().backward()
         optimiser.step()
@@ -114,7 +110,7 @@ def test_prepared_condition_is_all_that_steps_need(base: FrozenBase, kind: str, 
     z_t, t, prompt, condition = batch(base, channels)
     with torch.no_grad():
         prepared = adapter.prepare(condition)
-        assert prepared.shape == (2, 8, 8, 12)
+        assert all(len(part) == 2 for part in prepared)
         once = adapter.predict(base, z_t, t, prompt, prepared)
         assert torch.equal(once, adapter(base, z_t, t, prompt, condition))
         other = adapter(base, z_t, t, prompt, 1 - condition)
@@ -168,8 +164,8 @@ def test_a_full_adapter_runs_its_own_network_and_leaves_the_bases_alone(base: Fr
 
 
 def test_unknown_kinds_and_fusions_are_refused(base: FrozenBase) -> None:
-    with pytest.raises(UsageError, match="--kind lora: one of control, full"):
-        adapters.build("lora", base)
+    with pytest.raises(UsageError, match="--kind pickle: one of control, lora, static, full"):
+        adapters.build("pickle", base)
     with pytest.raises(UsageError, match="--fusion sum: one of zero_conv, gate"):
         adapters.build("control", base, fusion="sum")
 
@@ -288,7 +284,10 @@ TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "other prediction": (edit(prediction_type="epsilon"), "predicts epsilon, this base v_prediction"),
     "newer, as text": (edit(format_version="2"), "format_version: "),
     "no version at all": (edit(format_version=0), "format_version: "),
-    "kind": (edit(kind="pickle"), "kind 'pickle', and this program knows control, full: upgrade codi-hub"),
+    "kind": (
+        edit(kind="pickle"),
+        "kind 'pickle', and this program knows control, lora, static, full: upgrade codi-hub",
+    ),
     "fusion": (edit(config={"fusion": "sum"}), "config: --fusion sum: one of zero_conv, gate"),
     "another's option": (edit(config={"base": 1}), "config: "),
     "text for steps": (edit(steps="4"), "steps: "),

@@ -49,6 +49,33 @@ def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: 
         assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
 
 
+@pytest.mark.parametrize("kind", ["control", "full"])
+def test_a_codi_step_is_two_evaluations_and_one_backward(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Latent consistency distillation takes four: student, target, and the teacher with and without its condition."""
+    trainer = make(method="codi" if kind == "full" else "pe-codi", kind=kind)
+    seen: list[tuple[str, bool]] = []
+    backwards: list[Tensor] = []
+    watched = {"base": trainer.base.unet, "student": trainer.student.encoder, "target": trainer.target.encoder}
+    if kind == "full":
+        watched |= {"student's own": trainer.student.unet, "target's own": trainer.target.unet}
+    hooks = [
+        net.mid_block.register_forward_hook(lambda *_, name=name: seen.append((name, torch.is_grad_enabled())))
+        for name, net in watched.items()
+    ]
+    backward = trainer.accelerator.backward
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss: (backwards.append(loss), backward(loss)))
+    trainer.train_step()
+    for hook in hooks:
+        hook.remove()
+    if kind == "full":
+        assert seen == [("student's own", True), ("student", True), ("target's own", False), ("target", False)]
+    else:
+        assert seen == [("base", False), ("student", True), ("base", False), ("target", False)]
+    assert len(backwards) == 1
+
+
 def seen_by(trainer: Any, name: str, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[tuple[Any, ...]]:
     """What the loss `name` is given in so many steps; nothing is computed."""
     seen: list[tuple[Any, ...]] = []

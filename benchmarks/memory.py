@@ -1,0 +1,96 @@
+"""Memory of many tasks on one loaded base: what 20 adapters take beside it, and whether swapping loses any."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from benchmarks.shelf import Shelf, shelf
+from benchmarks.table import Row
+from codi_hub.adapters.skeleton import skeleton
+
+COUNT = 20
+GOAL = 1000.0  # MB that 20 lora adapters may take on Stable Diffusion 1.5
+SWAPS, WARM_UP = 1000, 100
+GROWTH = 10.0  # MB that those swaps may leave behind
+MB = 1e6
+
+
+def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    for name in bases:
+        with shelf(name, each=1) as kept:
+            one = taken(kept, "control", 1)
+            note = f"20 ControlNets: {COUNT * one:.0f} MB, 20 times one that was measured"
+            for kind in ("lora", "static"):
+                count = fitting(kept, kind)
+                made = taken(kept, kind, count) * COUNT / count
+                scaled = f"; {count} measured, more do not fit into the memory, and scaled" if count < COUNT else ""
+                goal = GOAL if (kind, name) == ("lora", "sd15") else None
+                names = ("memory of 20 tasks", name, f"20 {kind}", "20 ControlNets")
+                yield Row(*names, (made,), "MB", goal, True, note + scaled)
+    if "nano" in bases:
+        yield from growth()
+
+
+def megabytes() -> float:
+    """Of this process, now."""
+    gc.collect()
+    return float(psutil.Process().memory_info().rss / MB)
+
+
+def fitting(kept: Shelf, kind: str) -> int:
+    """How many of a kind fit into half of the memory that is free now, 20 at most."""
+    size = kept.weights(kept.refs[kind][0]).stat().st_size * kept.base.dtype.itemsize / 2
+    return int(max(1, min(COUNT, psutil.virtual_memory().available / 2 // size)))
+
+
+def taken(kept: Shelf, kind: str, count: int) -> float:
+    """MB that so many adapters of a kind take, loaded from one file."""
+    skeleton(kind, kept.base)  # imports what the kind needs
+    before = megabytes()
+    held = [kept.load(kept.refs[kind][0]) for _ in range(count)]
+    after = megabytes()
+    del held
+    return after - before
+
+
+def growth() -> Iterator[Row]:
+    """What 1,000 swaps between three adapters leave behind, when all fit, and when two do."""
+    with shelf("nano", ["control"], each=3) as kept:
+        refs = kept.refs["control"]
+        size = kept.weights(refs[0]).stat().st_size * kept.base.dtype.itemsize // 2
+        for how, memory in (("resident", 4 * size), ("from disk", 2 * size)):
+
+            def swaps(count: int, memory: int = memory) -> float:
+                for k in range(count):
+                    kept.hub.use(refs[k % 3], device="cpu", adapter_memory=memory)
+                return megabytes()
+
+            before = swaps(WARM_UP)
+            left = swaps(SWAPS) - before
+            yield Row(f"memory left by {SWAPS} swaps", "nano", how, "", (left,), "MB", GROWTH, True)
+
+
+def curve(name: str, kind: str, count: int = COUNT, swaps: int = 100) -> list[dict[str, Any]]:
+    """For 1..count adapters resident: `adapters`, `megabytes` above the base, and the `seconds` of a swap, and of a
+    load from disk."""
+    points = []
+    with shelf(name, [kind], each=1) as kept:
+        skeleton(kind, kept.base)
+        kept.resident.budget = 1 << 40
+        before, ref = megabytes(), kept.refs[kind][0]
+        for number in range(1, count + 1):
+            began = time.perf_counter()
+            kept.resident.get(str(number), lambda: kept.load(ref))
+            loaded = time.perf_counter() - began
+            began = time.perf_counter()
+            for k in range(swaps):
+                kept.resident.get(str(k % number + 1), lambda: kept.load(ref))
+            seconds = (time.perf_counter() - began) / swaps
+            point = {"adapters": number, "megabytes": megabytes() - before, "seconds": seconds, "load_seconds": loaded}
+            points.append(point)
+    return points

@@ -1,0 +1,80 @@
+"""A registry of its own with adapters of random weights on one of the bases."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.bases import folder_of
+from codi_hub import adapters
+from codi_hub.adapters import format
+from codi_hub.adapters.skeleton import skeleton
+from codi_hub.adapters.swap import Resident
+from codi_hub.base import FrozenBase
+from codi_hub.hub import Hub
+
+KINDS = ("control", "lora", "static")
+TASK = "superres"
+DEVIATION = 0.02  # of every weight
+
+
+class Shelf(NamedTuple):
+    """`refs`: the adapters of each kind."""
+
+    hub: Hub
+    base: FrozenBase
+    resident: Resident
+    refs: dict[str, list[str]]
+
+    def weights(self, ref: str) -> Path:
+        """The file of an adapter's weights."""
+        return self.file(ref, format.WEIGHTS)
+
+    def file(self, ref: str, name: str) -> Path:
+        row = self.hub.registry.resolve(ref, self.hub._base)
+        return self.hub.registry.file(row, name)
+
+    def load(self, ref: str) -> adapters.ControlAdapter:
+        """An adapter that no one keeps."""
+        return format.load(self.weights(ref), format.read_record(self.file(ref, format.RECORD)), self.base)
+
+
+@contextmanager
+def shelf(name: str, kinds: Iterable[str] = KINDS, each: int = 2) -> Iterator[Shelf]:
+    """`each` adapters of every kind on the base of that name, which is loaded on the CPU in its fastest dtype."""
+    with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
+        hub.add_base(f"bench-{name}", folder_of(name))
+        base, resident = hub._loaded_base(f"bench-{name}", "cpu", "auto")
+        made = Shelf(hub, base, resident, {})
+        for kind in kinds:
+            made.refs[kind] = [_added(made, Path(home) / "new", kind, seed) for seed in range(each)]
+        yield made
+
+
+def _added(shelf: Shelf, folder: Path, kind: str, seed: int) -> str:
+    base, name = shelf.base, shelf.hub._base or ""
+    adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
+    weights = {
+        name: torch.randn(value.shape, generator=generator).mul_(DEVIATION).half()
+        for name, value in adapter.state_dict().items()
+    }
+    adapter.load_state_dict(weights, assign=True)
+    record = format.AdapterRecord(
+        task=TASK,
+        kind=kind,
+        base=format.BaseRecord(name=name, family=base.fingerprint.family, sketch=base.fingerprint.sketch),
+        prediction_type=base.schedule.prediction_type,
+        steps=4,
+        config=adapter.config,
+    )
+    format.write(folder, adapter, record, "# Random weights\n")
+    values = {"kind": kind, "steps": 4, "parameters": 0, "metrics": {}}
+    row, _ = shelf.hub.registry.add_adapter(folder, task=TASK, base=name, **values)
+    shutil.rmtree(folder)
+    return row.ref

@@ -1,0 +1,151 @@
+"""Swapping adapters on a loaded base: those that are resident, and those that come from disk, already verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+from benchmarks.shelf import Shelf, shelf
+from benchmarks.table import Row, in_turn, ratios
+from codi_hub.engine import DTYPES
+from codi_hub.options import ExportOptions
+
+SWAPS = 100  # in one round, of resident adapters
+SIDE = {"nano": 64, "sd15": 256}  # of the picture whose first step is made, px
+PLENTY = 1 << 40
+
+
+def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    for name in bases:
+        with shelf(name) as kept:
+            yield from resident(name, kept, rounds)
+            for kind in kept.refs:
+                yield from against_reading(name, kept, kind, rounds)
+            yield from against_from_pretrained(name, kept, rounds)
+
+
+def resident(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
+    """Milliseconds of `Hub.use`, of which most is the registry's answer which version a reference means now."""
+    for kind, refs in kept.refs.items():
+        use = partial(kept.hub.use, device="cpu", adapter_memory=PLENTY)
+        contestants = {"ours": alternate(refs, use)}
+        if kind == "control":
+            nets = [use(ref)[1].encoder for ref in refs]
+            contestants["theirs"] = alternate(nets, partial(setattr, pipeline(kept, nets[0]), "controlnet"))
+        seconds = in_turn(contestants, rounds)
+        what, ours, theirs = "swap, resident", f"Hub.use, {kind}", "pipe.controlnet = net"
+        milliseconds = {who: tuple(1e3 * one / SWAPS for one in values) for who, values in seconds.items()}
+        yield Row(what, name, ours, theirs, milliseconds["ours"], "ms", goal=1.0, at_most=True)
+        if kind == "control":
+            yield Row(what, name, theirs, "", milliseconds["theirs"], "ms")
+            del nets
+        del contestants
+        kept.hub.use(refs[0], device="cpu", adapter_memory=0)  # lets go of the other
+
+
+def against_reading(name: str, kept: Shelf, kind: str, rounds: int) -> Iterator[Row]:
+    """A swap over reading the bytes of the weights into memory, once from the disk and once from the system's cache."""
+    files = [kept.weights(ref) for ref in kept.refs[kind]]
+    contestants = {
+        "swap": from_disk(kept, kind),
+        "read": alternate(files, lambda path: path.read_bytes(), 1),
+    }
+    for cold in (True, False) if hasattr(os, "posix_fadvise") else (False,):
+        seconds = in_turn(contestants, rounds, before=(lambda: forget(files)) if cold else None)
+        yield Row(
+            "swap, from disk, already verified",
+            name,
+            f"Hub.use, {kind}",
+            f"reading the bytes ({'from disk' if cold else 'cached by the system'})",
+            ratios(seconds["swap"], seconds["read"]),
+            goal=1.2 if cold and kind == "control" else None,
+            at_most=True,
+            note=f"{files[0].stat().st_size / 1e6:.3g} MB, {min(seconds['swap']):.3g} s",
+        )
+
+
+def against_from_pretrained(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
+    """Loading and the first step after it. Their file is in the base's own dtype, which needs no conversion."""
+    dtype = next(short for short, long in DTYPES.items() if long == kept.base.dtype)
+    with TemporaryDirectory() as folder:
+        nets = [Path(folder) / str(k) for k in range(2)]
+        for net, ref in zip(nets, kept.refs["control"], strict=True):
+            kept.hub.export(ref, ExportOptions(out=net, dtype=dtype))
+        step, use = Step(kept, SIDE[name]), from_disk(kept, "control")
+        contestants = {
+            "ours": lambda: step.ours(use()),
+            "theirs": alternate(
+                nets, lambda net: step.theirs(ControlNetModel.from_pretrained(net, torch_dtype=kept.base.dtype)), 1
+            ),
+        }
+        seconds = in_turn(contestants, rounds)
+    yield Row(
+        "swap, from disk, and the first step",
+        name,
+        "Hub.use, control",
+        "ControlNetModel.from_pretrained",
+        ratios(seconds["ours"], seconds["theirs"]),
+        note=f"{SIDE[name]} px; theirs {min(seconds['theirs']):.3g} s",
+    )
+
+
+class Step:
+    """The first step of one picture, on the base of a shelf."""
+
+    def __init__(self, kept: Shelf, side: int) -> None:
+        self.base = kept.base
+        cells = side // self.base.factor
+        self.z_t = torch.randn(1, 4, cells, cells).to(self.base.dtype, memory_format=torch.channels_last)
+        self.t, self.prompt = torch.tensor([999]), self.base.embed([""])
+        self.condition = torch.rand(1, 3, side, side).to(self.base.dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def ours(self, adapter: torch.nn.Module) -> torch.Tensor:
+        return adapter(self.base, self.z_t, self.t, self.prompt, self.condition)
+
+    @torch.inference_mode()
+    def theirs(self, net: ControlNetModel) -> torch.Tensor:
+        down, middle = net(self.z_t, self.t, self.prompt, controlnet_cond=self.condition, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return self.base.unet(self.z_t, self.t, self.prompt, **residuals).sample
+
+
+def alternate(between: list, work: Callable, count: int = SWAPS) -> Callable[[], object]:
+    """Does `count` works a call, each with the next of `between`, round and round."""
+    following = cycle(between)
+    return lambda: [work(next(following)) for _ in range(count)][-1]
+
+
+def from_disk(kept: Shelf, kind: str) -> Callable[[], torch.nn.Module]:
+    """Loads the adapter of a kind that is not loaded now."""
+    following = cycle(kept.refs[kind])
+    return lambda: kept.hub.use(next(following), device="cpu", adapter_memory=0)[1]
+
+
+def forget(files: list[Path]) -> None:
+    """The system no longer has the files in its cache."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def pipeline(kept: Shelf, net: ControlNetModel) -> StableDiffusionControlNetPipeline:
+    base = kept.base
+    return StableDiffusionControlNetPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=net,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

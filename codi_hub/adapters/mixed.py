@@ -1,0 +1,45 @@
+"""Several adapters on one batch: row k is the k-th one's, and the base's network runs once for all of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codi_hub.adapters.control import ControlAdapter, Prepared
+from codi_hub.adapters.full import FullAdapter
+from codi_hub.base import FrozenBase
+from codi_hub.errors import UsageError
+
+
+class MixedBatch:
+    """Stands where one adapter does; conditions may differ in their channels.
+
+    Args:
+        adapters: one per row of the batch.
+
+    Raises:
+        UsageError: one of them brings a U-Net of its own.
+    """
+
+    def __init__(self, adapters: Sequence[ControlAdapter]):
+        self.rows: dict[ControlAdapter, Tensor] = {}
+        for adapter in dict.fromkeys(adapters):
+            if isinstance(adapter, FullAdapter):
+                raise UsageError("an adapter of kind full brings its own network, and shares no batch with others")
+            self.rows[adapter] = torch.tensor([k for k, one in enumerate(adapters) if one is adapter])
+
+    def prepare(self, conditions: Sequence[Tensor]) -> list[Prepared]:
+        """Of each adapter; conditions: (1, C, H, W) each, in the batch's order."""
+        return [adapter.prepare(torch.cat([conditions[k] for k in rows])) for adapter, rows in self.rows.items()]
+
+    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: list[Prepared]) -> Tensor:
+        """As `ControlAdapter.predict`, row by row."""
+        emb, features = base.features(z_t, t, prompt)
+        fused = [torch.empty_like(h) for h in features]
+        for (adapter, rows), own in zip(self.rows.items(), prepared, strict=True):
+            given = (h[rows] for h in (emb, z_t, t.expand(len(z_t)), prompt))
+            of_emb, of_z, of_t, of_prompt = given
+            part = adapter.conditioned(of_emb, [h[rows] for h in features], of_z, of_t, of_prompt, own)
+            for whole, h in zip(fused, part, strict=True):
+                whole[rows] = h
+        return base.finish(emb, fused, prompt)

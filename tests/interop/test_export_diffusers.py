@@ -1,0 +1,310 @@
+"""Exported adapters in plain diffusers: the same predictions, the same pictures; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, DDIMScheduler, LCMScheduler, StableDiffusionControlNetPipeline
+from safetensors.torch import load_file
+from tiny import save_base, scheduler_config, stir
+
+import codi_hub
+from codi_hub import adapters
+from codi_hub.adapters import ControlAdapter, format
+from codi_hub.base import FrozenBase
+from codi_hub.engine import Engine, seeded_noise
+from codi_hub.hub import Hub
+from codi_hub.interop import diffusers, folders
+from codi_hub.options import ExportOptions
+from codi_hub.schedule import sampling_timesteps
+
+NANO = Path(codi_hub.__file__).parent / "nano" / "base"
+CASES = [
+    pytest.param("v", 3, id="v"),
+    pytest.param("eps", 3, id="eps"),
+    pytest.param("v", 4, id="v, a picture and a mask"),
+    pytest.param("cross", 3, id="only cross-attention, as nano"),
+]
+every_kind = pytest.mark.parametrize("kind", diffusers.CONTROLNETS)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    eps = {"vae": "kl", "layers_per_block": 2}
+    return {
+        "v": save_base(root / "v", scheduler_config("v_prediction", zero_snr=True)),
+        "cross": save_base(root / "cross", scheduler_config("v_prediction", zero_snr=True), only_cross_attention=True),
+        "eps": save_base(root / "eps", scheduler_config("epsilon"), **eps),
+    }
+
+
+def made(base: FrozenBase, kind: str, channels: int = 3, **config: Any) -> ControlAdapter:
+    torch.manual_seed(0)
+    if kind == "static":
+        config = {"gain": False} | config
+    adapter = stir(adapters.build(kind, base, condition_channels=channels, **config), 0.05)
+    return adapter.requires_grad_(False).eval()
+
+
+def record_of(base: FrozenBase, adapter: ControlAdapter) -> format.AdapterRecord:
+    return format.AdapterRecord(
+        task="depth",
+        kind=adapter.kind,
+        base=format.BaseRecord(name="tiny", family=base.fingerprint.family, sketch=base.fingerprint.sketch),
+        prediction_type=base.schedule.prediction_type,
+        steps=4,
+        config=adapter.config,
+    )
+
+
+def exported(base: FrozenBase, adapter: ControlAdapter, folder: Path) -> ControlNetModel:
+    """The adapter through its folder, in its own precision, as plain diffusers loads it."""
+    (folder / "record").mkdir(parents=True)
+    format.write(folder / "record", adapter, record_of(base, adapter), "")
+    diffusers.write(folder / "net", adapter, base, folder / "record" / format.RECORD, "")
+    return ControlNetModel.from_pretrained(folder / "net")
+
+
+@every_kind
+@pytest.mark.parametrize(("name", "channels"), CASES)
+def test_diffusers_predicts_what_the_adapter_does(
+    folder_of: dict[str, Path], tmp_path: Path, kind: str, name: str, channels: int
+) -> None:
+    base = FrozenBase.load(str(folder_of[name]))
+    adapter = made(base, kind, channels)
+    net = exported(base, adapter, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    z_t = torch.randn(2, 4, 8, 12, generator=generator)
+    condition, prompt = torch.rand(2, channels, 16, 24, generator=generator), base.embed(["a red ball", ""])
+    for t in (torch.tensor([999, 300]), torch.tensor([0, 499])):
+        with torch.no_grad():
+            down, middle = net(z_t, t, prompt, controlnet_cond=condition, return_dict=False)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            found = base.unet(z_t, t, prompt, **residuals).sample
+            expected = adapter(base, z_t, t, prompt, condition)
+            alone = base.unet(z_t, t, prompt).sample
+        assert (found - expected).abs().max() < 1e-5
+        assert (expected - alone).abs().max() > 0.01  # the adapter does something
+
+
+@every_kind
+@pytest.mark.parametrize(("name", "channels"), CASES)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_whole_pipeline_makes_the_pictures_of_our_engine(
+    folder_of: dict[str, Path], tmp_path: Path, kind: str, name: str, channels: int, steps: int
+) -> None:
+    base = FrozenBase.load(str(folder_of[name]))
+    adapter = made(base, kind, channels)
+    pipe = StableDiffusionControlNetPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=exported(base, adapter, tmp_path),
+        scheduler=DDIMScheduler(
+            **BETAS,
+            prediction_type=base.schedule.prediction_type,
+            rescale_betas_zero_snr=name != "eps",
+            timestep_spacing="trailing",
+            clip_sample=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(0)
+    given, seeds, prompts = [rng.random((16, 24, channels), np.float32) for _ in range(2)], [3, 4], ["a red ball", ""]
+    with torch.inference_mode():
+        theirs = pipe(
+            prompts,
+            image=torch.from_numpy(np.stack(given)).permute(0, 3, 1, 2),
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            latents=seeded_noise(seeds, (4, 8, 12)),
+            output_type="np",
+        ).images
+    ours = np.stack(Engine(base).generate(adapter, given, prompts, seeds, steps=steps))
+    assert np.abs(ours - theirs).max() < 1e-4
+    assert ours.std() > 0.02
+
+
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def test_the_steps_the_readme_names_are_those_of_our_sampler() -> None:
+    for steps in (1, 2, 4, 8):
+        for scheduler in (DDIMScheduler(timestep_spacing="trailing"), LCMScheduler(original_inference_steps=1000)):
+            scheduler.set_timesteps(steps)
+            assert scheduler.timesteps.tolist() == sampling_timesteps(steps, 1000)
+
+
+# ---- the command
+
+
+def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any], tmp_path: Path) -> None:
+    """On the bundled base, whose folder a plain pipeline loads: the code of the README as it stands."""
+    out = tmp_path / "net"
+    answer = codi("export", "superres", "-o", out, "--dtype", "fp32", "--json")
+    document = json.loads(answer.out)
+    assert (answer.code, answer.err, document["folder"]) == (0, "", str(out.resolve()))
+    assert document["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+    assert {path.name for path in out.iterdir()} == set(diffusers.FILES)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert document["adapter"] in text
+
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    rng = np.random.default_rng(0)
+    condition = rng.random((64, 64, 3), np.float32)
+    names = {"FOLDER": str(out), "BASE": str(NANO), "prompt": "", "condition": condition[None]}
+    setup, call = code.rsplit("image = ", 1)
+    exec(setup, names)
+    noise = {"latents": seeded_noise([7], (4, 16, 16)), "output_type": "np"}
+    names["noise"] = noise
+    exec("image = " + call.replace(").images", ", **noise).images"), names)
+    with Hub.open() as hub:
+        base, adapter, row = hub.use("superres", device="cpu", dtype="fp32")
+        ours = Engine(base).generate(adapter, [condition], [""], [7], steps=row.steps)[0]
+    assert np.abs(names["image"] - ours).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "type_"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_weights_have_the_precision_asked_for(
+    codi: Callable[..., Any], tmp_path: Path, dtype: str, type_: torch.dtype
+) -> None:
+    assert codi("export", "depth", "-o", tmp_path / "net", "--dtype", dtype, "-q").out == f"{tmp_path / 'net'}\n"
+    weights = tmp_path / "net" / diffusers.WEIGHTS
+    tensors = load_file(weights)
+    assert {value.dtype for value in tensors.values()} == {type_}
+    with Hub.open() as hub:
+        stored = load_file(hub.registry.file(hub.registry.resolve("depth"), format.WEIGHTS))
+        kept = hub.registry.file(hub.registry.resolve("depth"), format.RECORD).read_bytes()
+    assert all(torch.equal(value, stored[f"encoder.{name}"].to(type_)) for name, value in tensors.items())
+    assert (tmp_path / "net" / format.RECORD).read_bytes() == kept
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "net").iterdir()}
+    assert len(modes) == 1  # whoever can read one of the files can read them all
+
+
+def test_no_path_of_this_machine_is_written(codi: Callable[..., Any], tmp_path: Path) -> None:
+    codi("export", "depth", "-o", tmp_path / "net")
+    for path in (tmp_path / "net").iterdir():
+        assert str(NANO.parent).encode() not in path.read_bytes()
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_written(
+    codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path
+) -> None:
+    assert codi("base", "add", "tiny", folder_of["v"]).code == 0
+    base = FrozenBase.load(str(folder_of["v"]))
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (
+            "full",
+            {},
+            "is of kind full, which a ControlNet beside the base cannot be: distil the task with --kind control to "
+            "export it",
+        ),
+        (
+            "control",
+            {"fusion": "gate"},
+            "is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to export it",
+        ),
+        (
+            "static",
+            {"gain": True},
+            "weighs its condition by the time, which a ControlNet does not: distil the task with --kind static "
+            "--no-gain to export it",
+        ),
+    ]
+    for number, (kind, config, words) in enumerate(cases, 1):
+        adapter = made(base, kind, **config)
+        format.write(tmp_path / kind, adapter, record_of(base, adapter), "")
+        with Hub.open() as hub:
+            values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
+            hub.registry.add_adapter(tmp_path / kind, task="depth", base="tiny", **values)
+        answer = codi("export", f"depth:{number}", "--base", "tiny", "-o", tmp_path / "net")
+        assert answer == (1, "", f"Error: depth:{number} {words}\n")
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_export_leaves_the_adapter_and_its_base_as_they_were(folder_of: dict[str, Path], tmp_path: Path) -> None:
+    base = FrozenBase.load(str(folder_of["v"]))
+    for kind in diffusers.CONTROLNETS:
+        adapter = made(base, kind)
+        before = [(value, value.clone()) for module in (base, adapter) for value in module.parameters()]
+        exported(base, adapter, tmp_path / kind)
+        assert all(torch.equal(value, kept) for value, kept in before)
+
+
+def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[..., Any], tmp_path: Path) -> None:
+    line = "Error: --format must be one of diffusers, not 'onnx'\n"
+    assert codi("export", "depth", "-o", tmp_path / "net", "--format", "onnx") == (2, "", line)
+    line = "Error: --dtype must be one of fp16, bf16, fp32, not 'int8'\n"
+    assert codi("export", "depth", "-o", tmp_path / "net", "--dtype", "int8") == (2, "", line)
+    answer = codi("export", "depth:99", "-o", tmp_path / "net")
+    assert answer.code == 1
+    assert answer.err.startswith("Error: no depth:99 for base nano; there is depth:")
+    assert codi("export", "depth").code == 2
+    assert not (tmp_path / "net").exists()
+
+
+# ---- the folder
+
+
+def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "a" / "net"
+    assert codi("export", "depth", "-o", out).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    answer = codi("export", "superres", "-o", out)
+    assert answer == (1, "", f"Error: {out} is there already: add --overwrite, or choose another folder\n")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert codi("export", "superres", "-o", out, "--overwrite").code == 0
+    assert "superres" in (out / "README.md").read_text()
+
+    (out / "thesis.tex").write_text("mine")
+    answer = codi("export", "depth", "-o", out, "--overwrite")
+    assert answer == (1, "", f"Error: {out} holds thesis.tex, which no export made: choose another folder\n")
+    assert (out / "thesis.tex").read_text() == "mine"
+    answer = codi("export", "depth", "-o", out / "thesis.tex", "--overwrite")
+    assert answer == (1, "", f"Error: {out / 'thesis.tex'} is a file: name a folder with -o\n")
+    (tmp_path / "empty").mkdir()
+    assert codi("export", "depth", "-o", tmp_path / "empty").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]  # nothing is left lying about
+    assert [path.name for path in out.parent.iterdir()] == ["net"]
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "net"
+    codi("export", "depth", "-o", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ((diffusers, "save_file"), (folders.os, "fsync")):
+        with monkeypatch.context() as patched:
+            patched.setattr(*place, full)
+            answer = codi("export", "superres", "-o", out, "--overwrite")
+        assert answer == (1, "", f"Error: the export could not be written to {out}: No space left on device\n")
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_the_hub_exports_as_the_command_does(tmp_path: Path) -> None:
+    with Hub.open() as hub:
+        made = hub.export("edit", ExportOptions(out=tmp_path / "net"))
+    assert (made.kind, made.base, made.format, made.dtype) == ("control", "nano", "diffusers", "fp16")
+    assert isinstance(ControlNetModel.from_pretrained(made.folder), ControlNetModel)
