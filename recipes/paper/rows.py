@@ -143,12 +143,12 @@ def _matters(what: str, without: str) -> list[Claim]:
 
 def _loses_little(kind: str, task: str) -> list[Claim]:
     """At most a twentieth of either distance, beside the kind `control`."""
-    return [
-        Claim(f"{task}: kind {kind} at most 1.05 times kind control, both at {at[0]} step{"s" * (at[0] > 1)}", task, figure, (kind, at),
-              ("pe-codi", at), 1.05, goal=True)
-        for at in ONE_AND_FOUR
-        for figure in ("frechet", "perceptual")
-    ]  # fmt: skip
+    claims = []
+    for at, sampled in ((ONE_AND_FOUR[0], "1 step"), (FOUR, "4 steps")):
+        text = f"{task}: kind {kind} at most 1.05 times kind control, both at {sampled}"
+        for figure in ("frechet", "perceptual"):
+            claims.append(Claim(text, task, figure, (kind, at), ("pe-codi", at), 1.05, goal=True))
+    return claims
 
 
 CLAIMS: tuple[Claim, ...] = (
