@@ -1,7 +1,9 @@
 """Few-step inference: conditions, prompts and seeds in, pictures out."""
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from codi_hub.adapters import ControlAdapter
 from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.base import FrozenBase
-from codi_hub.errors import UsageError
+from codi_hub.errors import UsageError, one_line
 from codi_hub.sampler import SAMPLERS
 from codi_hub.schedule import sampling_timesteps
 
@@ -60,11 +62,25 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-class Engine:
-    """Runs adapters on one loaded base."""
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What compiles `function` at its first call. Networks are its arguments: adapters of a kind share what is made."""
+    warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # remarks on diffusers' code
+    return torch.compile(function)
 
-    def __init__(self, base: FrozenBase):
-        self.base = base
+
+class Engine:
+    """Runs adapters on one loaded base.
+
+    Args:
+        compile: compile the networks at the first pictures; where that fails, `say` gets a line and they run as they
+            are. A batch smaller than one before it, of the same sides, is filled up, for another size would be
+            compiled anew.
+    """
+
+    def __init__(self, base: FrozenBase, *, compile: bool = False, say: Callable[[str], object] = lambda text: None):
+        self.base, self.compile, self.say = base, compile, say
+        self._batches: dict[tuple[int, ...], int] = {}  # pictures in the largest batch compiled, by their sides
         self._wholes: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()  # noise of a picture made in tiles
 
     @torch.inference_mode()
@@ -97,6 +113,13 @@ class Engine:
         """
         base = self.base
         height, width = conditions[0].shape[:2]
+        count, compile = len(conditions), self.compile and not isinstance(adapter, MixedBatch)
+        if compile:
+            fill = [-1] * (self._batches.get((height, width), 0) - count)
+            rows = [*range(count), *fill]
+            conditions, prompts, seeds = ([of[k] for k in rows] for of in (conditions, prompts, seeds))
+            windows = windows and [windows[k] for k in rows]
+        predict, decode = (self._made(of, compile) for of in (type(adapter).predict, FrozenBase.decode))
         size = self._latent_size(height, width)
 
         def drawn(number: int) -> Tensor:
@@ -106,12 +129,31 @@ class Engine:
 
         prompt, prepared = base.embed(list(prompts)), self._prepared(adapter, conditions)
         denoise = base.schedule.denoiser(
-            lambda z_t, t: adapter.predict(base, z_t.to(prompt.dtype), t, prompt, prepared)
+            lambda z_t, t: predict(adapter, base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
         timesteps = sampling_timesteps(steps, len(base.schedule))
         x_hat = SAMPLERS[sampler](denoise, drawn(0), timesteps, base.schedule, lambda number: drawn(number + 1))
-        images = base.decode(x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
-        return list(images.permute(0, 2, 3, 1).cpu().numpy())
+        images = decode(base, x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
+        if compile:
+            self._batches[height, width] = len(images)
+        return list(images.permute(0, 2, 3, 1).cpu().numpy()[:count])
+
+    def _made(self, function: Callable[..., Tensor], compile: bool) -> Callable[..., Tensor]:
+        """The function itself, or compiled; with what cannot be compiled, all goes on as it is."""
+        if not compile:
+            return function
+        from torch._dynamo.exc import TorchDynamoException
+
+        def tried(*given: Any) -> Tensor:
+            if self.compile:
+                try:
+                    return compiled(function)(*given)
+                except TorchDynamoException as error:
+                    self.compile = False
+                    self.say(f"--compile: {one_line(error, 160)}: going on without")
+            return function(*given)
+
+        return tried
 
     def _prepared(self, adapter: ControlAdapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
         def tensor(images: Sequence[np.ndarray]) -> Tensor:

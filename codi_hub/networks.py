@@ -132,12 +132,21 @@ class Networks(Catalog):
         )
 
     def generator(
-        self, base: FrozenBase, adapter: ControlAdapter, *, sampler: str = "ddim", temperature: float = 1.0
+        self,
+        base: FrozenBase,
+        adapter: ControlAdapter,
+        *,
+        sampler: str = "ddim",
+        temperature: float = 1.0,
+        **compiling: Any,
     ) -> Generate:
-        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`."""
+        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`.
+
+        `compiling` is what `Engine` is told of it.
+        """
         from codi_hub.engine import Engine
 
-        engine = Engine(base)
+        engine = Engine(base, **compiling)
 
         def generate(conditions: Any, prompts: Any, seeds: Any, steps: int, windows: Any = None) -> list[np.ndarray]:
             height, width = conditions[0].shape[:2]

@@ -74,7 +74,7 @@ class Runs(Networks):
         options = options or RunOptions()
         work = self._planned(ref, inputs, options)
         with _paged(options, work.items, work.made_with, on_event) as page:
-            return page(self._run(work, _counted(on_event, len(work.items))))
+            return page(self._run(work, on_event, _counted(on_event, len(work.items))))
 
     def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = silent) -> JobsReport:
         """Runs a list of jobs (`codi_hub.batch.jobs`), those of one adapter together, whatever their order.
@@ -103,9 +103,9 @@ class Runs(Networks):
         works = [work for _, work in sorted(together.items(), key=lambda entry: entry[0][0])]
         items = [item for work in works for item in work.items]
         with _paged(options, items, {}, on_event) as page:
-            return page(self._run_all(file, works, _counted(on_event, len(items))))
+            return page(self._run_all(file, works, on_event, _counted(on_event, len(items))))
 
-    def _run_all(self, file: Path, works: Sequence[Work], on_item: OnEvent) -> JobsReport:
+    def _run_all(self, file: Path, works: Sequence[Work], on_event: OnEvent, on_item: OnEvent) -> JobsReport:
         from codi_hub.batch import Interrupted, Stopped
 
         reports: list[RunReport] = []
@@ -113,7 +113,7 @@ class Runs(Networks):
             for key in [key for key in self._loaded if key[0] != work.row.base]:
                 del self._loaded[key]  # two may be too many for the memory
             try:
-                reports.append(self._run(work, on_item))
+                reports.append(self._run(work, on_event, on_item))
             except Interrupted as stopped:
                 planned = sum(len(work.items) for work in works)
                 raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), planned) from None
@@ -142,7 +142,7 @@ class Runs(Networks):
         check_steps(steps, row)
         return Work(row, task, items, steps, options)
 
-    def _run(self, work: Work, on_item: OnEvent) -> RunReport:
+    def _run(self, work: Work, on_event: OnEvent, on_item: OnEvent) -> RunReport:
         from codi_hub.batch import Interrupted, Tiling, run_folder
 
         row, options = work.row, work.options
@@ -168,7 +168,7 @@ class Runs(Networks):
                 overwrite=options.overwrite,
                 resume=options.resume,
                 dry_run=options.dry_run,
-                begin=lambda: ready.append(self._ready(work)),
+                begin=lambda: ready.append(self._ready(work, on_event)),
                 done=lambda item, digest: _is_done(item, digest, finished()),
                 record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=on_item,
@@ -183,14 +183,21 @@ class Runs(Networks):
                     self.registry.finish_run(run_id, status)
         return report
 
-    def _ready(self, work: Work) -> Generate:
+    def _ready(self, work: Work, on_event: OnEvent) -> Generate:
         """The generator of a run, its networks loaded; an adapter that does not fit is refused before they are."""
         options = work.options
         self._check(work.row, work.task, options.allow_base_mismatch)
         base, adapter, _ = self._resident(
             work.row, options.device, options.dtype, options.allow_base_mismatch, options.adapter_memory
         )
-        return self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
+        return self.generator(
+            base,
+            adapter,
+            sampler=options.sampler,
+            temperature=options.temperature,
+            compile=options.compile,
+            say=lambda text: on_event({"kind": "message", "text": text}),
+        )
 
 
 def check_steps(steps: int, row: AdapterRow) -> None:

@@ -30,6 +30,7 @@ WHOLE = (  # for all jobs
     "dry_run",
     "report",
     "allow_base_mismatch",
+    "compile",
 )
 OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in (*WHOLE, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)

@@ -63,7 +63,7 @@ def _ablation(key: str, name: str, **told: Any) -> Row:
 
 
 def _light(task: str) -> tuple[Row, ...]:
-    """PE-CoDi with the adapter kinds that are light to keep or to run; its own row is of kind `control`, as published."""
+    """PE-CoDi with the kinds that are light to keep or to run; its own row is of kind `control`, as published."""
     return tuple(Row(task, kind, f"PE-CoDi, kind {kind}", {**PE, "kind": kind}) for kind in ("static", "lora"))
 
 
