@@ -85,10 +85,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "depth": (
         Row("depth", "pe-codi", "PE-CoDi", PE),
+        *_light("depth"),
         Row("depth", "controlnet", "ControlNet", CONDITIONAL, (FOUR, (4, "dpmpp"), FIFTY)),
     ),
     "edit": (
         Row("edit", "pe-codi", "PE-CoDi", PE),
+        *_light("edit"),
         Row("edit", "codi", "CoDi", CODI),
         Row("edit", "ldm", "LDM (as InstructPix2Pix)", FULL, (FOUR, FIFTY)),
     ),

@@ -1,0 +1,174 @@
+"""A folder of 16 pictures, decoding and saving included: `Hub.run` against diffusers' pipeline in a loop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import peers
+from benchmarks.bases import folder_of
+from benchmarks.table import Row, Work, in_turn, ratios
+from codi_hub.adapters import format
+from codi_hub.base import FrozenBase
+from codi_hub.batch.plan import item_seed
+from codi_hub.data.leaves import leaves
+from codi_hub.engine import DTYPES, choose_device, choose_dtype, noise
+from codi_hub.hub import Hub
+from codi_hub.options import RunOptions
+from codi_hub.runs import DEFAULT_BATCH
+
+PICTURES, SIDE, STEPS = 16, 256, 4
+TASK = "pairs"  # whose condition is the picture itself, as the pipeline takes it
+PROMPT = "a photograph"
+WHAT = f"folder of {PICTURES}, end to end, {STEPS} steps"
+LOOP, TUNED = "StableDiffusionControlNetPipeline in a loop", "the same, tuned and batched"
+GOALS = {("control", LOOP): 1.3, ("static", LOOP): 1.5, ("control", TUNED): 1.05, ("static", TUNED): 1.2}
+KINDS = tuple(kind for kind in peers.KINDS if (kind, LOOP) in GOALS)
+FEW = 3  # rounds where one takes minutes
+LEVELS = {"fp32": 1, "fp16": 4, "bf16": 16}  # of 8 bits, by which 99.9 % of the values may differ
+
+
+def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    """All are loaded and warm, and have been seen to make the same pictures, before anything is timed."""
+    for name in bases:
+        with tempfile.TemporaryDirectory() as folder, Hub.open(Path(folder) / "home", base=name) as hub:
+            yield from _rows(Contest(name, Path(folder), hub), rounds)
+
+
+def _rows(contest: Contest, rounds: int) -> Iterator[Row]:
+    name, few = contest.name, contest.pictures("few", 2)
+    if name == "nano":  # in float32 too, where rounding hides nothing
+        contest.check(contest.documented("fp32"), few, "fp32")
+    dtype = contest.dtype
+    documented, tuned = contest.documented(dtype), contest.tuned(dtype)
+    contest.check(documented, few, dtype)
+    pictures = contest.pictures("all", PICTURES)
+    works: dict[str, Work] = {kind: partial(contest.run, kind, pictures) for kind in KINDS}
+    works[LOOP] = partial(contest.loop, documented, pictures)
+    works[TUNED] = partial(contest.batches, tuned, pictures)
+    warm_up = 1
+    if name != "nano":
+        rounds, warm_up = min(rounds, FEW), 0
+        for kind in KINDS:
+            contest.run(kind, few)
+    seconds = in_turn(works, rounds, warm_up)
+    rate = {which: PICTURES / median(taken) for which, taken in seconds.items()}
+    for kind, peer in GOALS:
+        if kind in KINDS:
+            note = f"{dtype}, {SIDE}x{SIDE} px; {rate[kind]:.3g} against {rate[peer]:.3g} images/s"
+            values = ratios(seconds[peer], seconds[kind])
+            yield Row(WHAT, name, kind, peer, values, goal=GOALS[kind, peer], note=note)
+
+
+@dataclass
+class Contest:
+    """One base: a home in which it has an adapter of each kind, and the pipelines with the ControlNet of `control`."""
+
+    name: str
+    folder: Path
+    hub: Hub
+
+    def __post_init__(self) -> None:
+        self.device = choose_device("auto")
+        self.dtype = next(n for n, dtype in DTYPES.items() if dtype == choose_dtype("auto", self.device))
+        self.source = folder_of(self.name)
+        base = FrozenBase.load(str(self.source))
+        mark = base.fingerprint
+        if self.name != "nano":  # which is there
+            self.hub.registry.add_base(self.name, self.source, family=mark.family, sketch=mark.sketch)
+        self.refs = {kind: self._registered(kind, base) for kind in KINDS}
+
+    def _registered(self, kind: str, base: FrozenBase) -> str:
+        """An adapter of random weights, as a version of its task."""
+        adapter, mark = peers.made(kind, base), base.fingerprint
+        record = format.AdapterRecord(
+            task=TASK,
+            kind=kind,
+            base=format.BaseRecord(name=self.name, family=mark.family, sketch=mark.sketch),
+            prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
+            steps=STEPS,
+            config=adapter.config,
+        )
+        format.write(self.folder / kind, adapter, record, f"# {kind}\n")
+        size = sum(value.numel() for value in adapter.parameters())
+        row, _ = self.hub.registry.add_adapter(
+            self.folder / kind, task=TASK, base=self.name, kind=kind, steps=STEPS, parameters=size, metrics={}
+        )
+        return row.ref
+
+    def pictures(self, name: str, count: int) -> list[Path]:
+        """A folder of so many PNG files, all alike in size."""
+        folder = self.folder / name
+        folder.mkdir()
+        for k in range(count):
+            picture = np.clip(leaves(np.random.default_rng(k), SIDE) * 255, 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / f"{k:02}.png")
+        return sorted(folder.iterdir())
+
+    def out(self, who: str) -> Path:
+        (self.folder / "out" / who).mkdir(parents=True, exist_ok=True)
+        return self.folder / "out" / who
+
+    # ---- ours
+
+    def run(self, kind: str, pictures: Sequence[Path], dtype: str = "auto") -> Path:
+        """What `codi run` does; where the outputs are."""
+        options = RunOptions(out=self.out(kind), prompt=PROMPT, steps=STEPS, overwrite=True, dtype=dtype)
+        report = self.hub.run(self.refs[kind], [pictures[0].parent], options)
+        if report.ok != len(pictures):
+            raise SystemExit(f"{kind} on {self.name}: {report.items}")
+        return self.out(kind)
+
+    # ---- theirs
+
+    def documented(self, dtype: str) -> peers.Pipe:
+        folder = self.folder / f"controlnet-{dtype}"
+        self.hub.use(self.refs["control"], dtype=dtype)[1].encoder.save_pretrained(folder)
+        return peers.documented(self.source, folder, DTYPES[dtype], self.device)
+
+    def tuned(self, dtype: str) -> peers.Pipe:
+        base, adapter, _ = self.hub.use(self.refs["control"], dtype=dtype)
+        return peers.tuned(self.source, base, adapter.encoder)
+
+    def loop(self, pipe: peers.Pipe, pictures: Sequence[Path]) -> None:
+        """As the documentation shows it."""
+        out = self.out("loop")
+        for k, path in enumerate(pictures):
+            image, generator = Image.open(path).convert("RGB"), torch.manual_seed(k)
+            made = pipe(PROMPT, image=image, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)
+            made.images[0].save(out / path.name)
+
+    def batches(self, pipe: peers.Pipe, pictures: Sequence[Path]) -> None:
+        """As many at a time as `Hub.run` takes."""
+        out = self.out("batches")
+        for start in range(0, len(pictures), DEFAULT_BATCH):
+            paths = pictures[start : start + DEFAULT_BATCH]
+            images, generator = [Image.open(path).convert("RGB") for path in paths], torch.manual_seed(start)
+            prompts = [PROMPT] * len(paths)
+            made = pipe(prompts, image=images, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)
+            for path, image in zip(paths, made.images, strict=True):
+                image.save(out / path.name)
+
+    # ---- the same
+
+    def check(self, pipe: peers.Pipe, pictures: Sequence[Path], dtype: str) -> None:
+        """Exits unless the pipeline, given our noise and DDIM on our timesteps, makes our pictures."""
+        ours, theirs, side = self.run("control", pictures, dtype), pipe.scheduler, SIDE // pipe.vae_scale_factor
+        pipe.scheduler = peers.walking_like_us(self.source)
+        for path in pictures:
+            drawn = noise((pipe.unet.config.in_channels, side, side), item_seed(0, path.name))[None]
+            image, z_t = Image.open(path).convert("RGB"), drawn.to(self.device, DTYPES[dtype])
+            made = pipe(PROMPT, image=image, latents=z_t, num_inference_steps=STEPS, guidance_scale=1.0).images[0]
+            there = np.asarray(Image.open(ours / path.name)).astype(int)
+            apart = np.quantile(np.abs(there - np.asarray(made)), 0.999)
+            if not apart <= LEVELS[dtype]:
+                raise SystemExit(f"{self.name}, {dtype}: our {path.name} is {apart:g} of 255 from the pipeline's")
+        pipe.scheduler = theirs

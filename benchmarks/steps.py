@@ -1,0 +1,152 @@
+"""One step of the networks, and the loop of four: our adapters against diffusers' ControlNet, all else equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.bases import folder_of
+from benchmarks.table import Row, in_turn, ratios
+from codi_hub.adapters import ControlAdapter
+from codi_hub.base import FrozenBase
+from codi_hub.engine import Engine, choose_device, choose_dtype, seeded_noise
+
+SIDES = {"nano": 256, "sd15": 512}  # of the pictures, px
+BATCHES = {"nano": (1, 4), "sd15": (1,)}
+REPEATS = {"nano": 8, "sd15": 1}  # steps of one round
+FEW = 3  # rounds of loops that take a minute
+STEPS = 4
+GOALS = {"control": 1.0, "static": 1.28}
+PEER = "diffusers' ControlNet"
+STEP, LOOP = "conditional cost per step over the bare U-Net", f"denoising loop, {STEPS} steps"
+
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base with an adapter of every kind, and how many pictures are made at a time."""
+
+    name: str
+    folder: Path
+    base: FrozenBase
+    adapters: dict[str, ControlAdapter]
+    batch: int
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The fields of a row that say it."""
+        side, many = SIDES[self.name], "" if self.batch == 1 else f", batch {self.batch}"
+        return {"on": self.name + many, "note": f"{self.base.dtype}, channels_last, {side}x{side} px"}
+
+
+def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    """Both tables of every base; nothing is timed before both sides have been seen to compute the same."""
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    for name in bases:
+        folder = folder_of(name)
+        if name == "nano":  # in float32 too, where rounding hides nothing
+            _same(folder, FrozenBase.load(str(folder), device=device))
+        base = FrozenBase.load(str(folder), device=device, dtype=dtype)
+        _same(folder, base)
+        made = {kind: peers.made(kind, base) for kind in peers.KINDS}
+        for batch in BATCHES[name]:
+            case = Case(name, folder, base, made, batch)
+            yield from _one_step(case, rounds)
+            yield from _loop(case, rounds if name == "nano" else min(rounds, FEW))
+
+
+def _inputs(base: FrozenBase, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z_T, T, prompt embeddings and conditions as the networks take them."""
+    size = (base.unet.config.in_channels, side // base.factor, side // base.factor)
+    condition = torch.rand((batch, 3, side, side), generator=torch.Generator().manual_seed(0))
+    z_t = seeded_noise(range(batch), size).to(base.device, base.dtype, memory_format=torch.channels_last)
+    t = torch.full((batch,), len(base.schedule) - 1, device=base.device)
+    condition = condition.to(base.device, base.dtype, memory_format=torch.channels_last)
+    return z_t, t, base.embed(["a photograph"] * batch), condition
+
+
+@torch.inference_mode()
+def _same(folder: Path, base: FrozenBase) -> None:
+    """One step, and the whole walk by diffusers' DDIM scheduler on the trailing timesteps, agree with ours."""
+    adapter = peers.made("control", base)
+    z_t, t, prompt, condition = _inputs(base, 2, 128)
+    theirs = peers.step(adapter.encoder, base.unet, z_t, t, prompt, condition)
+    ours = adapter.predict(base, z_t, t, prompt, adapter.prepare(condition))
+    peers.agree(ours, theirs, base.dtype, "one step")
+    pipe = peers.tuned(folder, base, adapter.encoder)
+    pipe.scheduler = peers.walking_like_us(folder)
+    theirs = _their_loop(pipe, ["a", "b"], condition, z_t)
+    peers.agree(_our_loop(base, adapter, ["a", "b"], condition, range(2)), theirs, base.dtype, "the loop of four")
+
+
+def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Tensor) -> Tensor:
+    """The pipeline without its decoder."""
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "output_type": "latent"}
+    return pipe(prompts, image=condition, latents=z_t, **settings).images.cpu()
+
+
+def _our_loop(base: FrozenBase, adapter: ControlAdapter, prompts: list[str], given: Tensor, seeds: range) -> Tensor:
+    """The engine without its decoder."""
+    conditions = list(given.float().permute(0, 2, 3, 1).cpu().numpy())
+    with mock.patch.object(base, "decode", lambda x_hat: x_hat):
+        made = Engine(base).generate(adapter, conditions, prompts, seeds, steps=STEPS)
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+
+
+def _one_step(case: Case, rounds: int) -> Iterator[Row]:
+    """Time of a step over that of the bare U-Net: what depends on the condition alone is prepared beforehand."""
+    base, made = case.base, case.adapters
+    with torch.inference_mode():
+        z_t, t, prompt, condition = _inputs(base, case.batch, SIDES[case.name])
+        prepared = {kind: adapter.prepare(condition) for kind, adapter in made.items()}
+
+    def ours(kind: str) -> Step:
+        return lambda: made[kind].predict(base, z_t, t, prompt, prepared[kind])
+
+    steps: dict[str, Step] = {"bare": lambda: base.unet(z_t, t, encoder_hidden_states=prompt, return_dict=False)[0]}
+    steps[PEER] = lambda: peers.step(made["control"].encoder, base.unet, z_t, t, prompt, condition)
+    steps |= {kind: ours(kind) for kind in made}
+    seconds = in_turn({which: _repeated(step, REPEATS[case.name]) for which, step in steps.items()}, rounds)
+    bare = seconds.pop("bare")
+    for which, taken in seconds.items():
+        goal, values = 1.03 if which == "static" else None, ratios(taken, bare)
+        yield Row(STEP, ours=which, against="bare U-Net", values=values, goal=goal, at_most=True, **case.where)
+
+
+def _repeated(step: Step, times: int) -> Callable[[], None]:
+    def work() -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                out = step()
+            out.cpu()  # waits for the device
+
+    return work
+
+
+def _loop(case: Case, rounds: int) -> Iterator[Row]:
+    """Prompts that no cache has seen, conditions and seeds in; latents out."""
+    z_t, _, _, condition = _inputs(case.base, case.batch, SIDES[case.name])
+    pipe, fresh = peers.tuned(case.folder, case.base, case.adapters["control"].encoder), count()
+
+    def prompts() -> list[str]:
+        return [f"photograph {next(fresh)}" for _ in range(case.batch)]
+
+    def ours(kind: str) -> Step:
+        return lambda: _our_loop(case.base, case.adapters[kind], prompts(), condition, range(case.batch))
+
+    loops: dict[str, Step] = {PEER: lambda: _their_loop(pipe, prompts(), condition, z_t)}
+    seconds = in_turn(loops | {kind: ours(kind) for kind in case.adapters}, rounds)
+    theirs = seconds.pop(PEER)
+    for kind, taken in seconds.items():
+        values, goal = ratios(theirs, taken), GOALS.get(kind)
+        yield Row(LOOP, ours=kind, against=f"{PEER} loop", values=values, goal=goal, **case.where)
