@@ -69,6 +69,11 @@ def check_exportable(record: AdapterRecord, ref: str) -> None:
             f"{ref} is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to "
             "export it"
         )
+    if record.kind == "static" and record.config.get("gain", True):
+        raise Mismatch(
+            f"{ref} weighs its condition by the time, which a ControlNet does not: distil the task with --kind static "
+            "--no-gain to export it"
+        )
 
 
 def control(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
@@ -79,7 +84,7 @@ def control(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
 def lora(adapter: Any, base: FrozenBase) -> Tensors:
     """The base's weights with the deltas added."""
     parts = {path: part for path, part in adapter.encoder.named_modules() if "lora_" not in path}
-    tensors = {}
+    tensors: Tensors = {}
     for path, part in parts.items():
         held = part._parameters | vars(part)  # the base's tensors are attributes, no parameters
         tensors |= {f"{path}.{name}": value for name, value in held.items() if isinstance(value, Tensor)}
@@ -92,27 +97,15 @@ def lora(adapter: Any, base: FrozenBase) -> Tensors:
 
 def static(adapter: Any, base: FrozenBase) -> Tensors:
     """A ControlNet that is blind to z_t (its first layer is zero), to the time (its embedding is that of t = 0) and to
-    the text (what attends to it adds nothing), the gains within its zero convolutions.
-
-    Raises:
-        Mismatch: gains that depend on t, which nothing in a ControlNet is like.
+    the text (what attends to it adds nothing).
     """
     net = adapter.encoder
-    if adapter.gain.weight.any():
-        raise Mismatch(
-            "this static adapter weighs its condition by the time, which no ControlNet does: distil the task with "
-            "--kind control to export it"
-        )
     with torch.device("meta"):
         whole = ControlNetModel.from_config(net.config).state_dict()
     tensors = {name: torch.zeros(value.shape) for name, value in whole.items()} | net.state_dict()
     first = net.time_embedding.linear_1
     tensors["time_embedding.linear_1.weight"] = torch.zeros_like(first.weight)
     tensors["time_embedding.linear_1.bias"] = first(net.time_proj(torch.zeros(1)).to(first.weight))[0]
-    levels = [f"controlnet_down_blocks.{k}" for k in range(len(net.controlnet_down_blocks))]
-    for gain, level in zip(adapter.gain.bias, [*levels, "controlnet_mid_block"], strict=True):
-        for name in (f"{level}.weight", f"{level}.bias"):
-            tensors[name] = gain * tensors[name]
     return tensors
 
 
@@ -126,7 +119,7 @@ def write(
     """Writes the folder: a ControlNet's configuration and weights in the base's dtype, its record, and a README.
 
     Raises:
-        Conflict: see `folders.check_free`. Mismatch: see `static`. CodiError: it could not be written.
+        Conflict: see `folders.check_free`. CodiError: it could not be written.
     """
     with torch.no_grad():
         weights = CONTROLNETS[adapter.kind](adapter, base)
