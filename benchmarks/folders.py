@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,14 +14,12 @@ from PIL import Image
 
 from benchmarks import peers
 from benchmarks.bases import folder_of
+from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
-from codi_hub.adapters import format
-from codi_hub.base import FrozenBase
 from codi_hub.batch.plan import item_seed
 from codi_hub.data.leaves import leaves
 from codi_hub.engine import DTYPES, choose_device, choose_dtype, noise
-from codi_hub.hub import Hub
-from codi_hub.options import RunOptions
+from codi_hub.options import ExportOptions, RunOptions
 from codi_hub.runs import DEFAULT_BATCH
 
 PICTURES, SIDE, STEPS = 16, 256, 4
@@ -31,7 +28,7 @@ PROMPT = "a photograph"
 WHAT = f"folder of {PICTURES}, end to end, {STEPS} steps"
 LOOP, TUNED = "StableDiffusionControlNetPipeline in a loop", "the same, tuned and batched"
 GOALS = {("control", LOOP): 1.3, ("static", LOOP): 1.5, ("control", TUNED): 1.05, ("static", TUNED): 1.2}
-KINDS = tuple(kind for kind in peers.KINDS if (kind, LOOP) in GOALS)
+KINDS = ("control", "static")
 FEW = 3  # rounds where one takes minutes
 LEVELS = {"fp32": 1, "fp16": 4, "bf16": 16}  # of 8 bits, by which 99.9 % of the values may differ
 
@@ -39,8 +36,9 @@ LEVELS = {"fp32": 1, "fp16": 4, "bf16": 16}  # of 8 bits, by which 99.9 % of the
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
     """All are loaded and warm, and have been seen to make the same pictures, before anything is timed."""
     for name in bases:
-        with tempfile.TemporaryDirectory() as folder, Hub.open(Path(folder) / "home", base=name) as hub:
-            yield from _rows(Contest(name, Path(folder), hub), rounds)
+        kept = shelf(name, KINDS, each=1, task=TASK, make=peers.lively)
+        with tempfile.TemporaryDirectory() as folder, kept as kept:
+            yield from _rows(Contest(name, Path(folder), kept), rounds)
 
 
 def _rows(contest: Contest, rounds: int) -> Iterator[Row]:
@@ -61,56 +59,26 @@ def _rows(contest: Contest, rounds: int) -> Iterator[Row]:
             contest.run(kind, few)
     seconds = in_turn(works, rounds, warm_up)
     rate = {which: PICTURES / median(taken) for which, taken in seconds.items()}
-    for kind, peer in GOALS:
-        if kind in KINDS:
-            note = f"{dtype}, {SIDE}x{SIDE} px; {rate[kind]:.3g} against {rate[peer]:.3g} images/s"
-            values = ratios(seconds[peer], seconds[kind])
-            yield Row(WHAT, name, kind, peer, values, goal=GOALS[kind, peer], note=note)
+    for (kind, peer), goal in GOALS.items():
+        note = f"{dtype}, {SIDE}x{SIDE} px; {rate[kind]:.3g} against {rate[peer]:.3g} images/s"
+        yield Row(WHAT, name, kind, peer, ratios(seconds[peer], seconds[kind]), goal=goal, note=note)
 
 
-@dataclass
 class Contest:
-    """One base: a home in which it has an adapter of each kind, and the pipelines with the ControlNet of `control`."""
+    """One base with an adapter of each kind, and the pipelines with the ControlNet that `control` is."""
 
-    name: str
-    folder: Path
-    hub: Hub
-
-    def __post_init__(self) -> None:
-        self.device = choose_device("auto")
-        self.dtype = next(n for n, dtype in DTYPES.items() if dtype == choose_dtype("auto", self.device))
-        self.source = folder_of(self.name)
-        base = FrozenBase.load(str(self.source))
-        mark = base.fingerprint
-        if self.name != "nano":  # which is there
-            self.hub.registry.add_base(self.name, self.source, family=mark.family, sketch=mark.sketch)
-        self.refs = {kind: self._registered(kind, base) for kind in KINDS}
-
-    def _registered(self, kind: str, base: FrozenBase) -> str:
-        """An adapter of random weights, as a version of its task."""
-        adapter, mark = peers.made(kind, base), base.fingerprint
-        record = format.AdapterRecord(
-            task=TASK,
-            kind=kind,
-            base=format.BaseRecord(name=self.name, family=mark.family, sketch=mark.sketch),
-            prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
-            steps=STEPS,
-            config=adapter.config,
-        )
-        format.write(self.folder / kind, adapter, record, f"# {kind}\n")
-        size = sum(value.numel() for value in adapter.parameters())
-        row, _ = self.hub.registry.add_adapter(
-            self.folder / kind, task=TASK, base=self.name, kind=kind, steps=STEPS, parameters=size, metrics={}
-        )
-        return row.ref
+    def __init__(self, name: str, folder: Path, kept: Shelf) -> None:
+        self.name, self.folder, self.hub = name, folder, kept.hub
+        self.refs = {kind: ref for kind, (ref,) in kept.refs.items()}
+        self.source, self.device = folder_of(name), choose_device("auto")
+        self.dtype = next(short for short, long in DTYPES.items() if long == choose_dtype("auto", self.device))
 
     def pictures(self, name: str, count: int) -> list[Path]:
         """A folder of so many PNG files, all alike in size."""
         folder = self.folder / name
         folder.mkdir()
         for k in range(count):
-            picture = np.clip(leaves(np.random.default_rng(k), SIDE) * 255, 0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / f"{k:02}.png")
+            Image.fromarray(leaves(np.random.default_rng(k), SIDE)).save(folder / f"{k:02}.png")
         return sorted(folder.iterdir())
 
     def out(self, who: str) -> Path:
@@ -131,7 +99,7 @@ class Contest:
 
     def documented(self, dtype: str) -> peers.Pipe:
         folder = self.folder / f"controlnet-{dtype}"
-        self.hub.use(self.refs["control"], dtype=dtype)[1].encoder.save_pretrained(folder)
+        self.hub.export(self.refs["control"], ExportOptions(out=folder, dtype=dtype))
         return peers.documented(self.source, folder, DTYPES[dtype], self.device)
 
     def tuned(self, dtype: str) -> peers.Pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Iterator
@@ -23,8 +24,7 @@ MB = 1e6
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
     for name in bases:
         with shelf(name, each=1) as kept:
-            one = taken(kept, "control", 1)
-            note = f"20 ControlNets: {COUNT * one:.0f} MB, 20 times one that was measured"
+            note = f"20 ControlNets: {COUNT * size(kept, 'control') / MB:.0f} MB of weights, 20 times those of one"
             for kind in ("lora", "static"):
                 count = fitting(kept, kind)
                 made = taken(kept, kind, count) * COUNT / count
@@ -42,15 +42,21 @@ def megabytes() -> float:
     return float(psutil.Process().memory_info().rss / MB)
 
 
+def size(kept: Shelf, kind: str) -> float:
+    """Bytes of an adapter's weights in the base's precision."""
+    return kept.weights(kept.refs[kind][0]).stat().st_size * kept.base.dtype.itemsize / 2
+
+
 def fitting(kept: Shelf, kind: str) -> int:
     """How many of a kind fit into half of the memory that is free now, 20 at most."""
-    size = kept.weights(kept.refs[kind][0]).stat().st_size * kept.base.dtype.itemsize / 2
-    return int(max(1, min(COUNT, psutil.virtual_memory().available / 2 // size)))
+    return int(max(1, min(COUNT, psutil.virtual_memory().available / 2 // size(kept, kind))))
 
 
 def taken(kept: Shelf, kind: str, count: int) -> float:
     """MB that so many adapters of a kind take, loaded from one file."""
     skeleton(kind, kept.base)  # imports what the kind needs
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # or what other works have left free would be filled first, unseen
     before = megabytes()
     held = [kept.load(kept.refs[kind][0]) for _ in range(count)]
     after = megabytes()
@@ -62,8 +68,8 @@ def growth() -> Iterator[Row]:
     """What 1,000 swaps between three adapters leave behind, when all fit, and when two do."""
     with shelf("nano", ["control"], each=3) as kept:
         refs = kept.refs["control"]
-        size = kept.weights(refs[0]).stat().st_size * kept.base.dtype.itemsize // 2
-        for how, memory in (("resident", 4 * size), ("from disk", 2 * size)):
+        each = int(size(kept, "control"))
+        for how, memory in (("resident", 4 * each), ("from disk", 2 * each)):
 
             def swaps(count: int, memory: int = memory) -> float:
                 for k in range(count):

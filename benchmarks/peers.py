@@ -18,19 +18,18 @@ from codi_hub.base import FrozenBase
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-KINDS = tuple(kind for kind in ("control", "lora", "static") if kind in adapters.KINDS)
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far two ways through the same networks may be apart: the norm of the difference over the deviation."""
 
 
-def made(kind: str, base: FrozenBase) -> ControlAdapter:
-    """An adapter of random weights in which no matrix or kernel is zero: it changes what the base predicts."""
-    torch.manual_seed(0)
+def lively(kind: str, base: FrozenBase, seed: int) -> ControlAdapter:
+    """An adapter as training begins it, but that no matrix or kernel is zero: it changes what the base predicts."""
+    torch.manual_seed(seed)
     adapter = adapters.build(kind, base)
     for value in adapter.parameters():
         if value.ndim > 1 and not value.any():
             torch.nn.init.normal_(value, std=0.3 * value[0].numel() ** -0.5)
-    return adapter.to(base.dtype).requires_grad_(False).eval()
+    return adapter
 
 
 def documented(folder: Path, controlnet: Path, dtype: torch.dtype, device: torch.device) -> Pipe:

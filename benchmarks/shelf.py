@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,9 @@ from codi_hub.hub import Hub
 KINDS = ("control", "lora", "static")
 TASK = "superres"
 DEVIATION = 0.02  # of every weight
+
+Make = Callable[[str, FrozenBase, int], adapters.ControlAdapter]
+"""(kind, base, seed) -> an adapter."""
 
 
 class Shelf(NamedTuple):
@@ -46,27 +49,35 @@ class Shelf(NamedTuple):
 
 
 @contextmanager
-def shelf(name: str, kinds: Iterable[str] = KINDS, each: int = 2) -> Iterator[Shelf]:
+def shelf(
+    name: str, kinds: Iterable[str] = KINDS, each: int = 2, *, task: str = TASK, make: Make | None = None
+) -> Iterator[Shelf]:
     """`each` adapters of every kind on the base of that name, which is loaded on the CPU in its fastest dtype."""
+    make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
         hub.add_base(f"bench-{name}", folder_of(name))
         base, resident = hub._loaded_base(f"bench-{name}", "cpu", "auto")
         made = Shelf(hub, base, resident, {})
         for kind in kinds:
-            made.refs[kind] = [_added(made, Path(home) / "new", kind, seed) for seed in range(each)]
+            made.refs[kind] = [_added(made, Path(home) / "new", task, make(kind, base, seed)) for seed in range(each)]
         yield made
 
 
-def _added(shelf: Shelf, folder: Path, kind: str, seed: int) -> str:
-    base, name = shelf.base, shelf.hub._base or ""
+def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
+    """An adapter all of whose weights are noise."""
     adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(value.shape, generator=generator).mul_(DEVIATION).half()
         for name, value in adapter.state_dict().items()
     }
     adapter.load_state_dict(weights, assign=True)
+    return adapter
+
+
+def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapter) -> str:
+    base, name, kind = shelf.base, shelf.hub._base or "", adapter.kind
     record = format.AdapterRecord(
-        task=TASK,
+        task=task,
         kind=kind,
         base=format.BaseRecord(name=name, family=base.fingerprint.family, sketch=base.fingerprint.sketch),
         prediction_type=base.schedule.prediction_type,
@@ -75,6 +86,6 @@ def _added(shelf: Shelf, folder: Path, kind: str, seed: int) -> str:
     )
     format.write(folder, adapter, record, "# Random weights\n")
     values = {"kind": kind, "steps": 4, "parameters": 0, "metrics": {}}
-    row, _ = shelf.hub.registry.add_adapter(folder, task=TASK, base=name, **values)
+    row, _ = shelf.hub.registry.add_adapter(folder, task=task, base=name, **values)
     shutil.rmtree(folder)
     return row.ref

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.bases import folder_of
+from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub.adapters import ControlAdapter
 from codi_hub.base import FrozenBase
-from codi_hub.engine import Engine, choose_device, choose_dtype, seeded_noise
+from codi_hub.engine import Engine, seeded_noise
 
 SIDES = {"nano": 256, "sd15": 512}  # of the pictures, px
 BATCHES = {"nano": (1, 4), "sd15": (1,)}
@@ -36,7 +36,6 @@ class Case:
     """A base with an adapter of every kind, and how many pictures are made at a time."""
 
     name: str
-    folder: Path
     base: FrozenBase
     adapters: dict[str, ControlAdapter]
     batch: int
@@ -50,19 +49,22 @@ class Case:
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
     """Both tables of every base; nothing is timed before both sides have been seen to compute the same."""
-    device = choose_device("auto")
-    dtype = choose_dtype("auto", device)
     for name in bases:
-        folder = folder_of(name)
-        if name == "nano":  # in float32 too, where rounding hides nothing
-            _same(folder, FrozenBase.load(str(folder), device=device))
-        base = FrozenBase.load(str(folder), device=device, dtype=dtype)
-        _same(folder, base)
-        made = {kind: peers.made(kind, base) for kind in peers.KINDS}
-        for batch in BATCHES[name]:
-            case = Case(name, folder, base, made, batch)
-            yield from _one_step(case, rounds)
-            yield from _loop(case, rounds if name == "nano" else min(rounds, FEW))
+        with shelf(name, each=1, make=peers.lively) as kept:
+            if name == "nano":  # in float32 too, where rounding hides nothing
+                _same(Case(name, *_loaded(kept, "fp32"), batch=2))
+            base, made = _loaded(kept, "auto")
+            _same(Case(name, base, made, batch=2))
+            for batch in BATCHES[name]:
+                case = Case(name, base, made, batch)
+                yield from _one_step(case, rounds)
+                yield from _loop(case, rounds if name == "nano" else min(rounds, FEW))
+
+
+def _loaded(kept: Shelf, dtype: str) -> tuple[FrozenBase, dict[str, ControlAdapter]]:
+    """On the fastest device, as a run has them."""
+    found = {kind: kept.hub.use(ref, dtype=dtype) for kind, (ref,) in kept.refs.items()}
+    return found["control"][0], {kind: adapter for kind, (_, adapter, _) in found.items()}
 
 
 def _inputs(base: FrozenBase, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,17 +78,17 @@ def _inputs(base: FrozenBase, batch: int, side: int) -> tuple[Tensor, Tensor, Te
 
 
 @torch.inference_mode()
-def _same(folder: Path, base: FrozenBase) -> None:
+def _same(case: Case) -> None:
     """One step, and the whole walk by diffusers' DDIM scheduler on the trailing timesteps, agree with ours."""
-    adapter = peers.made("control", base)
-    z_t, t, prompt, condition = _inputs(base, 2, 128)
+    base, adapter, folder = case.base, case.adapters["control"], folder_of(case.name)
+    z_t, t, prompt, condition = _inputs(base, case.batch, 128)
     theirs = peers.step(adapter.encoder, base.unet, z_t, t, prompt, condition)
     ours = adapter.predict(base, z_t, t, prompt, adapter.prepare(condition))
     peers.agree(ours, theirs, base.dtype, "one step")
-    pipe = peers.tuned(folder, base, adapter.encoder)
+    pipe, prompts = peers.tuned(folder, base, adapter.encoder), ["a", "b"]
     pipe.scheduler = peers.walking_like_us(folder)
-    theirs = _their_loop(pipe, ["a", "b"], condition, z_t)
-    peers.agree(_our_loop(base, adapter, ["a", "b"], condition, range(2)), theirs, base.dtype, "the loop of four")
+    theirs = _their_loop(pipe, prompts, condition, z_t)
+    peers.agree(_our_loop(base, adapter, prompts, condition, range(case.batch)), theirs, base.dtype, "the loop of four")
 
 
 def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Te
 def _our_loop(base: FrozenBase, adapter: ControlAdapter, prompts: list[str], given: Tensor, seeds: range) -> Tensor:
     """The engine without its decoder."""
     conditions = list(given.float().permute(0, 2, 3, 1).cpu().numpy())
-    with mock.patch.object(base, "decode", lambda x_hat: x_hat):
+    with mock.patch.object(FrozenBase, "decode", lambda _, x_hat: x_hat):
         made = Engine(base).generate(adapter, conditions, prompts, seeds, steps=STEPS)
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
@@ -136,7 +138,7 @@ def _repeated(step: Step, times: int) -> Callable[[], None]:
 def _loop(case: Case, rounds: int) -> Iterator[Row]:
     """Prompts that no cache has seen, conditions and seeds in; latents out."""
     z_t, _, _, condition = _inputs(case.base, case.batch, SIDES[case.name])
-    pipe, fresh = peers.tuned(case.folder, case.base, case.adapters["control"].encoder), count()
+    pipe, fresh = peers.tuned(folder_of(case.name), case.base, case.adapters["control"].encoder), count()
 
     def prompts() -> list[str]:
         return [f"photograph {next(fresh)}" for _ in range(case.batch)]

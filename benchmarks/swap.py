@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+from safetensors.torch import load_file, save_file
 
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
-from codi_hub.engine import DTYPES
-from codi_hub.options import ExportOptions
+from codi_hub.adapters.skeleton import skeleton
+from codi_hub.interop.diffusers import WEIGHTS
 
 SWAPS = 100  # in one round, of resident adapters
 SIDE = {"nano": 64, "sd15": 256}  # of the picture whose first step is made, px
@@ -72,12 +73,9 @@ def against_reading(name: str, kept: Shelf, kind: str, rounds: int) -> Iterator[
 
 
 def against_from_pretrained(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
-    """Loading and the first step after it. Their file is in the base's own dtype, which needs no conversion."""
-    dtype = next(short for short, long in DTYPES.items() if long == kept.base.dtype)
+    """Loading and the first step after it. Both files have the same weights in float16."""
     with TemporaryDirectory() as folder:
-        nets = [Path(folder) / str(k) for k in range(2)]
-        for net, ref in zip(nets, kept.refs["control"], strict=True):
-            kept.hub.export(ref, ExportOptions(out=net, dtype=dtype))
+        nets = [as_controlnet(kept, ref, Path(folder) / str(k)) for k, ref in enumerate(kept.refs["control"])]
         step, use = Step(kept, SIDE[name]), from_disk(kept, "control")
         contestants = {
             "ours": lambda: step.ours(use()),
@@ -94,6 +92,14 @@ def against_from_pretrained(name: str, kept: Shelf, rounds: int) -> Iterator[Row
         ratios(seconds["ours"], seconds["theirs"]),
         note=f"{SIDE[name]} px; theirs {min(seconds['theirs']):.3g} s",
     )
+
+
+def as_controlnet(kept: Shelf, ref: str, folder: Path) -> Path:
+    """The adapter's file under diffusers' names."""
+    skeleton("control", kept.base).encoder.save_config(folder)
+    tensors = {name.removeprefix("encoder."): value for name, value in load_file(kept.weights(ref)).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
 
 
 class Step:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated, NoReturn
 
 import typer
 
 import codi_hub
-from codi_hub.cli import adapters, base, distill, eval, export, health, run, task
 from codi_hub.errors import CodiError, Told, one_line
 
-app = typer.Typer(
-    name="codi",
-    help="Few-step conditional image models: adapters on one frozen base, registered, distilled and run.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for group in (adapters, run, distill, eval, export, health):
-    group.register(app)
-app.add_typer(task.app, name="task")
-app.add_typer(base.app, name="base")
+# The commands of each module, in the order of the help. One module is imported for one command, so that `codi list`
+# does not wait for the options of `codi distill`; all of them for the help, and for what is none of these.
+COMMANDS = {
+    "adapters": ("list", "ls", "show", "tag", "cp", "rm"),
+    "run": ("run",),
+    "distill": ("distill",),
+    "eval": ("eval",),
+    "export": ("export",),
+    "health": ("verify", "gc", "doctor"),
+    "task": ("task",),
+    "base": ("base",),
+}
+LOOKUPS = {name for module in ("adapters", "health", "task", "base") for name in COMMANDS[module]}
+
+
+def app(command: str | None = None) -> typer.Typer:
+    """The application, with the module of one command only where that is known."""
+    made = typer.Typer(
+        name="codi",
+        help="Few-step conditional image models: adapters on one frozen base, registered, distilled and run.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_root)
+    for module in [module for module, commands in COMMANDS.items() if command in commands] or COMMANDS:
+        importlib.import_module(f"codi_hub.cli.{module}").register(made)
+    return made
 
 
 def _version(asked: bool) -> None:
@@ -32,7 +53,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
@@ -42,12 +62,15 @@ def _root(
 
 def main(args: list[str] | None = None) -> NoReturn:
     """The console script: exits with 0, 1 (something failed), 2 (wrong usage) or 130 (Ctrl-C)."""
-    sys.exit(_run(args))
+    atexit.register(gc.freeze)  # or the interpreter looks through all there is before it goes, a tenth of `codi list`
+    sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
-def _run(args: list[str] | None) -> int:
+def _run(args: list[str]) -> int:
+    command = args[0] if args else None
     try:
-        code = app(args=args, prog_name="codi", standalone_mode=False)
+        with _no_collector() if command in LOOKUPS else contextlib.nullcontext():
+            code = app(command)(args=args, prog_name="codi", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our pipe has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +80,16 @@ def _run(args: list[str] | None) -> int:
     except Exception as error:  # noqa: BLE001  the edge where every error becomes one line
         return _report(error)
     return _interrupted() if code == 130 else code or 0
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Nothing looks for garbage: a lookup makes next to none, and while it imports, the search takes a sixth of it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _interrupted() -> int:

@@ -13,6 +13,7 @@ from codi_hub.cli.output import Output, cell, details, size
 HEADER = ("adapter", "task", "version", "base", "kind", "steps", "size", "score", "tags")
 REF = "TASK, TASK:VERSION or TASK:TAG"
 LATEST = "latest"
+PAGE = 200  # lines of a table, unless told otherwise
 
 
 def register(app: typer.Typer) -> None:
@@ -27,18 +28,27 @@ def register(app: typer.Typer) -> None:
 def list_adapters(
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="Only this task")] = None,
     base: Base = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help=f"At most so many (default: {PAGE} as a table; else all there are)"),
+    ] = None,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many at the beginning")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Lists the adapters: task, version, base, kind, steps, size, score. Also: codi ls."""
+    out = Output(json, quiet)
+    most = limit or (None if json or quiet else PAGE)
     with Catalog.open() as catalog:
-        rows = catalog.list(task, base)
+        found = catalog.list(task, base, most and most + 1, offset)
+    rows = found[:most]
     table = [
         (r.ref, r.task, r.version, r.base, r.kind, r.steps, size(r.bytes), r.score, ", ".join(r.tags)) for r in rows
     ]
-    Output(json, quiet).table(
-        [adapter_json(row) for row in rows], HEADER, table, "No adapters yet: make one with `codi distill TASK`."
-    )
+    empty = f"No more than {offset}." if offset else "No adapters yet: make one with `codi distill TASK`."
+    out.table([adapter_json(row) for row in rows], HEADER, table, empty)
+    if found[len(rows) :]:
+        out.say(f"There are more: --offset {offset + len(rows)} shows the next, --limit as many as you like.")
 
 
 def show(

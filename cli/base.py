@@ -13,6 +13,11 @@ from codi_hub.cli.output import Output, details
 
 app = typer.Typer(help="Adds, lists, shows, chooses and removes base models.", no_args_is_help=True)
 
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="base")
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the base")]
 
 

@@ -10,6 +10,7 @@ import typer
 from codi_hub.cli.adapters import REF
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.output import Output, size
+from codi_hub.errors import printable
 from codi_hub.options import EXPORT_DTYPES, EXPORT_FORMATS, ExportOptions
 
 
@@ -37,5 +38,6 @@ def export(
 
     with Hub.open(base=base) as hub:
         made = hub.export(ref, options)
-    text = f"Exported {made.adapter} for base {made.base} to {made.folder} ({size(made.bytes)}, {made.dtype})."
+    where = printable(str(made.folder))
+    text = f"Exported {made.adapter} for base {made.base} to {where} ({size(made.bytes)}, {made.dtype})."
     Output(json, quiet).result(made.to_json(), text, str(made.folder))

@@ -12,6 +12,11 @@ from codi_hub.cli.output import Output, details
 
 app = typer.Typer(help="Registers, lists, shows and removes tasks.", no_args_is_help=True)
 
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="task")
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
-from codi_hub.options import DistillOptions, method_of
 
 if TYPE_CHECKING:
-    from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal
+    from codi_hub.options import DistillOptions
+    from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
+NAMED = 20  # tasks that a message names, at most
 PROBED_SIZE = 64  # px, of the one pair that is made to see whether data can be used
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -52,9 +53,11 @@ class Catalog:
 
     # ---- adapters
 
-    def list(self, task: str | None = None, base: str | None = None) -> Sequence[AdapterRow]:
-        """Every version, or those of one task or base. Raises NotFound for a task or base that does not exist."""
-        rows = self.registry.adapters(task=task, base=base or self._base)
+    def list(
+        self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
+    ) -> Sequence[AdapterRow]:
+        """Every version, or those of one task or base, `limit` at most. Raises NotFound for one that does not exist."""
+        rows = self.registry.adapters(task=task, base=base or self._base, limit=limit, offset=offset)
         if not rows and task is not None:
             self.task(task)
         if not rows and base is not None:
@@ -68,7 +71,7 @@ class Catalog:
         except NotFound:
             if ":" in ref:
                 raise
-        if ref in {task["name"] for task in self.task_list()}:
+        if self._task(ref):
             return self.show_task(ref)
         if ref in {row.name for row in self.bases()}:
             return {"type": "base"} | asdict(self.registry.base(ref))
@@ -77,6 +80,8 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
+        from codi_hub.options import method_of
+
         config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
         names = self.registry.files(row)
         card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
@@ -122,17 +127,24 @@ class Catalog:
         """Built-in and registered tasks by name: `name`, `like`, `options`, `builtin`."""
         from codi_hub import tasks
 
-        known = {name: {"name": name, "like": name, "options": {}, "builtin": True} for name in tasks.builtin()}
-        for row in self.registry.tasks():
-            known[row.name] = {"name": row.name, "like": row.like, "options": row.options, "builtin": row.builtin}
+        known = {name: _builtin_json(name) for name in tasks.builtin()}
+        known |= {row.name: _task_json(row) for row in self.registry.tasks()}
         return [known[name] for name in sorted(known)]
 
     def task(self, name: str) -> dict[str, Any]:
-        """One entry of `task_list`. Raises NotFound with the names there are."""
-        entries = {entry["name"]: entry for entry in self.task_list()}
-        if name not in entries:
-            raise NotFound(f"no task {name!r}; there are {', '.join(entries)} (register one with `codi task add`)")
-        return entries[name]
+        """One entry of `task_list`. Raises NotFound with names that there are."""
+        if found := self._task(name):
+            return found
+        names = [entry["name"] for entry in self.task_list()]
+        there = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+        raise NotFound(f"no task {name!r}; there are {there} (register one with `codi task add`)")
+
+    def _task(self, name: str) -> dict[str, Any] | None:
+        from codi_hub import tasks
+
+        if row := self.registry.task(name):
+            return _task_json(row)
+        return _builtin_json(name) if name in tasks.builtin() else None
 
     def show_task(self, name: str) -> dict[str, Any]:
         """A task with what it is for, every option's value in force, and its adapters."""
@@ -157,6 +169,8 @@ class Catalog:
 
     def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
         """What was given, over what the task prefers, over the defaults."""
+        from codi_hub.options import DistillOptions
+
         return DistillOptions(**{**self.load_task(name).distill, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
@@ -171,7 +185,7 @@ class Catalog:
 
         builtin = tasks.builtin()
         if like is None and name not in builtin:
-            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(sorted(builtin))}")
+            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(builtin)}")
         if like not in (None, name) and name in builtin:
             raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
         like, options = like or name, options or {}
@@ -227,6 +241,14 @@ class Catalog:
         from codi_hub.doctor import diagnose
 
         return [*diagnose(self)]
+
+
+def _builtin_json(name: str) -> dict[str, Any]:
+    return {"name": name, "like": name, "options": {}, "builtin": True}
+
+
+def _task_json(row: TaskRow) -> dict[str, Any]:
+    return {"name": row.name, "like": row.like, "options": row.options, "builtin": row.builtin}
 
 
 def adapter_json(row: AdapterRow) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
     """One `{"check", "ok", "detail"}` per part; none can fail the others."""
 
     def bundled() -> str:
-        rows = [row for row in catalog.registry.adapters() if row.bundled]
+        rows = catalog.registry.bundled()
         bases = [row.name for row in catalog.bases() if row.bundled]
         if not bases:
             raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
@@ -33,7 +33,7 @@ def diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
         "torch": _torch_version,
         "device": _device,
         "home": lambda: _writable(catalog.registry.home),
-        "registry": lambda: f"{len(catalog.registry.adapters())} adapters, {len(catalog.bases())} bases",
+        "registry": lambda: f"{catalog.registry.count()} adapters, {len(catalog.bases())} bases",
         "bundled": bundled,
     }
     for name, check in checks.items():

@@ -22,6 +22,7 @@ EXPORT_FORMATS = ("diffusers",)
 EXPORT_DTYPES = ("fp16", "bf16", "fp32")
 SAMPLER_HELP = "How steps are taken: along the ODE, with fresh noise between them, or DPM-Solver++(2M) for many steps"
 METHODS = ("pe-codi", "codi", "conditional", "cm", "gd")
+USUAL_KIND = {"pe-codi": "static", "codi": "full"}  # and for what is compared with them, a ControlNet
 TAUGHT = ("cm", "gd")  # methods with a frozen teacher, which --from names
 READS: dict[str, tuple[str, ...]] = {  # the loss switches that a baseline reads; CoDi's two forms read them all
     "conditional": (),
@@ -183,7 +184,8 @@ class DistillOptions(_Checked):
         "",
         "Adapter kind: control (an encoder beside the frozen base), lora (the same, made of the base's own weights and "
         "small deltas), static (sees the condition alone, once per image: next to nothing per step) or full "
-        "(everything) (default: what --from has, else full with --method codi, else control)",
+        "(everything) (default: what --from has, else static, or with other methods full for codi, control for "
+        "conditional)",
         panel="Adapter",
     )
     rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
@@ -277,7 +279,7 @@ class DistillOptions(_Checked):
             raise UsageError("--guidance lpips needs a network: name its weights with --lpips FILE")
         self._check_method()
         if not self.kind and not self.parent:
-            object.__setattr__(self, "kind", "full" if self.method == "codi" else "control")
+            object.__setattr__(self, "kind", USUAL_KIND.get(self.method, "control"))
         if self.rank and self.kind != "lora":
             raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
         if not self.gain and self.kind != "static":

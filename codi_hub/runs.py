@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,7 +147,12 @@ class Runs(Networks):
 
         row, options = work.row, work.options
         ready: list[Generate] = []
-        finished = self.registry.finished_outputs(row.ref, work.made_with)
+
+        @cache
+        def finished() -> dict[str, tuple[str | None, str | None, int]]:
+            outputs = [_recorded(item.output) for item in work.items]
+            return self.registry.finished_outputs(row.ref, work.made_with, outputs)
+
         run_id: Any = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
         status = "failed"
         try:
@@ -163,7 +169,7 @@ class Runs(Networks):
                 resume=options.resume,
                 dry_run=options.dry_run,
                 begin=lambda: ready.append(self._ready(work, on_event)),
-                done=lambda item, digest: _is_done(item, digest, finished),
+                done=lambda item, digest: _is_done(item, digest, finished()),
                 record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=on_item,
             )

@@ -9,7 +9,7 @@ from codi_hub.registry.database import Database
 from codi_hub.registry.rows import Garbage
 from codi_hub.registry.runs import text
 from codi_hub.registry.store import Store
-from codi_hub.registry.verify import owners
+from codi_hub.registry.verify import needed, owners
 
 
 def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]:
@@ -28,9 +28,9 @@ def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]
                 f"a CODI_HOME of its own (or delete {store.noted}, if they are one and the same)"
             )
         with database.read() as connection:
-            needed, removed = owners(connection), owners(connection, ready=False)
+            wanted, removed = needed(connection), owners(connection, ready=False)
         found = {}
-        for path in store.blobs() - {store.path(digest) for digest in needed}:
+        for path in store.blobs() - {store.path(digest) for digest in wanted}:
             refs = removed.get(path.name)
             found[path] = f"of {refs}, removed" if refs else "no adapter needs it"
         found |= dict.fromkeys(store.leftovers() | half_made, "a process was killed while it wrote this")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
 from codi_hub.errors import NotFound
 from codi_hub.registry.bundled import Manifest
@@ -14,6 +14,7 @@ from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, REPLACED, adapter, adapter_file, base, setting, tag, task
 from codi_hub.registry.references import Reference, parse
 from codi_hub.registry.rows import AdapterRow, BaseRow, TaskRow
+from codi_hub.registry.runs import text
 
 _ADAPTER_COLUMNS = [column for column in adapter.c if column.name not in ("base_id", "folder")]
 _TAG_OF_ADAPTER = (
@@ -58,25 +59,35 @@ class Lookup:
                 TaskRow(**row._mapping, builtin=False) for row in connection.execute(task.select().order_by("name"))
             ]
 
-    def task(self, name: str) -> TaskRow:
-        """Raises NotFound."""
+    def task(self, name: str) -> TaskRow | None:
+        """A registered task; None where none has that name."""
         with self._database.read() as connection:
-            row = self._task(connection, name)
-        if row is None:
-            raise NotFound(f"no task {name!r} is registered; register it with `codi task add {name}`")
-        return row
+            return self._task(connection, text(name))
 
     def adapters(
         self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
     ) -> list[AdapterRow]:
-        """Adapters by task, base and version. Raises NotFound for an unknown base; an unknown task has none."""
+        """Adapters by task, base and version, from the `offset`th on. Raises NotFound for an unknown base.
+
+        An unknown task has none.
+        """
         with self._database.read() as connection:
             where = [adapter.c.status == READY]
             if task is not None:
-                where.append(adapter.c.task == task)
+                where.append(adapter.c.task == text(task))
             if base is not None:
                 where.append(adapter.c.base_id == self._base(connection, base)[1])
             return self._adapters(connection, where, limit, offset)
+
+    def count(self) -> int:
+        """How many adapters there are."""
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).where(adapter.c.status == READY)) or 0
+
+    def bundled(self) -> list[AdapterRow]:
+        """The adapters that come with the package."""
+        with self._database.read() as connection:
+            return self._adapters(connection, (adapter.c.status == READY, adapter.c.folder.is_not(None)))
 
     def resolve(self, ref: str, base: str | None = None) -> AdapterRow:
         """The adapter that `task`, `task:version` or `task:tag` means, on the base in use unless another is named.
@@ -160,18 +171,27 @@ class Lookup:
         if status == REPLACED:
             return f"{reference} came with another CoDi Hub and has been replaced; use {reference.task}:latest"
         removed = f"{reference} for base {base_name} has been removed" if status == REMOVED else ""
-        there = self._adapters(connection, (adapter.c.task == reference.task, adapter.c.status == READY))
-        here = [row for row in there if row.base == base_name]
-        if here:
-            return f"{removed or f'no {reference} for base {base_name}'}; there is {choices(here)}"
+        if here := self._choices(connection, reference.task, self._base(connection, base_name)[1]):
+            return f"{removed or f'no {reference} for base {base_name}'}; there is {here}"
         also = f"{removed}, and " if removed else ""
-        if there:
-            bases = ", ".join(sorted({row.base for row in there}))
+        mine = (adapter.c.task == reference.task, adapter.c.status == READY)
+        others = select(base.c.name).join(adapter).where(*mine).distinct().order_by(base.c.name)
+        if bases := ", ".join(connection.scalars(others)):
             return also + (
                 f"task {reference.task!r} has no adapter for base {base_name}, but for {bases}: choose one with "
                 f"--base, or make one with `codi distill {reference.task}`"
             )
         return also + f"task {reference.task!r} has no adapter yet; make one with `codi distill {reference.task}`"
+
+    @staticmethod
+    def _choices(connection: Connection, task: str, base_id: int) -> str:
+        """`depth:1|2|latest`: the last versions of a task on a base, and its tags; nothing where it has none."""
+        mine = (adapter.c.status == READY, adapter.c.task == task, adapter.c.base_id == base_id)
+        last = select(adapter.c.version).where(*mine).order_by(adapter.c.version.desc()).limit(10)
+        numbers = sorted(connection.scalars(last))
+        names = select(tag.c.name).where(tag.c.task == task, tag.c.base_id == base_id)
+        tags = connection.scalars(names.order_by(tag.c.version, tag.c.name).limit(10)) if numbers else ()
+        return f"{task}:{'|'.join(map(str, (*numbers, *tags)))}" if numbers else ""
 
     @staticmethod
     def _refs(connection: Connection, base_id: int) -> list[str]:
@@ -189,9 +209,3 @@ class Lookup:
         if found is None:
             raise NotFound(f"{row.ref} has no file {name!r}")
         return found
-
-
-def choices(rows: Sequence[AdapterRow]) -> str:
-    """`depth:1|2|latest`, the last of them where there are many."""
-    names = [str(row.version) for row in rows[-10:]] + [name for row in rows for name in row.tags][:10]
-    return f"{rows[0].task}:{'|'.join(names)}"

@@ -148,4 +148,5 @@ run_item = Table(
     Column("error", Text),
     Column("seconds", Float, nullable=False),
     Column("prompt", Text),
+    Index(None, "output", postgresql_using="hash"),  # its other indexes refuse a path of more than 2.7 kB
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Select, func, select, update
@@ -79,27 +80,27 @@ class RunLog:
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
-    def finished_outputs(self, adapter_ref: str, options: dict[str, Any]) -> dict[str, Finished]:
-        """Output -> (sha256 of its input, its prompt, its seed), for what runs of this adapter with these options made.
+    def finished_outputs(
+        self, adapter_ref: str, options: dict[str, Any], outputs: Iterable[str]
+    ) -> dict[str, Finished]:
+        """Output -> (sha256 of its input, its prompt, its seed), of those that this adapter made with these options.
 
-        An output that another run has made again since is left out.
+        One that another run has made again since is left out: the last who wrote it counts.
         """
         wanted = versions.plain(options)
-        runs = select(run.c.id, run.c.options).where(run.c.adapter == adapter_ref)
+        last: dict[str, Any] = {}
         columns = (run_item.c.run_id, run_item.c.output, run_item.c.input_hash, run_item.c.prompt, run_item.c.seed)
-        made = select(*columns).order_by(run_item.c.id)
-        finished: dict[str, Finished] = {}
+        made = select(*columns).where(run_item.c.status == "ok").order_by(run_item.c.id)
         with self._database.read() as connection:
-            same = {row.id for row in connection.execute(runs) if row.options == wanted}
-            if not same:
-                return finished
-            # Compared here, in order: JSON is not comparable in every database, and the last one who wrote counts.
-            for row in connection.execute(made.where(run_item.c.run_id >= min(same), run_item.c.status == "ok")):
-                if row.run_id in same:
-                    finished[row.output] = (row.input_hash, row.prompt, row.seed)
-                else:
-                    finished.pop(row.output, None)
-        return finished
+            for part in versions.in_parts(map(text, outputs)):
+                rows = connection.execute(made.where(run_item.c.output.in_(part)))
+                last |= {row.output: row for row in rows}
+            same = set()
+            for part in versions.in_parts({row.run_id for row in last.values()}):
+                runs = select(run.c.id, run.c.options).where(run.c.id.in_(part), run.c.adapter == adapter_ref)
+                # Compared here: JSON is not comparable in every database.
+                same |= {row.id for row in connection.execute(runs) if row.options == wanted}
+        return {name: (row.input_hash, row.prompt, row.seed) for name, row in last.items() if row.run_id in same}
 
 
 def _count(status: str) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from codi_hub.errors import Conflict, NotFound, UsageError
 from codi_hub.registry import versions
-from codi_hub.registry.lookup import Lookup, choices
+from codi_hub.registry.lookup import Lookup
 from codi_hub.registry.models import READY, REMOVED, adapter, tag
 from codi_hub.registry.references import LATEST, check_tag, parse
 from codi_hub.registry.rows import AdapterRow, Removal
@@ -72,9 +72,10 @@ class Upkeep(Lookup):
         if ":" not in ref:
             base_id = self._base(connection, base)[1]
             mine = (adapter.c.status == READY, adapter.c.task == row.task, adapter.c.base_id == base_id)
-            several = self._adapters(connection, mine)
-            if len(several) > 1:
-                raise UsageError(f"{ref} has {len(several)} versions for base {base}; say which: {choices(several)}")
+            several = connection.scalar(select(func.count()).where(*mine)) or 0
+            if several > 1:
+                there = self._choices(connection, row.task, base_id)
+                raise UsageError(f"{ref} has {several} versions for base {base}; say which: {there}")
         if row.bundled:
             raise Conflict(f"{row.ref} comes with CoDi Hub and cannot be removed")
         return row

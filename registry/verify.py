@@ -15,6 +15,8 @@ from codi_hub.registry.rows import Problem
 from codi_hub.registry.runs import text
 from codi_hub.registry.store import Stamp, Store, sha256
 
+NAMED = 5  # adapters that a message about a file they share names
+
 
 def unchanged(connection: Connection, path: Path, digest: str, stamp: Stamp) -> bool:
     """Whether the file had this hash when it was last read, and looks the same since."""
@@ -54,9 +56,9 @@ def checked(database: Database, path: Path, digest: str, what: str) -> Path:
 def verify(database: Database, store: Store, manifest: Manifest | None) -> list[Problem]:
     """Reads every file. Those that differ are also read, and refused, when next asked for."""
     with store.locked(), database.read() as connection:
-        needed = owners(connection)
+        wanted = owners(connection)
         blobs, leftovers = store.blobs(), store.leftovers()
-    expected = {store.path(digest): (digest, refs) for digest, refs in needed.items()}
+    expected = {store.path(digest): (digest, refs) for digest, refs in wanted.items()}
     for path, digest in manifest.files() if manifest else ():
         expected[path] = (digest, "the bundled models")
     problems: dict[Path, Problem] = {}
@@ -78,8 +80,14 @@ def verify(database: Database, store: Store, manifest: Manifest | None) -> list[
         for path, digest, stamp in good:
             remember(connection, path, digest, stamp)
         # An adapter that was removed while its files were read does not miss them.
-        released = needed.keys() - owners(connection).keys()
+        released = wanted.keys() - needed(connection)
     return [problem for path, problem in problems.items() if path.name not in released]
+
+
+def needed(connection: Connection) -> set[str]:
+    """The hashes of all blobs that a ready adapter needs."""
+    query = select(adapter_file.c.sha256).join(adapter).where(adapter.c.folder.is_(None), adapter.c.status == READY)
+    return set(connection.scalars(query.distinct()))
 
 
 def owners(connection: Connection, ready: bool = True) -> dict[str, str]:
@@ -90,7 +98,11 @@ def owners(connection: Connection, ready: bool = True) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for digest, task, version, base_name in connection.execute(query.where(adapter.c.folder.is_(None), status)):
         found.setdefault(digest, []).append(f"{task}:{version} for {base_name}")
-    return {digest: ", ".join(names) for digest, names in found.items()}
+    return {digest: _some(names) for digest, names in found.items()}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
 
 
 def _examine(path: Path, digest: str, refs: str) -> tuple[Problem | None, Stamp | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, delete, func, select, update
@@ -23,6 +25,13 @@ def put(connection: Connection, table: Table, key: dict[str, Any], values: dict[
     where = and_(*(table.c[name] == value for name, value in key.items()))
     if not connection.execute(update(table).where(where).values(values)).rowcount:
         connection.execute(sql_insert(table).values(key | values))
+
+
+def in_parts(values: Iterable[Any], size: int = 500) -> Iterator[list[Any]]:
+    """The values, as many at a time as one statement takes."""
+    rest = iter(values)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def next_version(connection: Connection, task: str, base_id: int) -> int:

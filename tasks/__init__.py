@@ -26,20 +26,21 @@ _OWN = {
 }
 
 
-def builtin() -> dict[str, type[Task]]:
-    """Every installed task by name; another package cannot replace one of this package's."""
-    found = {point.name: point.value for point in entry_points(group=GROUP)} | _OWN
-    return {name: _class(found[name]) for name in sorted(found)}
+def builtin() -> list[str]:
+    """The names of every installed task, sorted."""
+    return sorted(_places())
 
 
 def load(like: str, options: Mapping[str, Any] | None = None) -> Task:
     """The task called `like` with its options. Raises NotFound with the names there are, UsageError for an option."""
-    known = builtin()
-    if like not in known:
-        raise NotFound(f"no task {like!r} to be like; there are {', '.join(known)}")
-    return known[like](options)
+    places = _places()
+    if like not in places:
+        raise NotFound(f"no task {like!r} to be like; there are {', '.join(sorted(places))}")
+    module, _, attribute = places[like].partition(":")
+    made: Task = getattr(importlib.import_module(module), attribute)(options)
+    return made
 
 
-def _class(value: str) -> type[Task]:
-    module, _, attribute = value.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def _places() -> dict[str, str]:
+    """`module:Class` by name; another package cannot replace one of this package's."""
+    return {point.name: point.value for point in entry_points(group=GROUP)} | _OWN

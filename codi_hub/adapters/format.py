@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 WEIGHTS, RECORD, CARD = "adapter.safetensors", "adapter.json", "README.md"
 FLOATS = ("F16", "BF16", "F32")
 ITEMSIZE = 2  # bytes of a weight on disk
-PIECE = 1 << 18  # weights
+PIECE = 1 << 20  # weights converted at a time
 MAX_RECORD = 16 << 20  # bytes; some ten thousand are usual
 
 

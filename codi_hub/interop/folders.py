@@ -17,9 +17,12 @@ def check_free(out: Path, ours: Collection[str], overwrite: bool) -> Path:
         ours: names of the files that an export has.
 
     Raises:
-        Conflict: something else is there, or an earlier export without `overwrite`.
+        Conflict: something else is there, or an earlier export without `overwrite`, or nothing can be.
     """
-    out = out.expanduser().resolve()
+    try:
+        out = out.expanduser().resolve()
+    except RuntimeError as error:  # a loop of links
+        raise Conflict(f"{_shown(out)} leads nowhere: name another folder with -o") from error
     if not out.exists():
         return out
     if not out.is_dir():

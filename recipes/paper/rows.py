@@ -52,7 +52,7 @@ class Row:
 
 CONDITIONAL: dict[str, Any] = {"method": "conditional"}
 FULL: dict[str, Any] = {**CONDITIONAL, "kind": "full"}
-PE: dict[str, Any] = {"method": "pe-codi", **FEW}
+PE: dict[str, Any] = {"method": "pe-codi", "kind": "control", **FEW}
 CODI: dict[str, Any] = {"method": "codi", **FEW}
 FOUR, FIFTY, MANY = (4, "ddim"), (50, "ddim"), (250, "ddim")
 ONE_AND_FOUR = ((1, "ddim"), FOUR)
@@ -63,7 +63,7 @@ def _ablation(key: str, name: str, **told: Any) -> Row:
 
 
 def _light(task: str) -> tuple[Row, ...]:
-    """PE-CoDi with the adapter kinds that are light to keep or to run; its own row is of kind `control`."""
+    """PE-CoDi with the kinds that are light to keep or to run; its own row is of kind `control`, as published."""
     return tuple(Row(task, kind, f"PE-CoDi, kind {kind}", {**PE, "kind": kind}) for kind in ("static", "lora"))
 
 
@@ -143,12 +143,12 @@ def _matters(what: str, without: str) -> list[Claim]:
 
 def _loses_little(kind: str, task: str) -> list[Claim]:
     """At most a twentieth of either distance, beside the kind `control`."""
-    return [
-        Claim(f"{task}: kind {kind} at most 1.05 times kind control, both at {at[0]} steps", task, figure, (kind, at),
-              ("pe-codi", at), 1.05, goal=True)
-        for at in ONE_AND_FOUR
-        for figure in ("frechet", "perceptual")
-    ]  # fmt: skip
+    claims = []
+    for at, sampled in ((ONE_AND_FOUR[0], "1 step"), (FOUR, "4 steps")):
+        text = f"{task}: kind {kind} at most 1.05 times kind control, both at {sampled}"
+        for figure in ("frechet", "perceptual"):
+            claims.append(Claim(text, task, figure, (kind, at), ("pe-codi", at), 1.05, goal=True))
+    return claims
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from codi_hub import Catalog, tasks
+from codi_hub.cli import adapters
 
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
 
@@ -34,6 +35,53 @@ def adapter(home, tmp_path):
             score=24.5,
         )
     return row.ref
+
+
+def test_a_table_is_a_page_and_says_how_to_see_the_rest(codi, monkeypatch):
+    names = codi("list", "-q").out.split()
+    assert len(names) > 3
+    monkeypatch.setattr(adapters, "PAGE", 2)
+    more = "There are more: --offset {} shows the next, --limit as many as you like.\n"
+    first = codi("list")
+    assert (_first_column(first.out), first.err) == (["ADAPTER", *names[:2]], more.format(2))
+    second = codi("list", "--offset", "2", "--limit", "1")
+    assert (_first_column(second.out), second.err) == (["ADAPTER", names[2]], more.format(3))
+    rest = codi("list", "--offset", "1", "--limit", "1000")
+    assert (_first_column(rest.out), rest.err) == (["ADAPTER", *names[1:]], "")
+    assert codi("list", "--offset", "99") == (0, "", "No more than 99.\n")
+    assert [entry["ref"] for entry in json.loads(codi("list", "--json").out)] == codi("list", "-q").out.split() == names
+    assert [entry["ref"] for entry in json.loads(codi("list", "--json", "--limit", "1", "--offset", "1").out)] == [
+        names[1]
+    ]
+    assert codi("list", "nosuch", "--offset", "1").code == 1
+
+
+def _first_column(table):
+    return [line.split()[0] for line in table.splitlines()]
+
+
+@pytest.mark.parametrize("args", [("--limit", "0"), ("--offset", "-1"), ("--limit", "x")], ids=" ".join)
+def test_no_page_is_wrong_usage(codi, args):
+    answer = codi("list", *args)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert args[0] in answer.err
+
+
+def test_a_task_that_is_not_there_among_many(codi):
+    with Catalog.open() as catalog:
+        for k in range(30):
+            catalog.registry.add_task(f"variant-{k:02}", "depth", {})
+    answer = codi("task", "show", "nosuch")
+    there = ", ".join([*tasks.builtin(), *(f"variant-{k:02}" for k in range(12))])
+    assert answer == (
+        1,
+        "",
+        f"Error: no task 'nosuch'; there are {there} and 18 more (register one with `codi task add`)\n",
+    )
+    assert codi("task", "show", "variant-29").code == 0
+    for name in ("\udcff", ""):
+        assert codi("task", "show", name).err.startswith("Error: no task ")
+        assert codi("list", name).err.startswith("Error: no task ")
 
 
 def test_list_as_json_has_the_documented_fields(codi, adapter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from codi_hub import cli
 
 
 def _commands(command=None, path=()):
-    command = command or typer.main.get_command(cli.app)
+    command = command or typer.main.get_command(cli.app())
     for name, child in getattr(command, "commands", {}).items():
         yield (*path, name), child
         yield from _commands(child, (*path, name))
@@ -134,22 +135,44 @@ import sys
 from codi_hub import cli
 codes = []
 for command in (
-    "list", "task add depth", "task add fog --like depth", "task list", "show depth", "base list", "verify",
-    "tag depth prod", "tag depth prod --remove", "cp depth fog", "rm fog", "gc",
+    "list", "task add depth", "task add fog --like depth", "task list", "task show fog", "show depth", "base list",
+    "base show nano", "base use nano", "verify", "tag depth prod", "tag depth prod --remove", "cp depth fog", "rm fog",
+    "task rm fog", "gc",
 ):
     args = command.split()
     try:
         cli.main(args)
     except SystemExit as stopped:
         codes.append(stopped.code)
-heavy = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "rich"}
+heavy = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "rich", "alembic", "sqlalchemy.orm"}
 print(codes, sorted(heavy & set(sys.modules)))
 """
 
 
-def test_looking_things_up_imports_no_torch():
+def test_looking_things_up_imports_neither_torch_nor_alembic(codi):
+    assert codi("list").code == 0  # the registry is there
     done = subprocess.run([sys.executable, "-c", LOOKING_UP], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == f"{[0] * 12} []", done.stderr
+    assert done.stdout.splitlines()[-1] == f"{[0] * 16} []", done.stderr
+
+
+def test_one_command_imports_only_its_own_module(codi):
+    assert codi("list").code == 0
+    code = "import sys\nfrom codi_hub import cli\ntry:\n    cli.main(['list'])\nfinally:\n"
+    code += "    print([name for name in cli.COMMANDS if f'codi_hub.cli.{name}' in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['adapters']", done.stderr
+
+
+@pytest.mark.parametrize("module", cli.COMMANDS)
+def test_every_module_has_the_commands_it_is_imported_for(module):
+    one = typer.main.get_command(cli.app(cli.COMMANDS[module][0]))
+    assert tuple(one.commands) == cli.COMMANDS[module]
+
+
+def test_looking_things_up_leaves_the_collector_as_it_was(codi):
+    assert codi("list").code == codi("show", "depth").code == 0
+    assert codi("list", "nosuch").code == 1
+    assert gc.isenabled()
 
 
 def test_the_module_is_the_command_too():

@@ -75,7 +75,8 @@ def test_options_are_checked_from_python_as_from_the_command_line():
 
 
 def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
-    assert DistillOptions().kind == DistillOptions(method="conditional").kind == "control"
+    assert DistillOptions().kind == "static"
+    assert DistillOptions(method="conditional").kind == "control"
     assert DistillOptions(method="codi").kind == "full"
     assert DistillOptions(method="conditional", kind="full").kind == "full"
     assert DistillOptions(method="gd", parent="depth:1").kind == DistillOptions(parent="depth:1").kind == ""
@@ -83,7 +84,7 @@ def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
     with pytest.raises(UsageError, match="--rank has a meaning with --kind lora alone"):
         DistillOptions(kind="static", rank=4)
     with pytest.raises(UsageError, match="--no-gain has a meaning with --kind static alone"):
-        DistillOptions(gain=False)
+        DistillOptions(kind="lora", gain=False)
     with pytest.raises(UsageError, match="--init random: kind lora is made of the base's own weights"):
         DistillOptions(kind="lora", init="random")
     assert DistillOptions(method="cm", parent="depth:1", grid=50, dt=2, shared_t=False, ema=0.9).grid == 50

@@ -72,10 +72,10 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
             "--from",
             plain["adapter"],
         ): "Error: --method codi trains everything, and --from depth:1 "
-        "of kind control keeps the base frozen: use --method pe-codi\n",
+        "of kind static keeps the base frozen: use --method pe-codi\n",
         ("--method", "cm", "--kind", "control", "--from", everything["adapter"]): "Error: --kind control: --from "
         "depth:2 is of kind full, and stays so\n",
-        ("--kind", "lora"): "Error: --kind lora: one of control, full\n",
+        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, full\n",
     }
     for options, line in refused.items():
         assert tiny("distill", "depth", *SMALL, *options) == (2, "", line)

@@ -74,7 +74,10 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda r: r.update(format_version=2),
         ("format version 2, this program reads up to 1: upgrade codi-hub",),
     ),
-    "another kind": (lambda r: r.update(kind="lora"), ("kind 'lora', and this program knows control, full: upgrade",)),
+    "another kind": (
+        lambda r: r.update(kind="spell"),
+        ("kind 'spell', and this program knows control, lora, static, full: upgrade",),
+    ),
     "another number of channels": (
         lambda r: r["config"].update(condition_channels=4),
         ("depth:1 takes conditions of 4 channels, and its task, like depth, makes 1: register the task",),

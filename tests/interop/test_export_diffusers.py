@@ -278,6 +278,11 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     assert (out / "thesis.tex").read_text() == "mine"
     answer = codi("export", "depth", "-o", out / "thesis.tex", "--overwrite")
     assert answer == (1, "", f"Error: {out / 'thesis.tex'} is a file: name a folder with -o\n")
+    (out / "loop").symlink_to("loop")
+    answer = codi("export", "depth", "-o", out / "loop" / "net")
+    assert answer.code == 1
+    assert answer.err.startswith("Error: ")
+    assert "unexpected" not in answer.err
     (tmp_path / "empty").mkdir()
     assert codi("export", "depth", "-o", tmp_path / "empty").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]  # nothing is left lying about

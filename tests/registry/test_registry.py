@@ -47,7 +47,8 @@ def test_tasks_are_rows(registry: Registry) -> None:
     with pytest.raises(Conflict):
         registry.add_task("fog", "canny", {"invert": True})
     assert registry.tasks() == [row]
-    assert registry.task("fog").options == {"invert": True}
+    assert registry.task("fog") == row
+    assert registry.task("mist") is registry.task("\udcff") is None
     registry.remove_task("fog")
     with pytest.raises(NotFound, match="no task 'fog'"):
         registry.remove_task("fog")
@@ -213,6 +214,9 @@ def test_finished_outputs_are_those_of_the_same_settings_that_still_stand(regist
     registry.add_item(other, input="b", output="o/b", input_hash="b", status="failed", **item)
     second = registry.start_run("depth", "depth:1", same)
     registry.add_item(second, input="c", output="o/c", input_hash="new", status="ok", prompt="a red box", **item)
-    assert registry.finished_outputs("depth:1", same) == {"o/b": ("b", None, 1), "o/c": ("new", "a red box", 1)}
-    assert registry.finished_outputs("depth:1", {"steps": 1}) == {"o/a": ("a", None, 1)}
-    assert registry.finished_outputs("depth:2", same) == {}
+    outputs = [f"o/{name}" for name in "abcde"] + [f"none-{k}" for k in range(1000)]
+    found = registry.finished_outputs("depth:1", same, outputs)
+    assert found == {"o/b": ("b", None, 1), "o/c": ("new", "a red box", 1)}
+    assert registry.finished_outputs("depth:1", same, ["o/c", "o/a"]) == {"o/c": ("new", "a red box", 1)}
+    assert registry.finished_outputs("depth:1", {"steps": 1}, outputs) == {"o/a": ("a", None, 1)}
+    assert registry.finished_outputs("depth:2", same, outputs) == {}

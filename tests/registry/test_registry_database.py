@@ -132,7 +132,7 @@ def test_a_registry_of_the_first_revision_keeps_its_runs(
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
         connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.finished_outputs("depth:1", {}) == {"o/a.png": ("ab", None, 7)}
+        assert registry.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
         assert registry.run_items(1)[0].prompt is None
         assert registry.base().name == "nano"
 

@@ -51,7 +51,7 @@ def test_adapters_added_at_the_same_time(url: str, home: Path, folder: Callable[
         run = registry.start_run("depth", "depth:2", {"steps": 4})
         item = {"status": "ok", "seed": 2**63 - 1, "error": None, "seconds": 0.1}
         registry.add_item(run, input="a", output="o", input_hash="h", prompt="a red box", **item)
-        assert registry.finished_outputs("depth:2", {"steps": 4}) == {"o": ("h", "a red box", 2**63 - 1)}
+        assert registry.finished_outputs("depth:2", {"steps": 4}, ["o"]) == {"o": ("h", "a red box", 2**63 - 1)}
         with registry._database.read() as connection:
             context = MigrationContext.configure(connection)
             assert compare_metadata(context, models.metadata) == []

@@ -1,0 +1,91 @@
+"""What a large registry must not do: read whole tables for one answer, or say all it has in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from codi_hub.errors import NotFound, UsageError
+from codi_hub.registry import Registry
+
+WEIGHTS = "adapter.safetensors"
+GROWING = ("adapter", "adapter_file", "tag", "task", "run", "run_item", "verified")
+
+
+@contextmanager
+def _plans(registry: Registry) -> Iterator[list[str]]:
+    """How SQLite goes about every SELECT inside the block, one line for each table."""
+    lines: list[str] = []
+    engine = registry._database._engine
+
+    def explain(connection, cursor, statement, parameters, context, executemany) -> None:
+        if statement.lstrip().startswith("SELECT"):
+            plan = connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            lines.extend(row[3] for row in plan)
+
+    event.listen(engine, "before_cursor_execute", explain)
+    try:
+        yield lines
+    finally:
+        event.remove(engine, "before_cursor_execute", explain)
+
+
+def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
+    for _ in range(3):
+        add()
+    registry.add_task("fog", "depth", {})
+    with _plans(registry) as plans:
+        row = registry.tag("depth:2", "prod")
+        for ref in ("depth", "depth:2", "depth:prod"):
+            registry.file(registry.resolve(ref), WEIGHTS)
+        with pytest.raises(NotFound):
+            registry.resolve("depth:9")
+        with pytest.raises(NotFound):
+            registry.resolve("depth", base="sd15")
+        registry.task("fog")
+        registry.adapters(task="depth", limit=1)
+        registry.adapters(base="nano", limit=1, offset=1)
+        registry.adapters(limit=1, offset=1)
+        registry.files(row)
+        registry.copy_adapter("depth:2", "fog")
+        add()
+        registry.remove_adapters(["depth:1"])
+        run = registry.start_run("depth", "depth:2", {})
+        registry.finished_outputs("depth:2", {}, ["a", "b"])
+        registry.finish_run(run, "ok")
+    assert len(plans) > 40
+    whole = re.compile(rf"SCAN ({'|'.join(GROWING)})\b")
+    assert [line for line in plans if whole.match(line)] == []
+
+
+def test_a_file_of_many_adapters_names_some(registry: Registry, add) -> None:
+    rows = [add()[0] for _ in range(7)]
+    path = registry.file(rows[0], WEIGHTS)
+    path.unlink()
+    missing = next(problem for problem in registry.verify() if problem.path == str(path))
+    named = ", ".join(f"depth:{k} for nano" for k in range(1, 6))
+    assert missing.message == f"needed by {named} and 2 more; restore it from a backup"
+
+
+def test_what_is_not_there_names_the_last_of_many(registry: Registry, add) -> None:
+    for _ in range(13):
+        add()
+    registry.tag("depth:1", "first")
+    last = "|".join(str(k) for k in range(4, 14))
+    with pytest.raises(
+        NotFound, match=rf"^no depth:99 for base nano; there is depth:{re.escape(last)}\|first\|latest$"
+    ):
+        registry.resolve("depth:99")
+    with pytest.raises(UsageError, match=rf"depth has 13 versions .*: depth:{re.escape(last)}\|first\|latest$"):
+        registry.remove_adapters(["depth"])
+
+
+def test_counts_and_what_is_bundled(registry: Registry, add) -> None:
+    add(), add(), add("edit")
+    registry.remove_adapters(["depth:1"])
+    assert registry.count() == 2
+    assert registry.bundled() == []
