@@ -47,14 +47,12 @@ class StaticAdapter(ControlAdapter):
         self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
     ) -> Features:
         """h' = h + g(t) r, or with gates (1 - g(t) mu) h + g(t) mu h_eta."""
-        gains: Any = [1.0] * len(features)
-        if self.config["gain"]:
-            gains = self.gain(nn.functional.silu(emb))[:, :, None, None].split(self.widths, dim=1)
         if self.fusion == "gate":
-            return [
-                h + g * mu * (h_eta - h) for g, mu, h, h_eta in zip(gains, self.mu, features, prepared, strict=True)
-            ]
-        return [h + g * r for g, h, r in zip(gains, features, prepared, strict=True)]
+            prepared = [mu * (h_eta - h) for mu, h, h_eta in zip(self.mu, features, prepared, strict=True)]
+        if not self.config["gain"]:
+            return [h + r for h, r in zip(features, prepared, strict=True)]
+        gains = self.gain(nn.functional.silu(emb))[:, :, None, None].split(self.widths, dim=1)
+        return [torch.addcmul(h, g, r) for h, g, r in zip(features, gains, prepared, strict=True)]
 
 
 def _widths(encoder: Any) -> list[int]:
