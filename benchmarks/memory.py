@@ -6,6 +6,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psutil
@@ -42,6 +43,13 @@ def megabytes() -> float:
     return float(psutil.Process().memory_info().rss / MB)
 
 
+def trim() -> None:
+    """Gives back what earlier works have left free, which would be filled first, unseen."""
+    gc.collect()
+    if given_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        given_back(0)
+
+
 def size(kept: Shelf, kind: str) -> float:
     """Bytes of an adapter's weights in the base's precision."""
     return kept.weights(kept.refs[kind][0]).stat().st_size * kept.base.dtype.itemsize / 2
@@ -55,8 +63,7 @@ def fitting(kept: Shelf, kind: str) -> int:
 def taken(kept: Shelf, kind: str, count: int) -> float:
     """MB that so many adapters of a kind take, loaded from one file."""
     skeleton(kind, kept.base)  # imports what the kind needs
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # or what other works have left free would be filled first, unseen
+    trim()
     before = megabytes()
     held = [kept.load(kept.refs[kind][0]) for _ in range(count)]
     after = megabytes()
@@ -85,17 +92,18 @@ def curve(name: str, kind: str, count: int = COUNT, swaps: int = 100) -> list[di
     """For 1..count adapters resident: `adapters`, `megabytes` above the base, and the `seconds` of a swap, and of a
     load from disk."""
     points = []
-    with shelf(name, [kind], each=1) as kept:
-        skeleton(kind, kept.base)
-        kept.resident.budget = 1 << 40
-        before, ref = megabytes(), kept.refs[kind][0]
+    with shelf(name, [kind], each=count) as kept:
+        refs, use = kept.refs[kind], partial(kept.hub.use, device="cpu", adapter_memory=1 << 40)
+        skeleton(kind, kept.base)  # imports what the kind needs
+        trim()
+        before = megabytes()
         for number in range(1, count + 1):
             began = time.perf_counter()
-            kept.resident.get(str(number), lambda: kept.load(ref))
+            use(refs[number - 1])
             loaded = time.perf_counter() - began
             began = time.perf_counter()
             for k in range(swaps):
-                kept.resident.get(str(k % number + 1), lambda: kept.load(ref))
+                use(refs[k % number])
             seconds = (time.perf_counter() - began) / swaps
             point = {"adapters": number, "megabytes": megabytes() - before, "seconds": seconds, "load_seconds": loaded}
             points.append(point)

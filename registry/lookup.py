@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
 from codi_hub.errors import NotFound
+from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, REPLACED, adapter, adapter_file, base, setting, tag, task
@@ -143,12 +144,13 @@ class Lookup:
         # By base_id rather than the base's name: an index has this order, so that a far page needs no sorting.
         order = (adapter.c.task, adapter.c.base_id, adapter.c.version)
         page = select(adapter.c.id).where(*where).order_by(*order).limit(limit).offset(offset)
-        tags: dict[int, list[str]] = {}
-        pairs = select(adapter.c.id, tag.c.name).join(tag, _TAG_OF_ADAPTER).where(adapter.c.id.in_(page))
-        for adapter_id, name in connection.execute(pairs.order_by(tag.c.name)):
-            tags.setdefault(adapter_id, []).append(name)
         query = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled"))
-        rows = connection.execute(query.join(base).where(adapter.c.id.in_(page)).order_by(*order))
+        rows = connection.execute(query.join(base).where(adapter.c.id.in_(page)).order_by(*order)).all()
+        tags: dict[int, list[str]] = {}
+        pairs = select(adapter.c.id, tag.c.name).join(tag, _TAG_OF_ADAPTER).order_by(tag.c.name)
+        for part in versions.in_parts(row.id for row in rows):
+            for adapter_id, name in connection.execute(pairs.where(adapter.c.id.in_(part))):
+                tags.setdefault(adapter_id, []).append(name)
         return [AdapterRow(**row._mapping, tags=tuple(tags.get(row.id, ()))) for row in rows]
 
     def _adapter(self, connection: Connection, *where: ColumnElement[bool]) -> AdapterRow:

@@ -16,7 +16,7 @@ from codi_hub.registry.references import LATEST
 
 def insert(connection: Connection, table: Table, values: dict[str, Any]) -> int:
     """Adds a row; its id."""
-    key = connection.execute(sql_insert(table).values(values)).inserted_primary_key
+    key = connection.execute(sql_insert(table), values).inserted_primary_key
     return int(key[0]) if key else 0
 
 
@@ -24,7 +24,7 @@ def put(connection: Connection, table: Table, key: dict[str, Any], values: dict[
     """Updates the row of that key, or adds it. Writers come one at a time, so nothing slips in between."""
     where = and_(*(table.c[name] == value for name, value in key.items()))
     if not connection.execute(update(table).where(where).values(values)).rowcount:
-        connection.execute(sql_insert(table).values(key | values))
+        connection.execute(sql_insert(table), key | values)
 
 
 def in_parts(values: Iterable[Any], size: int = 500) -> Iterator[list[Any]]:
