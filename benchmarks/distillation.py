@@ -1,0 +1,164 @@
+"""One step of distillation: ours against latent consistency distillation of a ControlNet as diffusers' example has it.
+
+Both train the same copy of the encoder on the same frozen U-Net, with one optimiser and one moving average, in the same
+precision, so that what differs is the step itself. Theirs evaluates the network four times (the student, the teacher
+with and without the prompt for its guidance, the target) and goes back once; ours twice, and back once. The example
+encodes its pictures and prompts anew in every step, which ours does once before all of them; without that, theirs is a
+row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.bases import folder_of
+from benchmarks.table import Row, in_turn, ratios
+from codi_hub import adapters
+from codi_hub.base import FrozenBase
+from codi_hub.consistency import update_ema
+from codi_hub.distill.cache import Cache
+from codi_hub.distill.kernels import attention
+from codi_hub.distill.run import PRECISIONS
+from codi_hub.distill.trainer import CLIP, Trainer
+from codi_hub.engine import choose_device, choose_dtype
+from codi_hub.options import DistillOptions
+from codi_hub.schedule import boundary
+
+SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"nano": 3, "sd15": 1}
+FEW = 3  # rounds where a step takes many seconds
+PAIRS = 64
+DDIM_STEPS = 50  # of the example's solver
+GUIDANCE = (5.0, 15.0)  # of which the example draws its scale
+GOAL = 0.6
+WHAT, THEIRS = "distillation step", "diffusers' LCM example"
+
+
+def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    """Our time over theirs."""
+    for name in bases:
+        trainer, pictures = _trainer(name)
+        forms = {THEIRS: Lcm(trainer, pictures), f"{THEIRS}, all encoded beforehand": Lcm(trainer, None)}
+        works: dict[str, Callable[[], object]] = {"ours": trainer.train_step}
+        works |= {which: form.step for which, form in forms.items()}
+        _evaluations(trainer, works)
+        repeated = {which: _repeated(work, REPEATS[name]) for which, work in works.items()}
+        seconds = in_turn(repeated, rounds if name == "nano" else min(rounds, FEW))
+        note = f"{trainer.base.dtype}, batch {BATCHES[name]}, {SIDES[name]} px"
+        for which in forms:
+            values, goal = ratios(seconds["ours"], seconds[which]), GOAL if which == THEIRS else None
+            yield Row(WHAT, name, "pe-codi, control", which, values, goal=goal, at_most=True, note=note)
+
+
+def _repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(times):
+            work()
+
+    return repeated
+
+
+def _trainer(name: str) -> tuple[Trainer, Tensor]:
+    """Ours, on pairs of noise, and the pictures of its pairs."""
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
+    base, generator, side = _base(name, device, dtype), torch.Generator().manual_seed(0), SIDES[name]
+    pictures = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
+    x = torch.randn(
+        (PAIRS, base.unet.config.in_channels, side // base.factor, side // base.factor), generator=generator
+    )
+    cache = Cache(x.half(), pictures, [f"photograph {k}" for k in range(PAIRS)])
+    options = DistillOptions(kind="control", batch=BATCHES[name])
+    adapter = peers.lively("control", base, 0)
+    return Trainer(base, adapter, cache, options, accelerator, total=10_000, folder=Path("unused")), pictures
+
+
+def _base(name: str, device: torch.device, dtype: torch.dtype) -> FrozenBase:
+    return FrozenBase.load(str(folder_of(name)), device=device, dtype=dtype)
+
+
+@dataclass
+class Lcm:
+    """A step of latent consistency distillation (Luo et al., 2023), on the networks of a trainer of ours.
+
+    Args:
+        pictures: encoded in every step, with its prompts; None where both are known beforehand.
+    """
+
+    trainer: Trainer
+    pictures: Tensor | None
+    taken: int = field(default=0, init=False)
+    teacher: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        base = self.trainer.base
+        self.teacher = adapters.build("control", base).encoder.requires_grad_(False).to(base.dtype)
+
+    def step(self) -> None:
+        trainer = self.trainer
+        base, accelerator, schedule = trainer.base, trainer.accelerator, trainer.base.schedule
+        rows, _ = trainer.rows(self.taken, 0)
+        self.taken += 1
+        x, prompt, nothing = self.encoded(rows)
+        condition = trainer.cache.conditions[rows].to(base.device, memory_format=torch.channels_last).float() / 255
+        apart = len(schedule) // DDIM_STEPS
+        t = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device) * apart - 1
+        s = (t - apart).clamp(min=0)
+        eps = torch.randn_like(x)
+        z_t = schedule.add_noise(x, eps, t)
+        scale = torch.empty((len(rows), 1, 1, 1), device=base.device).uniform_(*GUIDANCE)
+
+        def predicted(net: nn.Module, z: Tensor, at: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+            return schedule.convert(peers.step(net, base.unet, z, at, words, condition).float(), z, at)
+
+        with accelerator.autocast(), attention(x, accelerator.mixed_precision):
+            found = _consistent(predicted(trainer.student.encoder, z_t, t, prompt)[0], z_t, t)
+            with torch.no_grad():
+                with_text, without = (predicted(self.teacher, z_t, t, words) for words in (prompt, nothing))
+                x_hat, eps_hat = (a + scale * (a - b) for a, b in zip(with_text, without, strict=True))
+                z_s = schedule.add_noise(x_hat, eps_hat, s)
+                wanted = _consistent(predicted(trainer.target.encoder, z_s, s, prompt)[0], z_s, s)
+            loss = nn.functional.mse_loss(found, wanted)
+        accelerator.backward(loss)
+        nn.utils.clip_grad_norm_(trainer.student.parameters(), CLIP)
+        trainer.optimiser.step()
+        trainer.optimiser.zero_grad()
+        update_ema(trainer.target, trainer.student, trainer.options.ema)
+        loss.item()
+
+    @torch.no_grad()
+    def encoded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, and the embeddings of the prompts and of none."""
+        trainer, base = self.trainer, self.trainer.base
+        prompt, nothing = trainer.prompts[trainer.prompt_of[rows]], base.embed([""] * len(rows))
+        if self.pictures is None:
+            x = trainer.cache.x[rows].to(base.device).float()
+        else:
+            x = base.encode(self.pictures[rows].float() / 255)
+            base._prompts.clear()
+            prompt = base.embed([trainer.cache.prompts[k] for k in rows])
+        return x.to(memory_format=torch.channels_last), prompt, nothing
+
+
+def _consistent(x_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary(t))
+    return c_skip * z_t + c_out * x_hat
+
+
+def _evaluations(trainer: Trainer, works: dict[str, Callable[[], object]]) -> None:
+    """Exits unless a step of ours is two evaluations of the network, and of theirs four: nothing else is compared."""
+    seen: list[bool] = []
+    watched = trainer.base.unet.conv_out.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    for which, work in works.items():
+        seen.clear()
+        work()
+        if (len(seen), sum(seen)) != ((2, 1) if which == "ours" else (4, 1)):
+            raise SystemExit(f"a step of {which}: {len(seen)} evaluations, {sum(seen)} of them with gradients")
+    watched.remove()
