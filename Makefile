@@ -23,6 +23,7 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.curves
 
 check: lint types test
 

@@ -7,6 +7,7 @@ import importlib
 import re
 from pathlib import Path
 
+from benchmarks.bases import BASES
 from benchmarks.table import Row, markdown, merged
 
 SECTIONS = ("steps", "folders", "swap", "memory", "distillation", "startup", "registry")
@@ -23,6 +24,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: a section is one of {', '.join(SECTIONS)}")
+    if unknown := set(given.on.split(",")) - set(BASES):
+        parser.error(f"--on {', '.join(sorted(unknown))}: of {', '.join(BASES)}")
     for section in given.sections or SECTIONS:
         made: list[Row] = []
         for row in importlib.import_module(f"benchmarks.{section}").rows(given.on.split(","), given.rounds):

@@ -14,6 +14,7 @@ import codi_hub
 
 NANO = Path(codi_hub.__file__).with_name("nano")
 BUILT = Path(__file__).parents[1] / "build" / "benchmarks"
+BASES = ("nano", "sd15")
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,

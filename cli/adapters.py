@@ -13,6 +13,7 @@ from codi_hub.cli.output import Output, cell, details, size
 HEADER = ("adapter", "task", "version", "base", "kind", "steps", "size", "score", "tags")
 REF = "TASK, TASK:VERSION or TASK:TAG"
 LATEST = "latest"
+MOST = 2**31 - 1
 PAGE = 200  # lines of a table, unless told otherwise
 
 
@@ -30,9 +31,11 @@ def list_adapters(
     base: Base = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help=f"At most so many (default: {PAGE} as a table; else all there are)"),
+        typer.Option(
+            "--limit", min=1, max=MOST, help=f"At most so many (default: {PAGE} as a table; else all there are)"
+        ),
     ] = None,
-    offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many at the beginning")] = 0,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=MOST, help="Leave out so many at the beginning")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,7 +48,7 @@ def list_adapters(
     table = [
         (r.ref, r.task, r.version, r.base, r.kind, r.steps, size(r.bytes), r.score, ", ".join(r.tags)) for r in rows
     ]
-    empty = f"No more than {offset}." if offset else "No adapters yet: make one with `codi distill TASK`."
+    empty = f"Nothing after the first {offset}." if offset else "No adapters yet: make one with `codi distill TASK`."
     out.table([adapter_json(row) for row in rows], HEADER, table, empty)
     if found[len(rows) :]:
         out.say(f"There are more: --offset {offset + len(rows)} shows the next, --limit as many as you like.")

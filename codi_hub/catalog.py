@@ -171,7 +171,10 @@ class Catalog:
         """What was given, over what the task prefers, over the defaults."""
         from codi_hub.options import DistillOptions
 
-        return DistillOptions(**{**self.load_task(name).distill, **given})
+        preferred = self.load_task(name).distill
+        if given.get("method") or given.get("parent"):  # they say themselves what is trained
+            preferred = {key: value for key, value in preferred.items() if key != "kind"}
+        return DistillOptions(**{**preferred, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
         """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`.

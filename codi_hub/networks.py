@@ -113,7 +113,7 @@ class Networks(Catalog):
         from codi_hub.adapters import format
         from codi_hub.interop import diffusers, folders
 
-        folder = folders.check_free(options.out, diffusers.FILES, options.overwrite)
+        folder = folders.check_free(options.out, diffusers.is_export, options.overwrite)
         row = self.registry.resolve(ref, base=self._base)
         file = self.registry.file(row, format.RECORD)
         record = format.read_record(file)

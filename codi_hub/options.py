@@ -280,9 +280,9 @@ class DistillOptions(_Checked):
         self._check_method()
         if not self.kind and not self.parent:
             object.__setattr__(self, "kind", USUAL_KIND.get(self.method, "control"))
-        if self.rank and self.kind != "lora":
+        if self.rank and self.kind not in ("", "lora"):
             raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
-        if not self.gain and self.kind != "static":
+        if not self.gain and self.kind not in ("", "static"):
             raise UsageError("--no-gain has a meaning with --kind static alone: leave it out")
         if self.kind == "lora" and self.init == "random":
             raise UsageError("--init random: kind lora is made of the base's own weights; use --kind control")

@@ -27,7 +27,8 @@ class Edit(Task):
     data = "edits"
     uses_prompt = True
     needs_prompt = True
-    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
+    # an encoder that reads the instruction
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}
 
     class Options(Task.Options):
         keep: float = Field(0.03, ge=0, lt=1)

@@ -16,6 +16,7 @@ from codi_hub.errors import UsageError
 
 RANK = 16
 MAX_RANK = 1024
+STEM = "controlnet_cond_embedding"  # the condition's, trained as it is
 SHARED = ("conv_in", "time_embedding", "down_blocks", "mid_block")
 
 
@@ -46,7 +47,9 @@ class LoraAdapter(ControlAdapter):
             for name, layer in getattr(self.encoder, part).named_modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
         ]
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), self.encoder)
+        # PEFT takes names by their ends, and the stem has a conv_in too
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, exclude_modules=f"{STEM}.*")
+        inject_adapter_in_model(config, self.encoder)
         for module, name, value in list(_held(self.encoder)):
             if id(value) in own:  # no longer a parameter of ours, so nobody trains, moves, counts or writes it
                 del module._parameters[name]

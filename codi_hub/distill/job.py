@@ -24,6 +24,14 @@ class Job:
     parent: tuple[str, Path, Path] | None = None  # reference, weights and record of the version to go on from
 
 
+def _check_kept(ref: str, options: DistillOptions, config: dict[str, Any]) -> None:
+    """Raises UsageError for a rank or a gain that the version gone on from does not have."""
+    if options.rank not in (None, config.get("rank")):
+        raise UsageError(f"--rank {options.rank}: --from {ref} is of rank {config.get('rank')}, and stays so")
+    if not options.gain and config.get("gain", True):
+        raise UsageError(f"--no-gain: --from {ref} has a gain, and keeps it: distil it without --from")
+
+
 def settled(job: Job) -> Job:
     """The job with the kind and fusion that will be trained: where it goes on from a version, that one's.
 
@@ -43,7 +51,10 @@ def settled(job: Job) -> Job:
                 f"--from {ref} was made with --method {made_by}, and the teacher of {options.method} must follow the "
                 "whole ODE: train one with --method conditional"
             )
-        options = replace(options, kind=record.kind, fusion=record.config.get("fusion", options.fusion))
+        _check_kept(ref, options, record.config)
+        options = replace(
+            options, rank=None, gain=True, kind=record.kind, fusion=record.config.get("fusion", options.fusion)
+        )
     if options.kind not in adapters.KINDS:
         raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
     return replace(job, options=options)

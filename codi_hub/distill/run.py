@@ -34,6 +34,7 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("time_budget", "train_steps", "device", "precision", "workers", "pairs", "resume", "run_dir"),
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
+ADDED = {"gain": True}  # options that runs begun before there was such an option had all the same
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -148,8 +149,9 @@ def _check_resumed(job: Job) -> None:
             raise UsageError(f"--resume: {job.folder} holds no run to go on with")
         kept = json.loads(path.read_text())
         for key, value in mine.items():
-            if kept.get(key) != value:
-                raise UsageError(f"--resume: the run was begun with {key} = {kept.get(key)!r}, not {value!r}")
+            before = kept.get(key, ADDED.get(key))
+            if before != value:
+                raise UsageError(f"--resume: the run was begun with {key} = {before!r}, not {value!r}")
     else:
         job.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(mine, indent=1))

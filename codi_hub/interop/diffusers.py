@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codi_hub.adapters import ControlAdapter
-from codi_hub.adapters.format import CARD, RECORD, AdapterRecord
+from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
 from codi_hub.base import FrozenBase
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
@@ -55,6 +55,15 @@ image = pipe(prompt, image=condition, num_inference_steps={steps}, guidance_scal
 
 `{record}` is the adapter's own record: how it was trained, on what, and what it scored.
 """
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export and has nothing else: any ControlNet's files have most of these names."""
+    try:
+        read_record(folder / RECORD)
+        return all(path.name in FILES and path.is_file() for path in folder.iterdir())
+    except (CodiError, OSError):
+        return False
 
 
 def check_exportable(record: AdapterRecord, ref: str) -> None:
@@ -125,7 +134,7 @@ def write(
         weights = CONTROLNETS[adapter.kind](adapter, base)
         tensors = {name: value.to("cpu", base.dtype).contiguous() for name, value in weights.items()}
     try:
-        with new_folder(out, FILES, overwrite) as folder:
+        with new_folder(out, is_export, overwrite) as folder:
             adapter.encoder.save_config(folder)
             save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
             (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors' own is the owner's alone

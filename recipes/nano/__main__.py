@@ -22,7 +22,7 @@ STAGES = ("pictures", "autoencoder", "base", "words", "superres", "depth", "inpa
 LEAVES, SCENES = 4096, 3072
 MINUTES = {"autoencoder": 26.0, "base": 60.0, "words": 2.0, "features": 8.0}
 MINUTES |= {"superres": 48.0, "depth": 29.0, "inpaint": 30.0, "edit": 46.0}
-FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
+FEW = ["--kind", "control", "--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
 INPAINT = ["--data", "leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 WIDER = ["--data", "leaves+scenes", "--count", "3000", *FEW, "--rollout", "0.5"]

@@ -48,7 +48,7 @@ def test_a_table_is_a_page_and_says_how_to_see_the_rest(codi, monkeypatch):
     assert (_first_column(second.out), second.err) == (["ADAPTER", names[2]], more.format(3))
     rest = codi("list", "--offset", "1", "--limit", "1000")
     assert (_first_column(rest.out), rest.err) == (["ADAPTER", *names[1:]], "")
-    assert codi("list", "--offset", "99") == (0, "", "No more than 99.\n")
+    assert codi("list", "--offset", "99") == (0, "", "Nothing after the first 99.\n")
     assert [entry["ref"] for entry in json.loads(codi("list", "--json").out)] == codi("list", "-q").out.split() == names
     assert [entry["ref"] for entry in json.loads(codi("list", "--json", "--limit", "1", "--offset", "1").out)] == [
         names[1]

@@ -64,6 +64,15 @@ def test_lora_sees_a_base_that_moves(base: FrozenBase) -> None:
     assert convolution(adapter).weight.dtype == torch.float16
 
 
+def test_lora_leaves_its_own_layers_as_they_are(base: FrozenBase) -> None:
+    """The stem and the fusion are trained themselves, and have no deltas."""
+    adapter = adapters.build("lora", base)
+    own = {name.split(".")[1] for name, _ in adapter.named_parameters() if "lora_" not in name}
+    changed = {name.split(".")[1] for name, _ in adapter.named_parameters() if "lora_" in name}
+    assert own == {"controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"}
+    assert changed == {"conv_in", "time_embedding", "down_blocks", "mid_block"}
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 def test_a_rank_says_how_large_the_deltas_are(base: FrozenBase, rank: int) -> None:
     adapter = adapters.build("lora", base, rank=rank)

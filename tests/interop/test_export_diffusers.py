@@ -274,8 +274,21 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
 
     (out / "thesis.tex").write_text("mine")
     answer = codi("export", "depth", "-o", out, "--overwrite")
-    assert answer == (1, "", f"Error: {out} holds thesis.tex, which no export made: choose another folder\n")
+    assert answer == (
+        1,
+        "",
+        f"Error: {out} holds what is no export of an adapter: choose another folder\n",
+    )
     assert (out / "thesis.tex").read_text() == "mine"
+
+    theirs = tmp_path / "their-controlnet"  # the very names that an export has, but for our record
+    theirs.mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors", "README.md"):
+        (theirs / name).write_text("theirs")
+    answer = codi("export", "depth", "-o", theirs, "--overwrite")
+    assert (answer.code, "holds what is no export of an adapter" in answer.err) == (1, True)
+    assert {path.read_text() for path in theirs.iterdir()} == {"theirs"}
+
     answer = codi("export", "depth", "-o", out / "thesis.tex", "--overwrite")
     assert answer == (1, "", f"Error: {out / 'thesis.tex'} is a file: name a folder with -o\n")
     (out / "loop").symlink_to("loop")
