@@ -81,7 +81,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         assert tiny("distill", "depth", *SMALL, *options) == (2, "", line)
     on = distilled(tiny, "pe-codi", "--from", plain["adapter"])  # the fusion is the parent's
     assert on["shown"]["config"]["config"]["fusion"] == "gate"
-    assert on["shown"]["config"]["training"]["method"] == "pe-codi, control/gate, from depth:1"
+    assert on["shown"]["config"]["training"]["method"] == "pe-codi, static/gate, from depth:1"
 
 
 def test_an_interrupted_student_is_resumed_with_its_own_teacher_only(tiny: Callable[..., Any], tmp_path: Path) -> None:
