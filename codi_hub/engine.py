@@ -150,7 +150,7 @@ class Engine:
                     return compiled(function)(*given)
                 except TorchDynamoException as error:
                     self.compile = False
-                    self.say(f"--compile: {one_line(error, 160)}: going on without")
+                    self.say(f"--compile: going on without it: {one_line(error, 120)}")
             return function(*given)
 
         return tried

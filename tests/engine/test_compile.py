@@ -80,6 +80,5 @@ def test_without_a_compiler_one_line_says_so_and_pictures_are_made(
     for count in (2, 1):
         assert np.array_equal(pictures(fast, adapter, count), pictures(Engine(base), adapter, count))
     assert len(said) == 1
-    assert said[0].startswith("--compile: ")
-    assert said[0].endswith(": going on without")
+    assert said[0].startswith("--compile: going on without it: ")
     assert "\n" not in said[0]
