@@ -16,6 +16,7 @@ from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
 from codi_hub.base import FrozenBase
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
+from codi_hub.options import method_of
 from codi_hub.schedule import sampling_timesteps
 
 Tensors = dict[str, Tensor]
@@ -29,8 +30,8 @@ tags: [controlnet]
 ---
 # {task}: a ControlNet for the base `{base}`
 
-The adapter `{ref}` of CoDi Hub (kind `{kind}`, zero convolutions) in diffusers' form. It makes pictures in 1-8
-steps, {steps} by default, without classifier-free guidance.
+The adapter `{ref}` of CoDi Hub (kind `{kind}`, zero convolutions) in diffusers' form. It {made}, and makes
+pictures in {steps} steps by default, without classifier-free guidance.
 
 It works on the base that it was distilled on, of family `{family}` ({prediction}-prediction), and on no other.
 `BASE` below is that base's folder or hub id.
@@ -48,7 +49,7 @@ image = pipe(prompt, image=condition, num_inference_steps={steps}, guidance_scal
 
 - `condition`: what CoDi Hub makes of an input before the networks see it: {condition}, its sides multiples of
   {multiple}. What `codi run` does to the picture afterwards (corrections, keeping what is outside a hole) is not here.
-- `guidance_scale` must be 1: it was distilled to do without guidance.
+- `guidance_scale` must be 1: it was trained to do without guidance.
 - The steps must end at the noisiest timestep, as `trailing` ones do: {timesteps} for {steps}.
 - With fresh noise between the steps (`--sampler renoise` of `codi run`), the scheduler is
   `LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps={length}, clip_sample=False)`.
@@ -154,6 +155,7 @@ def readme(record: AdapterRecord, base: FrozenBase, *, ref: str, base_name: str)
         base=base_name,
         ref=ref,
         kind=record.kind,
+        made="was fine-tuned, not distilled" if method_of(record.training) == "conditional" else "was distilled",
         steps=record.steps,
         family=record.base.family,
         prediction=record.prediction_type.removesuffix("_prediction"),
