@@ -298,7 +298,7 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     assert "unexpected" not in answer.err
     (tmp_path / "empty").mkdir()
     assert codi("export", "depth", "-o", tmp_path / "empty").code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]  # nothing is left lying about
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty", theirs.name]  # nothing else is left about
     assert [path.name for path in out.parent.iterdir()] == ["net"]
 
 
