@@ -48,8 +48,8 @@ class LoraAdapter(ControlAdapter):
             if isinstance(layer, nn.Conv2d | nn.Linear)
         ]
         # PEFT takes names by their ends, and the stem has a conv_in too
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, exclude_modules=f"{STEM}.*")
-        inject_adapter_in_model(config, self.encoder)
+        deltas = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, exclude_modules=f"{STEM}.*")
+        inject_adapter_in_model(deltas, self.encoder)
         for module, name, value in list(_held(self.encoder)):
             if id(value) in own:  # no longer a parameter of ours, so nobody trains, moves, counts or writes it
                 del module._parameters[name]

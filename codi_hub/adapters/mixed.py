@@ -37,8 +37,7 @@ class MixedBatch:
         emb, features = base.features(z_t, t, prompt)
         fused = [torch.empty_like(h) for h in features]
         for (adapter, rows), own in zip(self.rows.items(), prepared, strict=True):
-            given = (h[rows] for h in (emb, z_t, t.expand(len(z_t)), prompt))
-            of_emb, of_z, of_t, of_prompt = given
+            of_emb, of_z, of_t, of_prompt = (h[rows] for h in (emb, z_t, t.expand(len(z_t)), prompt))
             part = adapter.conditioned(of_emb, [h[rows] for h in features], of_z, of_t, of_prompt, own)
             for whole, h in zip(fused, part, strict=True):
                 whole[rows] = h

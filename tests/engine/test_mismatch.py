@@ -53,12 +53,12 @@ def tiny(codi: Callable[..., Any], base_folder: Path, tmp_path: Path) -> Callabl
     return codi
 
 
-def refused(answer: Any, out: Path, *said: str) -> None:
+def refused(answer: Any, out: Path, *said: str) -> bool:
     assert answer.code == 1
     assert answer.out == ""
     assert [line for line in answer.err.splitlines() if line.startswith("Error: ")] == answer.err.splitlines()[-1:]
     assert all(part in answer.err for part in said), answer.err
-    assert not out.exists()
+    return not out.exists()
 
 
 REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
@@ -105,7 +105,7 @@ def test_it_is_refused_before_networks_are_loaded(
         "eval": ["depth", "--out", out, "--json"],
         "distill": ["depth", "--from", "depth:1", "--run-dir", out, "--json"],
     }
-    refused(tiny(command, *arguments[command]), out, *said)
+    assert refused(tiny(command, *arguments[command]), out, *said)
 
 
 def test_another_prediction_is_refused_before_a_picture_is_loaded(
@@ -114,7 +114,7 @@ def test_another_prediction_is_refused_before_a_picture_is_loaded(
     add(base, tmp_path / "a", lambda r: r.update(prediction_type="epsilon"))
     monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("a picture was loaded"))
     said = "the adapter predicts epsilon, this base v_prediction: distil the task on this base"
-    refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
+    assert refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
 
 
 def test_a_registered_task_that_became_another_is_refused(
@@ -123,7 +123,7 @@ def test_a_registered_task_that_became_another_is_refused(
     assert tiny("task", "add", "mine", "--like", "colorize").code == 0
     add(base, tmp_path / "a", lambda r: None, task="mine", channels=3)
     said = "mine:1 takes conditions of 3 channels, and its task, like colorize, makes 1"
-    refused(tiny("run", "mine", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
+    assert refused(tiny("run", "mine", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
 
 
 def test_a_file_that_changed_in_the_store_is_refused(
@@ -135,9 +135,9 @@ def test_a_file_that_changed_in_the_store_is_refused(
     weights.chmod(0o644)
     weights.write_bytes(data)
     said = ("adapter.safetensors of depth:1 at ", "is not what was registered", "expected")
-    refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", *said)
+    assert refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", *said)
     weights.unlink()
-    refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", "is missing at")
+    assert refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", "is missing at")
 
 
 def test_a_base_that_changed_since_it_was_registered_is_named(
