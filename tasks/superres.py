@@ -34,6 +34,8 @@ class SuperRes(Task):
     class Options(Task.Options):
         scale: Literal[2, 4] = 4
         """How many times larger the output is."""
+        both: bool = False
+        """Half of the training pairs are of the other scale, so that one adapter serves both."""
         preset: Literal["light", "full"] = "light"
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
@@ -46,6 +48,8 @@ class SuperRes(Task):
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Degrades `image`; an example that has a `condition` of its own, such as a real small picture, keeps that."""
         scale = self.options.scale
+        if self.options.both and rng.random() < 0.5:
+            scale = 6 - scale
         image = needed(example, "image", self.name)
         target = image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
         height, width = target.shape[:2]

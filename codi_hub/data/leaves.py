@@ -2,14 +2,15 @@
 
 Restoration networks trained on such pictures alone work on photographs (Achddou et al., "Fully synthetic training for
 image restoration tasks", 2023; Baradad et al., "Learning to see by looking at noise", 2021). What makes them work is
-kept here: power-law sizes (so the spectrum falls as 1/f), textures of 1/f noise, shading inside a shape, a blurred
-far layer, and colours as muted as those of photographs.
+kept here: power-law sizes (so the spectrum falls as 1/f), textures of 1/f noise, grain like fur or grass, shading
+inside a shape, soft edges and shadows, a blurred far layer, colours as muted as those of photographs; and what people
+put into the world, print and fine regular lines.
 """
 
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SUPERSAMPLING = 2  # shapes are painted without antialiasing at twice the size, then averaged down
 BANK = 512  # side of the stored noise fields, px
@@ -34,17 +35,52 @@ def _noise_bank() -> np.ndarray:
     return np.stack(fields).astype(np.float32)
 
 
+@lru_cache(maxsize=1)
+def _print_bank() -> np.ndarray:
+    """Pages of made-up words, float32 (8, BANK, BANK) in [0, 1], letters 9 to 64 px high."""
+    rng = np.random.default_rng(20232)
+    letters = list("aaabcdeeeefghiiijklmnnooopqrrssttuuvwxyzAEHMRST0123456789")
+    pages = []
+    for height in np.geomspace(9, 64, 8):
+        page = Image.new("L", (BANK, BANK))
+        draw, font = ImageDraw.Draw(page), ImageFont.load_default(float(height))
+        for top in np.arange(0, BANK, 1.25 * height):
+            words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(int(200 / height) + 4)]
+            draw.text((-rng.uniform(0, 20), top), " ".join(words), fill=255, font=font)
+        pages.append(np.asarray(page, np.float32) / 255)
+    return np.stack(pages)
+
+
+def _print(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Where ink lies, float32 (height, width) in [0, 1]: letters, or lines at even distances."""
+    if rng.random() < 0.5:
+        top, left = rng.integers(BANK, size=2)
+        rows, columns = (top + np.arange(height)) % BANK, (left + np.arange(width)) % BANK
+        return _print_bank()[rng.integers(8)][rows[:, None], columns[None]]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
+    half = rng.uniform(0.8, max(1.0, 0.25 * period))
+    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    ink = np.zeros((height, width), np.float32)
+    for turn in (0, np.pi / 2)[: rng.integers(1, 3)]:
+        across = (np.cos(angle + turn) * y + np.sin(angle + turn) * x) % period
+        ink = np.maximum(ink, np.clip(half - np.minimum(across, period - across) + 0.5, 0, 1))
+    return ink.astype(np.float32)
+
+
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A piece of stored noise, float32 (height, width, 3); one in four is sheared into grain or stripes."""
+    """A piece of stored noise, float32 (height, width, 3); of three pieces one is drawn out into grain or stripes."""
     field = _noise_bank()[rng.integers(16)]
     top, left = rng.integers(BANK, size=2)
     rows = (top + np.arange(height)) % BANK
     columns = (left + np.arange(width)) % BANK
     kind = rng.random()
-    if kind < 0.12:  # grain: the noise is stretched along one axis
-        stretch = rng.integers(3, 12)
-        rows = (top + np.arange(height) // stretch) % BANK
-    elif kind < 0.24:  # stripes, straight or bent by the noise
+    if kind < 0.24:  # fur, grass, brushed things: the noise is drawn out along a direction that bends a little
+        angle, stretch = rng.uniform(0, np.pi), rng.uniform(3, 14)
+        y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
+        along = (np.cos(angle) * y + np.sin(angle) * x) / stretch
+        across = np.cos(angle) * x - np.sin(angle) * y + rng.uniform(0, 8) * np.sin(along * rng.uniform(0.05, 0.4))
+        return field[(top + along).astype(np.int32) % BANK, (left + across).astype(np.int32) % BANK]
+    if kind < 0.34:  # stripes, straight or bent by the noise
         angle, period = rng.uniform(0, np.pi), rng.uniform(5, 40)
         phase = (np.cos(angle) * np.arange(height)[:, None] + np.sin(angle) * np.arange(width)[None]) * (
             2 * np.pi / period
@@ -85,31 +121,46 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
 def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
     """Colours of one picture, float32 (count, 3): broad in luma, narrow in chroma around a common cast."""
     luma = np.clip(rng.normal(rng.uniform(0.3, 0.6), rng.uniform(0.12, 0.28), count), 0.02, 0.98)
-    vivid = rng.choice([1.0, 2.5, 5.0], (count, 1), p=[0.78, 0.18, 0.04])  # a few saturated things, as flags and fruit
-    chroma = rng.normal(0, [0.05, 0.03]) + rng.laplace(0, [0.06, 0.04], (count, 2)) * vivid
+    vivid = rng.choice([1.0, 2.5, 5.0], (count, 1), p=[0.86, 0.12, 0.02])  # a few saturated things, as flags and fruit
+    chroma = rng.normal(0, [0.05, 0.03]) + rng.laplace(0, [0.05, 0.035], (count, 2)) * vivid
     return (np.stack([luma, chroma[:, 0], chroma[:, 1]], -1) @ _TO_RGB).astype(np.float32)
 
 
 def _paint(canvas: np.ndarray, rng: np.random.Generator, outline: np.ndarray, colour: np.ndarray, rough: float) -> None:
-    """Paints one shape into the canvas, float32 (H, W, 3), in place: colour, shading across it, texture."""
+    """Paints one shape into the canvas, float32 (H, W, 3), in place: its shadow, colour, shading, texture and print."""
     height, width = canvas.shape[:2]
-    left, top = np.maximum(np.floor(outline.min(0)), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(outline.max(0)) + 1, [width, height]).astype(int)
+    soft = rng.uniform(1, 10) if rng.random() < 0.2 else 0.0
+    shadow = rng.uniform(1, 8) if rng.random() < 0.25 else 0.0
+    margin = int(3 * max(soft, shadow))
+    left, top = np.maximum(np.floor(outline.min(0)) - margin, 0).astype(int)
+    right, bottom = np.minimum(np.ceil(outline.max(0)) + 1 + margin, [width, height]).astype(int)
     if right <= left or bottom <= top:
         return
-    stencil = Image.new("1", (int(right - left), int(bottom - top)))
-    ImageDraw.Draw(stencil).polygon([(x - left, y - top) for x, y in outline.tolist()], fill=1)
-    inside = np.asarray(stencil)
-    h, w = inside.shape
+    stencil = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(stencil).polygon([(x - left, y - top) for x, y in outline.tolist()], fill=255)
+    region = canvas[top:bottom, left:right]
+    if shadow:
+        shift = rng.integers(-margin, margin + 1, 2) // 2
+        region *= 1 - rng.uniform(0.2, 0.7) * np.roll(_weights(stencil, shadow), shift, (0, 1))
+    h, w = region.shape[:2]
     slope = rng.normal(0, 0.12, 2)
     shade = slope[0] * np.linspace(-1, 1, h, dtype=np.float32)[:, None] + slope[1] * np.linspace(
         -1, 1, w, dtype=np.float32
     )
-    fill = colour * (1 + shade)[..., None]
+    fill = np.broadcast_to(colour, (h, w, 3))
+    if h * w > 900 and rng.random() < 0.08:
+        fill = fill + _print(rng, h, w)[..., None] * (_colours(rng, 1)[0] - colour)
+    fill = fill * (1 + shade)[..., None]
     if h * w > 64:
         fill = fill + rough * _texture(rng, h, w)
-    region = canvas[top:bottom, left:right]
-    np.copyto(region, fill.astype(np.float32), where=inside[..., None])
+    if soft:
+        region += _weights(stencil, soft) * (fill - region)
+    else:
+        np.copyto(region, fill.astype(np.float32), where=np.asarray(stencil)[..., None] > 0)
+
+
+def _weights(stencil: Image.Image, blur: float) -> np.ndarray:
+    return np.asarray(stencil.filter(ImageFilter.GaussianBlur(blur)), np.float32)[..., None] / 255
 
 
 def _blur(canvas: np.ndarray, radius: float) -> np.ndarray:
@@ -130,7 +181,7 @@ def leaves(rng: np.random.Generator, size: int) -> np.ndarray:
     side = SUPERSAMPLING * size
     count = int(np.exp(rng.uniform(np.log(12), np.log(260))))
     colours = _colours(rng, count + 1)
-    roughness = rng.exponential(0.05)
+    roughness = rng.exponential(0.06)
     canvas = colours[-1] + roughness * _texture(rng, side, side)
     # p(r) ~ r^-3 between the bounds, by inverting its distribution function
     smallest, largest = rng.uniform(2, 12), side * rng.uniform(0.3, 0.8)

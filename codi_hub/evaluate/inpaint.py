@@ -1,4 +1,4 @@
-"""Inpainting against a smooth filling, on photographs with known holes."""
+"""Inpainting against the fillings that need no training, on photographs with known holes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from codi_hub.evaluate.table import Figure, Table, mean_table
 from codi_hub.tasks.base import Task
 
 BASELINE = "smooth fill"
+RADIUS = 3  # px around a pixel that OpenCV's fillings look at, as in its tutorial
 KINDS = ("boxes", "brush")
 SHARE = 0.25  # of the picture that a hole takes, about
 
@@ -59,6 +60,9 @@ def evaluate_inpaint(
 ) -> InpaintReport:
     """Measures an inpainting adapter at several numbers of steps against the smoothest filling there is.
 
+    Where OpenCV is installed, also against its `inpaint`: Telea, "An image inpainting technique based on the fast
+    marching method", 2004, and the one that Bertalmio et al. made of the Navier-Stokes equations, 2001.
+
     Args:
         task: gives `prepare` and `finish`, so that what is measured is what `codi run` writes.
         photos: each gets one hole of every kind in `KINDS`.
@@ -100,6 +104,7 @@ def _outputs(
     made: dict[str, tuple[list[np.ndarray], float | None]] = {}
     truth = photo.image.astype(np.float32) / 255
     made[BASELINE] = [to_uint8(harmonic(truth, covered)) for covered in holes], None
+    made |= {name: (images, None) for name, images in opencv(photo.image, holes).items()}
     prepared = [task.prepare(np.dstack([photo.image, np.where(h, np.uint8(0), np.uint8(255))])) for h in holes]
     if autoencode:
         (round_trip,) = autoencode([truth])
@@ -107,6 +112,19 @@ def _outputs(
     for count in steps:
         made[step_name(count)] = finished(task, prepared, [""] * len(prepared), generate, count, seed)
     return made
+
+
+def opencv(image: np.ndarray, holes: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """OpenCV's fillings of uint8 (H, W, 3), per method one for each hole; none where OpenCV is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        return {}
+    methods = {"Telea": cv2.INPAINT_TELEA, "Navier-Stokes": cv2.INPAINT_NS}
+    return {
+        name: [cv2.inpaint(image, covered.astype(np.uint8), RADIUS, flag) for covered in holes]
+        for name, flag in methods.items()
+    }
 
 
 def _measured(

@@ -1,7 +1,8 @@
 """Makes the bundled models from nothing: `python -m recipes.nano`. Each stage goes on where it was interrupted.
 
-pictures -> autoencoder -> base -> words (its text encoder's) -> an adapter per task with `codi distill` itself ->
-features (the network that `codi eval` measures distances in) -> bundle (into codi_hub/nano).
+pictures -> autoencoder -> base -> an adapter per task with `codi distill` itself -> features (the network that
+`codi eval` measures distances in) -> bundle (into codi_hub/nano). On the CPU, `OMP_NUM_THREADS=1` and two stages of
+adapters side by side use two cores best; the stages before use all of them by themselves.
 """
 
 import argparse
@@ -15,26 +16,26 @@ from typing import Any
 
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
-from recipes.nano import autoencoder, base, bundle, features, words
+from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
-STAGES = ("pictures", "autoencoder", "base", "words", "superres", "depth", "inpaint", "edit", "features", "bundle")
-LEAVES, SCENES = 4096, 3072
-MINUTES = {"autoencoder": 26.0, "base": 60.0, "words": 2.0, "features": 8.0}
-MINUTES |= {"superres": 48.0, "depth": 29.0, "inpaint": 30.0, "edit": 46.0}
-FEW = ["--kind", "control", "--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
-SUPERRES = ["--set", "scale=4", "--data", "leaves+leaves+scenes", "--count", "6000", *FEW]
-INPAINT = ["--data", "leaves+scenes", "--count", "4000", "--size", "96", *FEW]
-WIDER = ["--data", "leaves+scenes", "--count", "3000", *FEW, "--rollout", "0.5"]
-EDIT = ["--count", "4000", "--size", "96", *FEW]
+LEAVES, SCENES = 6144, 6144
+MINUTES = {"autoencoder": 20.0, "base": 35.0, "features": 8.0}
+MINUTES |= {"superres": 28.0, "inpaint": 20.0, "depth": 16.0, "edit": 26.0, "canny": 10.0, "deblur": 10.0}
+FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
+MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
+SCENES_ONLY = ["--count", "4000", *FEW]
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before
 PASSES = {
-    "superres": [(0.45, SUPERRES), (0.55, [*SUPERRES, "--rollout", "0.7"])],
-    "depth": [(0.4, FEW), (0.25, [*FEW, "--rollout", "0.5"]), (0.35, [*FEW, "--rollout", "0.5"])],
-    "inpaint": [(0.33, INPAINT), (0.2, [*INPAINT, "--rollout", "0.5"]), (0.47, WIDER)],
+    "superres": [(0.5, ["--set", "both=true", *MIXED]), (0.5, ["--set", "both=true", *MIXED, "--rollout", "0.5"])],
+    "inpaint": [(0.5, MIXED), (0.5, [*MIXED, "--rollout", "0.5"])],
+    "depth": [(0.6, SCENES_ONLY), (0.4, [*SCENES_ONLY, "--rollout", "0.5"])],
     # first smaller scenes, of which a minute sees twice as many
-    "edit": [(0.26, EDIT), (0.48, EDIT), (0.26, [*FEW, "--rollout", "0.5"])],
+    "edit": [(0.7, [*SCENES_ONLY, "--size", "96"]), (0.3, [*SCENES_ONLY, "--rollout", "0.5"])],
+    "canny": [(1.0, [*SCENES_ONLY, "--rollout", "0.3"])],
+    "deblur": [(1.0, [*MIXED, "--rollout", "0.3"])],
 }
+STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
 
 
 def codi(workspace: Path, *arguments: str) -> dict[str, Any]:
@@ -89,7 +90,6 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
-        "words": lambda: words.run(workspace, captions, minutes["words"], device),
         **{task: partial(distil, workspace, task, minutes[task], device) for task in PASSES},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),

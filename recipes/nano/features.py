@@ -171,13 +171,13 @@ def run(
     torch.manual_seed(0)
     model = Learner(len(words)).to(device, memory_format=torch.channels_last)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([79, step])
+    def loss_of(network: Learner, number: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([79, number])
         rows = rng.integers(0, len(scenes) - HELD_OUT, BATCH // 2)
         others = rng.integers(0, len(leaves) - HELD_OUT, BATCH - len(rows))
         views, true = batch([*(scenes[k] for k in rows), *(leaves[k] for k in others)], rng)
         with torch.autocast(device, torch.bfloat16):
-            told, logits, vectors = model(views.to(device))
+            told, logits, vectors = network(views.to(device))
         seen = torch.cat([torch.arange(len(rows)), BATCH + torch.arange(len(rows))])
         present = targets[torch.from_numpy(rows)].repeat(2, 1).to(device)
         return {

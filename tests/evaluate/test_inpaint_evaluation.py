@@ -1,6 +1,7 @@
 """Inpainting measured: better fillings score better, and holes come from the seed."""
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,11 @@ def test_rows_follow_the_quality_of_what_is_generated(photos: list[Photograph]) 
         autoencode=lambda images: [image + 0.02 for image in images],
         on_progress=lambda done, total: told.append((done, total)),
     )
-    assert [row["name"] for row in report.table.rows] == ["smooth fill", "autoencoder", "1 step", "8 steps"]
-    fill, autoencoder, one, eight = report.table.rows
+    names = ["smooth fill", "Telea", "Navier-Stokes", "autoencoder", "1 step", "8 steps"]
+    assert [row["name"] for row in report.table.rows] == names
+    fill, telea, stokes, autoencoder, one, eight = report.table.rows
+    assert abs(telea["hole_psnr"] - fill["hole_psnr"]) < 4
+    assert 0 < abs(telea["hole_psnr"] - stokes["hole_psnr"]) < 4
     assert one["hole_psnr"] < eight["hole_psnr"]
     assert eight["hole_psnr"] > fill["hole_psnr"] + 3
     assert one["gmsd"] > eight["gmsd"]
@@ -62,7 +66,9 @@ def test_every_figure_and_picture_is_kept(photos: list[Photograph]) -> None:
     report = evaluate_inpaint(tasks.load("inpaint"), photos, blended(photos), steps=(2,))
     assert [figure.image for figure in report.figures[:2]] == ["p0 boxes", "p0 brush"]
     assert list(report.pictures) == ["p0 boxes", "p0 brush", "p1 boxes", "p1 brush"]
-    assert list(report.pictures["p1 brush"]) == ["input", "smooth fill", "2 steps", "original"]
+    assert list(report.pictures["p1 brush"]) == [
+        "input", "smooth fill", "Telea", "Navier-Stokes", "2 steps", "original",
+    ]  # fmt: skip
     covered = seeded_hole(photos[1], "brush", 0)
     shown = report.pictures["p1 brush"]
     assert (shown["input"][covered] == 128).all()
@@ -87,3 +93,9 @@ def test_the_step_across_an_edge() -> None:
     assert hole_edge(image, ~covered) == pytest.approx(0.5)
     assert hole_edge(image, np.roll(covered, 1, 1)[:, ::-1]) == pytest.approx(0.0)
     assert hole_edge(image, np.ones((4, 6), bool)) is None
+
+
+def test_without_opencv_its_rows_are_not_there(photos: list[Photograph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    report = evaluate_inpaint(tasks.load("inpaint"), photos[:1], blended(photos), steps=(2,))
+    assert [row["name"] for row in report.table.rows] == ["smooth fill", "2 steps"]
