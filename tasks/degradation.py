@@ -2,7 +2,8 @@
 
 `full` is the second-order pipeline of Real-ESRGAN (Wang et al., "Training Real-World Blind Super-Resolution with Pure
 Synthetic Data", 2021) with its published ranges: blur, resize, noise and JPEG, twice, and a final sinc filter. `light`
-is one such pass with milder ranges: what a downscaled, slightly noisy JPEG looks like.
+is one such pass with milder ranges: what a downscaled, slightly noisy JPEG looks like, and sometimes a
+clean small picture.
 
 Images are float32 (H, W, 3) in [0, 1] inside; sigmas of noise are in levels of 255, sigmas of blur in pixels.
 """
@@ -18,6 +19,7 @@ from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.filters import filter2d, luma, resize, smooth, to_uint8
 
 Range = tuple[float, float]
+CLEAN = 0.15  # share of the light ones that are only made smaller
 METHODS = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
@@ -74,14 +76,22 @@ def degrade(image: np.ndarray, scale: int, rng: np.random.Generator, preset: str
 
 
 def degrade_once(
-    image: np.ndarray, scale: int, blur_sigma: float, noise_sigma: float, jpeg_quality: int, rng: np.random.Generator
+    image: np.ndarray,
+    scale: int,
+    blur_sigma: float,
+    noise_sigma: float,
+    jpeg_quality: int | None,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """A known degradation, for evaluation: Gaussian blur, averaging down, Gaussian noise, JPEG. As `degrade`."""
+    """A known degradation, to evaluate with: Gaussian blur, averaging down, Gaussian noise, JPEG if any. As `degrade`."""
     small = resize(smooth(_unit(image, scale), blur_sigma), _size(image, scale), Image.Resampling.BOX)
-    return jpeg(add_gaussian_noise(small, noise_sigma, rng), jpeg_quality)
+    noisy = add_gaussian_noise(small, noise_sigma, rng)
+    return to_uint8(noisy) if jpeg_quality is None else jpeg(noisy, jpeg_quality)
 
 
 def _light(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < CLEAN:
+        return to_uint8(resize(image, _size(image, scale), METHODS[rng.integers(3)]))
     sigma = rng.uniform(0.2, 2.5)
     if rng.random() < 0.6:
         blurred = smooth(image, sigma)

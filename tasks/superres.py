@@ -14,7 +14,7 @@ from codi_hub.errors import InvalidInput
 from codi_hub.evaluate.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import degrade
-from codi_hub.tasks.filters import resize, smooth, to_uint8, with_low_frequencies
+from codi_hub.tasks.filters import back_projected, resize, smooth, to_uint8, with_low_frequencies
 
 MAX_PIXELS = 120_000_000  # of an output
 MAX_PSNR = 100.0
@@ -40,9 +40,11 @@ class SuperRes(Task):
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
-        correct_sigma: float = Field(1.25, gt=0, le=64)
+        correct_sigma: float = Field(6.0, gt=0, le=64)
         """Where low ends: sigma of a Gaussian in output pixels."""
-        sharpen: float = Field(0.5, ge=0, le=2)
+        project: float = Field(1.0, ge=0, le=1)
+        """How much to put back of what else the output lost of the input, as far as noise does not explain it."""
+        sharpen: float = Field(0.0, ge=0, le=2)
         """How much fine contrast, which a prediction between several possible pictures lacks, is given back."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
@@ -73,10 +75,13 @@ class SuperRes(Task):
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
 
-        Then the unsharp mask y + sharpen (y - G_2 y), its Gaussian 2 px wide.
+        With `project`, back-projection: averaged down, y is the input again, but for the input's noise. Last the
+        unsharp mask y + sharpen (y - G_2 y), its Gaussian 2 px wide.
         """
         if self.options.correct:
             output = with_low_frequencies(output, prepared.condition, self.options.correct_sigma)
+        if self.options.project:
+            output = back_projected(output, prepared.condition, self.options.scale, self.options.project)
         if self.options.sharpen:
             output = output + self.options.sharpen * (output - smooth(output, SHARPEN_SIGMA))
         return to_uint8(output)

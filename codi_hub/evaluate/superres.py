@@ -19,11 +19,11 @@ BASELINE = "bicubic"
 
 @dataclass(frozen=True)
 class Degradation:
-    """Blur (sigma, px of the full size), then downscaling, noise (sigma of 255) and JPEG quality."""
+    """Blur (sigma, px of the full size), then downscaling, noise (sigma of 255) and JPEG quality, or no JPEG."""
 
     blur: float
     noise: float
-    jpeg: int
+    jpeg: int | None
 
 
 GRID = (Degradation(0.8, 3.0, 85), Degradation(1.3, 6.0, 72), Degradation(1.8, 9.0, 60))

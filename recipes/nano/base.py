@@ -198,7 +198,7 @@ def run(
         loss = v_loss(lambda z_t, t: network(z_t, t, tokens), x, schedule, number)
         return {"scenes" if whole else "leaves": loss}
 
-    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=8e-4, ema_decay=0.998))
+    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=1.2e-3, ema_decay=0.998))
     print(f"two captions that differ in a colour are {told_apart(model.text, words):.3f} apart", flush=True)
     # the text encoder stays in 32 bit: transformers loads what is stored, diffusers float32, and the two must meet
     model.unet.half().save_pretrained(folder / "unet")

@@ -1,5 +1,6 @@
 """Writes docs/RESULTS.md: tables, plots, and for each claim whether it holds here."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from codi_hub.distill.cache import HELD_OUT
 from codi_hub.evaluate.plot import plot_quality
 from codi_hub.evaluate.table import COLUMNS, Table, cell, legend
+from recipes import goals
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import CLAIMS, COMMON, MEASURED, PAIRS, SIZE, TABLES, Claim, Row, Verdict
 from recipes.paper.train import made_with
@@ -31,9 +33,9 @@ ENOUGH = 3  # seeds before anything is said to hold
 HEAD = """# The paper's tables, at this project's scale
 
 Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image Generation* (CVPR 2024), was
-measured on a Stable Diffusion sized model and photographs. Here are its comparisons on the bundled base, `nano`, and on
-pictures that this project makes: every row trained from the same start, on the same data, **for the same time**. This
-page is written by
+measured on a Stable Diffusion sized model and photographs. Here are its comparisons on `nano`, as it was bundled when
+they were made (its hash is below), and on pictures that this project makes: every row trained from the same start, on
+the same data, **for the same time**. This page, but for the section on what is bundled now, is written by
 
     python -m recipes.paper --steps {steps}
 
@@ -50,8 +52,8 @@ seeds, with the lowest and the highest in brackets; nothing is said to hold with
 
 Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
 nothing to do with the models measured. They are **no FID and no LPIPS**, and the paper's figures cannot be compared
-with them; ratios and orders can. The bundled adapters stand above the rows to show what longer training of PE-CoDi
-changes: they had half an hour and more of the same two CPU cores (`codi show TASK`), and the rows a few minutes.
+with them; ratios and orders can. The adapters bundled then stand above the rows to show what longer training of PE-CoDi
+changes: they had half an hour and more of the same two CPU cores, and the rows a few minutes.
 
 {about}
 """
@@ -185,7 +187,8 @@ def write(results: Results, path: Path) -> None:
             plot(name, results, image)
             parts.append(f"![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
     parts += ["## The figures\n", *_listed(legend(_columns()))]
-    path.write_text("\n".join(parts) + "\n")
+    page, figures = "\n".join(parts) + "\n", results.path.parent / goals.FIGURES.name
+    path.write_text(goals.insert(page, goals.section(json.loads(figures.read_text()))) if figures.exists() else page)
 
 
 def _made_now(name: str, results: Results) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from codi_hub import tasks
 from codi_hub.data.leaves import leaves
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.degradation import degrade
-from codi_hub.tasks.filters import smooth
+from codi_hub.tasks.filters import back_projected, resize, smooth
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,27 @@ def test_an_output_too_large_is_refused_before_it_is_made() -> None:
 def test_what_is_no_picture_is_refused() -> None:
     with pytest.raises(InvalidInput, match="is no picture"):
         tasks.load("superres").prepare(np.zeros((8, 8), np.float32))
+
+
+def test_back_projection_puts_back_what_the_input_knows_and_not_its_noise(picture: np.ndarray) -> None:
+    sharp = picture.astype(np.float32) / 255
+    soft = smooth(sharp, 2.0)
+    projected = back_projected(soft, sharp, 4)
+    size = (picture.shape[1] // 4, picture.shape[0] // 4)
+    small, before, after = (resize(image, size, Image.Resampling.BOX) for image in (sharp, soft, projected))
+    assert np.abs(after - small).mean() < 0.5 * np.abs(before - small).mean()
+    assert np.abs(projected - sharp).mean() < np.abs(soft - sharp).mean()
+    noisy = np.random.default_rng(0).normal(0.5, 0.05, (24, 24, 3)).astype(np.float32).repeat(4, 0).repeat(4, 1)
+    flat = np.full_like(noisy, 0.5)
+    assert np.abs(back_projected(flat, noisy, 4) - flat).mean() < 0.3 * np.abs(noisy - flat).mean()
+    assert np.array_equal(back_projected(soft, sharp, 4, share=0), soft)
+
+
+def test_one_adapter_can_learn_both_scales(picture: np.ndarray) -> None:
+    def roughness(both: bool) -> list[float]:
+        task = tasks.load("superres", {"both": both})
+        pairs = [task.make_pair({"image": picture}, np.random.default_rng(k)) for k in range(12)]
+        assert all(pair.condition.shape == pair.target.shape for pair in pairs)
+        return [float(np.abs(pair.condition.astype(int) - pair.target).mean()) for pair in pairs]
+
+    assert sum(roughness(True)) < sum(roughness(False))

@@ -1,7 +1,7 @@
-"""Makes the README's pictures, docs/images/TASK.png, with the bundled models: `python -m recipes.readme_pictures`.
+"""Makes the pictures of the README and of docs/gallery.md with the bundled models: `python -m recipes.gallery`.
 
-The pictures are scenes that no training drew, the first ones of their seeds (of edits, of their kind): nobody chose
-them by how they came out.
+They are of scenes that no training drew, the first ones of their seeds (of edits, of their kind), and of scikit-image's
+photographs, the same ones for every task: nobody chose them by how they came out.
 """
 
 import argparse
@@ -13,17 +13,20 @@ from PIL import Image
 
 from codi_hub.evaluate.depth import held_out_scenes
 from codi_hub.evaluate.edit import held_out_edits
+from codi_hub.evaluate.photographs import photographs
 from codi_hub.evaluate.sheets import sheet
 from codi_hub.hub import Hub
 from codi_hub.tasks.base import Prepared, Task
+from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
-from codi_hub.tasks.filters import harmonic
+from codi_hub.tasks.filters import filter2d, harmonic, to_uint8
 from codi_hub.tasks.masks import hole
 
 OUT = Path("docs") / "images"
 LARGE, SMALL = 256, 128  # px a side
 STEPS = 4
-Cells = list[list[np.ndarray]]
+TOLD = ("make it night", "add fog", "make it sunset")  # to the photographs
+Cells = list[list[np.ndarray | None]]
 
 
 class Run:
@@ -39,24 +42,50 @@ class Run:
         return self.task.finish(output, prepared)
 
 
+def pictures(scenes: int, first: int = 0) -> list[np.ndarray]:
+    """Some scenes, then the middle of the first three photographs."""
+    middles = []
+    for photo in photographs(count=3):
+        top, left = ((side - LARGE) // 2 for side in photo.image.shape[:2])
+        middles.append(photo.image[top : top + LARGE, left : left + LARGE])
+    return [scene["image"] for scene in held_out_scenes(first + scenes, LARGE)[first:]] + middles
+
+
 def superres(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows = []
-    for k, scene in enumerate(held_out_scenes(3, LARGE)):
-        small = degrade_once(scene["image"], 4, 1.2, 5.0, 75, np.random.default_rng(k))
+    for k, image in enumerate(pictures(2)):
+        small = degrade_once(image, 4, 1.2, 5.0, 75, np.random.default_rng(k))
         bicubic = np.asarray(Image.fromarray(small).resize((LARGE, LARGE), Image.Resampling.BICUBIC))
-        rows.append([small, bicubic, run(run.task.prepare(Image.fromarray(small)), seed=k), scene["image"]])
+        rows.append([small, bicubic, run(run.task.prepare(Image.fromarray(small)), seed=k), image])
     return rows, ("input", "bicubic", f"codi run superres, {STEPS} steps", "original"), []
+
+
+def deblur(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
+    rows = []
+    for k, image in enumerate(pictures(1)):
+        blurred = to_uint8(filter2d(image.astype(np.float32) / 255, disc_kernel(3.0)))
+        rows.append([blurred, run(run.task.prepare(blurred), seed=k), image])
+    return rows, ("input, out of focus", f"codi run deblur, {STEPS} steps", "original"), []
 
 
 def inpaint(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows = []
-    for k, scene in enumerate(held_out_scenes(6, LARGE)[3:]):
-        image = scene["image"]
+    for k, image in enumerate(pictures(3, first=3)):
         covered = hole(np.random.default_rng(k), LARGE, LARGE, ("boxes", "brush")[k % 2], 0.15)
         prepared = run.task.prepare(np.dstack([image, np.where(covered, np.uint8(0), np.uint8(255))]))
         shown = np.where(covered[..., None], np.uint8(255), image)
         rows.append([shown, harmonic(image / np.float32(255), covered), run(prepared, seed=k), image])
     return rows, ("input", "smooth fill", f"codi run inpaint, {STEPS} steps", "original"), []
+
+
+def canny(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
+    rows, labels = [], []
+    for k, scene in enumerate(held_out_scenes(6, SMALL)[3:]):
+        prepared = run.task.prepare(scene["image"])
+        outputs = [run(prepared, scene["caption"], seed) for seed in (k, k + 100)]
+        rows.append([prepared.condition, *outputs, scene["image"]])
+        labels.append(scene["caption"])
+    return rows, ("edges", f"codi run canny, {STEPS} steps", "another seed", "scene they came from"), labels
 
 
 def depth(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
@@ -78,16 +107,20 @@ def edit(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
         outputs = [run(prepared, one.instruction, k, steps) for steps in (1, STEPS)]
         rows.append([one.before.image, *outputs, one.after.image])
         labels.append(one.instruction)
+    for k, (image, instruction) in enumerate(zip(pictures(0), TOLD, strict=True)):
+        prepared = run.task.prepare(image)
+        rows.append([image, *(run(prepared, instruction, k, steps) for steps in (1, STEPS)), None])
+        labels.append(instruction)
     return rows, ("input", "codi run edit, 1 step", f"{STEPS} steps", "rendered as told"), labels
 
 
 PICTURES: dict[str, Callable[[Run], tuple[Cells, tuple[str, ...], list[str]]]] = {
-    one.__name__: one for one in (superres, inpaint, depth, edit)
+    one.__name__: one for one in (superres, inpaint, depth, edit, canny, deblur)
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m recipes.readme_pictures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.gallery", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(PICTURES)} (default: all)")
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:

@@ -1,0 +1,197 @@
+"""Measures the bundled models against what they are meant to reach: `python -m recipes.goals [PART...]`.
+
+Every figure is of pictures that nothing was trained on: scikit-image's photographs, and scenes of seeds that no
+training draws. They go to docs/results/goals.json, and from there into a section of docs/RESULTS.md.
+"""
+
+import argparse
+import json
+import operator
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from codi_hub.evaluate.metrics import as_float, psnr, structure_agreement
+from codi_hub.evaluate.photographs import photographs
+from codi_hub.evaluate.run import round_trip
+from codi_hub.evaluate.superres import BASELINE, GRID, Degradation, evaluate_superres
+from codi_hub.hub import Hub
+from codi_hub.options import EvalOptions
+
+PAGE = Path("docs/RESULTS.md")
+FIGURES = Path("docs/results/goals.json")
+TITLE = "## The bundled models against their goals"
+STEPS = 4
+EDITS = 96
+CLEAN = (Degradation(0.0, 0.0, None),)
+SIDE = 512  # of the output that is timed, px
+ROUNDS = 5
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+# what `superres` does to the network's output, from nothing to all of it
+FINISHES: dict[str, dict[str, Any]] = {
+    "as the network made it": {"correct": False, "project": 0},
+    "and the input's low frequencies": {"correct": True, "project": 0},
+    "and back-projection": {},
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, and what it should be; no `needed` for one that only tells more."""
+
+    text: str
+    figure: float
+    needed: str = ""
+
+    @property
+    def holds(self) -> str:
+        if not self.needed:
+            return ""
+        sign, limit = self.needed.split()
+        return "yes" if OPERATORS[sign](self.figure, float(limit)) else "**no**"
+
+
+def superres(hub: Hub) -> Iterator[Goal]:
+    """x4 and x2 against bicubic, with each part of `finish`."""
+    base, adapter, row = hub.use("superres")
+    generate = hub.generator(base, adapter)
+
+    def measured(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
+        """PSNR more than bicubic's, GMSD relative to bicubic's."""
+        task = hub.load_task(row.task, options)
+        report = evaluate_superres(task, photographs(), generate, steps=(STEPS,), degradations=degradations)
+        bicubic, ours = (report.table.row(name) for name in (BASELINE, f"{STEPS} steps"))
+        return ours["psnr"] - bicubic["psnr"], ours["gmsd"] / bicubic["gmsd"]
+
+    for finish, options in FINISHES.items():
+        last = finish == list(FINISHES)[-1]
+        decibel, ratio = measured(GRID, **options)
+        yield Goal(f"superres x4, degraded, {finish}: PSNR, dB above bicubic", decibel, ">= 1" if last else "")
+        yield Goal(f"superres x4, degraded, {finish}: GMSD, times bicubic's", ratio, "<= 0.8" if last else "")
+        decibel, _ = measured(CLEAN, **options)
+        yield Goal(f"superres x4, clean, {finish}: PSNR, dB above bicubic", decibel, ">= 0" if last else "")
+    decibel, ratio = measured(GRID, scale=2)
+    yield Goal("superres x2, degraded: PSNR, dB above bicubic", decibel)
+    yield Goal("superres x2, degraded: GMSD, times bicubic's", ratio)
+
+
+def inpaint(hub: Hub) -> Iterator[Goal]:
+    """Holes of a quarter against OpenCV's fillings, in the whole picture."""
+    rows = {row["name"]: row for row in hub.evaluate("inpaint", EvalOptions(steps=(STEPS,))).rows}
+    ours = rows[f"{STEPS} steps"]
+    for other in ("Telea", "Navier-Stokes"):
+        yield Goal(f"inpaint: perceptual distance, times that of {other}", ours["perceptual"] / rows[other]["perceptual"], "< 1")  # fmt: skip
+        yield Goal(
+            f"inpaint: gradient distance (GMSD), times that of {other}", ours["gmsd"] / rows[other]["gmsd"], "< 1"
+        )
+        yield Goal(f"inpaint: Frechet distance, times that of {other}", ours["frechet"] / rows[other]["frechet"])
+
+
+def depth(hub: Hub) -> Iterator[Goal]:
+    """How much better a picture's edges lie on its own map than on another."""
+    rows = {row["name"]: row for row in hub.evaluate("depth", EvalOptions(steps=(STEPS,))).rows}
+    margin = rows[f"{STEPS} steps"]["margin"] / rows["scenes"]["margin"]
+    yield Goal("depth, scenes: adherence beyond another's map, times that of the scenes themselves", margin, ">= 1")
+    base, adapter, row = hub.use("depth")
+    task = hub.load_task(row.task)
+    (photo,) = (photo for photo in photographs() if photo.depth is not None)
+    prepared = task.prepare(photo.depth)
+    (output,) = hub.generator(base, adapter)([prepared.condition], ["a red box on concrete"], [0], STEPS)
+    picture, own = task.finish(output, prepared), prepared.condition
+    agreed, chance = (structure_agreement(picture, other) for other in (own, np.ascontiguousarray(own[:, ::-1])))
+    yield Goal("depth, the motorcycle's true disparity: adherence", agreed, ">= 0.4")
+    yield Goal("depth, the motorcycle's true disparity: adherence to its mirror image", chance)
+
+
+def edit(hub: Hub) -> Iterator[Goal]:
+    """Instructions carried out, and the rest left alone."""
+    for row in hub.evaluate("edit", EvalOptions(steps=(1, STEPS), count=EDITS)).rows:
+        if row["name"] in ("1 step", f"{STEPS} steps"):
+            yield Goal(f"edit, {row['name']}: share of instructions carried out", row["followed"], ">= 0.95")
+            for kind in ("recolour", "remove", "time"):
+                yield Goal(f"edit, {row['name']}: of kind {kind}", row[kind])
+            yield Goal(f"edit, {row['name']}: share of the rest unchanged", row["kept"], ">= 0.98")
+
+
+def autoencoder(hub: Hub) -> Iterator[Goal]:
+    """What the latents allow."""
+    base, _, _ = hub.use("superres")
+    figures = [psnr(round_trip(base, as_float(photo.image)), photo.image) for photo in photographs()]
+    yield Goal("autoencoder: PSNR on photographs, mean, dB", statistics.fmean(figures), ">= 32")
+    yield Goal("autoencoder: PSNR on the photograph that it does worst, dB", min(figures))
+
+
+def speed(hub: Hub) -> Iterator[Goal]:
+    """A picture of 512 x 512 with what comes before and after the networks, as `codi run` has it once loaded."""
+    base, adapter, row = hub.use("superres")
+    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    small = photographs(count=1)[0].image[: SIDE // 4, : SIDE // 4]
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        prepared = task.prepare(small)
+        (output,) = generate([prepared.condition], [""], [0], STEPS)
+        task.finish(output, prepared)
+        seconds.append(time.perf_counter() - began)
+    text = f"superres to {SIDE}x{SIDE}, {STEPS} steps, {torch.get_num_threads()} CPU threads: seconds"
+    yield Goal(text, statistics.median(seconds[1:]), "< 2")
+
+
+PARTS: dict[str, Callable[[Hub], Iterator[Goal]]] = {
+    one.__name__: one for one in (autoencoder, superres, inpaint, depth, edit, speed)
+}
+
+
+def section(figures: dict[str, Any]) -> str:
+    """The section of the page."""
+    about = f"`python -m recipes.goals`; base {figures['base']}, {figures['date']}."
+    lines = [TITLE, "", "Pictures that nothing was trained on: " + about, "", "| | here | goal | met |", "|-|-:|-:|-|"]
+    for part in PARTS:
+        for goal in (Goal(**row) for row in figures["parts"].get(part, ())):
+            lines.append(f"| {goal.text} | {goal.figure:.3g} | {goal.needed} | {goal.holds} |")
+    return "\n".join(lines) + "\n"
+
+
+def insert(page: str, text: str) -> str:
+    """The page with its section replaced, or with a new one before the others."""
+    whole = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    if whole.search(page):
+        return whole.sub(lambda _: text + "\n", page)
+    first = page.index("\n## ") + 1
+    return f"{page[:first]}{text}\n{page[first:]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipes.goals", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"parts": {}}
+    with Hub.open() as hub:
+        base = hub.registry.base("nano").family
+        if figures.get("base") != base:
+            figures = {"base": base, "parts": {}}
+        for part in parts:
+            print(f"== {part}", flush=True)
+            rows = []
+            for goal in PARTS[part](hub):
+                print(f"{goal.text}: {goal.figure:.4g} {goal.needed} {goal.holds}", flush=True)
+                rows.append(asdict(goal))
+            figures["parts"][part] = rows
+            figures["date"] = time.strftime("%Y-%m-%d")
+            FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+    PAGE.write_text(insert(PAGE.read_text(), section(figures)))
+
+
+if __name__ == "__main__":
+    main()
