@@ -36,11 +36,14 @@ ROUNDS = 5
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
+COMPARED = (("perceptual", "perceptual distance", "< 1"), ("gmsd", "gradient distance (GMSD)", "< 1"),
+            ("frechet", "Frechet distance", ""))  # fmt: skip
 # what `superres` does to the network's output, from nothing to all of it
 FINISHES: dict[str, dict[str, Any]] = {
-    "as the network made it": {"correct": False, "project": 0},
-    "and the input's low frequencies": {"correct": True, "project": 0},
-    "and back-projection": {},
+    "as the network made it": {"correct": False, "project": 0, "sharpen": 0},
+    "with the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
+    "with back-projection": {"correct": True, "project": 1, "sharpen": 0},
+    "as `codi run` has it": {},
 }
 
 
@@ -89,11 +92,8 @@ def inpaint(hub: Hub) -> Iterator[Goal]:
     rows = {row["name"]: row for row in hub.evaluate("inpaint", EvalOptions(steps=(STEPS,))).rows}
     ours = rows[f"{STEPS} steps"]
     for other in ("Telea", "Navier-Stokes"):
-        yield Goal(f"inpaint: perceptual distance, times that of {other}", ours["perceptual"] / rows[other]["perceptual"], "< 1")  # fmt: skip
-        yield Goal(
-            f"inpaint: gradient distance (GMSD), times that of {other}", ours["gmsd"] / rows[other]["gmsd"], "< 1"
-        )
-        yield Goal(f"inpaint: Frechet distance, times that of {other}", ours["frechet"] / rows[other]["frechet"])
+        for figure, name, needed in COMPARED:
+            yield Goal(f"inpaint: {name}, times that of {other}", ours[figure] / rows[other][figure], needed)
 
 
 def depth(hub: Hub) -> Iterator[Goal]:

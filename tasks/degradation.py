@@ -83,7 +83,7 @@ def degrade_once(
     jpeg_quality: int | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A known degradation, to evaluate with: Gaussian blur, averaging down, Gaussian noise, JPEG if any. As `degrade`."""
+    """A known degradation to evaluate with: Gaussian blur, averaging down, Gaussian noise, JPEG if any."""
     small = resize(smooth(_unit(image, scale), blur_sigma), _size(image, scale), Image.Resampling.BOX)
     noisy = add_gaussian_noise(small, noise_sigma, rng)
     return to_uint8(noisy) if jpeg_quality is None else jpeg(noisy, jpeg_quality)

@@ -40,11 +40,11 @@ class SuperRes(Task):
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
-        correct_sigma: float = Field(6.0, gt=0, le=64)
+        correct_sigma: float = Field(1.25, gt=0, le=64)
         """Where low ends: sigma of a Gaussian in output pixels."""
-        project: float = Field(1.0, ge=0, le=1)
+        project: float = Field(0.0, ge=0, le=1)
         """How much to put back of what else the output lost of the input, as far as noise does not explain it."""
-        sharpen: float = Field(0.0, ge=0, le=2)
+        sharpen: float = Field(0.5, ge=0, le=2)
         """How much fine contrast, which a prediction between several possible pictures lacks, is given back."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

@@ -1,8 +1,8 @@
 """Makes the bundled models from nothing: `python -m recipes.nano`. Each stage goes on where it was interrupted.
 
 pictures -> autoencoder -> base -> an adapter per task with `codi distill` itself -> features (the network that
-`codi eval` measures distances in) -> bundle (into codi_hub/nano). On the CPU, `OMP_NUM_THREADS=1` and two stages of
-adapters side by side use two cores best; the stages before use all of them by themselves.
+`codi eval` measures distances in) -> bundle (into codi_hub/nano). On a CPU, adapters are distilled side by side, one on
+each core, which gains 1.45 times over one after the other on both; the stages before use all cores by themselves.
 """
 
 import argparse
@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
-MINUTES = {"autoencoder": 20.0, "base": 38.0, "features": 8.0}
+MINUTES = {"autoencoder": 46.0, "base": 70.0, "features": 8.0}
 MINUTES |= {"superres": 24.0, "inpaint": 16.0, "depth": 14.0, "edit": 24.0, "canny": 7.0, "deblur": 8.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
@@ -39,9 +40,9 @@ PASSES = {
 STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
 
 
-def codi(workspace: Path, *arguments: str) -> dict[str, Any]:
+def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
     """Runs the command in the workspace's own home, and gives back what it answers as JSON."""
-    home = os.environ | {"CODI_HOME": str(workspace / "home")}
+    home = os.environ | {"CODI_HOME": str(workspace / "home"), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "codi_hub.cli", *arguments, "--json"]
     answer: dict[str, Any] = json.loads(subprocess.run(command, env=home, check=True, stdout=subprocess.PIPE).stdout)
     return answer
@@ -55,10 +56,9 @@ def register_base(workspace: Path) -> None:
         registry.add_base(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
 
 
-def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
+def distil(workspace: Path, task: str, minutes: float, device: str, threads: int) -> None:
     """One adapter on the workspace's base, in its passes; resumed where they were interrupted."""
-    if not (workspace / "home" / "registry.db").exists():
-        register_base(workspace)
+    print(f"== {task}", flush=True)
     parent: list[str] = []
     for number, (share, told) in enumerate(PASSES[task], 1):
         run = bundle.run_folder(workspace, task, number)
@@ -68,9 +68,19 @@ def distil(workspace: Path, task: str, minutes: float, device: str) -> None:
             arguments += ["--time-budget", f"{share * minutes:g}m", *parent]
             if (run / "run.json").exists():
                 arguments.append("--resume")
-            made = codi(workspace, "distill", task, *arguments, "--device", device, *told)
+            made = codi(workspace, "distill", task, *arguments, "--device", device, *told, threads=threads)
             done.write_text(made["adapter"])
         parent = ["--from", done.read_text()]
+
+
+def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], device: str, lanes: int) -> None:
+    """Adapters of several tasks, `lanes` of them at a time, the longest first."""
+    if not (workspace / "home" / "registry.db").exists():
+        register_base(workspace)
+    threads = max(1, (os.cpu_count() or 1) // lanes)
+    longest = sorted(tasks, key=lambda task: -minutes[task])
+    with ThreadPoolExecutor(lanes) as executor:  # each waits for a process of its own
+        list(executor.map(lambda task: distil(workspace, task, minutes[task], device, threads), longest))
 
 
 def main() -> None:
@@ -78,26 +88,32 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--workspace", type=Path, default=Path("build/nano"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--times", type=float, default=1.0, help="all minutes below, times this (default: 1)")
+    parser.add_argument("--lanes", type=int, help="adapters at a time (default: one for each core, one on a GPU)")
     for stage, minutes in MINUTES.items():
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes, help="(default: %(default)s)")
     arguments = parser.parse_args()
     if unknown := set(arguments.stages) - set(STAGES):
         parser.error(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     workspace, device = arguments.workspace, arguments.device
-    minutes = {stage: getattr(arguments, f"{stage}_minutes") for stage in MINUTES}
+    lanes = arguments.lanes or (1 if device == "cuda" else os.cpu_count() or 1)
+    minutes = {stage: arguments.times * getattr(arguments, f"{stage}_minutes") for stage in MINUTES}
     scenes, captions = pool(workspace / "pictures", "scenes", SCENES, seed=2)
     leaves, _ = pool(workspace / "pictures", "leaves", LEAVES, seed=1)
     run = {
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
-        **{task: partial(distil, workspace, task, minutes[task], device) for task in PASSES},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
     }
-    for stage in arguments.stages or STAGES:
-        print(f"== {stage}", flush=True)
-        run[stage]()
+    for adapters, stages in groupby(arguments.stages or STAGES, key=PASSES.__contains__):
+        if adapters:
+            distil_all(workspace, list(stages), minutes, device, lanes)
+            continue
+        for stage in stages:
+            print(f"== {stage}", flush=True)
+            run[stage]()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ WIDTH = 48  # 4 x 4 cells of 3 colours: the encoder can begin by holding a cell'
 COSINES = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (0, 0, 2), (0, 2, 0))
 DEVIATIONS = (7.8, 2.5, 1.0, 0.8, 0.8, 0.25, 0.3, 0.3)  # of these, on leaves
 AXES = ((0.577, 0.577, 0.577), (0.707, 0.0, -0.707), (0.408, -0.816, 0.408))  # luma, orange-blue, magenta-green
-LATENT_NOISE = 0.04  # the decoder must bear the error of a few-step prediction, not only the encoder's exact latents
+LATENT_NOISE = 0.03  # the decoder must bear the error of a few-step prediction, not only the encoder's exact latents
 
 
 def build() -> AutoencoderTiny:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
 from codi_hub.registry import Registry
+from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
 from recipes.nano.__main__ import register_base
 from recipes.nano.base import TOKENS, tokenizer
@@ -103,3 +105,29 @@ def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> No
         assert registry.base(None).name == bundle.BASE
         assert registry.base(None).source == str(tmp_path / "base")
         assert not registry.adapters("superres", base=bundle.BASE)
+
+
+def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str, int]] = []
+    meeting = Barrier(2, timeout=20)
+
+    def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
+        parent = arguments[arguments.index("--from") + 1] if "--from" in arguments else ""
+        if not parent:
+            meeting.wait()  # two tasks are at it at once, or this breaks
+        told.append((task, parent, threads))
+        Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
+        return {"adapter": f"{task}:{len([one for one in told if one[0] == task])}"}
+
+    monkeypatch.setattr(nano, "codi", codi)
+    monkeypatch.setattr(nano, "register_base", lambda workspace: None)
+    passes = {"depth": [(0.5, ["--x"]), (0.5, [])], "edit": [(1.0, [])]}
+    monkeypatch.setattr(nano, "PASSES", passes)
+    monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
+    nano.distil_all(tmp_path, ["depth", "edit"], {"depth": 2.0, "edit": 1.0}, "cpu", lanes=2)
+    assert sorted(told) == [("depth", "", 2), ("depth", "depth:1", 2), ("edit", "", 2)]
+    told.clear()
+    nano.distil_all(tmp_path, ["depth", "edit"], {"depth": 2.0, "edit": 1.0}, "cpu", lanes=2)
+    assert told == []  # what is done is not done again

@@ -38,12 +38,12 @@ def test_a_real_small_picture_is_taken_as_it_is(picture: np.ndarray) -> None:
 
 
 def test_correction_keeps_the_low_frequencies_of_the_input_and_the_detail_of_the_output(picture: np.ndarray) -> None:
-    task = tasks.load("superres", {"correct_sigma": 3.0, "project": 0})
+    task = tasks.load("superres", {"correct_sigma": 3.0, "project": 0, "sharpen": 0})
     prepared = task.prepare(np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BOX)))
     sharp = picture.astype(np.float32) / 255
     drifted = 0.7 * sharp + [0.2, 0.05, 0.1]  # wrong contrast and colour
     finished = task.finish(drifted.astype(np.float32), prepared).astype(np.float32) / 255
-    plain = tasks.load("superres", {"correct": False, "project": 0}).finish(
+    plain = tasks.load("superres", {"correct": False, "project": 0, "sharpen": 0}).finish(
         drifted.astype(np.float32), prepared
     ) / np.float32(255)
     low = smooth(prepared.condition, 6.0)
@@ -67,7 +67,10 @@ def test_sharpening_gives_a_soft_edge_its_contrast_back() -> None:
     soft = smooth(edge, 2.0)
     prepared = tasks.load("superres").prepare(np.zeros((16, 16, 3), np.uint8))
     errors = [
-        np.abs(tasks.load("superres", {"correct": False, "project": 0, "sharpen": much}).finish(soft, prepared) / 255 - edge).mean()
+        np.abs(
+            tasks.load("superres", {"correct": False, "project": 0, "sharpen": much}).finish(soft, prepared) / 255
+            - edge
+        ).mean()
         for much in (0.0, 0.3, 0.6)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -126,6 +129,8 @@ def test_one_adapter_can_learn_both_scales(picture: np.ndarray) -> None:
         pair = tasks.load("superres", {"both": True}).make_pair(example, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
         scale = 2 if rng.random() < 0.5 else 4
-        assert np.array_equal(pair.condition, tasks.load("superres", {"scale": scale}).make_pair(example, rng).condition)
+        assert np.array_equal(
+            pair.condition, tasks.load("superres", {"scale": scale}).make_pair(example, rng).condition
+        )
         drawn.add(scale)
     assert drawn == {2, 4}
