@@ -133,7 +133,7 @@ def told_apart(text: CLIPTextModel, words: CLIPTokenizer) -> float:
 
 
 def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
-    """uint8 (N, H, W, 3) -> float16 latents (N, 8, H/4, W/4) of unit deviation."""
+    """uint8 (N, H, W, 3) -> float16 latents (N, C, H/4, W/4) of unit deviation."""
     rows = []
     for start in range(0, len(images), 32):
         pixels = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2)
