@@ -170,6 +170,13 @@ class Task:
         """
         return None
 
+    def done(self, output: np.ndarray, pair: Pair) -> float | None:
+        """How much of the way from a pair's condition to its target an output, float32 (H, W, 3), has gone; 1: all.
+
+        None where the task asks for no change of a picture.
+        """
+        return None
+
     def latest_score(self, metrics: Mapping[str, Any]) -> float | None:
         """The number that `latest` is decided by, from held-out metrics; higher is better."""
         value = metrics.get(self.score)

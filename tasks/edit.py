@@ -15,6 +15,8 @@ from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.filters import smooth, to_uint8
 
 MAX_PSNR = 100.0
+TOUCHED = 2 / 255  # between input and target, above which a pixel belongs to the edit
+BLUR = 1.5  # px; texture that no one could guess, and the autoencoder's grain, do not count
 SIGMA = 3.0  # px, within which a change is looked for: what the latents blur is none
 
 
@@ -27,6 +29,7 @@ class Edit(Task):
     data = "edits"
     uses_prompt = True
     needs_prompt = True
+    score = "done"  # by PSNR, who does nothing would be among the best
     # an encoder that reads the instruction
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}
 
@@ -64,3 +67,14 @@ class Edit(Task):
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
         """How much of the input is left: PSNR in dB between the two, at most `MAX_PSNR`."""
         return min(MAX_PSNR, psnr(output, condition))
+
+    def done(self, output: np.ndarray, pair: Pair) -> float | None:
+        """1 - |output - target| / |input - target|, root mean squares where the two differ, all blurred a little."""
+        before, after = (picture.astype(np.float32) / 255 for picture in (pair.condition, pair.target))
+        touched = np.abs(before - after).max(-1) > TOUCHED
+        if not touched.any():
+            return None
+        left, there = (
+            np.sqrt(np.mean(np.square(smooth(picture - after, BLUR)[touched]))) for picture in (output, before)
+        )
+        return float(1 - left / max(float(there), 1e-6))

@@ -27,7 +27,7 @@ parameters, stored in 16 bit.
 {rows}
 
 PSNR (dB) and GMSD (lower is better) are against the target picture, after the task's `finish`. `adherence` is the
-task's own measure of obedience to the condition, `shuffled` the same against another pair's condition.{reference}
+task's own measure of obedience to the condition, `shuffled` the same against another pair's condition.{done}{reference}
 
 ## Limits
 
@@ -44,6 +44,9 @@ MADE = {  # how a baseline came about; every other method is CoDi's
 }
 
 
+DONE = " `done` is how far what was asked for has been done: 1 all of it, 0 nothing."
+
+
 def write_card(record: AdapterRecord, parameters: int) -> str:
     """The card's text, in Markdown."""
     by_steps: dict[str, dict[str, Any]] = record.metrics["by_steps"]
@@ -51,7 +54,9 @@ def write_card(record: AdapterRecord, parameters: int) -> str:
     rows = [
         f"| {steps} | " + " | ".join(_figure(row[name]) for name in names) + " |" for steps, row in by_steps.items()
     ]
-    training = [f"| {key.replace('_', ' ')} | {value} |" for key, value in record.training.items()]
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.config.items())
+    told = {"adapter": f"{record.kind}, {settings}", **record.training}
+    training = [f"| {key.replace('_', ' ')} | {value} |" for key, value in told.items()]
     given = record.metrics.get("condition_psnr")
     return CARD.format(
         made=MADE.get(method_of(record.training), CODI),
@@ -66,6 +71,7 @@ def write_card(record: AdapterRecord, parameters: int) -> str:
         heads=" | ".join(names),
         rules="|".join("-" for _ in names),
         rows="\n".join(rows),
+        done=DONE if "done" in names else "",
         reference=f" The condition itself scores {given:.2f} dB." if given is not None else "",
     )
 

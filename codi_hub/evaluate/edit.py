@@ -20,13 +20,12 @@ from codi_hub.evaluate.metrics import as_float
 from codi_hub.evaluate.pairs import outputs
 from codi_hub.evaluate.table import Figure, Table, mean_table
 from codi_hub.tasks.base import Task
+from codi_hub.tasks.edit import BLUR, TOUCHED
 from codi_hub.tasks.filters import smooth, to_uint8
 
 KINDS = ("recolour", "remove", "time")
-TOUCHED = 2  # levels of 255 between input and twin, above which a pixel belongs to the edit
 KEPT = 10  # levels by which a pixel may differ and still be called the same
 DONE = 0.5  # of the way from the input to the twin that a removal may lack
-BLUR = 1.5  # px; texture that no one could guess, and the autoencoder's grain, do not count
 LIGHTNESS = 0.5  # weight beside hue: shades of one colour differ in lightness most
 
 
@@ -40,7 +39,7 @@ class Judge:
     def touched(self) -> np.ndarray:
         """Where the twin differs from the input, bool (H, W): the thing itself, its shadow, or everything."""
         before, after = self.edit.before.image, self.edit.after.image
-        return np.abs(before.astype(np.int16) - after).max(-1) > TOUCHED
+        return np.abs(as_float(before) - as_float(after)).max(-1) > TOUCHED
 
     def followed(self, picture: np.ndarray) -> bool:
         """Whether uint8 (H, W, 3) obeys the instruction.

@@ -19,17 +19,21 @@ def outputs(
 
 
 def measure(task: Task, pairs: Sequence[Pair], pictures: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Means: `psnr`, `ssim`, `gmsd` against the target, `adherence` to the own condition, `shuffled` to another's."""
+    """Means: `psnr`, `ssim`, `gmsd` against the target, `adherence` to the own condition, `shuffled` to another's.
+
+    And `done`, where the task knows what that is.
+    """
     conditions = [pair.condition.astype(np.float32) / 255 for pair in pairs]
     floats = [picture.astype(np.float32) / 255 for picture in pictures]
     own = [task.adherence(image, condition) for image, condition in zip(floats, conditions, strict=True)]
     other = [task.adherence(image, conditions[(k + 1) % len(conditions)]) for k, image in enumerate(floats)]
     targets = [pair.target for pair in pairs]
+    done = _mean([task.done(image, pair) for image, pair in zip(floats, pairs, strict=True)])
     return {
         **{metric.__name__: float(np.mean(list(map(metric, pictures, targets)))) for metric in (psnr, ssim, gmsd)},
         "adherence": _mean(own),
         "shuffled": _mean(other),
-    }
+    } | ({} if done is None else {"done": done})
 
 
 def held_out_scores(

@@ -36,6 +36,7 @@ COLUMNS = {
     "adherence": Column("adherence", 3, "higher", "how well the condition is kept, in the task's own measure"),
     "shuffled": Column("shuffled", 3, "lower", "the same, held against another picture's condition"),
     "margin": Column("margin", 3, "higher", "adherence less shuffled: 0 where the condition is ignored"),
+    "done": Column("done", 3, "higher", "how far what was asked for has been done: 1 all of it, 0 nothing"),
     "seam": Column("seam", 3, "nearer 1", "step across the hole's edge, relative to the true picture's"),
     "followed": Column("followed", 3, "higher", "share of the instructions obeyed, read from the picture"),
     **{

@@ -21,7 +21,7 @@ from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
-MINUTES = {"autoencoder": 14.0, "base": 70.0, "features": 8.0}
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
 MINUTES |= {"superres": 24.0, "inpaint": 16.0, "depth": 14.0, "edit": 24.0, "canny": 7.0, "deblur": 8.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]

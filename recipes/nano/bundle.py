@@ -24,8 +24,8 @@ Everything in it was made from nothing by `python -m recipes.nano`; it has never
 
 | part | what | parameters | trained on | for |
 |-|-|-|-|-|
-| `vae` | AutoencoderTiny, f4, 12 channels (principal components) | {vae:,} | {leaves} dead-leaves pictures and {scenes} scenes, 64 px crops \
-| {vae_steps:,} steps, {vae_minutes:.0f} minutes |
+| `vae` | AutoencoderTiny, f4, 12 channels: principal components | {vae:,} | {leaves} dead-leaves pictures \
+and {scenes} scenes, 64 px crops | {vae_steps:,} steps, {vae_minutes:.0f} minutes |
 | `unet` | UNet2DConditionModel, v-prediction, zero terminal SNR, no self-attention | {unet:,} | latents of the same \
 pictures, 96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
 | `text_encoder` | CLIPTextModel, 2 layers, vocabulary {words} | {text:,} | the scenes' captions, with the U-Net | |

@@ -12,6 +12,7 @@ from PIL import Image
 from codi_hub.data import open_source
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks import load
+from codi_hub.tasks.base import Pair
 
 TASK = load("edit")
 BEFORE, AFTER = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8) for seed in (0, 1))
@@ -110,3 +111,15 @@ def test_without_keeping_all_is_the_networks() -> None:
 def test_an_impossible_option_is_refused(keep: float) -> None:
     with pytest.raises(UsageError, match="keep"):
         load("edit", {"keep": keep})
+
+
+def test_done_is_how_much_of_the_change_was_made() -> None:
+    pair = Pair(np.full_like(BEFORE, 128), BEFORE, "make it gray")
+    before, after = (picture.astype(np.float32) / 255 for picture in (pair.condition, pair.target))
+    assert TASK.done(before, pair) == pytest.approx(0, abs=1e-6)
+    assert TASK.done(after, pair) == pytest.approx(1, abs=1e-6)
+    assert TASK.done(0.25 * before + 0.75 * after, pair) == pytest.approx(0.75, abs=1e-3)
+    assert TASK.done(2 * before - after, pair) == pytest.approx(-1, abs=1e-3)
+    assert TASK.done(before, Pair(BEFORE, BEFORE, "do nothing")) is None
+    assert load("superres").done(before, pair) is None
+    assert TASK.latest_score({"psnr": 30.0, "done": 0.4}) == 0.4
