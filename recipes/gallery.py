@@ -121,10 +121,13 @@ PICTURES: dict[str, Callable[[Run], tuple[Cells, tuple[str, ...], list[str]]]] =
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.gallery", description=__doc__)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(PICTURES)} (default: all)")
+    parser.add_argument(
+        "tasks", nargs="*", metavar="TASK", help=f"of {', '.join(PICTURES)} (default: what has an adapter)"
+    )
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:
-        for name in parser.parse_args().tasks or PICTURES:
+        there = {row.task for row in hub.registry.adapters(base="nano")}
+        for name in parser.parse_args().tasks or [name for name in PICTURES if name in there]:
             rows, columns, labels = PICTURES[name](Run(hub, name))
             sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
             print(OUT / f"{name}.png")
