@@ -127,12 +127,14 @@ class Engine:
             own = [(seed + 7919 * number) % 2**63 for seed in seeds]
             return temperature * self._noise(own, size, windows).to(base.device)
 
-        prompt, prepared = base.embed(list(prompts)), self._prepared(adapter, conditions)
+        given = self._given(adapter, conditions)
+        prompt, prepared = base.embed(list(prompts)), adapter.prepare(given)
         denoise = base.schedule.denoiser(
             lambda z_t, t: predict(adapter, base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
-        timesteps = sampling_timesteps(steps, len(base.schedule))
-        x_hat = SAMPLERS[sampler](denoise, drawn(0), timesteps, base.schedule, lambda number: drawn(number + 1))
+        timesteps = sampling_timesteps(steps, adapter.horizon(len(base.schedule)))
+        begun = adapter.begun(base, given, drawn(0))
+        x_hat = SAMPLERS[sampler](denoise, begun, timesteps, base.schedule, lambda number: drawn(number + 1))
         images = decode(base, x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         if compile:
             self._batches[height, width] = len(images)
@@ -155,14 +157,16 @@ class Engine:
 
         return tried
 
-    def _prepared(self, adapter: ControlAdapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
+    def _given(self, adapter: ControlAdapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
+        """Conditions as the adapter takes them."""
+
         def tensor(images: Sequence[np.ndarray]) -> Tensor:
             stacked = pad(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.base.multiple)
             return stacked.to(self.base.device, self.base.dtype, memory_format=torch.channels_last)
 
         if isinstance(adapter, MixedBatch):
-            return adapter.prepare([tensor([image]) for image in conditions])
-        return adapter.prepare(tensor(conditions))
+            return [tensor([image]) for image in conditions]
+        return tensor(conditions)
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         """Cells of a picture's latent, padded to what the base can take."""

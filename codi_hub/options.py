@@ -243,6 +243,13 @@ class DistillOptions(_Checked):
         most=1.0,
         panel="Loss",
     )
+    start: float = _opt(
+        1.0,
+        "Where sampling begins, as a share of the schedule: below 1 with the condition under the noise of that time",
+        least=0.1,
+        most=1.0,
+        panel="Loss",
+    )
     ema: float = _opt(0.99, "Rate of the target network's moving average", least=0.0, most=1.0, panel="Loss")
 
     train_steps: int | None = _opt(

@@ -37,21 +37,33 @@ class ControlAdapter(nn.Module):
         condition_channels: channels of the condition, an image in [0, 1].
         fusion: `zero_conv` or `gate`.
         pretrained: start from the base's encoder, or from random weights.
+        start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
+            itself under the noise of that time, as SDEdit (Meng et al., 2022) does with a picture to be changed.
 
     Raises:
-        UsageError: an unknown fusion, or an impossible number of channels.
+        UsageError: an unknown fusion, an impossible number of channels, or a start that cannot be.
     """
 
     kind = "control"
 
     def __init__(
-        self, base: FrozenBase, *, condition_channels: int = 3, fusion: str = "zero_conv", pretrained: bool = True
+        self,
+        base: FrozenBase,
+        *,
+        condition_channels: int = 3,
+        fusion: str = "zero_conv",
+        pretrained: bool = True,
+        start: float = 1.0,
     ):
         super().__init__()
         if fusion not in FUSIONS:
             raise UsageError(f"--fusion {fusion}: one of {', '.join(FUSIONS)}")
         if type(condition_channels) is not int or not 1 <= condition_channels <= MAX_CHANNELS:
             raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
+        if type(start) not in (int, float) or not 0.1 <= start <= 1:
+            raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
+        if start < 1 and condition_channels < 3:
+            raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
         stem = STEM_CHANNELS[: base.factor.bit_length()]
         with torch.device(base.device):
             self.encoder = ControlNetModel.from_unet(
@@ -63,13 +75,27 @@ class ControlAdapter(nn.Module):
         self.encoder.requires_grad_(True).train()
         initialise_stem(self.encoder.controlnet_cond_embedding)
         self.fusion = fusion
+        self.start = start
         self.config = {"condition_channels": condition_channels, "fusion": fusion}
+        if start < 1:  # others look as they did before there was such a thing
+            self.config["start"] = start
         if fusion == "gate":
             count = len(self.encoder.controlnet_down_blocks) + 1
             self.encoder.controlnet_down_blocks = nn.ModuleList()
             self.encoder.controlnet_mid_block = nn.Identity()
             self.mu = nn.Parameter(torch.zeros(count, device=base.device))
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def horizon(self, length: int) -> int:
+        """How many of a schedule's timesteps lie below the start."""
+        return round(self.start * length)
+
+    def begun(self, base: FrozenBase, condition: Tensor, noise: Tensor) -> Tensor:
+        """z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, C, H, W) under it."""
+        if self.start == 1:
+            return noise
+        t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
+        return base.schedule.add_noise(base.encode(condition[:, :3].float()), noise, t)
 
     def prepare(self, condition: Tensor) -> Prepared:
         """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)]."""

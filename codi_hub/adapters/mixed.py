@@ -18,7 +18,7 @@ class MixedBatch:
         adapters: one per row of the batch.
 
     Raises:
-        UsageError: one of them brings a U-Net of its own.
+        UsageError: one of them brings a U-Net of its own, or does not start from noise.
     """
 
     def __init__(self, adapters: Sequence[ControlAdapter]):
@@ -26,7 +26,17 @@ class MixedBatch:
         for adapter in dict.fromkeys(adapters):
             if isinstance(adapter, FullAdapter):
                 raise UsageError("an adapter of kind full brings its own network, and shares no batch with others")
+            if adapter.start < 1:
+                raise UsageError("an adapter that starts from its condition shares no batch with others")
             self.rows[adapter] = torch.tensor([k for k, one in enumerate(adapters) if one is adapter])
+
+    def horizon(self, length: int) -> int:
+        """As `ControlAdapter.horizon`."""
+        return length
+
+    def begun(self, base: FrozenBase, condition: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """As `ControlAdapter.begun`."""
+        return noise
 
     def prepare(self, conditions: Sequence[Tensor]) -> list[Prepared]:
         """Of each adapter; conditions: (1, C, H, W) each, in the batch's order."""

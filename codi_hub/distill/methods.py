@@ -31,11 +31,13 @@ class Drawn:
     Attributes:
         x, eps: clean latents and noise, float32 (B, C, h, w).
         targets: pictures in [0, 1], (B, 3, H, W), where the guidance compares pictures.
+        begun: where the sampler would begin with that noise, (B, C, h, w).
         bind: a network -> its denoiser under the batch's prompts and conditions.
     """
 
     x: Tensor
     eps: Tensor
+    begun: Tensor
     targets: Tensor | None
     step: int
     start: int
@@ -65,21 +67,28 @@ def codi(trainer: Trainer, drawn: Drawn) -> Terms:
         trainer.base.schedule,
         options=trainer.loss_options,
         guidance=distance(trainer.options.guidance, trainer.base, drawn.targets, trainer.lpips),
-        z_t=rolled_out(trainer, target, drawn, int(t[0])),
+        z_t=seen_by_the_sampler(trainer, target, drawn, t),
     )
 
 
 @torch.no_grad()
-def rolled_out(trainer: Trainer, target: Denoiser, drawn: Drawn, t: int) -> Tensor | None:
-    """The sampler's own state at t, after a walk along some points of the grid; None in steps of noised data."""
+def seen_by_the_sampler(trainer: Trainer, target: Denoiser, drawn: Drawn, times: Tensor) -> Tensor | None:
+    """The sampler's own state at t, after a walk along some points of the grid; None in steps of noised data.
+
+    Where the sampler begins with its condition, the first time of its walk sees that in all steps.
+    """
     generator = torch.Generator().manual_seed(trainer.options.seed * 1_000_003 + 2**42 + drawn.step)
     first, *coins = torch.rand(1 + len(trainer.grid), generator=generator).tolist()
-    if first >= trainer.options.rollout:
-        return None
     *lower, top = trainer.grid.tolist()
+    if first >= trainer.options.rollout:
+        if drawn.begun is drawn.eps:
+            return None
+        noised = trainer.base.schedule.add_noise(drawn.x, drawn.eps, times)
+        return torch.where((times == top)[:, None, None, None], drawn.begun, noised)
+    t = int(times[0])
     between = [point for point, coin in zip(lower, coins, strict=False) if t < point and coin < 0.5]
     walk = [top, *reversed(between), *([t] if t < top else [])]
-    return rollout(target, drawn.eps, walk, trainer.base.schedule)
+    return rollout(target, drawn.begun, walk, trainer.base.schedule)
 
 
 def conditional(trainer: Trainer, drawn: Drawn) -> Terms:

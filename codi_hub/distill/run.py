@@ -34,7 +34,7 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("time_budget", "train_steps", "device", "precision", "workers", "pairs", "resume", "run_dir"),
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
-ADDED = {"gain": True}  # options that runs begun before there was such an option had all the same
+ADDED = {"gain": True, "start": 1.0}  # options that runs begun before there was such an option had all the same
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -173,6 +173,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         condition_channels=task.condition_channels,
         fusion=job.options.fusion,
         pretrained=pretrained,
+        start=job.options.start,
         **({"rank": job.options.rank} if job.options.rank else {}),
         **({} if job.options.gain else {"gain": False}),
     )

@@ -79,7 +79,7 @@ class Trainer:
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
         accelerator.gradient_accumulation_steps = 1
-        self.grid = learning_timesteps(options.grid, len(base.schedule))
+        self.grid = learning_timesteps(options.grid, adapter.horizon(len(base.schedule)))
         unique = list(dict.fromkeys(cache.prompts))
         with torch.no_grad():
             self.prompts = torch.cat([base.embed(unique[k : k + 256]) for k in range(0, len(unique), 256)])
@@ -148,7 +148,9 @@ class Trainer:
         targets = None
         if self.cache.targets is not None:
             targets = self.cache.targets[rows].to(device).float() / 255
-        drawn = Drawn(x, eps, targets, step, start, lambda network: self.bind(network, prompt, condition))
+        with torch.no_grad():
+            begun = self.target.begun(self.base, condition, eps)
+        drawn = Drawn(x, eps, begun, targets, step, start, lambda network: self.bind(network, prompt, condition))
         with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)
 

@@ -74,6 +74,11 @@ def check_exportable(record: AdapterRecord, ref: str) -> None:
             f"{ref} is of kind {one_line(record.kind, 40)}, which a ControlNet beside the base cannot be: distil the "
             "task with --kind control to export it"
         )
+    if record.config.get("start", 1) != 1:
+        raise Mismatch(
+            f"{ref} starts from its condition, which a ControlNet's pipeline does not: distil with --start 1 to "
+            "export it"
+        )
     if record.config.get("fusion") == "gate":
         raise Mismatch(
             f"{ref} is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to "

@@ -222,6 +222,11 @@ def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_wri
         ),
         (
             "static",
+            {"gain": False, "start": 0.5},
+            "starts from its condition, which a ControlNet's pipeline does not: distil with --start 1 to export it",
+        ),
+        (
+            "static",
             {"gain": True},
             "weighs its condition by the time, which a ControlNet does not: distil the task with --kind static "
             "--no-gain to export it",

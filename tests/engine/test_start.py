@@ -1,0 +1,123 @@
+"""Sampling that begins with the condition: the engine and the training begin alike, and who cannot says so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import stir
+from torch import Tensor
+from training import Make
+
+from codi_hub import adapters
+from codi_hub.adapters.mixed import MixedBatch
+from codi_hub.base import FrozenBase
+from codi_hub.distill import methods
+from codi_hub.distill.trainer import Trainer
+from codi_hub.engine import Engine
+from codi_hub.errors import UsageError
+from codi_hub.sampler import sample
+from codi_hub.schedule import sampling_timesteps
+
+KINDS = ("control", "lora", "static", "full")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_state_is_the_condition_under_noise(any_base: FrozenBase, kind: str) -> None:
+    adapter = adapters.build(kind, any_base, start=0.5)
+    condition, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
+    t = torch.tensor([499, 499])
+    expected = any_base.schedule.add_noise(any_base.encode(condition), noise, t)
+    assert torch.equal(adapter.begun(any_base, condition, noise), expected)
+    assert adapter.horizon(1000) == 500
+    assert adapter.config["start"] == 0.5
+    usual = adapters.build(kind, any_base)
+    assert usual.begun(any_base, condition, noise) is noise
+    assert (usual.horizon(1000), usual.config.get("start")) == (1000, None)
+
+
+def test_the_engine_walks_from_there_and_each_picture_is_itself_in_any_batch(base: FrozenBase) -> None:
+    torch.manual_seed(0)
+    adapter = stir(adapters.build("static", base, start=0.5)).eval()
+    conditions = [np.random.default_rng(k).random((16, 24, 3), np.float32) for k in range(2)]
+    made = Engine(base).generate(adapter, conditions, ["", "a red ball"], [3, 5], steps=2)
+    with torch.no_grad():
+        given = torch.from_numpy(conditions[1]).permute(2, 0, 1)[None]
+        noise = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))[None]
+        prompt, prepared = base.embed(["a red ball"]), adapter.prepare(given)
+        denoise = base.schedule.denoiser(lambda z_t, t: adapter.predict(base, z_t, t, prompt, prepared))
+        x_hat = sample(denoise, adapter.begun(base, given, noise), [499, 249], base.schedule)
+        expected = base.decode(x_hat)[0].permute(1, 2, 0).numpy()
+    assert np.abs(made[1] - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("start", [0.0, 0.05, 1.1, "half", True])
+def test_a_start_that_cannot_be_is_refused(base: FrozenBase, start: object) -> None:
+    with pytest.raises(UsageError, match=r"--start .*: from 0\.1 to 1"):
+        adapters.build("control", base, start=start)
+
+
+def test_who_has_no_picture_to_start_from_or_shares_a_batch_says_so(base: FrozenBase) -> None:
+    with pytest.raises(UsageError, match="the condition is no picture to start from"):
+        adapters.build("static", base, condition_channels=1, start=0.5)
+    with pytest.raises(UsageError, match="shares no batch with others"):
+        MixedBatch([adapters.build("static", base), adapters.build("static", base, start=0.5)])
+
+
+def started(make: Make, **options: object) -> Trainer:
+    """A trainer of an adapter that starts at half of the schedule."""
+    trainer = make(grid=4, **options)
+    adapter = adapters.build("static", make.base, start=0.5)
+    return Trainer(make.base, adapter, make.cache, trainer.options, trainer.accelerator, total=6, folder=make.folder)
+
+
+@pytest.mark.parametrize("rollout", [0.0, 1.0])
+def test_training_sees_what_the_sampler_begins_with_and_no_time_above_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch, rollout: float
+) -> None:
+    trainer = started(make, rollout=rollout)
+    assert trainer.grid.tolist() == sampling_timesteps(4, 500)[::-1] == [124, 249, 374, 499]
+    seen: list[tuple[int, Tensor, Tensor, Tensor]] = []
+
+    def codi_loss(*given: Tensor, z_t: Tensor, **_: object) -> dict[str, Tensor]:
+        seen.append((int(given[4][0]), given[2], given[3], z_t))
+        return {"guidance": torch.zeros(())}
+
+    monkeypatch.setattr(methods, "codi_loss", codi_loss)
+    for step in range(16):
+        trainer.losses(step, 0)
+    assert {t for t, *_ in seen} == set(trainer.grid.tolist())
+    schedule = make.base.schedule
+    for t, x, eps, z_t in seen:
+        noised = schedule.add_noise(x, eps, torch.full((len(x),), t))
+        if t == 499:  # not the target under noise, but the condition
+            assert (z_t - noised).abs().mean() > 1e-3
+        elif not rollout:
+            assert torch.equal(z_t, noised)
+
+
+def test_mixed_times_see_it_where_their_own_time_is_the_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = started(make, shared_t=False, batch=8)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def codi_loss(*given: Tensor, z_t: Tensor, **_: object) -> dict[str, Tensor]:
+        apart = (z_t - make.base.schedule.add_noise(given[2], given[3], given[4])).abs().amax((1, 2, 3)) > 1e-6
+        seen.append((given[4] == 499, apart))
+        return {"guidance": torch.zeros(())}
+
+    monkeypatch.setattr(methods, "codi_loss", codi_loss)
+    for step in range(4):
+        trainer.losses(step, 0)
+    first, apart = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert first.any()
+    assert torch.equal(first, apart)
+
+
+def test_training_from_there_goes_on_after_an_interruption(make: Make, tmp_path: Path) -> None:
+    trainer = started(make, rollout=0.5)
+    terms = [trainer.train_step() for _ in range(2)]
+    trainer.save()
+    again = started(make, rollout=0.5)
+    assert again.restore()
+    assert again.target.start == 0.5
+    assert all(np.isfinite(value) for row in [*terms, again.train_step()] for value in row.values())
