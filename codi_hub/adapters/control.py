@@ -29,6 +29,18 @@ MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
+class FromNoise:
+    """What stands where an adapter does, and begins with pure noise: the engine's questions, answered so."""
+
+    def horizon(self, length: int) -> int:
+        """As `ControlAdapter.horizon`."""
+        return length
+
+    def begun(self, base: FrozenBase, condition: Any, noise: Tensor) -> Tensor:
+        """As `ControlAdapter.begun`."""
+        return noise
+
+
 class ControlAdapter(nn.Module):
     """A conditional encoder and its fusion with the frozen base.
 

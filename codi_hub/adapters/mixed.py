@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codi_hub.adapters.control import ControlAdapter, Prepared
+from codi_hub.adapters.control import ControlAdapter, FromNoise, Prepared
 from codi_hub.adapters.full import FullAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
 
-class MixedBatch:
+class MixedBatch(FromNoise):
     """Stands where one adapter does; conditions may differ in their channels.
 
     Args:
@@ -29,14 +29,6 @@ class MixedBatch:
             if adapter.start < 1:
                 raise UsageError("an adapter that starts from its condition shares no batch with others")
             self.rows[adapter] = torch.tensor([k for k, one in enumerate(adapters) if one is adapter])
-
-    def horizon(self, length: int) -> int:
-        """As `ControlAdapter.horizon`."""
-        return length
-
-    def begun(self, base: FrozenBase, condition: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """As `ControlAdapter.begun`."""
-        return noise
 
     def prepare(self, conditions: Sequence[Tensor]) -> list[Prepared]:
         """Of each adapter; conditions: (1, C, H, W) each, in the batch's order."""

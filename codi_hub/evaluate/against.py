@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from codi_hub.adapters.control import FromNoise
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
@@ -21,7 +22,7 @@ ALWAYS = {
 }  # rows that every table of these tasks has, because they cost nothing
 
 
-class PromptOnly:
+class PromptOnly(FromNoise):
     """The base without an adapter, behind an adapter's calls: it sees the prompt, and no condition."""
 
     def prepare(self, condition: Tensor) -> Tensor:
