@@ -25,11 +25,13 @@ class Job:
 
 
 def _check_kept(ref: str, options: DistillOptions, config: dict[str, Any]) -> None:
-    """Raises UsageError for a rank or a gain that the version gone on from does not have."""
+    """Raises UsageError for a rank, a gain or a start that the version gone on from does not have."""
     if options.rank not in (None, config.get("rank")):
         raise UsageError(f"--rank {options.rank}: --from {ref} is of rank {config.get('rank')}, and stays so")
     if not options.gain and config.get("gain", True):
         raise UsageError(f"--no-gain: --from {ref} has a gain, and keeps it: distil it without --from")
+    if options.start not in (1, config.get("start", 1)):
+        raise UsageError(f"--start {options.start:g}: --from {ref} starts at {config.get('start', 1)}, and goes on so")
 
 
 def settled(job: Job) -> Job:

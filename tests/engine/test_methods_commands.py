@@ -75,6 +75,8 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         "of kind static keeps the base frozen: use --method pe-codi\n",
         ("--method", "cm", "--kind", "control", "--from", everything["adapter"]): "Error: --kind control: --from "
         "depth:2 is of kind full, and stays so\n",
+        ("--start", "0.5", "--from", plain["adapter"]): "Error: --start 0.5: --from depth:1 starts at 1, and goes on "
+        "so\n",
         ("--rank", "4", "--from", plain["adapter"]): "Error: --rank 4: --from depth:1 is of rank None, and stays so\n",
         ("--no-gain", "--from", plain["adapter"]): "Error: --no-gain: --from depth:1 has a gain, and keeps it: distil "
         "it without --from\n",
