@@ -1,4 +1,4 @@
-"""Makes the pictures of the README and of docs/gallery.md with the bundled models: `python -m recipes.gallery`.
+"""Makes the README's pictures, docs/images/TASK.png, with the bundled models: `python -m recipes.gallery`.
 
 They are of scenes that no training drew, the first ones of their seeds (of edits, of their kind), and of scikit-image's
 photographs, the same ones for every task: nobody chose them by how they came out.
@@ -7,6 +7,7 @@ photographs, the same ones for every task: nobody chose them by how they came ou
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -79,23 +80,23 @@ def inpaint(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
 
 
 def canny(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
-    rows, labels = [], []
-    for k, scene in enumerate(held_out_scenes(6, SMALL)[3:]):
-        prepared = run.task.prepare(scene["image"])
-        outputs = [run(prepared, scene["caption"], seed) for seed in (k, k + 100)]
-        rows.append([prepared.condition, *outputs, scene["image"]])
-        labels.append(scene["caption"])
+    rows, labels = _with_captions(run, held_out_scenes(6, SMALL)[3:], "image")
     return rows, ("edges", f"codi run canny, {STEPS} steps", "another seed", "scene they came from"), labels
 
 
 def depth(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
-    rows, labels = [], []
-    for k, scene in enumerate(held_out_scenes(9, SMALL)[6:]):
-        prepared = run.task.prepare(scene["depth"])
+    rows, labels = _with_captions(run, held_out_scenes(9, SMALL)[6:], "depth")
+    return rows, ("input", f"codi run depth, {STEPS} steps", "another seed", "scene it came from"), labels
+
+
+def _with_captions(run: Run, scenes: list[dict[str, Any]], key: str) -> tuple[Cells, list[str]]:
+    """What is made, from two seeds, of a part of each scene and of its caption."""
+    rows = []
+    for k, scene in enumerate(scenes):
+        prepared = run.task.prepare(scene[key])
         outputs = [run(prepared, scene["caption"], seed) for seed in (k, k + 100)]
         rows.append([prepared.condition, *outputs, scene["image"]])
-        labels.append(scene["caption"])
-    return rows, ("input", f"codi run depth, {STEPS} steps", "another seed", "scene it came from"), labels
+    return rows, [scene["caption"] for scene in scenes]
 
 
 def edit(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:

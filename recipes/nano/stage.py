@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,11 +94,6 @@ def train(
         torch.save({**state, "step": step, "spent": time.monotonic() - began}, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
-    def descend(network: Network, number: int) -> dict[str, float]:
-        losses = loss_of(network, number)
-        (torch.stack(list(losses.values())).sum() / len(networks)).backward()
-        return {name: float(value.detach()) for name, value in losses.items()}
-
     model.train()
     # (OpenMP's number of threads belongs to the thread that sets it)
     one = (1 if len(networks) > 1 else threads,)
@@ -106,7 +102,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr * schedule(progress)
             numbers = range(step * len(networks), (step + 1) * len(networks))
-            rows += executor.map(descend, networks, numbers)
+            rows += executor.map(partial(descend, loss_of, 1 / len(networks)), networks, numbers)
             gather(networks)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
@@ -122,6 +118,15 @@ def train(
     if spent < 60 * minutes:
         save()
     return ema
+
+
+def descend(
+    loss_of: Callable[[Network, int], dict[str, torch.Tensor]], weight: float, network: Network, number: int
+) -> dict[str, float]:
+    """Adds the weighted gradients of a batch to the network's; its losses as numbers."""
+    losses = loss_of(network, number)
+    (weight * torch.stack(list(losses.values())).sum()).backward()
+    return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def gather(networks: Sequence[nn.Module]) -> None:
