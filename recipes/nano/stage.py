@@ -101,12 +101,7 @@ def train(
         while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
             for group in optimiser.param_groups:
                 group["lr"] = lr * schedule(progress)
-            numbers = range(step * len(networks), (step + 1) * len(networks))
-            rows += executor.map(partial(descend, loss_of, 1 / len(networks)), networks, numbers)
-            gather(networks)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            rows += optimised(networks, optimiser, executor, loss_of, step)
             average(ema, model, min(ema_decay, (1 + step) / (10 + step)))
             step += 1
             if step - logged >= 100:
@@ -118,6 +113,23 @@ def train(
     if spent < 60 * minutes:
         save()
     return ema
+
+
+def optimised(
+    networks: Sequence[Network],
+    optimiser: torch.optim.Optimizer,
+    executor: ThreadPoolExecutor,
+    loss_of: Callable[[Network, int], dict[str, torch.Tensor]],
+    step: int,
+) -> list[dict[str, float]]:
+    """One step of the optimiser on the batches that are its; the losses of each."""
+    numbers = range(step * len(networks), (step + 1) * len(networks))
+    rows = list(executor.map(partial(descend, loss_of, 1 / len(networks)), networks, numbers))
+    gather(networks)
+    nn.utils.clip_grad_norm_(networks[0].parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return rows
 
 
 def descend(
