@@ -214,9 +214,11 @@ def encode_features(
         added: added after conv_in; a conditional encoder's view of its condition.
 
     Returns:
-        the time embedding, and the features to be fused: of conv_in, of every layer on the way down, of the middle.
+        the embedding of the time (and, in networks that have it, of the text as a whole), and the features to be fused: of conv_in, of every layer on the way down, of the middle.
     """
     emb = net.time_embedding(net.time_proj(t.expand(len(z_t))).to(z_t.dtype))
+    if hasattr(net, "add_embedding"):  # config: addition_embed_type="text"
+        emb = emb + net.add_embedding(prompt)
     return emb, descend(net, emb, net.conv_in(z_t) + added, prompt)
 
 
@@ -277,7 +279,7 @@ def check_supported(config: Any) -> None:
         "time_embedding_act_fn",
         "timestep_post_act",
     ):
-        if config.get(name):
+        if config.get(name) and (name, config[name]) != ("addition_embed_type", "text"):
             raise Mismatch(
                 f"this U-Net has {name}={config[name]!r}: only Stable-Diffusion-style models (SD 1.x and 2.x) work here"
             )

@@ -17,7 +17,7 @@ from codi_hub.errors import UsageError
 RANK = 16
 MAX_RANK = 1024
 STEM = "controlnet_cond_embedding"  # the condition's, trained as it is
-SHARED = ("conv_in", "time_embedding", "down_blocks", "mid_block")
+SHARED = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
 
 
 class LoraAdapter(ControlAdapter):
@@ -39,11 +39,12 @@ class LoraAdapter(ControlAdapter):
         super().__init__(base, **config | {"pretrained": False})
         self.config["rank"] = rank
         own = {id(value): value for value in base.unet.parameters()}
-        for name in SHARED:
+        shared = [name for name in SHARED if hasattr(base.unet, name)]
+        for name in shared:
             setattr(self.encoder, name, copy.deepcopy(getattr(base.unet, name), dict(own)))
         layers = [
             f"{part}.{name}".rstrip(".")
-            for part in SHARED
+            for part in shared
             for name, layer in getattr(self.encoder, part).named_modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
         ]

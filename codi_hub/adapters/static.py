@@ -73,6 +73,8 @@ class _Nothing(nn.Module):
 
 def without_text(encoder: nn.Module) -> None:
     """Takes out what attends to the prompt."""
+    if hasattr(encoder, "add_embedding"):
+        del encoder.add_embedding
     for block in encoder.modules():
         if isinstance(block, BasicTransformerBlock):
             block.attn2 = block.norm2 = None

@@ -109,6 +109,9 @@ class TextToLatent(nn.Module):
             norm_num_groups=8,
             attention_head_dim=4,
             cross_attention_dim=128,
+            # the caption as a whole beside the time: what is said of all of a picture is learnt much sooner so
+            addition_embed_type="text",
+            addition_embed_type_num_heads=8,
             only_cross_attention=True,
             use_linear_projection=True,
         )
