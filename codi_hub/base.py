@@ -214,7 +214,8 @@ def encode_features(
         added: added after conv_in; a conditional encoder's view of its condition.
 
     Returns:
-        the embedding of the time (and, in networks that have it, of the text as a whole), and the features to be fused: of conv_in, of every layer on the way down, of the middle.
+        the embedding of the time and, in networks that have one, of the text as a whole; and the features
+        to be fused: of conv_in, of every layer on the way down, of the middle.
     """
     emb = net.time_embedding(net.time_proj(t.expand(len(z_t))).to(z_t.dtype))
     if hasattr(net, "add_embedding"):  # config: addition_embed_type="text"

@@ -84,6 +84,10 @@ class ControlAdapter(nn.Module):
                 conditioning_channels=condition_channels,
                 load_weights_from_unet=pretrained,
             )
+        if hasattr(self.encoder, "add_embedding"):  # for which from_unet takes 64 heads, whatever the U-Net has
+            mine, theirs = self.encoder.add_embedding.pool, base.unet.add_embedding.pool
+            mine.num_heads, mine.dim_per_head = theirs.num_heads, theirs.dim_per_head
+            self.encoder.register_to_config(addition_embed_type_num_heads=theirs.num_heads)
         self.encoder.requires_grad_(True).train()
         initialise_stem(self.encoder.controlnet_cond_embedding)
         self.fusion = fusion

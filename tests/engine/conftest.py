@@ -37,7 +37,8 @@ def base(base_folder: Path) -> FrozenBase:
 def eps_base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
     """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
     folder = tmp_path_factory.mktemp("bases") / "eps"
-    return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), vae="kl", layers_per_block=2)))
+    like_sd = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
+    return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
 
 
 @pytest.fixture(params=["v", "eps"])

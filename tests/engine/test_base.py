@@ -19,6 +19,7 @@ LIKE_NANO = {
 }
 LIKE_SD = {
     "layers_per_block": 2,
+    "addition_embed_type": None,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
@@ -177,9 +178,23 @@ def test_a_unet_with_other_inputs_is_refused(base: FrozenBase, changes: dict[str
         with_unet(base, unet(**changes))
 
 
-def test_a_unet_with_class_embeddings_is_refused_by_the_name_of_its_setting(base: FrozenBase) -> None:
-    with pytest.raises(Mismatch, match="class_embed_type='timestep'"):
-        with_unet(base, unet(class_embed_type="timestep"))
+LIKE_SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"class_embed_type": "timestep"}, "class_embed_type='timestep'"), (LIKE_SDXL, "addition_embed_type='text_time'")],
+    ids=["classes", "sdxl"],
+)
+def test_a_unet_with_other_embeddings_is_refused_by_the_name_of_its_setting(
+    base: FrozenBase, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Mismatch, match=named):
+        with_unet(base, unet(**changes))
 
 
 def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_lora_leaves_its_own_layers_as_they_are(base: FrozenBase) -> None:
     own = {name.split(".")[1] for name, _ in adapter.named_parameters() if "lora_" not in name}
     changed = {name.split(".")[1] for name, _ in adapter.named_parameters() if "lora_" in name}
     assert own == {"controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"}
-    assert changed == {"conv_in", "time_embedding", "down_blocks", "mid_block"}
+    assert changed == {"conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block"}
 
 
 @pytest.mark.parametrize("rank", [1, 4])

@@ -37,6 +37,8 @@ def unet(**changes: Any) -> UNet2DConditionModel:
         "norm_num_groups": 4,
         "attention_head_dim": 4,
         "cross_attention_dim": WIDTH,
+        "addition_embed_type": "text",  # as nano has it
+        "addition_embed_type_num_heads": 4,
     }
     torch.manual_seed(changes.pop("seed", 0))
     return UNet2DConditionModel(**(config | changes))
