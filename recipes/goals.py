@@ -1,7 +1,8 @@
 """Measures the bundled models against what they are meant to reach: `python -m recipes.goals [PART...]`.
 
 Every figure is of pictures that nothing was trained on: scikit-image's photographs, and scenes of seeds that no
-training draws. They go to docs/results/goals.json, and from there into a section of docs/RESULTS.md.
+training draws. They go to docs/results/goals.json, and from there into a section of docs/RESULTS.md and of the bundled
+models' cards.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import operator
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from codi_hub.evaluate.metrics import as_float, psnr, structure_agreement
+from codi_hub.adapters.format import CARD
+from codi_hub.evaluate.metrics import as_float, gmsd, psnr, structure_agreement
 from codi_hub.evaluate.photographs import photographs
 from codi_hub.evaluate.run import round_trip
 from codi_hub.evaluate.superres import BASELINE, GRID, Degradation, evaluate_superres
 from codi_hub.hub import Hub
 from codi_hub.options import EvalOptions
+from codi_hub.tasks.deblur import disc_kernel
+from codi_hub.tasks.filters import filter2d, to_uint8
+from recipes.nano import bundle
 
 PAGE = Path("docs/RESULTS.md")
+CARDS = {"base": ("autoencoder",), "superres": ("superres", "speed")} | {
+    task: (task,) for task in ("inpaint", "depth", "edit", "canny", "deblur")
+}  # folder of the bundle -> the parts that its card tells
 FIGURES = Path("docs/results/goals.json")
 TITLE = "## The bundled models against their goals"
 STEPS = 4
 EDITS = 96
+DEFOCUS = 3.0  # radius of the disc that a point becomes, px
 CLEAN = (Degradation(0.0, 0.0, None),)
 SIDE = 512  # of the output that is timed, px
 ROUNDS = 5
@@ -122,6 +131,29 @@ def edit(hub: Hub) -> Iterator[Goal]:
             yield Goal(f"edit, {row['name']}: share of the rest unchanged", row["kept"], ">= 0.98")
 
 
+def canny(hub: Hub) -> Iterator[Goal]:
+    """How well the edges of what is made lie on the edges given."""
+    (row,) = hub.evaluate("canny", EvalOptions(steps=(STEPS,), count=EDITS)).rows
+    yield Goal("canny, scenes: adherence", row["adherence"])
+    yield Goal("canny, scenes: adherence to another's edges", row["shuffled"])
+
+
+def deblur(hub: Hub) -> Iterator[Goal]:
+    """Photographs out of focus against what they were."""
+    base, adapter, row = hub.use("deblur")
+    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    gains, ratios = [], []
+    for photo in photographs():
+        given = to_uint8(filter2d(as_float(photo.image).astype(np.float32), disc_kernel(DEFOCUS)))
+        prepared = task.prepare(given)
+        output = task.finish(generate([prepared.condition], [""], [0], STEPS)[0], prepared)
+        gains.append(psnr(output, photo.image) - psnr(given, photo.image))
+        ratios.append(gmsd(output, photo.image) / gmsd(given, photo.image))
+    about = f"deblur, photographs out of focus by {DEFOCUS:g} px"
+    yield Goal(f"{about}: PSNR, dB above the input", statistics.fmean(gains), "> 0")
+    yield Goal(f"{about}: GMSD, times the input's", statistics.fmean(ratios), "< 1")
+
+
 def autoencoder(hub: Hub) -> Iterator[Goal]:
     """What the latents allow."""
     base, _, _ = hub.use("superres")
@@ -147,26 +179,28 @@ def speed(hub: Hub) -> Iterator[Goal]:
 
 
 PARTS: dict[str, Callable[[Hub], Iterator[Goal]]] = {
-    one.__name__: one for one in (autoencoder, superres, inpaint, depth, edit, speed)
+    one.__name__: one for one in (autoencoder, superres, inpaint, depth, edit, canny, deblur, speed)
 }
 
 
-def section(figures: dict[str, Any]) -> str:
-    """The section of the page."""
+def section(figures: dict[str, Any], parts: Iterable[str] = PARTS) -> str:
+    """The section of the page, or of a card with some of the parts."""
     about = f"`python -m recipes.goals`; base {figures['base']}, {figures['date']}."
     lines = [TITLE, "", "Pictures that nothing was trained on: " + about, "", "| | here | goal | met |", "|-|-:|-:|-|"]
-    for part in PARTS:
+    for part in parts:
         for goal in (Goal(**row) for row in figures["parts"].get(part, ())):
             lines.append(f"| {goal.text} | {goal.figure:.3g} | {goal.needed} | {goal.holds} |")
     return "\n".join(lines) + "\n"
 
 
-def insert(page: str, text: str) -> str:
-    """The page with its section replaced, or with a new one before the others."""
+def insert(page: str, text: str, before: str = "## ") -> str:
+    """The page with its section replaced, or with a new one before a section that begins so, or at the end."""
     whole = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if whole.search(page):
         return whole.sub(lambda _: text + "\n", page)
-    first = page.index("\n## ") + 1
+    if f"\n{before}" not in page:
+        return f"{page}\n{text}\n"
+    first = page.index(f"\n{before}") + 1
     return f"{page[:first]}{text}\n{page[first:]}"
 
 
@@ -191,6 +225,11 @@ def main() -> None:
             figures["date"] = time.strftime("%Y-%m-%d")
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     PAGE.write_text(insert(PAGE.read_text(), section(figures)))
+    for folder, told in CARDS.items():
+        card = bundle.ROOT / folder / CARD
+        if card.exists() and figures["parts"].keys() & set(told):
+            card.write_text(insert(card.read_text(), section(figures, told), before="## Limits"))
+    bundle.hash_again()
 
 
 if __name__ == "__main__":

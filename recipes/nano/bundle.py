@@ -14,8 +14,10 @@ from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
 
 BASE = "nano"
+ROOT = Path(codi_hub.__file__).parent / "nano"
 DONE = "done"  # in a run's folder: the reference of the version that it made
 FEATURES = "features"
+MANIFEST = "manifest.json"
 LIMIT = 60_000_000  # bytes, all bundled files together
 CARD = """# nano: a small text-to-image latent diffusion model
 
@@ -50,25 +52,24 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     Raises:
         ValueError: the files would exceed the limit.
     """
-    root = Path(codi_hub.__file__).parent / "nano"
-    shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(workspace / "base", root / "base")
-    _forget_where(root / "base")
-    base = FrozenBase.load(str(root / "base"))
-    (root / "base" / "README.md").write_text(_card(workspace, base, note))
+    shutil.rmtree(ROOT, ignore_errors=True)
+    shutil.copytree(workspace / "base", ROOT / "base")
+    _forget_where(ROOT / "base")
+    base = FrozenBase.load(str(ROOT / "base"))
+    (ROOT / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
     entry = {
         "name": BASE,
         "path": "base",
         "family": mark.family,
         "sketch": mark.sketch,
-        "files": _hashes(root / "base"),
+        "files": _hashes(ROOT / "base"),
     }
     adapters = []
     with Registry.open(workspace / "home") as registry:
         for task, count in passes.items():
             row = registry.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
-            folder = root / task
+            folder = ROOT / task
             folder.mkdir()
             for name in registry.files(row):
                 shutil.copyfile(registry.file(row, name), folder / name)
@@ -83,19 +84,16 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
                     "metrics": row.metrics,
                     "score": row.score,
                     "created": str(row.created),
-                    "files": {
-                        name: {"sha256": digest, "bytes": (folder / name).stat().st_size}
-                        for name, digest in _hashes(folder).items()
-                    },
+                    "files": _sizes(folder),
                 }
             )
-    (root / "manifest.json").write_text(json.dumps({"base": entry, "adapters": adapters}, indent=1) + "\n")
+    (ROOT / MANIFEST).write_text(json.dumps({"base": entry, "adapters": adapters}, indent=1) + "\n")
     if (workspace / FEATURES).exists():
         add_features(workspace)
-    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
-    print(f"{root}: {size / 1e6:.1f} MB")
+    print(f"{ROOT}: {size / 1e6:.1f} MB")
 
 
 def run_folder(workspace: Path, task: str, number: int) -> Path:
@@ -105,12 +103,20 @@ def run_folder(workspace: Path, task: str, number: int) -> Path:
 
 def add_features(workspace: Path) -> None:
     """Puts the feature network of the evaluation into `codi_hub/nano`, in place of the one there, if any."""
-    root = Path(codi_hub.__file__).parent / "nano"
-    shutil.rmtree(root / FEATURES, ignore_errors=True)
-    shutil.copytree(workspace / FEATURES, root / FEATURES)
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["others"] = [{"path": FEATURES, "files": _hashes(root / FEATURES)}]
-    (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(ROOT / FEATURES, ignore_errors=True)
+    shutil.copytree(workspace / FEATURES, ROOT / FEATURES)
+    manifest = json.loads((ROOT / MANIFEST).read_text())
+    manifest["others"] = [{"path": FEATURES, "files": _hashes(ROOT / FEATURES)}]
+    (ROOT / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def hash_again() -> None:
+    """Brings the manifest up to date with cards that were changed."""
+    manifest = json.loads((ROOT / MANIFEST).read_text())
+    manifest["base"]["files"] = _hashes(ROOT / manifest["base"]["path"])
+    for adapter in manifest["adapters"]:
+        adapter["files"] = _sizes(ROOT / adapter["path"])
+    (ROOT / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _forget_where(folder: Path) -> None:
@@ -123,6 +129,13 @@ def _forget_where(folder: Path) -> None:
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _sizes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Hashes with sizes."""
+    return {
+        name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in _hashes(folder).items()
+    }
 
 
 def _card(workspace: Path, base: FrozenBase, note: str) -> str:

@@ -1,6 +1,8 @@
 """The table of goals: what is measured stands in it, and the page around it stays."""
 
-from recipes.goals import PAGE, TITLE, Goal, insert, section
+import pytest
+
+from recipes.goals import CARDS, PAGE, PARTS, TITLE, Goal, insert, section
 
 
 def test_a_goal_holds_or_does_not() -> None:
@@ -36,3 +38,22 @@ def test_the_real_page_keeps_its_sections() -> None:
     assert [line for line in changed.splitlines() if line.startswith("## ") and line != TITLE] == [
         line for line in page.splitlines() if line.startswith("## ") and line != TITLE
     ]
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [("# A\n\n## Use\n\n## Limits\n\nFew.\n", "# A\n\n## Use\n\n{}\n## Limits\n\nFew.\n"), ("# B\n", "# B\n\n{}\n")],
+    ids=["of an adapter", "of the base"],
+)
+def test_a_card_tells_its_own_parts_before_its_limits(card: str, told: str) -> None:
+    parts = {name: [{"text": name, "figure": 1.0, "needed": ""}] for name in ("edit", "depth")}
+    text = section({"base": "abc", "date": "2026-01-01", "parts": parts}, ["depth"])
+    assert "| depth | 1 |  |  |" in text
+    assert "| edit |" not in text
+    found = insert(card, text, before="## Limits")
+    assert found == told.format(text)
+    assert insert(found, text, before="## Limits") == found
+
+
+def test_every_part_is_told_by_one_card() -> None:
+    assert sorted(part for parts in CARDS.values() for part in parts) == sorted(PARTS)
