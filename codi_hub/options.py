@@ -245,7 +245,7 @@ class DistillOptions(_Checked):
     )
     start: float = _opt(
         1.0,
-        "Where sampling begins, as a share of the schedule: below 1 with the condition under the noise of that time",
+        "Where sampling begins, as a share of the schedule: below 1 with the condition under half of its noise",
         least=0.1,
         most=1.0,
         panel="Loss",

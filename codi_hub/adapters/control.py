@@ -26,6 +26,7 @@ WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit devia
     [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
 ]
 MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
+START_NOISE = 0.5  # share of the noise at a start that is not the schedule's end: what remains of noise is error
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
@@ -50,7 +51,7 @@ class ControlAdapter(nn.Module):
         fusion: `zero_conv` or `gate`.
         pretrained: start from the base's encoder, or from random weights.
         start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
-            itself under the noise of that time, as SDEdit (Meng et al., 2022) does with a picture to be changed.
+            itself under some of the noise of that time; SDEdit (Meng et al., 2022) begins with all of it.
 
     Raises:
         UsageError: an unknown fusion, an impossible number of channels, or a start that cannot be.
@@ -111,7 +112,7 @@ class ControlAdapter(nn.Module):
         if self.start == 1:
             return noise
         t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
-        return base.schedule.add_noise(base.encode(condition[:, :3].float()), noise, t)
+        return base.schedule.add_noise(base.encode(condition[:, :3].float()), START_NOISE * noise, t)
 
     def prepare(self, condition: Tensor) -> Prepared:
         """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)]."""

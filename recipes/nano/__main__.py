@@ -22,25 +22,27 @@ from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
 MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
-MINUTES |= {"superres": 32.0, "inpaint": 18.0, "depth": 14.0, "edit": 46.0, "canny": 8.0, "deblur": 10.0}
+MINUTES |= {"superres": 37.0, "inpaint": 15.0, "depth": 12.0, "edit": 46.0, "canny": 6.5, "deblur": 6.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 SCENES_ONLY = ["--count", "4000", *FEW]
+BOTH = ["--set", "both=true"]
 # from the input under so little noise that next to none of the picture is lost in it: what is left of the noise at the
 # end is the more, the more there was
-RESTORED = [*MIXED, "--start", "0.1", "--rollout", "0.5"]
+FROM_INPUT = ["--start", "0.1"]
+RESTORED = [*MIXED, "--rollout", "0.5"]
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
 CONTROLNET = ["--no-gain", *SCENES_ONLY]  # so that `codi export` can make one of it
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before it, and
 # keeps its start
 PASSES = {
-    "superres": [(1.0, ["--set", "both=true", *RESTORED])],
+    "superres": [(0.62, [*BOTH, *FROM_INPUT, *RESTORED]), (0.38, [*BOTH, *RESTORED])],
     "inpaint": [(0.5, MIXED), (0.5, [*MIXED, "--rollout", "0.5"])],
     "depth": [(0.6, CONTROLNET), (0.4, [*CONTROLNET, "--rollout", "0.5"])],
     # smaller scenes, of which a minute sees twice as many
     "edit": [(0.55, ["--start", "0.5", *SMALL_SCENES]), (0.45, [*SMALL_SCENES, "--rollout", "0.7"])],
     "canny": [(1.0, [*CONTROLNET, "--rollout", "0.3"])],
-    "deblur": [(1.0, RESTORED)],
+    "deblur": [(1.0, [*FROM_INPUT, *RESTORED])],
 }
 STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
 

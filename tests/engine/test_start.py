@@ -27,7 +27,7 @@ def test_the_first_state_is_the_condition_under_noise(any_base: FrozenBase, kind
     adapter = adapters.build(kind, any_base, start=0.5)
     condition, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
     t = torch.tensor([499, 499])
-    expected = any_base.schedule.add_noise(any_base.encode(condition), noise, t)
+    expected = any_base.schedule.add_noise(any_base.encode(condition), noise / 2, t)
     assert torch.equal(adapter.begun(any_base, condition, noise), expected)
     assert adapter.horizon(1000) == 500
     assert adapter.config["start"] == 0.5
