@@ -34,7 +34,7 @@ class Edit(Task):
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}
 
     class Options(Task.Options):
-        keep: float = Field(0.03, ge=0, lt=1)
+        keep: float = Field(0.05, ge=0, lt=1)
         """How much the mean of some 10 px may change, of 1, to be left as it was; 0 takes all that the network made."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

@@ -18,7 +18,7 @@ from codi_hub.tasks.filters import back_projected, resize, smooth, to_uint8, wit
 
 MAX_PIXELS = 120_000_000  # of an output
 MAX_PSNR = 100.0
-SHARPEN_SIGMA = 2.0
+SHARPEN_SIGMA = 0.5  # input pixels
 
 
 class SuperRes(Task):
@@ -40,8 +40,8 @@ class SuperRes(Task):
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
-        correct_sigma: float = Field(1.25, gt=0, le=64)
-        """Where low ends: sigma of a Gaussian in output pixels."""
+        correct_sigma: float = Field(0.75, gt=0, le=16)
+        """Where low ends: sigma of a Gaussian in the input's pixels."""
         project: float = Field(0.0, ge=0, le=1)
         """How much to put back of what else the output lost of the input, as far as noise does not explain it."""
         sharpen: float = Field(0.5, ge=0, le=2)
@@ -76,14 +76,15 @@ class SuperRes(Task):
         """With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
 
         With `project`, back-projection: averaged down, y is the input again, but for the input's noise. Last the
-        unsharp mask y + sharpen (y - G_2 y), its Gaussian 2 px wide.
+        unsharp mask y + sharpen (y - G y), its Gaussian half an input's pixel wide.
         """
+        scale = self.options.scale
         if self.options.correct:
-            output = with_low_frequencies(output, prepared.condition, self.options.correct_sigma)
+            output = with_low_frequencies(output, prepared.condition, scale * self.options.correct_sigma)
         if self.options.project:
-            output = back_projected(output, prepared.condition, self.options.scale, self.options.project)
+            output = back_projected(output, prepared.condition, scale, self.options.project)
         if self.options.sharpen:
-            output = output + self.options.sharpen * (output - smooth(output, SHARPEN_SIGMA))
+            output = output + self.options.sharpen * (output - smooth(output, scale * SHARPEN_SIGMA))
         return to_uint8(output)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:

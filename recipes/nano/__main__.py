@@ -22,7 +22,7 @@ from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
 MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
-MINUTES |= {"superres": 37.0, "inpaint": 15.0, "depth": 12.0, "edit": 46.0, "canny": 6.5, "deblur": 6.0}
+MINUTES |= {"superres": 35.0, "inpaint": 15.0, "depth": 24.0, "edit": 46.0, "canny": 7.0, "deblur": 5.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 SCENES_ONLY = ["--count", "4000", *FEW]
@@ -31,17 +31,21 @@ BOTH = ["--set", "both=true"]
 # end is the more, the more there was
 FROM_INPUT = ["--start", "0.1"]
 RESTORED = [*MIXED, "--rollout", "0.5"]
+# of which a minute sees twice as many
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
-CONTROLNET = ["--no-gain", *SCENES_ONLY]  # so that `codi export` can make one of it
+CONTROLNET = ["--no-gain"]  # so that `codi export` can make one of it
 # passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before it, and
 # keeps its start
 PASSES = {
-    "superres": [(0.62, [*BOTH, *FROM_INPUT, *RESTORED]), (0.38, [*BOTH, *RESTORED])],
+    "superres": [(0.66, [*BOTH, *FROM_INPUT, *RESTORED]), (0.34, [*BOTH, *RESTORED])],
     "inpaint": [(0.5, MIXED), (0.5, [*MIXED, "--rollout", "0.5"])],
-    "depth": [(0.6, CONTROLNET), (0.4, [*CONTROLNET, "--rollout", "0.5"])],
-    # smaller scenes, of which a minute sees twice as many
+    "depth": [
+        (0.3, [*CONTROLNET, *SCENES_ONLY]),
+        (0.2, [*CONTROLNET, *SCENES_ONLY, "--rollout", "0.5"]),
+        (0.5, [*CONTROLNET, *SMALL_SCENES, "--rollout", "0.5"]),
+    ],
     "edit": [(0.55, ["--start", "0.5", *SMALL_SCENES]), (0.45, [*SMALL_SCENES, "--rollout", "0.7"])],
-    "canny": [(1.0, [*CONTROLNET, "--rollout", "0.3"])],
+    "canny": [(1.0, [*CONTROLNET, *SMALL_SCENES, "--rollout", "0.3"])],
     "deblur": [(1.0, [*FROM_INPUT, *RESTORED])],
 }
 STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")

@@ -38,7 +38,7 @@ def test_a_real_small_picture_is_taken_as_it_is(picture: np.ndarray) -> None:
 
 
 def test_correction_keeps_the_low_frequencies_of_the_input_and_the_detail_of_the_output(picture: np.ndarray) -> None:
-    task = tasks.load("superres", {"correct_sigma": 3.0, "project": 0, "sharpen": 0})
+    task = tasks.load("superres", {"correct_sigma": 0.75, "project": 0, "sharpen": 0})
     prepared = task.prepare(np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BOX)))
     sharp = picture.astype(np.float32) / 255
     drifted = 0.7 * sharp + [0.2, 0.05, 0.1]  # wrong contrast and colour
