@@ -206,16 +206,19 @@ def insert(page: str, text: str, before: str = "## ") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.goals", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parts = parser.parse_args().parts or list(PARTS)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: what has an adapter)"
+    )
+    parts = parser.parse_args().parts
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"parts": {}}
     with Hub.open() as hub:
         base = hub.registry.base("nano").family
+        there = {"autoencoder", "speed"} | {row.task for row in hub.registry.adapters(base="nano")}
         if figures.get("base") != base:
             figures = {"base": base, "parts": {}}
-        for part in parts:
+        for part in parts or [part for part in PARTS if part in there]:
             print(f"== {part}", flush=True)
             rows = []
             for goal in PARTS[part](hub):

@@ -22,7 +22,7 @@ from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
 MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
-MINUTES |= {"superres": 35.0, "inpaint": 15.0, "depth": 24.0, "edit": 46.0, "canny": 7.0, "deblur": 5.0}
+MINUTES |= {"superres": 35.0, "inpaint": 15.0, "depth": 24.0, "edit": 46.0, "canny": 7.0, "deblur": 17.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 SCENES_ONLY = ["--count", "4000", *FEW]
@@ -46,7 +46,7 @@ PASSES = {
     ],
     "edit": [(0.55, ["--start", "0.5", *SMALL_SCENES]), (0.45, [*SMALL_SCENES, "--rollout", "0.7"])],
     "canny": [(1.0, [*CONTROLNET, *SMALL_SCENES, "--rollout", "0.3"])],
-    "deblur": [(1.0, [*FROM_INPUT, *RESTORED])],
+    "deblur": [(0.3, [*FROM_INPUT, *RESTORED]), (0.7, RESTORED)],
 }
 STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
 

@@ -273,11 +273,11 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     out = tmp_path / "a" / "net"
     assert codi("export", "depth", "-o", out).code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    answer = codi("export", "canny", "-o", out)
+    answer = codi("export", "depth", "-o", out)
     assert answer == (1, "", f"Error: {out} is there already: add --overwrite, or choose another folder\n")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert codi("export", "canny", "-o", out, "--overwrite").code == 0
-    assert "canny" in (out / "README.md").read_text()
+    assert codi("export", "depth", "-o", out, "--overwrite").code == 0
+    assert "depth" in (out / "README.md").read_text()
 
     (out / "thesis.tex").write_text("mine")
     answer = codi("export", "depth", "-o", out, "--overwrite")
@@ -322,7 +322,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     for place in ((diffusers, "save_file"), (folders.os, "fsync")):
         with monkeypatch.context() as patched:
             patched.setattr(*place, full)
-            answer = codi("export", "canny", "-o", out, "--overwrite")
+            answer = codi("export", "depth", "-o", out, "--overwrite")
         assert answer == (1, "", f"Error: the export could not be written to {out}: No space left on device\n")
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["net"]
