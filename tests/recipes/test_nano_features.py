@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import codi_hub
 from codi_hub.data.scenes import scene
 from codi_hub.evaluate.features import FeatureNet, load_features
 from codi_hub.registry.bundled import Manifest
@@ -105,7 +104,7 @@ def test_it_is_bundled_with_its_files_in_the_manifest(
     (root / "manifest.json").write_text(
         json.dumps({"base": {"name": "nano", "path": "b", "files": {}}, "adapters": []})
     )
-    monkeypatch.setattr(codi_hub, "__file__", str(root.parent / "__init__.py"))
+    monkeypatch.setattr(bundle, "ROOT", root)
     bundle.add_features(workspace)
     bundle.add_features(workspace)
     manifest = Manifest.load(root)
