@@ -1,4 +1,4 @@
-"""Makes the README's pictures, docs/images/TASK.png, with the bundled models: `python -m recipes.gallery`.
+"""Makes the pictures of the README and of docs/gallery.md with the bundled models: `python -m recipes.gallery`.
 
 They are of scenes that no training drew, the first ones of their seeds (of edits, of their kind), and of scikit-image's
 photographs, the same ones for every task: nobody chose them by how they came out.

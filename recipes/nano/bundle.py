@@ -87,7 +87,7 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
                     "files": _sizes(folder),
                 }
             )
-    (ROOT / MANIFEST).write_text(json.dumps({"base": entry, "adapters": adapters}, indent=1) + "\n")
+    _write({"base": entry, "adapters": adapters})
     if (workspace / FEATURES).exists():
         add_features(workspace)
     size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
@@ -107,7 +107,7 @@ def add_features(workspace: Path) -> None:
     shutil.copytree(workspace / FEATURES, ROOT / FEATURES)
     manifest = json.loads((ROOT / MANIFEST).read_text())
     manifest["others"] = [{"path": FEATURES, "files": _hashes(ROOT / FEATURES)}]
-    (ROOT / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    _write(manifest)
 
 
 def hash_again() -> None:
@@ -116,6 +116,10 @@ def hash_again() -> None:
     manifest["base"]["files"] = _hashes(ROOT / manifest["base"]["path"])
     for adapter in manifest["adapters"]:
         adapter["files"] = _sizes(ROOT / adapter["path"])
+    _write(manifest)
+
+
+def _write(manifest: dict[str, Any]) -> None:
     (ROOT / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
