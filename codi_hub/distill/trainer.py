@@ -155,8 +155,15 @@ class Trainer:
             return self.method.loss(self, drawn)
 
     def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:
-        """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32."""
-        return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
+        """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32.
+
+        What no gradient goes through is asked several times, and sees its condition once.
+        """
+        if network is self.student:
+            return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
+        with torch.no_grad():
+            prepared = network.prepare(condition)
+        return self.base.schedule.denoiser(lambda z_t, t: network.predict(self.base, z_t, t, prompt, prepared))
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the mean of each term."""

@@ -229,3 +229,20 @@ def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_target(
     assert all(len(set(walk)) == len(walk) for walk in walks)
     lowest = {tuple(walk) for walk in walks if walk[-1] == grid[0]}
     assert len(lowest) > 1  # the walk of 2 steps and that of 4 both come by
+
+
+@pytest.mark.parametrize("method", ["pe-codi", "codi"])
+def test_the_target_sees_its_condition_once_however_long_its_walk(make: Make, method: str) -> None:
+    trainer = make(method=method, kind="full" if method == "codi" else "static", rollout=1.0, grid=8)
+    seen: dict[str, list[bool]] = {"student": [], "target": []}
+    for name, calls in seen.items():
+        getattr(trainer, name).encoder.controlnet_cond_embedding.register_forward_hook(
+            lambda *_, calls=calls: calls.append(torch.is_grad_enabled())
+        )
+    walked: list[Tensor] = []
+    predict = trainer.target.predict
+    trainer.target.predict = lambda *given: walked.append(given[1]) or predict(*given)
+    for step in range(8):
+        trainer.losses(step, 0)
+    assert seen == {"student": [True] * 8, "target": [False] * 8}
+    assert len(walked) > 16  # where the student's step leads to, and on the way to where it begins
