@@ -169,11 +169,13 @@ class Catalog:
 
     def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
         """What was given, over what the task prefers, over the defaults."""
-        from codi_hub.options import DistillOptions
+        from codi_hub.options import READS, DistillOptions
 
-        preferred = self.load_task(name).distill
+        preferred = dict(self.load_task(name).distill)
         if given.get("method") or given.get("parent"):  # they say themselves what is trained
-            preferred = {key: value for key, value in preferred.items() if key != "kind"}
+            preferred.pop("kind", None)
+        if given.get("method") in READS:  # which have no guidance
+            preferred.pop("guidance", None)
         return DistillOptions(**{**preferred, **given})
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:

@@ -184,8 +184,8 @@ class DistillOptions(_Checked):
         "",
         "Adapter kind: control (an encoder beside the frozen base), lora (the same, made of the base's own weights and "
         "small deltas), static (sees the condition alone, once per image: next to nothing per step) or full "
-        "(everything) (default: what --from has, else static, or with other methods full for codi, control for "
-        "conditional)",
+        "(everything) (default: what --from has, else control for depth, canny and edit and static for others; with "
+        "other methods full for codi, control for conditional)",
         panel="Adapter",
     )
     rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
@@ -193,6 +193,12 @@ class DistillOptions(_Checked):
     gain: bool = _opt(
         True,
         "With kind static, weigh its features by the time; without it, it can be exported",
+        panel="Adapter",
+    )
+    attend: str = _opt(
+        "base",
+        "Levels of the conditional encoder that read the prompt: those of the base, or all (kinds control and full)",
+        choices=("base", "all"),
         panel="Adapter",
     )
     init: str = _opt(
@@ -222,8 +228,9 @@ class DistillOptions(_Checked):
     )
     guidance: str = _opt(
         "latent",
-        "Where the prediction is compared with the target image",
-        choices=("latent", "roundtrip", "pixel", "lpips", "off"),
+        "Where the prediction is compared with the target image; relative: in latents, each pair's error relative to "
+        "how far the target is from the condition, for edits large and small",
+        choices=("latent", "relative", "roundtrip", "pixel", "lpips", "off"),
         panel="Loss",
     )
     guidance_cap: float = _opt(

@@ -30,8 +30,8 @@ class Edit(Task):
     uses_prompt = True
     needs_prompt = True
     score = "done"  # by PSNR, who does nothing would be among the best
-    # an encoder that reads the instruction
-    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}
+    # an encoder that reads the instruction, and a loss in which a thing counts as much as the light on all of them
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control", "guidance": "relative"}
 
     class Options(Task.Options):
         keep: float = Field(0.05, ge=0, lt=1)

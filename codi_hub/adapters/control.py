@@ -17,6 +17,7 @@ Prepared = list[Tensor]
 """What an adapter has computed of the conditions of a batch, each (B, ...)."""
 
 FUSIONS = ("zero_conv", "gate")
+ATTEND = ("base", "all")
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's; one stride of 2 between neighbours
 LAST_GAIN = 0.5
 LUMA_DEVIATION, CHROMA_DEVIATION = 0.25, 0.06  # of photographs in [0, 1], about
@@ -52,9 +53,12 @@ class ControlAdapter(nn.Module):
         pretrained: start from the base's encoder, or from random weights.
         start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
             itself under some of the noise of that time; SDEdit (Meng et al., 2022) begins with all of it.
+        attend: the levels of the encoder that read the prompt: those of the `base`, or `all`. What is read below a
+            level never reaches it, so that without the latter no word is tied to a place finer than the base's own
+            attention.
 
     Raises:
-        UsageError: an unknown fusion, an impossible number of channels, or a start that cannot be.
+        UsageError: an unknown fusion or attend, an impossible number of channels, or a start that cannot be.
     """
 
     kind = "control"
@@ -67,6 +71,7 @@ class ControlAdapter(nn.Module):
         fusion: str = "zero_conv",
         pretrained: bool = True,
         start: float = 1.0,
+        attend: str = "base",
     ):
         super().__init__()
         if fusion not in FUSIONS:
@@ -77,6 +82,8 @@ class ControlAdapter(nn.Module):
             raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
         if start < 1 and condition_channels < 3:
             raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
+        if attend not in ATTEND:
+            raise UsageError(f"--attend {attend!r:.40}: one of {', '.join(ATTEND)}")
         stem = STEM_CHANNELS[: base.factor.bit_length()]
         with torch.device(base.device):
             self.encoder = ControlNetModel.from_unet(
@@ -85,6 +92,8 @@ class ControlAdapter(nn.Module):
                 conditioning_channels=condition_channels,
                 load_weights_from_unet=pretrained,
             )
+        if attend == "all":
+            self.encoder = attending(self.encoder)
         if hasattr(self.encoder, "add_embedding"):  # for which from_unet takes 64 heads, whatever the U-Net has
             mine, theirs = self.encoder.add_embedding.pool, base.unet.add_embedding.pool
             mine.num_heads, mine.dim_per_head = theirs.num_heads, theirs.dim_per_head
@@ -96,6 +105,8 @@ class ControlAdapter(nn.Module):
         self.config = {"condition_channels": condition_channels, "fusion": fusion}
         if start < 1:  # others look as they did before there was such a thing
             self.config["start"] = start
+        if attend != "base":
+            self.config["attend"] = attend
         if fusion == "gate":
             count = len(self.encoder.controlnet_down_blocks) + 1
             self.encoder.controlnet_down_blocks = nn.ModuleList()
@@ -148,6 +159,25 @@ class ControlAdapter(nn.Module):
         if self.fusion == "gate":
             groups.append({"params": [self.mu], "lr": max(GATE_LR, lr), "weight_decay": 0.0})
         return groups
+
+
+def attending(encoder: ControlNetModel) -> Any:
+    """The encoder with attention to the prompt at every level; what is new adds nothing yet."""
+    own = encoder.config["down_block_types"]
+    types = ["CrossAttnDownBlock2D" if name == "DownBlock2D" else name for name in own]
+    one = encoder.config["only_cross_attention"]
+    only = [one] * len(own) if isinstance(one, bool) else one
+    only = [before or name != now for before, name, now in zip(only, own, types, strict=True)]
+    config = dict(encoder.config) | {"down_block_types": types, "only_cross_attention": only}
+    with torch.device(encoder.device):
+        made: Any = ControlNetModel.from_config(config)
+    if encoder.device.type != "meta":
+        made.load_state_dict(encoder.state_dict(), strict=False)
+    for name, now, block in zip(own, types, made.down_blocks, strict=True):
+        for attention in block.attentions if name != now else ():
+            nn.init.zeros_(attention.proj_out.weight)
+            nn.init.zeros_(attention.proj_out.bias)
+    return made
 
 
 def initialise_stem(stem: Any) -> None:

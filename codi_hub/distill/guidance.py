@@ -1,4 +1,4 @@
-"""d_x, the conditional guidance term: the four distances the paper compares, and none (PAPER.md, "Training")."""
+"""d_x, the conditional guidance term: the four distances the paper compares, one for edits, and none."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from codi_hub.consistency import Distance, latent_l2
 from codi_hub.errors import InvalidInput
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
+LEAST_CHANGE = 0.01  # of the latents' variance, about what an autoencoder changes: less is nothing to be learnt
 TAPS = (3, 8, 15, 22, 29)  # the ReLU layers that LPIPS compares
 
 
@@ -63,12 +64,25 @@ class Lpips(nn.Module):
         return total
 
 
-def distance(name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips | None = None) -> Distance | None:
+def relative_l2(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
+    """`latent_l2` of each pair relative to that of leaving the source as it is.
+
+    Else a thing painted over, a hundredth of the picture, is not learnt at all beside night that falls on all of it.
+    """
+    apart = (1, 2, 3)
+    return ((x_hat - x).square().mean(apart) / ((x - source).square().mean(apart) + LEAST_CHANGE)).mean()
+
+
+def distance(
+    name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips | None = None, source: Tensor | None = None
+) -> Distance | None:
     """The guidance term of a name, for one batch.
 
     Args:
-        name: `latent`, `roundtrip` (E(D(x_hat)) against x), `pixel` (D(x_hat) against the target), `lpips` or `off`.
+        name: `latent`, `relative` (to the change that is wanted), `roundtrip` (E(D(x_hat)) against x), `pixel`
+            (D(x_hat) against the target), `lpips` or `off`.
         targets: pictures in [0, 1], (B, 3, H, W); needed by `pixel` and `lpips`.
+        source: latents of the condition, (B, C, h, w); needed by `relative`.
     """
     if name == "roundtrip":
         return lambda x, x_hat: latent_l2(x, base.encode(base.decode(x_hat)))
@@ -76,4 +90,6 @@ def distance(name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips |
         return lambda x, x_hat: (base.decode(x_hat) - targets).square().mean()  # type: ignore[operator]
     if name == "lpips":
         return lambda x, x_hat: lpips(base.decode(x_hat), targets)  # type: ignore[misc]
+    if name == "relative":
+        return lambda x, x_hat: relative_l2(x, x_hat, source)  # type: ignore[arg-type]
     return latent_l2 if name == "latent" else None

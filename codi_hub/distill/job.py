@@ -57,6 +57,10 @@ def settled(job: Job) -> Job:
         options = replace(
             options, rank=None, gain=True, kind=record.kind, fusion=record.config.get("fusion", options.fusion)
         )
+        if record.config.get("attend") == "all":
+            options = replace(options, attend="all")
     if options.kind not in adapters.KINDS:
         raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
+    if options.attend == "all" and options.kind in ("static", "lora"):
+        raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
     return replace(job, options=options)

@@ -31,6 +31,7 @@ class Drawn:
     Attributes:
         x, eps: clean latents and noise, float32 (B, C, h, w).
         targets: pictures in [0, 1], (B, 3, H, W), where the guidance compares pictures.
+        source: latents of the condition, (B, C, h, w), where the guidance is relative to them.
         begun: where the sampler would begin with that noise, (B, C, h, w).
         bind: a network -> its denoiser under the batch's prompts and conditions.
     """
@@ -39,6 +40,7 @@ class Drawn:
     eps: Tensor
     begun: Tensor
     targets: Tensor | None
+    source: Tensor | None
     step: int
     start: int
     bind: Callable[[nn.Module], Denoiser]
@@ -66,7 +68,7 @@ def codi(trainer: Trainer, drawn: Drawn) -> Terms:
         s,
         trainer.base.schedule,
         options=trainer.loss_options,
-        guidance=distance(trainer.options.guidance, trainer.base, drawn.targets, trainer.lpips),
+        guidance=distance(trainer.options.guidance, trainer.base, drawn.targets, trainer.lpips, drawn.source),
         z_t=seen_by_the_sampler(trainer, target, drawn, t),
     )
 

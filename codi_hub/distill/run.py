@@ -34,7 +34,8 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("time_budget", "train_steps", "device", "precision", "workers", "pairs", "resume", "run_dir"),
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
-ADDED = {"gain": True, "start": 1.0}  # options that runs begun before there was such an option had all the same
+# options that runs begun before there was such an option had all the same
+ADDED = {"gain": True, "start": 1.0, "attend": "base"}
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -62,6 +63,8 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     accelerator, base = _machine(job)
     spec = _spec(job, base, tasks.load(job.like, job.task_options))
     source, task = open_pairs(spec)
+    if options.guidance == "relative" and task.condition_channels < 3:
+        raise UsageError(f"--guidance relative: the condition of {job.task} is no picture to be changed")
     train, held = split(len(source))
     total = options.train_steps or (None if options.time_budget else DEFAULT_STEPS)
     _announce(job, spec, len(train), total, accelerator, on_event)
@@ -163,8 +166,9 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         _, weights, record_file = job.parent
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
-        adapter = adapters.build(record.kind, base, pretrained=False, **record.config)
-        adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()})
+        adapter = adapters.build(record.kind, base, pretrained=False, **record.config | _attend(job.options))
+        # what attends to the prompt from now on adds nothing yet
+        adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
         return adapter
     pretrained = job.options.init == "pretrained"
     return adapters.build(
@@ -176,7 +180,12 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         start=job.options.start,
         **({"rank": job.options.rank} if job.options.rank else {}),
         **({} if job.options.gain else {"gain": False}),
+        **_attend(job.options),
     )
+
+
+def _attend(options: DistillOptions) -> dict[str, str]:
+    return {} if options.attend == "base" else {"attend": options.attend}
 
 
 class _Watcher:

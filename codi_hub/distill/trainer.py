@@ -150,7 +150,8 @@ class Trainer:
             targets = self.cache.targets[rows].to(device).float() / 255
         with torch.no_grad():
             begun = self.target.begun(self.base, condition, eps)
-        drawn = Drawn(x, eps, begun, targets, step, start, lambda network: self.bind(network, prompt, condition))
+            source = self.base.encode(condition[:, :3]) if self.options.guidance == "relative" else None
+        drawn = Drawn(x, eps, begun, targets, source, step, start, lambda one: self.bind(one, prompt, condition))
         with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)
 

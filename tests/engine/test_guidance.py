@@ -1,4 +1,4 @@
-"""The guidance term's four distances, through a real autoencoder."""
+"""The guidance term's distances, through a real autoencoder."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codi_hub.base import FrozenBase
 from codi_hub.consistency import latent_l2
-from codi_hub.distill.guidance import VGG16, Lpips, distance
+from codi_hub.distill.guidance import LEAST_CHANGE, VGG16, Lpips, distance
 from codi_hub.errors import InvalidInput
 
 
@@ -35,6 +35,26 @@ def test_each_distance_is_its_formula_and_reaches_x_hat(base: FrozenBase, pair: 
         assert gradient.abs().max() > 0
     assert distance("latent", base, None) is latent_l2
     assert distance("off", base, None) is None
+
+
+def test_relative_guidance_weighs_a_small_change_as_much_as_a_large_one(
+    base: FrozenBase, pair: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, x_hat, _ = pair
+    source = x.clone()
+    source[0] += 1  # everywhere
+    source[1, :, 0, 0] += 2  # in one place of 64
+    guidance = distance("relative", base, None, source=source)
+    assert guidance(x, x).item() == 0
+    unchanged = torch.stack([source[0], x[1]]), torch.stack([x[0], source[1]])
+    whole, place = (guidance(x, one).item() for one in unchanged)
+    # of two pairs one is as far off as if nothing were done
+    assert whole == pytest.approx(0.5 / (1 + LEAST_CHANGE))
+    assert place == pytest.approx(0.5 * 4 / 64 / (4 / 64 + LEAST_CHANGE))
+    (gradient,) = torch.autograd.grad(guidance(x, x_hat), x_hat)
+    assert gradient.abs().max() > 0
+    same = distance("relative", base, None, source=x)
+    assert same(x, x_hat).isfinite()  # a pair in which nothing changes
 
 
 @pytest.fixture(scope="module")

@@ -192,6 +192,7 @@ def test_each_pair_keeps_its_condition_and_prompt(make: Make) -> None:
         ({"consistency": False}, {"guidance"}),
         ({"guidance": "off"}, {"consistency"}),
         ({"guidance": "pixel"}, {"guidance", "consistency"}),
+        ({"guidance": "relative"}, {"guidance", "consistency"}),
         ({"guidance": "roundtrip", "ode": "noise"}, {"guidance", "consistency"}),
         ({"ode": "none", "consistency_cap": False}, {"guidance", "consistency"}),
     ],

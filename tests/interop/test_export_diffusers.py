@@ -80,7 +80,15 @@ def test_diffusers_predicts_what_the_adapter_does(
     folder_of: dict[str, Path], tmp_path: Path, kind: str, name: str, channels: int
 ) -> None:
     base = FrozenBase.load(str(folder_of[name]))
-    adapter = made(base, kind, channels)
+    check(base, made(base, kind, channels), channels, tmp_path)
+
+
+def test_so_it_does_for_an_encoder_that_attends_on_every_level(folder_of: dict[str, Path], tmp_path: Path) -> None:
+    base = FrozenBase.load(str(folder_of["v"]))
+    check(base, made(base, "control", attend="all"), 3, tmp_path)
+
+
+def check(base: FrozenBase, adapter: ControlAdapter, channels: int, tmp_path: Path) -> None:
     net = exported(base, adapter, tmp_path)
     generator = torch.Generator().manual_seed(0)
     z_t = torch.randn(2, 4, 8, 12, generator=generator)
