@@ -26,7 +26,7 @@ class Canny(Task):
     data = "scenes"
     uses_prompt = True
     score = "adherence"
-    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}  # it reads the prompt
 
     class Options(Task.Options):
         edges: bool = False

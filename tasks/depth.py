@@ -34,7 +34,7 @@ class Depth(Task):
     uses_prompt = True
     input_extensions = IMAGES | {".npy"}
     score = "adherence"
-    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4}
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}  # it reads the prompt
 
     class Options(Task.Options):
         invert: bool = False
