@@ -21,8 +21,6 @@ from recipes.nano import autoencoder, base, bundle, features
 from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
-MINUTES |= {"superres": 35.0, "inpaint": 15.0, "depth": 24.0, "edit": 46.0, "canny": 7.0, "deblur": 17.0}
 FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 SCENES_ONLY = ["--count", "4000", *FEW]
@@ -33,21 +31,26 @@ FROM_INPUT = ["--start", "0.1"]
 RESTORED = [*MIXED, "--rollout", "0.5"]
 # of which a minute sees twice as many
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
-CONTROLNET = ["--no-gain"]  # so that `codi export` can make one of it
-# passes of (share of the minutes, what the command is told); each goes on from the adapter of the one before it, and
-# keeps its start
+MORE_SCENES = ["--count", "12000", *FEW, "--size", "96"]
+# for pictures made from nothing: it sees the state and the text too, and in seven minutes learns what the static kind
+# takes half an hour for
+CONTROL = ["--kind", "control", "--rollout", "0.5"]
+# passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
-    "superres": [(0.66, [*BOTH, *FROM_INPUT, *RESTORED]), (0.34, [*BOTH, *RESTORED])],
-    "inpaint": [(0.5, MIXED), (0.5, [*MIXED, "--rollout", "0.5"])],
-    "depth": [
-        (0.3, [*CONTROLNET, *SCENES_ONLY]),
-        (0.2, [*CONTROLNET, *SCENES_ONLY, "--rollout", "0.5"]),
-        (0.5, [*CONTROLNET, *SMALL_SCENES, "--rollout", "0.5"]),
+    "superres": [(23.1, [*BOTH, *FROM_INPUT, *RESTORED]), (11.9, [*BOTH, *RESTORED])],
+    "inpaint": [(7.5, MIXED), (7.5, RESTORED), (25.0, RESTORED)],
+    "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
+    "edit": [
+        (25.3, ["--start", "0.5", *SMALL_SCENES]),
+        (20.7, [*SMALL_SCENES, "--rollout", "0.7"]),
+        (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
     ],
-    "edit": [(0.55, ["--start", "0.5", *SMALL_SCENES]), (0.45, [*SMALL_SCENES, "--rollout", "0.7"])],
-    "canny": [(1.0, [*CONTROLNET, *SMALL_SCENES, "--rollout", "0.3"])],
-    "deblur": [(0.3, [*FROM_INPUT, *RESTORED]), (0.7, RESTORED)],
+    "canny": [(17.0, ["--rollout", "0.5", *MORE_SCENES])],
+    "deblur": [(5.1, [*FROM_INPUT, *RESTORED]), (11.9, RESTORED), (5.0, RESTORED)],
 }
+AFTER = {"canny": "depth"}  # whose adapter it goes on from: how things look when their outlines are given is learnt
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
+MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
 STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
 
 
@@ -71,12 +74,16 @@ def distil(workspace: Path, task: str, minutes: float, device: str, threads: int
     """One adapter on the workspace's base, in its passes; resumed where they were interrupted."""
     print(f"== {task}", flush=True)
     parent: list[str] = []
-    for number, (share, told) in enumerate(PASSES[task], 1):
+    if task in AFTER:
+        before = AFTER[task]
+        parent = ["--from", (bundle.run_folder(workspace, before, len(PASSES[before])) / bundle.DONE).read_text()]
+    times = minutes / MINUTES[task]
+    for number, (lasting, told) in enumerate(PASSES[task], 1):
         run = bundle.run_folder(workspace, task, number)
         done = run / bundle.DONE
         if not done.exists():
             arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]
-            arguments += ["--time-budget", f"{share * minutes:g}m", *parent]
+            arguments += ["--time-budget", f"{lasting * times:g}m", *parent]
             if (run / "run.json").exists():
                 arguments.append("--resume")
             made = codi(workspace, "distill", task, *arguments, "--device", device, *told, threads=threads)
@@ -89,9 +96,14 @@ def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], dev
     if not (workspace / "home" / "registry.db").exists():
         register_base(workspace)
     threads = max(1, (os.cpu_count() or 1) // lanes)
-    longest = sorted(tasks, key=lambda task: -minutes[task])
+    longest = sorted((task for task in tasks if AFTER.get(task) not in tasks), key=lambda task: -minutes[task])
+
+    def one_by_one(first: str) -> None:
+        for task in [first, *(task for task in tasks if AFTER.get(task) == first)]:
+            distil(workspace, task, minutes[task], device, threads)
+
     with ThreadPoolExecutor(lanes) as executor:  # each waits for a process of its own
-        list(executor.map(lambda task: distil(workspace, task, minutes[task], device, threads), longest))
+        list(executor.map(one_by_one, longest))
 
 
 def main() -> None:

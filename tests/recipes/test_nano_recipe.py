@@ -110,24 +110,31 @@ def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> No
 def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, str, int]] = []
+    told: list[tuple[str, str, str, int]] = []
     meeting = Barrier(2, timeout=20)
 
     def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
         parent = arguments[arguments.index("--from") + 1] if "--from" in arguments else ""
         if not parent:
             meeting.wait()  # two tasks are at it at once, or this breaks
-        told.append((task, parent, threads))
+        told.append((task, parent, arguments[arguments.index("--time-budget") + 1], threads))
         Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
         return {"adapter": f"{task}:{len([one for one in told if one[0] == task])}"}
 
     monkeypatch.setattr(nano, "codi", codi)
     monkeypatch.setattr(nano, "register_base", lambda workspace: None)
-    passes = {"depth": [(0.5, ["--x"]), (0.5, [])], "edit": [(1.0, [])]}
+    passes = {"canny": [(1.0, [])], "depth": [(3.0, ["--x"]), (1.0, [])], "edit": [(1.0, [])]}
+    minutes = {"canny": 0.5, "depth": 2.0, "edit": 1.0}
     monkeypatch.setattr(nano, "PASSES", passes)
+    monkeypatch.setattr(nano, "MINUTES", {"canny": 1.0, "depth": 4.0, "edit": 1.0})
     monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
-    nano.distil_all(tmp_path, ["depth", "edit"], {"depth": 2.0, "edit": 1.0}, "cpu", lanes=2)
-    assert sorted(told) == [("depth", "", 2), ("depth", "depth:1", 2), ("edit", "", 2)]
+    nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
+    assert sorted(told) == [
+        ("canny", "depth:2", "0.5m", 2),  # not before depth is done
+        ("depth", "", "1.5m", 2),
+        ("depth", "depth:1", "0.5m", 2),
+        ("edit", "", "1m", 2),
+    ]
     told.clear()
-    nano.distil_all(tmp_path, ["depth", "edit"], {"depth": 2.0, "edit": 1.0}, "cpu", lanes=2)
+    nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
     assert told == []  # what is done is not done again
