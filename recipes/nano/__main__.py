@@ -38,14 +38,14 @@ CONTROL = ["--kind", "control", "--rollout", "0.5"]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
     "superres": [(23.1, [*BOTH, *FROM_INPUT, *RESTORED]), (11.9, [*BOTH, *RESTORED])],
-    "inpaint": [(7.5, MIXED), (7.5, RESTORED), (25.0, RESTORED)],
+    "inpaint": [(40.0, ["--start", "0.3", *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
     "edit": [
         (25.3, ["--start", "0.5", *SMALL_SCENES]),
         (20.7, [*SMALL_SCENES, "--rollout", "0.7"]),
         (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
     ],
-    "canny": [(17.0, ["--rollout", "0.5", *MORE_SCENES])],
+    "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
     "deblur": [(5.1, [*FROM_INPUT, *RESTORED]), (11.9, RESTORED), (5.0, RESTORED)],
 }
 AFTER = {"canny": "depth"}  # whose adapter it goes on from: how things look when their outlines are given is learnt
