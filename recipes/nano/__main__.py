@@ -40,9 +40,9 @@ PASSES = {
     "superres": [(23.1, [*BOTH, *FROM_INPUT, *RESTORED]), (11.9, [*BOTH, *RESTORED])],
     "inpaint": [(40.0, ["--start", "0.3", *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
-    "edit": [
-        (25.3, ["--start", "0.5", *SMALL_SCENES]),
-        (20.7, [*SMALL_SCENES, "--rollout", "0.7"]),
+    "edit": [  # the first two are from before there was another guidance than latent
+        (25.3, ["--start", "0.5", *SMALL_SCENES, "--guidance", "latent"]),
+        (20.7, [*SMALL_SCENES, "--rollout", "0.7", "--guidance", "latent"]),
         (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
     ],
     "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
