@@ -64,7 +64,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     spec = _spec(job, base, tasks.load(job.like, job.task_options))
     source, task = open_pairs(spec)
     if options.guidance == "relative" and task.condition_channels < 3:
-        raise UsageError(f"--guidance relative: the condition of {job.task} is no picture to be changed")
+        raise UsageError(f"--guidance relative: the condition of {job.task_name} is no picture to be changed")
     train, held = split(len(source))
     total = options.train_steps or (None if options.time_budget else DEFAULT_STEPS)
     _announce(job, spec, len(train), total, accelerator, on_event)

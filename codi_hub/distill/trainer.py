@@ -155,7 +155,7 @@ class Trainer:
         with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)
 
-    def bind(self, network: nn.Module, prompt: Tensor, condition: Tensor) -> Denoiser:
+    def bind(self, network: Any, prompt: Tensor, condition: Tensor) -> Denoiser:
         """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32.
 
         What no gradient goes through is asked several times, and sees its condition once.

@@ -81,6 +81,13 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         ("--no-gain", "--from", plain["adapter"]): "Error: --no-gain: --from depth:1 has a gain, and keeps it: distil "
         "it without --from\n",
         ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, full\n",
+        (
+            "--attend",
+            "all",
+            "--kind",
+            "static",
+        ): "Error: --attend all: not with --kind static, which has no attention of its own\n",
+        ("--guidance", "relative"): "Error: --guidance relative: the condition of depth is no picture to be changed\n",
     }
     for options, line in refused.items():
         assert tiny("distill", "depth", *SMALL, *options) == (2, "", line)
