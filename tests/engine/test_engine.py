@@ -56,7 +56,7 @@ def test_what_16_bits_and_a_batch_save_costs_nothing_that_shows(folder: Path) ->
             for group in groups
             for image in Engine(base).generate(adapter, [given[k] for k in group], ["a red ball"] * together, group)
         ]
-    assert min(psnr(a, b) for a, b in zip(*made.values(), strict=True)) >= 44  # 1.6 levels of 255
+    assert min(psnr(a, b) for a, b in zip(*made.values(), strict=True)) >= 43  # 1.8 levels of 255
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

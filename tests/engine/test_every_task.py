@@ -52,7 +52,7 @@ def test_it_is_distilled_and_run(tiny: Callable[..., Any], tmp_path: Path, name:
     assert all(np.ptp(np.asarray(Image.open(sheet))) > 0 for sheet in sheets)
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "## Scores on 1 held-out pairs" in card
-    assert f"| adapter | {'control' if name == 'edit' else 'static'}, " in card
+    assert f"| adapter | {'control' if name in ('canny', 'depth', 'edit') else 'static'}, " in card
     assert ("`done` is" in card) == ("done" in metrics) == (name == "edit")
     inputs = pictures(tmp_path / "in", 2)
     if name == "inpaint":

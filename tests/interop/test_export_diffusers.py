@@ -339,5 +339,5 @@ def test_an_export_that_fails_leaves_what_was_there(
 def test_the_hub_exports_as_the_command_does(tmp_path: Path) -> None:
     with Hub.open() as hub:
         made = hub.export("depth", ExportOptions(out=tmp_path / "net"))
-    assert (made.kind, made.base, made.format, made.dtype) == ("static", "nano", "diffusers", "fp16")
+    assert (made.kind, made.base, made.format, made.dtype) == ("control", "nano", "diffusers", "fp16")
     assert isinstance(ControlNetModel.from_pretrained(made.folder), ControlNetModel)
