@@ -55,10 +55,13 @@ def settled(job: Job) -> Job:
             )
         _check_kept(ref, options, record.config)
         options = replace(
-            options, rank=None, gain=True, kind=record.kind, fusion=record.config.get("fusion", options.fusion)
+            options,
+            rank=None,
+            gain=True,
+            kind=record.kind,
+            fusion=record.config.get("fusion", options.fusion),
+            attend=record.config.get("attend", options.attend),
         )
-        if record.config.get("attend") == "all":
-            options = replace(options, attend="all")
     if options.kind not in adapters.KINDS:
         raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
     if options.attend == "all" and options.kind in ("static", "lora"):

@@ -166,7 +166,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         _, weights, record_file = job.parent
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
-        adapter = adapters.build(record.kind, base, pretrained=False, **record.config | _attend(job.options))
+        adapter = adapters.build(record.kind, base, pretrained=False, **record.config | {"attend": job.options.attend})
         # what attends to the prompt from now on adds nothing yet
         adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
         return adapter
@@ -178,14 +178,10 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         fusion=job.options.fusion,
         pretrained=pretrained,
         start=job.options.start,
+        attend=job.options.attend,
         **({"rank": job.options.rank} if job.options.rank else {}),
         **({} if job.options.gain else {"gain": False}),
-        **_attend(job.options),
     )
-
-
-def _attend(options: DistillOptions) -> dict[str, str]:
-    return {} if options.attend == "base" else {"attend": options.attend}
 
 
 class _Watcher:

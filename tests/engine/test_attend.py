@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import stir
+from tiny import record_of, stir
 from torch import Tensor
 
 from codi_hub import adapters
@@ -69,17 +69,6 @@ def test_it_comes_back_from_its_files(base: FrozenBase, tmp_path: Path) -> None:
     with torch.no_grad():
         near = again(base, *given(base, BOX)) - adapter(base, *given(base, BOX))
     assert near.abs().max() < 0.02  # weights take two bytes
-
-
-def record_of(base: FrozenBase, adapter: adapters.ControlAdapter) -> format.AdapterRecord:
-    return format.AdapterRecord(
-        task="edit",
-        kind=adapter.kind,
-        base=format.BaseRecord(name="tiny", family=base.fingerprint.family, sketch=base.fingerprint.sketch),
-        prediction_type=base.schedule.prediction_type,
-        steps=4,
-        config=adapter.config,
-    )
 
 
 def job(base: FrozenBase, folder: Path, kind: str, attends: str, wanted: str) -> Job:

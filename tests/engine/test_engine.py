@@ -155,7 +155,7 @@ def test_bfloat16_in_a_batch_is_close_to_bfloat16_alone(base_folder: str) -> Non
     adapter, given, seeds = adapter_on(base), conditions(4), [1, 2, 3, 4]
     together = Engine(base).generate(adapter, given, PROMPTS, seeds)
     alone = [Engine(base).generate(adapter, [given[k]], [PROMPTS[k]], [seeds[k]])[0] for k in range(4)]
-    assert min(psnr(a, b) for a, b in zip(together, alone, strict=True)) >= 44  # 1.6 levels of 255
+    assert min(psnr(a, b) for a, b in zip(together, alone, strict=True)) >= 45
     assert psnr(together[0], together[1]) < 30  # the bound above says something
 
 

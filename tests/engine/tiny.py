@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from codi_hub.adapters import ControlAdapter
+from codi_hub.adapters.format import AdapterRecord, BaseRecord
 from codi_hub.base import FrozenBase
 
 TOKENS = 16
@@ -121,3 +123,15 @@ def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=scale)
     return module
+
+
+def record_of(base: FrozenBase, adapter: ControlAdapter) -> AdapterRecord:
+    """What a folder says of an adapter beside its weights."""
+    return AdapterRecord(
+        task="depth",
+        kind=adapter.kind,
+        base=BaseRecord(name="tiny", family=base.fingerprint.family, sketch=base.fingerprint.sketch),
+        prediction_type=base.schedule.prediction_type,
+        steps=4,
+        config=adapter.config,
+    )
