@@ -194,8 +194,14 @@ def test_devices_and_dtypes_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) 
     assert choose_device("cpu") == cpu
     assert choose_device("auto").type in ("cuda", "mps", "cpu")
     assert [choose_dtype(name, cpu) for name in ("fp32", "fp16", "bf16")] == list(engine.DTYPES.values())
-    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+    for cpu_name, amx, avx, dtype in (
+        ("Intel Xeon", True, True, torch.bfloat16),
+        ("Intel Xeon", False, True, torch.float32),  # has the instructions, slow ones
+        ("AMD EPYC", False, True, torch.bfloat16),
+        ("AMD EPYC", False, False, torch.float32),
+    ):
+        can = {"cpu_name": cpu_name, "amx_tile": amx, "avx512_bf16": avx}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
         assert choose_dtype("auto", cpu) == dtype
     with pytest.raises(UsageError, match=r"--device tpu: not on this machine \(here: .*cpu\)"):
         choose_device("tpu")
