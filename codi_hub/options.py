@@ -201,6 +201,12 @@ class DistillOptions(_Checked):
         choices=("base", "all"),
         panel="Adapter",
     )
+    top_down: bool = _opt(
+        False,
+        "Bring what the encoder's deep levels know to its fine ones, to change what the picture already shows (kinds "
+        "control and full; no ControlNet then)",
+        panel="Adapter",
+    )
     init: str = _opt(
         "pretrained", "Start of the conditional encoder", choices=("pretrained", "random"), panel="Adapter"
     )

@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from codi_hub.adapters.topdown import TopDown
 from codi_hub.base import Features, FrozenBase, encode_features
 from codi_hub.errors import UsageError
 
@@ -56,9 +57,11 @@ class ControlAdapter(nn.Module):
         attend: the levels of the encoder that read the prompt: those of the `base`, or `all`. What is read below a
             level never reaches it, so that without the latter no word is tied to a place finer than the base's own
             attention.
+        top_down: bring what the encoder's deep levels know to its fine ones too; then it is no ControlNet.
 
     Raises:
-        UsageError: an unknown fusion or attend, an impossible number of channels, or a start that cannot be.
+        UsageError: an unknown fusion or attend, an impossible number of channels, a start that cannot be, or
+            `top_down` with gates.
     """
 
     kind = "control"
@@ -72,6 +75,7 @@ class ControlAdapter(nn.Module):
         pretrained: bool = True,
         start: float = 1.0,
         attend: str = "base",
+        top_down: bool = False,
     ):
         super().__init__()
         if fusion not in FUSIONS:
@@ -84,6 +88,8 @@ class ControlAdapter(nn.Module):
             raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
         if attend not in ATTEND:
             raise UsageError(f"--attend {attend!r:.40}: one of {', '.join(ATTEND)}")
+        if type(top_down) is not bool:
+            raise UsageError(f"top_down {top_down!r:.40}: true or false")
         stem = STEM_CHANNELS[: base.factor.bit_length()]
         with torch.device(base.device):
             self.encoder = ControlNetModel.from_unet(
@@ -107,6 +113,11 @@ class ControlAdapter(nn.Module):
             self.config["start"] = start
         if attend != "base":
             self.config["attend"] = attend
+        if top_down:
+            if fusion == "gate":
+                raise UsageError("--top-down: not with --fusion gate, which replaces features and adds nothing")
+            self.config["top_down"] = True
+            self.top_down = TopDown(self.encoder)
         if fusion == "gate":
             count = len(self.encoder.controlnet_down_blocks) + 1
             self.encoder.controlnet_down_blocks = nn.ModuleList()
@@ -150,7 +161,11 @@ class ControlAdapter(nn.Module):
         if self.fusion == "gate":
             return [(1 - mu) * h + mu * h_eta for mu, h, h_eta in zip(self.mu, features, conditional, strict=True)]
         convolutions = [*self.encoder.controlnet_down_blocks, self.encoder.controlnet_mid_block]
-        return [h + conv(h_eta) for conv, h, h_eta in zip(convolutions, features, conditional, strict=True)]
+        fused = [h + conv(h_eta) for conv, h, h_eta in zip(convolutions, features, conditional, strict=True)]
+        if "top_down" in self.config:
+            for place, more in self.top_down(conditional).items():
+                fused[place] = fused[place] + more
+        return fused
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser; each is clipped apart. The gates have their own rate and no weight decay."""

@@ -61,9 +61,12 @@ def settled(job: Job) -> Job:
             kind=record.kind,
             fusion=record.config.get("fusion", options.fusion),
             attend=record.config.get("attend", options.attend),
+            top_down=record.config.get("top_down", options.top_down),
         )
     if options.kind not in adapters.KINDS:
         raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
     if options.attend == "all" and options.kind in ("static", "lora"):
         raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
+    if options.top_down and options.kind in ("static", "lora"):
+        raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
     return replace(job, options=options)

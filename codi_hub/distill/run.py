@@ -35,7 +35,7 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
 # options that runs begun before there was such an option had all the same
-ADDED = {"gain": True, "start": 1.0, "attend": "base"}
+ADDED = {"gain": True, "start": 1.0, "attend": "base", "top_down": False}
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -166,8 +166,9 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         _, weights, record_file = job.parent
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
-        adapter = adapters.build(record.kind, base, pretrained=False, **record.config | {"attend": job.options.attend})
-        # what attends to the prompt from now on adds nothing yet
+        new = {"attend": job.options.attend} | ({"top_down": True} if job.options.top_down else {})
+        adapter = adapters.build(record.kind, base, pretrained=False, **record.config | new)
+        # what is new in it adds nothing yet
         adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
         return adapter
     pretrained = job.options.init == "pretrained"
@@ -179,6 +180,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         pretrained=pretrained,
         start=job.options.start,
         attend=job.options.attend,
+        **({"top_down": True} if job.options.top_down else {}),
         **({"rank": job.options.rank} if job.options.rank else {}),
         **({} if job.options.gain else {"gain": False}),
     )

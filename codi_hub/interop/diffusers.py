@@ -79,6 +79,11 @@ def check_exportable(record: AdapterRecord, ref: str) -> None:
             f"{ref} starts from its condition, which a ControlNet's pipeline does not: distil with --start 1 to "
             "export it"
         )
+    if record.config.get("top_down"):
+        raise Mismatch(
+            f"{ref} has a way up beside its encoder, which a ControlNet does not have: distil the task without "
+            "--top-down to export it"
+        )
     if record.config.get("fusion") == "gate":
         raise Mismatch(
             f"{ref} is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to "

@@ -227,6 +227,12 @@ def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_wri
             "is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to export it",
         ),
         (
+            "control",
+            {"top_down": True},
+            "has a way up beside its encoder, which a ControlNet does not have: distil the task without --top-down to "
+            "export it",
+        ),
+        (
             "static",
             {"gain": False, "start": 0.5},
             "starts from its condition, which a ControlNet's pipeline does not: distil with --start 1 to export it",
@@ -240,10 +246,10 @@ def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_wri
     ]
     for number, (kind, config, words) in enumerate(cases, 1):
         adapter = made(base, kind, **config)
-        format.write(tmp_path / kind, adapter, record_of(base, adapter), "")
+        format.write(tmp_path / f"{number}", adapter, record_of(base, adapter), "")
         with Hub.open() as hub:
             values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
-            hub.registry.add_adapter(tmp_path / kind, task="depth", base="tiny", **values)
+            hub.registry.add_adapter(tmp_path / f"{number}", task="depth", base="tiny", **values)
         answer = codi("export", f"depth:{number}", "--base", "tiny", "-o", tmp_path / "net")
         assert answer == (1, "", f"Error: depth:{number} {words}\n")
     assert not (tmp_path / "net").exists()
