@@ -56,7 +56,7 @@ def computes_bfloat16() -> bool:
 
     Intel's takes 1.7 times as long for it as for float32 (a training step of nano), and virtual machines may hide AMX.
     """
-    can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
     return bool(can.get("amx_tile") or (can.get("avx512_bf16") and "Intel" not in can["cpu_name"]))
 
 

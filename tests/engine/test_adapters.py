@@ -63,7 +63,8 @@ def test_every_tensor_has_moved_after_a_few_steps(any_base: FrozenBase, kind: st
         (adapter(any_base, *inputs) - 1).square().mean().backward()
         optimiser.step()
     still = [name for name, value in adapter.named_parameters() if torch.equal(value, before[name])]
-    assert still == []
+    # (a bias of keys shifts all that a softmax sees alike: its gradient is zero, but for rounding on some processors)
+    assert [name for name in still if not name.endswith("k_proj.bias")] == []
     assert all(value.requires_grad for value in adapter.parameters())
     assert {id(p) for group in optimiser.param_groups for p in group["params"]} == {id(p) for p in adapter.parameters()}
     assert all(torch.equal(value, frozen[name]) for name, value in any_base.named_parameters())
