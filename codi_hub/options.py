@@ -258,8 +258,16 @@ class DistillOptions(_Checked):
     )
     start: float = _opt(
         1.0,
-        "Where sampling begins, as a share of the schedule: below 1 with the condition under half of its noise",
+        "Where sampling begins, as a share of the schedule: below 1 with the condition, under --start-noise",
         least=0.1,
+        most=1.0,
+        panel="Loss",
+    )
+    start_noise: float | None = _opt(
+        None,
+        "How much of its time's noise the condition is put under where sampling begins with it; with none, no seed "
+        "matters (default: what --from has, else none)",
+        least=0.0,
         most=1.0,
         panel="Loss",
     )

@@ -28,7 +28,7 @@ WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit devia
     [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
 ]
 MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
-START_NOISE = 0.5  # share of the noise at a start that is not the schedule's end: what remains of noise is error
+START_NOISE = 0.5  # of adapters whose files do not say, being from before there was a choice
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
@@ -53,7 +53,9 @@ class ControlAdapter(nn.Module):
         fusion: `zero_conv` or `gate`.
         pretrained: start from the base's encoder, or from random weights.
         start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
-            itself under some of the noise of that time; SDEdit (Meng et al., 2022) begins with all of it.
+            itself under some of the noise of that time.
+        start_noise: how much of it. SDEdit (Meng et al., 2022) begins with all of it; with none, what the picture has
+            is there from the first step, and a seed changes nothing.
         attend: the levels of the encoder that read the prompt: those of the `base`, or `all`. What is read below a
             level never reaches it, so that without the latter no word is tied to a place finer than the base's own
             attention.
@@ -74,6 +76,7 @@ class ControlAdapter(nn.Module):
         fusion: str = "zero_conv",
         pretrained: bool = True,
         start: float = 1.0,
+        start_noise: float = START_NOISE,
         attend: str = "base",
         top_down: bool = False,
     ):
@@ -84,6 +87,8 @@ class ControlAdapter(nn.Module):
             raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
         if type(start) not in (int, float) or not 0.1 <= start <= 1:
             raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
+        if type(start_noise) not in (int, float) or not 0 <= start_noise <= 1:
+            raise UsageError(f"--start-noise {start_noise!r:.40}: from 0 to 1")
         if start < 1 and condition_channels < 3:
             raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
         if attend not in ATTEND:
@@ -107,10 +112,12 @@ class ControlAdapter(nn.Module):
         self.encoder.requires_grad_(True).train()
         initialise_stem(self.encoder.controlnet_cond_embedding)
         self.fusion = fusion
-        self.start = start
+        self.start, self.start_noise = start, start_noise
         self.config = {"condition_channels": condition_channels, "fusion": fusion}
         if start < 1:  # others look as they did before there was such a thing
             self.config["start"] = start
+            if start_noise != START_NOISE:
+                self.config["start_noise"] = start_noise
         if attend != "base":
             self.config["attend"] = attend
         if top_down:
@@ -134,7 +141,7 @@ class ControlAdapter(nn.Module):
         if self.start == 1:
             return noise
         t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
-        return base.schedule.add_noise(base.encode(condition[:, :3].float()), START_NOISE * noise, t)
+        return base.schedule.add_noise(base.encode(condition[:, :3].float()), self.start_noise * noise, t)
 
     def prepare(self, condition: Tensor) -> Prepared:
         """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)]."""

@@ -40,7 +40,7 @@ def settled(job: Job) -> Job:
     Raises:
         UsageError: an unknown kind, or a version that the method cannot go on from.
     """
-    options = job.options
+    options, begins = job.options, job.options.start
     if job.parent:
         ref, _, record_file = job.parent
         record = format.read_record(record_file)
@@ -54,6 +54,7 @@ def settled(job: Job) -> Job:
                 "whole ODE: train one with --method conditional"
             )
         _check_kept(ref, options, record.config)
+        begins = record.config.get("start", 1)
         options = replace(
             options,
             rank=None,
@@ -69,4 +70,6 @@ def settled(job: Job) -> Job:
         raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
     if options.top_down and options.kind in ("static", "lora"):
         raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
+    if options.start_noise is not None and begins == 1:
+        raise UsageError(f"--start-noise {options.start_noise:g}: sampling begins with nothing but noise: add --start")
     return replace(job, options=options)

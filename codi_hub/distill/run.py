@@ -35,7 +35,7 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
 # options that runs begun before there was such an option had all the same
-ADDED = {"gain": True, "start": 1.0, "attend": "base", "top_down": False}
+ADDED = {"gain": True, "start": 1.0, "attend": "base", "top_down": False, "start_noise": None}
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -167,6 +167,8 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
         new = {"attend": job.options.attend} | ({"top_down": True} if job.options.top_down else {})
+        if job.options.start_noise is not None:
+            new["start_noise"] = job.options.start_noise
         adapter = adapters.build(record.kind, base, pretrained=False, **record.config | new)
         # what is new in it adds nothing yet
         adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
@@ -179,6 +181,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         fusion=job.options.fusion,
         pretrained=pretrained,
         start=job.options.start,
+        start_noise=job.options.start_noise or 0.0,
         attend=job.options.attend,
         **({"top_down": True} if job.options.top_down else {}),
         **({"rank": job.options.rank} if job.options.rank else {}),

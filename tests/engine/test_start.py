@@ -1,36 +1,43 @@
 """Sampling that begins with the condition: the engine and the training begin alike, and who cannot says so."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import stir
+from tiny import record_of, stir
 from torch import Tensor
 from training import Make
 
 from codi_hub import adapters
+from codi_hub.adapters import format
 from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.base import FrozenBase
 from codi_hub.distill import methods
+from codi_hub.distill.job import Job, settled
+from codi_hub.distill.run import _new_adapter
 from codi_hub.distill.trainer import Trainer
 from codi_hub.engine import Engine
 from codi_hub.errors import UsageError
+from codi_hub.options import DistillOptions
 from codi_hub.sampler import sample
 from codi_hub.schedule import sampling_timesteps
 
 KINDS = ("control", "lora", "static", "full")
 
 
+@pytest.mark.parametrize("share", [0.5, 0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_state_is_the_condition_under_noise(any_base: FrozenBase, kind: str) -> None:
-    adapter = adapters.build(kind, any_base, start=0.5)
+def test_the_first_state_is_the_condition_under_noise(any_base: FrozenBase, kind: str, share: float) -> None:
+    told = {} if share == 0.5 else {"start_noise": share}
+    adapter = adapters.build(kind, any_base, start=0.5, **told)
     condition, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
     t = torch.tensor([499, 499])
-    expected = any_base.schedule.add_noise(any_base.encode(condition), noise / 2, t)
+    expected = any_base.schedule.add_noise(any_base.encode(condition), share * noise, t)
+    assert {"start": 0.5} | told == {name: adapter.config[name] for name in ("start", *told)}
     assert torch.equal(adapter.begun(any_base, condition, noise), expected)
     assert adapter.horizon(1000) == 500
-    assert adapter.config["start"] == 0.5
     usual = adapters.build(kind, any_base)
     assert usual.begun(any_base, condition, noise) is noise
     assert (usual.horizon(1000), usual.config.get("start")) == (1000, None)
@@ -55,6 +62,39 @@ def test_the_engine_walks_from_there_and_each_picture_is_itself_in_any_batch(bas
 def test_a_start_that_cannot_be_is_refused(base: FrozenBase, start: object) -> None:
     with pytest.raises(UsageError, match=r"--start .*: from 0\.1 to 1"):
         adapters.build("control", base, start=start)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "half", True])
+def test_a_noise_that_cannot_be_is_refused(base: FrozenBase, share: object) -> None:
+    with pytest.raises(UsageError, match=r"--start-noise .*: from 0 to 1"):
+        adapters.build("control", base, start=0.5, start_noise=share)
+
+
+@pytest.mark.parametrize(("before", "wanted", "expected"), [(None, 0.0, 0.0), (0.25, None, 0.25), (0.25, 0.75, 0.75)])
+def test_a_version_gone_on_from_keeps_its_noise_unless_told_another(
+    base: FrozenBase, tmp_path: Path, before: float | None, wanted: float | None, expected: float
+) -> None:
+    adapter = adapters.build("static", base, start=0.5, **({} if before is None else {"start_noise": before}))
+    format.write(tmp_path, adapter, record_of(base, adapter), "")
+    options = DistillOptions(parent="edit:1", start_noise=wanted)
+    parent = ("edit:1", tmp_path / format.WEIGHTS, tmp_path / format.RECORD)
+    job = Job("edit", "edit", {}, "tiny", "tiny", options, tmp_path / "run", parent)
+    assert _new_adapter(job, base, SimpleNamespace(condition_channels=3)).start_noise == expected
+
+
+def test_noise_at_a_start_from_noise_is_refused(tmp_path: Path) -> None:
+    job = Job("edit", "edit", {}, "tiny", "tiny", DistillOptions(kind="static", start_noise=0.5), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"--start-noise 0\.5: sampling begins with nothing but noise: add --start"):
+        settled(job)
+
+
+def test_without_being_told_a_new_adapter_begins_without_noise(base: FrozenBase, tmp_path: Path) -> None:
+    job = Job("edit", "edit", {}, "tiny", "tiny", DistillOptions(kind="static", start=0.5), tmp_path / "run")
+    made = _new_adapter(job, base, SimpleNamespace(condition_channels=3))
+    assert made.config["start_noise"] == 0
+    condition = torch.rand(1, 3, 16, 16)
+    one, other = (made.begun(base, condition, torch.randn(1, 4, 8, 8)) for _ in range(2))
+    assert torch.equal(one, other)
 
 
 def test_who_has_no_picture_to_start_from_or_shares_a_batch_says_so(base: FrozenBase) -> None:
