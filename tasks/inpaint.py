@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +16,13 @@ from codi_hub.evaluate.metrics import hole_edge
 from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.filters import boxes, harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
+from codi_hub.tasks.texture import textured
 
 HOLE = 128  # of 255, from where on a mask is white; and what a hole shows that has nothing around it
 SIDECAR = ".mask.png"
 MAX_DB = 100.0
+PART = 768  # px a side of a hole, at most, that get their texture together: it takes some 150 bytes a pixel
+REACH = 96  # px around them in which it is looked for
 
 
 class Inpaint(Task):
@@ -41,6 +45,8 @@ class Inpaint(Task):
         """The hole of every input: a picture of its size, white where it is. Training draws its own holes."""
         grow: int = Field(0, ge=0, le=1024)
         """Pixels by which holes are made larger on every side, for masks drawn too tight."""
+        texture: float = Field(0.8, ge=0, le=1)
+        """How much fine detail, such as grain or grass, a filling gets from places of the picture that look like it."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Cuts a random hole into `image`."""
@@ -72,14 +78,23 @@ class Inpaint(Task):
         """Outside the hole the input, bit for bit. Inside, the output plus what the input lacks from it on the hole's
         edge, spread harmonically: the gradients are the output's and the edge is the input's, so no seam is left
         (Perez et al., "Poisson image editing", 2003, for the membrane that guides towards an inserted picture).
+        Last, with `texture`, fine detail from around.
         """
         known = prepared.bytes
-        picture = known[..., :3].copy()
-        for box in boxes(known[..., 3] >= HOLE):
+        picture, holes = known[..., :3].copy(), known[..., 3] >= HOLE
+        apart = boxes(holes)
+        for box in apart:
             condition, made = prepared.window(*box).condition, output[box]
             covered = condition[..., 3] > 0.5
             lacking = harmonic(condition[..., :3] - made, covered)
             picture[box][covered] = to_uint8(made + lacking)[covered]
+        for box in apart if self.options.texture else ():
+            for part in product(*map(_cut, box)):
+                wide = tuple(slice(max(0, side.start - REACH), side.stop + REACH) for side in part)
+                made = textured(picture[wide].astype(np.float32) / 255, holes[wide], self.options.texture)
+                inner = tuple(slice(side.start - more.start, None) for side, more in zip(part, wide, strict=True))
+                covered = holes[part]
+                picture[part][covered] = to_uint8(made[inner][: covered.shape[0], : covered.shape[1]])[covered]
         return picture
 
     def untouched(self, prepared: Prepared) -> bool:
@@ -106,6 +121,11 @@ class Inpaint(Task):
             return self.options.mask
         beside = None if path is None else path.with_name(path.stem + SIDECAR)
         return beside if beside is not None and beside.is_file() else None
+
+
+def _cut(side: slice) -> list[slice]:
+    """A long side in pieces of `PART` px."""
+    return [slice(start, min(start + PART, side.stop)) for start in range(side.start, side.stop, PART)]
 
 
 def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
