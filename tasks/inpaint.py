@@ -45,7 +45,7 @@ class Inpaint(Task):
         """The hole of every input: a picture of its size, white where it is. Training draws its own holes."""
         grow: int = Field(0, ge=0, le=1024)
         """Pixels by which holes are made larger on every side, for masks drawn too tight."""
-        texture: float = Field(0.8, ge=0, le=1)
+        texture: float = Field(0.6, ge=0, le=1)
         """How much fine detail, such as grain or grass, a filling gets from places of the picture that look like it."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

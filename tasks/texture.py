@@ -15,7 +15,9 @@ APART = 6  # px; how far around a place its slope is looked at
 WEIGHTS = {"slope": 0.5, "grain": 2.0, "place": 0.02}  # beside colour
 AMONG = 64  # places that look most alike, of which one is drawn: with the first alone a piece repeats itself
 SOURCES = 40_000  # places looked at, at most
-GRAIN = 4.0  # px; sigma within which the strength of the detail is measured
+GRAIN = 4.0  # px; sigma within which the strength of detail is measured, by logarithms: edges, being few, count little
+FAINT = (0.5 / 255) ** 2  # power below which there is no detail
+NORMAL = 0.635  # minus the mean logarithm of a standard normal variable's size
 
 
 def textured(image: np.ndarray, hole: np.ndarray, strength: float) -> np.ndarray:
@@ -42,8 +44,8 @@ def textured(image: np.ndarray, hole: np.ndarray, strength: float) -> np.ndarray
     sources = sources[rng.permutation(len(sources))[:SOURCES]]
     spread = smooth(own[..., None].astype(np.float32), GRAIN)
     power = np.square(detail).mean(-1, keepdims=True)
-    known = smooth(np.where(own[..., None], power, np.float32(0)), GRAIN) / np.maximum(spread, 1e-3)
-    grain = harmonic(np.sqrt(known), ~own)
+    known = smooth(np.where(own[..., None], np.log(power + FAINT), np.float32(0)), GRAIN) / np.maximum(spread, 1e-3)
+    grain = harmonic(np.exp(known / 2 + NORMAL), ~own)
     lacking = np.sqrt(np.maximum(np.square(grain) - smooth(power, GRAIN), 0))
 
     framed = np.pad(afar, ((APART, APART), (APART, APART), (0, 0)), "edge")
