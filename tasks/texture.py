@@ -43,10 +43,11 @@ def textured(image: np.ndarray, hole: np.ndarray, strength: float) -> np.ndarray
     rng = np.random.default_rng(0)
     sources = sources[rng.permutation(len(sources))[:SOURCES]]
     spread = smooth(own[..., None].astype(np.float32), GRAIN)
-    power = np.square(detail).mean(-1, keepdims=True)
-    known = smooth(np.where(own[..., None], np.log(power + FAINT), np.float32(0)), GRAIN) / np.maximum(spread, 1e-3)
-    grain = harmonic(np.exp(known / 2 + NORMAL), ~own)
-    lacking = np.sqrt(np.maximum(np.square(grain) - smooth(power, GRAIN), 0))
+    power = np.square(detail)
+    logarithms = np.where(own, np.log(power + FAINT).mean(-1), np.float32(0))[..., None]
+    grain = harmonic(np.exp(smooth(logarithms, GRAIN) / np.maximum(spread, 1e-3) / 2 + NORMAL), ~own)
+    power = smooth(power.mean(-1, keepdims=True), GRAIN)
+    lacking = np.sqrt(np.maximum(np.square(grain) - power, 0))
 
     framed = np.pad(afar, ((APART, APART), (APART, APART), (0, 0)), "edge")
 
