@@ -25,9 +25,10 @@ FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a s
 MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
 SCENES_ONLY = ["--count", "4000", *FEW]
 BOTH = ["--set", "both=true"]
+HALF_NOISE = ["--start-noise", "0.5"]
 # from the input under so little noise that next to none of the picture is lost in it: what is left of the noise at the
 # end is the more, the more there was
-FROM_INPUT = ["--start", "0.1"]
+FROM_INPUT = ["--start", "0.1", *HALF_NOISE]
 RESTORED = [*MIXED, "--rollout", "0.5"]
 # of which a minute sees twice as many
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
@@ -38,10 +39,10 @@ CONTROL = ["--kind", "control", "--rollout", "0.5"]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
     "superres": [(23.1, [*BOTH, *FROM_INPUT, *RESTORED]), (11.9, [*BOTH, *RESTORED])],
-    "inpaint": [(40.0, ["--start", "0.3", *RESTORED]), (8.0, RESTORED)],
+    "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
     "edit": [  # the first two are from before there was another guidance than latent
-        (25.3, ["--start", "0.5", *SMALL_SCENES, "--guidance", "latent"]),
+        (25.3, ["--start", "0.5", *HALF_NOISE, *SMALL_SCENES, "--guidance", "latent"]),
         (20.7, [*SMALL_SCENES, "--rollout", "0.7", "--guidance", "latent"]),
         (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
     ],
