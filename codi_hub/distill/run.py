@@ -166,7 +166,7 @@ def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
         _, weights, record_file = job.parent
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
-        new = {"attend": job.options.attend} | ({"top_down": True} if job.options.top_down else {})
+        new: dict[str, Any] = {"attend": job.options.attend} | ({"top_down": True} if job.options.top_down else {})
         if job.options.start_noise is not None:
             new["start_noise"] = job.options.start_noise
         adapter = adapters.build(record.kind, base, pretrained=False, **record.config | new)
