@@ -1,13 +1,8 @@
-"""Puts the finished models into `codi_hub/nano` with their cards and the manifest by which a registry finds them.
-
-`python -m recipes.nano.bundle HOME TASK:VERSION...` puts adapters that were distilled later, on the bundled base, in
-place of those that are there.
-"""
+"""Puts the finished models into `codi_hub/nano` with their cards and the manifest by which a registry finds them."""
 
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,7 @@ import torch
 
 import codi_hub
 from codi_hub.base import FrozenBase
-from codi_hub.registry import AdapterRow, Registry
+from codi_hub.registry import Registry
 
 BASE = "nano"
 ROOT = Path(codi_hub.__file__).parent / "nano"
@@ -74,47 +69,27 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     with Registry.open(workspace / "home") as registry:
         for task, count in passes.items():
             row = registry.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
-            adapters.append(_bundled(registry, row))
+            folder = ROOT / task
+            folder.mkdir()
+            for name in registry.files(row):
+                shutil.copyfile(registry.file(row, name), folder / name)
+            adapters.append(
+                {
+                    "task": task,
+                    "version": 1,
+                    "path": task,
+                    "kind": row.kind,
+                    "steps": row.steps,
+                    "parameters": row.parameters,
+                    "metrics": row.metrics,
+                    "score": row.score,
+                    "created": str(row.created),
+                    "files": _sizes(folder),
+                }
+            )
     _write({"base": entry, "adapters": adapters})
     if (workspace / FEATURES).exists():
         add_features(workspace)
-    _check_size()
-
-
-def renew(home: Path, refs: list[str]) -> None:
-    """Puts adapters of a home, on the bundled base, in place of those that are bundled for their tasks."""
-    manifest = json.loads((ROOT / MANIFEST).read_text())
-    with Registry.open(home) as registry:
-        for row in (registry.resolve(ref, base=BASE) for ref in refs):
-            made = _bundled(registry, row)
-            manifest["adapters"] = [made if known["task"] == row.task else known for known in manifest["adapters"]]
-    _write(manifest)
-    _check_size()
-
-
-def _bundled(registry: Registry, row: AdapterRow) -> dict[str, Any]:
-    """Copies the files of an adapter; its entry of the manifest."""
-    folder = ROOT / row.task
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name in registry.files(row):
-        shutil.copyfile(registry.file(row, name), folder / name)
-    return {
-        "task": row.task,
-        "version": 1,
-        "path": row.task,
-        "kind": row.kind,
-        "steps": row.steps,
-        "parameters": row.parameters,
-        "metrics": row.metrics,
-        "score": row.score,
-        "created": str(row.created),
-        "files": _sizes(folder),
-    }
-
-
-def _check_size() -> None:
-    """Raises ValueError where the files exceed the limit."""
     size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
@@ -208,7 +183,3 @@ def _reconstruction(base: FrozenBase) -> str:
         image = photo.image.astype("float32") / 255
         figures.append(f"{photo.name} {psnr(round_trip(base, image), image):.1f} dB")
     return ", ".join(figures)
-
-
-if __name__ == "__main__":
-    renew(Path(sys.argv[1]), sys.argv[2:])
