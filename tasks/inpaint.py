@@ -90,10 +90,12 @@ class Inpaint(Task):
             picture[box][covered] = to_uint8(made + lacking)[covered]
         for box in apart if self.options.texture else ():
             for part in product(*map(_cut, box)):
+                covered = holes[part]
+                if not covered.any():
+                    continue
                 wide = tuple(slice(max(0, side.start - REACH), side.stop + REACH) for side in part)
                 made = textured(picture[wide].astype(np.float32) / 255, holes[wide], self.options.texture)
                 inner = tuple(slice(side.start - more.start, None) for side, more in zip(part, wide, strict=True))
-                covered = holes[part]
                 picture[part][covered] = to_uint8(made[inner][: covered.shape[0], : covered.shape[1]])[covered]
         return picture
 
