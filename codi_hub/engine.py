@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codi_hub.adapters import ControlAdapter
+from codi_hub.adapters import Adapter
 from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError, one_line
@@ -94,7 +94,7 @@ class Engine:
     @torch.inference_mode()
     def generate(
         self,
-        adapter: ControlAdapter | MixedBatch,
+        adapter: Adapter | MixedBatch,
         conditions: Sequence[np.ndarray],
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -136,7 +136,8 @@ class Engine:
             return temperature * self._noise(own, size, windows).to(base.device)
 
         given = self._given(adapter, conditions)
-        prompt, prepared = base.embed(list(prompts)), adapter.prepare(given)
+        prompt = base.embed(list(prompts))
+        prepared = adapter.prepare(given, prompt)
         denoise = base.schedule.denoiser(
             lambda z_t, t: predict(adapter, base, z_t.to(prompt.dtype), t, prompt, prepared)
         )
@@ -165,7 +166,7 @@ class Engine:
 
         return tried
 
-    def _given(self, adapter: ControlAdapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
+    def _given(self, adapter: Adapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
         """Conditions as the adapter takes them."""
 
         def tensor(images: Sequence[np.ndarray]) -> Tensor:

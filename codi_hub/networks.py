@@ -14,7 +14,7 @@ from codi_hub.reports import ExportResult
 if TYPE_CHECKING:
     import numpy as np
 
-    from codi_hub.adapters import ControlAdapter
+    from codi_hub.adapters import Adapter
     from codi_hub.base import Fingerprint, FrozenBase
     from codi_hub.options import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
@@ -60,7 +60,7 @@ class Networks(Catalog):
         dtype: str = "auto",
         allow_base_mismatch: bool = False,
         adapter_memory: int = ADAPTER_MEMORY,
-    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
+    ) -> tuple[FrozenBase, Adapter, AdapterRow]:
         """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
 
         Args:
@@ -79,13 +79,13 @@ class Networks(Catalog):
         dtype: str,
         allow_base_mismatch: bool = False,
         adapter_memory: int = ADAPTER_MEMORY,
-    ) -> tuple[FrozenBase, ControlAdapter, AdapterRow]:
+    ) -> tuple[FrozenBase, Adapter, AdapterRow]:
         from codi_hub.adapters import format
 
         base, resident = self._loaded_base(row.base, device, dtype)
         resident.budget = adapter_memory
 
-        def load() -> ControlAdapter:
+        def load() -> Adapter:
             record = format.read_record(self.registry.file(row, format.RECORD))
             weights = self.registry.file(row, format.WEIGHTS)
             return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
@@ -134,7 +134,7 @@ class Networks(Catalog):
     def generator(
         self,
         base: FrozenBase,
-        adapter: ControlAdapter,
+        adapter: Adapter,
         *,
         sampler: str = "ddim",
         temperature: float = 1.0,

@@ -110,7 +110,7 @@ def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
 def sampling_timesteps(steps: int, length: int) -> list[int]:
     """Trailing grid of few-step sampling: `steps` timesteps from T - 1 down, evenly spaced; after the last, clean.
 
-    Sampling that begins in the middle takes a smaller T, see `ControlAdapter.horizon`.
+    Sampling that begins in the middle takes a smaller T, see `Adapter.horizon`.
 
     Raises:
         UsageError: steps outside 1..length.

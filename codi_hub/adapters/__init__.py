@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.control import ControlAdapter
 from codi_hub.adapters.full import FullAdapter
 from codi_hub.adapters.lora import LoraAdapter
+from codi_hub.adapters.side import SideAdapter
 from codi_hub.adapters.static import StaticAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
-KINDS: dict[str, type[ControlAdapter]] = {
-    cls.kind: cls for cls in (ControlAdapter, LoraAdapter, StaticAdapter, FullAdapter)
+KINDS: dict[str, type[Any]] = {
+    cls.kind: cls for cls in (ControlAdapter, LoraAdapter, StaticAdapter, SideAdapter, FullAdapter)
 }
 
 
-def build(kind: str, base: FrozenBase, **config: Any) -> ControlAdapter:
+def build(kind: str, base: FrozenBase, **config: Any) -> Adapter:
     """A new adapter of a kind on a base.
 
     Raises:
@@ -22,4 +24,5 @@ def build(kind: str, base: FrozenBase, **config: Any) -> ControlAdapter:
     """
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: one of {', '.join(KINDS)}")
-    return KINDS[kind](base, **config)
+    made: Adapter = KINDS[kind](base, **config)
+    return made

@@ -10,12 +10,10 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from codi_hub.adapters.adapter import Adapter, Prepared
 from codi_hub.adapters.topdown import TopDown
 from codi_hub.base import Features, FrozenBase, encode_features
 from codi_hub.errors import UsageError
-
-Prepared = list[Tensor]
-"""What an adapter has computed of the conditions of a batch, each (B, ...)."""
 
 FUSIONS = ("zero_conv", "gate")
 ATTEND = ("base", "all")
@@ -27,43 +25,24 @@ WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit devia
     [0.5 / CHROMA_DEVIATION, 0.0, -0.5 / CHROMA_DEVIATION],
     [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
 ]
-MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
-START_NOISE = 0.5  # of adapters whose files do not say, being from before there was a choice
 GATE_LR = 1e-2  # at mu = 0 only mu moves, so it must not crawl
 
 
-class FromNoise:
-    """What stands where an adapter does, and begins with pure noise: the engine's questions, answered so."""
-
-    def horizon(self, length: int) -> int:
-        """As `ControlAdapter.horizon`."""
-        return length
-
-    def begun(self, base: FrozenBase, condition: Any, noise: Tensor) -> Tensor:
-        """As `ControlAdapter.begun`."""
-        return noise
-
-
-class ControlAdapter(nn.Module):
+class ControlAdapter(Adapter):
     """A conditional encoder and its fusion with the frozen base.
 
     Args:
         base: the base it belongs to; only its shape, and with `pretrained` its weights, are taken.
-        condition_channels: channels of the condition, an image in [0, 1].
         fusion: `zero_conv` or `gate`.
         pretrained: start from the base's encoder, or from random weights.
-        start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
-            itself under some of the noise of that time.
-        start_noise: how much of it. SDEdit (Meng et al., 2022) begins with all of it; with none, what the picture has
-            is there from the first step, and a seed changes nothing.
         attend: the levels of the encoder that read the prompt: those of the `base`, or `all`. What is read below a
             level never reaches it, so that without the latter no word is tied to a place finer than the base's own
             attention.
         top_down: bring what the encoder's deep levels know to its fine ones too; then it is no ControlNet.
+        others: see `Adapter`.
 
     Raises:
-        UsageError: an unknown fusion or attend, an impossible number of channels, a start that cannot be, or
-            `top_down` with gates.
+        UsageError: see `Adapter`; an unknown fusion or attend, or `top_down` with gates.
     """
 
     kind = "control"
@@ -72,25 +51,15 @@ class ControlAdapter(nn.Module):
         self,
         base: FrozenBase,
         *,
-        condition_channels: int = 3,
         fusion: str = "zero_conv",
         pretrained: bool = True,
-        start: float = 1.0,
-        start_noise: float = START_NOISE,
         attend: str = "base",
         top_down: bool = False,
+        **config: Any,
     ):
-        super().__init__()
+        super().__init__(**config)
         if fusion not in FUSIONS:
             raise UsageError(f"--fusion {fusion}: one of {', '.join(FUSIONS)}")
-        if type(condition_channels) is not int or not 1 <= condition_channels <= MAX_CHANNELS:
-            raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
-        if type(start) not in (int, float) or not 0.1 <= start <= 1:
-            raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
-        if type(start_noise) not in (int, float) or not 0 <= start_noise <= 1:
-            raise UsageError(f"--start-noise {start_noise!r:.40}: from 0 to 1")
-        if start < 1 and condition_channels < 3:
-            raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
         if attend not in ATTEND:
             raise UsageError(f"--attend {attend!r:.40}: one of {', '.join(ATTEND)}")
         if type(top_down) is not bool:
@@ -100,7 +69,7 @@ class ControlAdapter(nn.Module):
             self.encoder = ControlNetModel.from_unet(
                 base.unet,
                 conditioning_embedding_out_channels=stem,
-                conditioning_channels=condition_channels,
+                conditioning_channels=self.config["condition_channels"],
                 load_weights_from_unet=pretrained,
             )
         if attend == "all":
@@ -112,12 +81,7 @@ class ControlAdapter(nn.Module):
         self.encoder.requires_grad_(True).train()
         initialise_stem(self.encoder.controlnet_cond_embedding)
         self.fusion = fusion
-        self.start, self.start_noise = start, start_noise
-        self.config = {"condition_channels": condition_channels, "fusion": fusion}
-        if start < 1:  # others look as they did before there was such a thing
-            self.config["start"] = start
-            if start_noise != START_NOISE:
-                self.config["start_noise"] = start_noise
+        self.config["fusion"] = fusion
         if attend != "base":
             self.config["attend"] = attend
         if top_down:
@@ -132,36 +96,14 @@ class ControlAdapter(nn.Module):
             self.mu = nn.Parameter(torch.zeros(count, device=base.device))
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def horizon(self, length: int) -> int:
-        """How many of a schedule's timesteps lie below the start."""
-        return round(self.start * length)
-
-    def begun(self, base: FrozenBase, condition: Tensor, noise: Tensor) -> Tensor:
-        """z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, C, H, W) under it."""
-        if self.start == 1:
-            return noise
-        t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
-        return base.schedule.add_noise(base.encode(condition[:, :3].float()), self.start_noise * noise, t)
-
-    def prepare(self, condition: Tensor) -> Prepared:
-        """What depends on the condition alone, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)]."""
+    def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Prepared:
         return [self.encoder.controlnet_cond_embedding(condition)]
-
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:
-        """What the base's network predicts at z_t under the condition, in the base's prediction type."""
-        emb, features = base.features(z_t, t, prompt)
-        return base.finish(emb, self.conditioned(emb, features, z_t, t, prompt, prepared), prompt)
 
     def conditioned(
         self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
     ) -> Features:
-        """h' at z_t; `emb` and `features` are the base's. Row k depends on row k of what is given alone."""
         _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared[0])
         return self.fuse(features, conditional)
-
-    def forward(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
-        """`predict` from the condition itself: the call that training makes, which wrappers of a module can see."""
-        return self.predict(base, z_t, t, prompt, self.prepare(condition))
 
     def fuse(self, features: Features, conditional: Features) -> Features:
         """h' from h_theta and h_eta, level by level; at initialisation h' is h_theta, bit for bit."""

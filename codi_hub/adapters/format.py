@@ -121,7 +121,7 @@ def _unreadable(weights: Path, error: Exception) -> InvalidInput:
 
 def load(
     weights: Path, record: AdapterRecord, base: FrozenBase, *, allow_base_mismatch: bool = False
-) -> "adapters.ControlAdapter":
+) -> "adapters.Adapter":
     """An adapter ready to run on `base`, in the base's dtype and on its device.
 
     Raises:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codi_hub.adapters.control import ControlAdapter, Prepared
+from codi_hub.adapters.adapter import Prepared
+from codi_hub.adapters.control import ControlAdapter
 from codi_hub.base import FrozenBase, decode_features, encode_features
 
 

@@ -16,7 +16,7 @@ KEPT = 8  # forms of adapters, by kind and configuration, that are kept for a ba
 _forms: WeakKeyDictionary[FrozenBase, dict[str, nn.Module]] = WeakKeyDictionary()
 
 
-def skeleton(kind: str, base: FrozenBase, **config: Any) -> "adapters.ControlAdapter":
+def skeleton(kind: str, base: FrozenBase, **config: Any) -> "adapters.Adapter":
     """An adapter of which its own tensors have shapes only (device `meta`).
 
     Raises:
@@ -25,7 +25,7 @@ def skeleton(kind: str, base: FrozenBase, **config: Any) -> "adapters.ControlAda
     forms = _forms.setdefault(base, {})
     key = f"{kind} {sorted(config.items())!r}"
     if key not in forms:
-        shape: Any = SimpleNamespace(unet=base.unet, factor=base.factor, device=torch.device("meta"))
+        shape: Any = SimpleNamespace(unet=base.unet, factor=base.factor, embed=base.embed, device=torch.device("meta"))
         with shape.device:
             made = adapters.build(kind, shape, pretrained=False, **config)
         while len(forms) >= KEPT:

@@ -6,7 +6,8 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from codi_hub.adapters.control import ControlAdapter, Prepared
+from codi_hub.adapters.adapter import Prepared
+from codi_hub.adapters.control import ControlAdapter
 from codi_hub.base import Features, FrozenBase, descend
 
 
@@ -32,7 +33,7 @@ class StaticAdapter(ControlAdapter):
             nn.init.zeros_(self.gain.weight)
             nn.init.ones_(self.gain.bias)
 
-    def prepare(self, condition: Tensor) -> Prepared:
+    def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Prepared:
         """What is added at every step, level by level: [(B, width, h, w)]."""
         (hidden,) = super().prepare(condition)
         net = self.encoder

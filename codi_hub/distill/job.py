@@ -25,9 +25,12 @@ class Job:
 
 
 def _check_kept(ref: str, options: DistillOptions, config: dict[str, Any]) -> None:
-    """Raises UsageError for a rank, a gain or a start that the version gone on from does not have."""
+    """Raises UsageError for a form that the version gone on from does not have."""
     if options.rank not in (None, config.get("rank")):
         raise UsageError(f"--rank {options.rank}: --from {ref} is of rank {config.get('rank')}, and stays so")
+    for name in ("blocks", "levels", "read"):
+        if (value := getattr(options, name)) and value != config.get(name):
+            raise UsageError(f"--{name} {value}: --from {ref} has {config.get(name)}, and keeps it")
     if not options.gain and config.get("gain", True):
         raise UsageError(f"--no-gain: --from {ref} has a gain, and keeps it: distil it without --from")
     if options.start not in (1, config.get("start", 1)):
@@ -58,6 +61,9 @@ def settled(job: Job) -> Job:
         options = replace(
             options,
             rank=None,
+            blocks=None,
+            levels=None,
+            read=False,
             gain=True,
             kind=record.kind,
             fusion=record.config.get("fusion", options.fusion),
@@ -66,9 +72,11 @@ def settled(job: Job) -> Job:
         )
     if options.kind not in adapters.KINDS:
         raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
-    if options.attend == "all" and options.kind in ("static", "lora"):
+    if options.attend == "all" and options.kind in ("static", "lora", "side"):
         raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
-    if options.top_down and options.kind in ("static", "lora"):
+    if options.fusion == "gate" and options.kind == "side":
+        raise UsageError("--fusion gate: not with --kind side, which replaces no features")
+    if options.top_down and options.kind in ("static", "lora", "side"):
         raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
     if options.start_noise is not None and begins == 1:
         raise UsageError(f"--start-noise {options.start_noise:g}: sampling begins with nothing but noise: add --start")

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from codi_hub import adapters, tasks
-from codi_hub.adapters import ControlAdapter, format
+from codi_hub.adapters import Adapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.distill.cache import PairsSpec, build, open_pairs, pair_at, split
 from codi_hub.distill.card import write_card
@@ -35,7 +35,16 @@ FREE = {  # options that a resumed run may change; the others make another adapt
     *("sample_every", "checkpoint_every", "batch", "accumulate", "base", "allow_base_mismatch", "parent"),
 }
 # options that runs begun before there was such an option had all the same
-ADDED = {"gain": True, "start": 1.0, "attend": "base", "top_down": False, "start_noise": None}
+ADDED = {
+    "gain": True,
+    "start": 1.0,
+    "attend": "base",
+    "top_down": False,
+    "start_noise": None,
+    "blocks": None,
+    "levels": None,
+    "read": False,
+}
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -160,33 +169,40 @@ def _check_resumed(job: Job) -> None:
         path.write_text(json.dumps(mine, indent=1))
 
 
-def _new_adapter(job: Job, base: FrozenBase, task: Task) -> ControlAdapter:
+def _new_adapter(job: Job, base: FrozenBase, task: Task) -> Adapter:
     torch.manual_seed(job.options.seed)
     if job.parent:
         _, weights, record_file = job.parent
         record = format.read_record(record_file)
         kept = format.load(weights, record, base, allow_base_mismatch=job.options.allow_base_mismatch)
-        new: dict[str, Any] = {"attend": job.options.attend} | ({"top_down": True} if job.options.top_down else {})
-        if job.options.start_noise is not None:
-            new["start_noise"] = job.options.start_noise
+        new = _extras(job.options)
         adapter = adapters.build(record.kind, base, pretrained=False, **record.config | new)
         # what is new in it adds nothing yet
         adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
         return adapter
-    pretrained = job.options.init == "pretrained"
     return adapters.build(
         job.options.kind,
         base,
         condition_channels=task.condition_channels,
-        fusion=job.options.fusion,
-        pretrained=pretrained,
+        pretrained=job.options.init == "pretrained",
         start=job.options.start,
-        start_noise=job.options.start_noise or 0.0,
-        attend=job.options.attend,
-        **({"top_down": True} if job.options.top_down else {}),
-        **({"rank": job.options.rank} if job.options.rank else {}),
-        **({} if job.options.gain else {"gain": False}),
+        fusion=job.options.fusion,
+        **{"start_noise": 0.0} | _extras(job.options),
     )
+
+
+def _extras(options: DistillOptions) -> dict[str, Any]:
+    """What an adapter can be told beyond its kind and start, where it is told: not every kind knows every switch."""
+    told = {
+        "attend": options.attend != "base" and options.attend,
+        "top_down": options.top_down,
+        "rank": options.rank,
+        "blocks": options.blocks,
+        "levels": options.levels,
+        "read": options.read,
+    }
+    switches = {name: value for name, value in told.items() if value} | ({} if options.gain else {"gain": False})
+    return switches | ({} if options.start_noise is None else {"start_noise": options.start_noise})
 
 
 class _Watcher:
@@ -221,7 +237,7 @@ class _Watcher:
             self.board.close()
 
 
-def _generator(base: FrozenBase, adapter: ControlAdapter) -> Any:
+def _generator(base: FrozenBase, adapter: Adapter) -> Any:
     engine = Engine(base)
 
     def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
@@ -230,7 +246,7 @@ def _generator(base: FrozenBase, adapter: ControlAdapter) -> Any:
     return generate
 
 
-def inference_copy(base: FrozenBase, adapter: ControlAdapter) -> ControlAdapter:
+def inference_copy(base: FrozenBase, adapter: Adapter) -> Adapter:
     """The trained adapter as it will run: in the base's dtype, without gradients."""
     copy = adapters.build(adapter.kind, base, pretrained=False, **adapter.config)
     copy.load_state_dict(adapter.state_dict())

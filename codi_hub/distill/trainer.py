@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from codi_hub.adapters import ControlAdapter
+from codi_hub.adapters import Adapter
 from codi_hub.base import FrozenBase
 from codi_hub.consistency import LossOptions, update_ema
 from codi_hub.distill import checkpoint
@@ -58,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         base: FrozenBase,
-        adapter: ControlAdapter,
+        adapter: Adapter,
         cache: Cache,
         options: DistillOptions,
         accelerator: Accelerator,
@@ -163,7 +163,7 @@ class Trainer:
         if network is self.student:
             return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
         with torch.no_grad():
-            prepared = network.prepare(condition)
+            prepared = network.prepare(condition, prompt)
         return self.base.schedule.denoiser(lambda z_t, t: network.predict(self.base, z_t, t, prompt, prepared))
 
     def train_step(self) -> dict[str, float]:

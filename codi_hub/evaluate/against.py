@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from codi_hub.adapters.control import FromNoise
+from codi_hub.adapters.adapter import FromNoise
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
@@ -25,7 +25,7 @@ ALWAYS = {
 class PromptOnly(FromNoise):
     """The base without an adapter, behind an adapter's calls: it sees the prompt, and no condition."""
 
-    def prepare(self, condition: Tensor) -> Tensor:
+    def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Tensor:
         return condition
 
     def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Tensor) -> Tensor:

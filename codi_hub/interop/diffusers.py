@@ -133,9 +133,7 @@ CONTROLNETS: dict[str, Callable[[Any, FrozenBase], Tensors]] = {"control": contr
 """Kind of adapter -> the weights of the ControlNet that it is on its base."""
 
 
-def write(
-    out: Path, adapter: ControlAdapter, base: FrozenBase, record: Path, readme: str, *, overwrite: bool = False
-) -> None:
+def write(out: Path, adapter: Any, base: FrozenBase, record: Path, readme: str, *, overwrite: bool = False) -> None:
     """Writes the folder: a ControlNet's configuration and weights in the base's dtype, its record, and a README.
 
     Raises:

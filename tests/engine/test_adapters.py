@@ -19,6 +19,8 @@ from codi_hub.adapters.swap import Resident
 from codi_hub.base import FrozenBase
 from codi_hub.errors import InvalidInput, Mismatch, UsageError
 
+NO_GATES = ("side", "gate")  # it replaces no features
+
 
 def batch(base: FrozenBase, channels: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(z_t, t, prompt, condition)."""
@@ -34,11 +36,13 @@ def built(base: FrozenBase, kind: str = "control", **config: Any) -> ControlAdap
 
 
 every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
+every_fusion = pytest.mark.parametrize(
+    ("kind", "fusion"), [(kind, fusion) for kind in adapters.KINDS for fusion in FUSIONS if (kind, fusion) != NO_GATES]
+)
 
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "random"])
-@pytest.mark.parametrize("fusion", FUSIONS)
-@every_kind
+@every_fusion
 def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, kind: str, fusion: str, pretrained: bool) -> None:
     adapter = built(any_base, kind, fusion=fusion, pretrained=pretrained)
     z_t, t, prompt, condition = batch(any_base)
@@ -49,8 +53,7 @@ def test_a_new_adapter_is_the_base_bit_for_bit(any_base: FrozenBase, kind: str, 
         assert not torch.equal(stir(adapter)(any_base, z_t, t, prompt, condition), expected)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@every_kind
+@every_fusion
 def test_every_tensor_has_moved_after_a_few_steps(any_base: FrozenBase, kind: str, fusion: str) -> None:
     adapter = built(any_base, kind, fusion=fusion)
     before = {name: value.clone() for name, value in adapter.named_parameters()}
@@ -104,8 +107,7 @@ def test_gates_have_their_own_rate_and_no_weight_decay(base: FrozenBase) -> None
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("fusion", FUSIONS)
-@every_kind
+@every_fusion
 def test_prepared_condition_is_all_that_steps_need(base: FrozenBase, kind: str, fusion: str, channels: int) -> None:
     adapter = stir(built(base, kind, fusion=fusion, condition_channels=channels))
     z_t, t, prompt, condition = batch(base, channels)
@@ -165,7 +167,7 @@ def test_a_full_adapter_runs_its_own_network_and_leaves_the_bases_alone(base: Fr
 
 
 def test_unknown_kinds_and_fusions_are_refused(base: FrozenBase) -> None:
-    with pytest.raises(UsageError, match="--kind pickle: one of control, lora, static, full"):
+    with pytest.raises(UsageError, match="--kind pickle: one of control, lora, static, side, full"):
         adapters.build("pickle", base)
     with pytest.raises(UsageError, match="--fusion sum: one of zero_conv, gate"):
         adapters.build("control", base, fusion="sum")
@@ -193,8 +195,7 @@ def folder(base: FrozenBase, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@every_kind
+@every_fusion
 def test_an_adapter_comes_back_from_its_files(any_base: FrozenBase, tmp_path: Path, kind: str, fusion: str) -> None:
     adapter = stir(built(any_base, kind, condition_channels=1, fusion=fusion))
     written = record_of(any_base, adapter)
@@ -287,7 +288,7 @@ TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no version at all": (edit(format_version=0), "format_version: "),
     "kind": (
         edit(kind="pickle"),
-        "kind 'pickle', and this program knows control, lora, static, full: upgrade codi-hub",
+        "kind 'pickle', and this program knows control, lora, static, side, full: upgrade codi-hub",
     ),
     "fusion": (edit(config={"fusion": "sum"}), "config: --fusion sum: one of zero_conv, gate"),
     "another's option": (edit(config={"base": 1}), "config: "),

@@ -161,11 +161,13 @@ KINDS = [kind for kind in adapters.KINDS if kind != "full"]
 @pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
 def test_adapters_of_all_kinds_share_a_batch_and_each_makes_what_it_makes_alone(base: FrozenBase, fusion: str) -> None:
     torch.manual_seed(0)
+    forms = [{"fusion": fusion} if kind != "side" else {"levels": 2, "blocks": 1, "read": True} for kind in KINDS]
     made = [
-        stir(adapters.build(kind, base, fusion=fusion, condition_channels=k + 1)).eval() for k, kind in enumerate(KINDS)
+        stir(adapters.build(kind, base, condition_channels=k + 1, **form)).eval()
+        for k, (kind, form) in enumerate(zip(KINDS, forms, strict=True))
     ]
     rng = np.random.default_rng(0)
-    order = [0, 2, 1, 0, 2]
+    order = [0, 2, 1, 0, 3]
     conditions = [rng.random((16, 24, k + 1), np.float32) for k in order]
     prompts, seeds = ["a", "b", "", "a red ball", "c"], [1, 2, 3, 4, 5]
     calls: list[int] = []

@@ -24,7 +24,7 @@ from codi_hub.options import DistillOptions
 from codi_hub.sampler import sample
 from codi_hub.schedule import sampling_timesteps
 
-KINDS = ("control", "lora", "static", "full")
+KINDS = ("control", "lora", "static", "side", "full")
 
 
 @pytest.mark.parametrize("share", [0.5, 0, 1.0])
