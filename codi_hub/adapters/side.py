@@ -63,7 +63,8 @@ class SideAdapter(Adapter):
         self.config |= {"blocks": blocks, "levels": levels, "read": read}
         unet, widths = base.unet, channels[:levels]
         self.added = [unet.conv_in.out_channels, unet.conv_out.out_channels]
-        nothing = base.embed([""])[0] if read else None
+        with torch.device("cpu"):  # where tokens are made, also when the adapter is to have shapes only
+            nothing = base.embed([""])[0] if read else None
         with torch.device(base.device):
             cells = self.config["condition_channels"] * base.factor**2
             self.stem = nn.Sequential(nn.PixelUnshuffle(base.factor), _conv(cells, widths[0]))

@@ -320,6 +320,19 @@ def _surfaces(world: World, p: Vector, which: Array, t: Array, pixel: float) -> 
     return base, n, gloss
 
 
+def _rays(world: World, side: int) -> Vector:
+    """The direction through the middle of each of side x side pixels."""
+    steps = (((np.arange(side, dtype=np.float32) + 0.5) / side) * 2 - 1) * np.float32(world.tan)
+    c, s = math.cos(world.pitch), math.sin(world.pitch)
+    rise = np.repeat(-steps, side)
+    return np.tile(steps, side), c * rise - s, s * rise + c
+
+
+def things_at(world: World, size: int) -> Array:
+    """Which thing is seen in each pixel, int32 (size, size): its index in `world.things`, or below 0 for none."""
+    return _cast(world, _rays(world, size), size)[1].reshape(size, size)
+
+
 def render(world: World, size: int) -> tuple[Array, Array, list[float]]:
     """Renders a world.
 
@@ -328,11 +341,7 @@ def render(world: World, size: int) -> tuple[Array, Array, list[float]]:
         pixel 1 and the sky 0; and, per thing, the share of the picture where it is seen.
     """
     side = size * SUPERSAMPLING
-    steps = (((np.arange(side, dtype=np.float32) + 0.5) / side) * 2 - 1) * np.float32(world.tan)
-    c, s = math.cos(world.pitch), math.sin(world.pitch)
-    dx = np.tile(steps, side)
-    rise = np.repeat(-steps, side)
-    d = (dx, c * rise - s, s * rise + c)
+    d = _rays(world, side)
     t, which = _cast(world, d, side)
     solid = which > -3
     reach = np.where(solid, t, 1)
