@@ -17,7 +17,7 @@ from typing import Any
 
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
-from recipes.nano import autoencoder, base, bundle, features
+from recipes.nano import autoencoder, base, bundle, features, sight
 from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
@@ -26,10 +26,12 @@ MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *F
 SCENES_ONLY = ["--count", "4000", *FEW]
 BOTH = ["--set", "both=true"]
 HALF_NOISE = ["--start-noise", "0.5"]
-# from the input under so little noise that next to none of the picture is lost in it: what is left of the noise at the
-# end is the more, the more there was
-FROM_INPUT = ["--start", "0.1", *HALF_NOISE]
 RESTORED = [*MIXED, "--rollout", "0.5"]
+# What needs no invention begins with the input itself, without noise, and walks a straight line from there: two points
+# of it are enough, and the sampler's own states all that is seen.
+SIDE = ["--kind", "side"]
+STRAIGHT = ["--rollout", "1", "--grid", "2", "--no-consistency"]
+SHARPER = ["--data", "leaves+leaves+scenes", "--size", "96", *STRAIGHT]
 # of which a minute sees twice as many
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
 MORE_SCENES = ["--count", "12000", *FEW, "--size", "96"]
@@ -38,7 +40,7 @@ MORE_SCENES = ["--count", "12000", *FEW, "--size", "96"]
 CONTROL = ["--kind", "control", "--rollout", "0.5"]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
-    "superres": [(23.1, [*BOTH, *FROM_INPUT, *RESTORED]), (11.9, [*BOTH, *RESTORED])],
+    "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
     "edit": [  # the first two are from before there was another guidance than latent
@@ -47,12 +49,13 @@ PASSES = {
         (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
     ],
     "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
-    "deblur": [(5.1, [*FROM_INPUT, *RESTORED]), (11.9, RESTORED), (5.0, RESTORED)],
+    "deblur": [(13.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
-AFTER = {"canny": "depth"}  # whose adapter it goes on from: how things look when their outlines are given is learnt
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "features": 8.0}
+# whose adapter it goes on from: how things look when their outlines are given is learnt, what is sharp, what lies where
+AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight"}
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": 15.0, "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
-STAGES = ("pictures", "autoencoder", "base", *PASSES, "features", "bundle")
+STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
 
 
 def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
 
 def register_base(workspace: Path) -> None:
     """The workspace's base under the bundled one's name: the home first opens without the bundle, which has it too."""
+    if (workspace / "home" / "registry.db").exists():
+        return
     source = workspace / "base"
     mark = FrozenBase.load(str(source)).fingerprint
     with Registry.open(workspace / "home", bundled=workspace / "nothing-bundled") as registry:
@@ -77,7 +82,8 @@ def distil(workspace: Path, task: str, minutes: float, device: str, threads: int
     parent: list[str] = []
     if task in AFTER:
         before = AFTER[task]
-        parent = ["--from", (bundle.run_folder(workspace, before, len(PASSES[before])) / bundle.DONE).read_text()]
+        last = bundle.run_folder(workspace, before, len(PASSES.get(before, [()])))
+        parent = ["--from", (last / bundle.DONE).read_text()]
     times = minutes / MINUTES[task]
     for number, (lasting, told) in enumerate(PASSES[task], 1):
         run = bundle.run_folder(workspace, task, number)
@@ -94,8 +100,6 @@ def distil(workspace: Path, task: str, minutes: float, device: str, threads: int
 
 def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], device: str, lanes: int) -> None:
     """Adapters of several tasks, `lanes` of them at a time, the longest first."""
-    if not (workspace / "home" / "registry.db").exists():
-        register_base(workspace)
     threads = max(1, (os.cpu_count() or 1) // lanes)
     longest = sorted((task for task in tasks if AFTER.get(task) not in tasks), key=lambda task: -minutes[task])
 
@@ -128,15 +132,19 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
+        "sight": lambda: sight.run(workspace, minutes["sight"], device),
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
     }
     for adapters, stages in groupby(arguments.stages or STAGES, key=PASSES.__contains__):
         if adapters:
+            register_base(workspace)
             distil_all(workspace, list(stages), minutes, device, lanes)
             continue
         for stage in stages:
             print(f"== {stage}", flush=True)
+            if stage == "sight":
+                register_base(workspace)
             run[stage]()
 
 

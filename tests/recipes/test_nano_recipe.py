@@ -115,17 +115,20 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
 
     def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
         parent = arguments[arguments.index("--from") + 1] if "--from" in arguments else ""
-        if not parent:
+        if parent in ("", "edit:0"):
             meeting.wait()  # two tasks are at it at once, or this breaks
         told.append((task, parent, arguments[arguments.index("--time-budget") + 1], threads))
         Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
         return {"adapter": f"{task}:{len([one for one in told if one[0] == task])}"}
 
     monkeypatch.setattr(nano, "codi", codi)
-    monkeypatch.setattr(nano, "register_base", lambda workspace: None)
     passes = {"canny": [(1.0, [])], "depth": [(3.0, ["--x"]), (1.0, [])], "edit": [(1.0, [])]}
     minutes = {"canny": 0.5, "depth": 2.0, "edit": 1.0}
     monkeypatch.setattr(nano, "PASSES", passes)
+    monkeypatch.setattr(nano, "AFTER", {"canny": "depth", "edit": "sight"})
+    seen = bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE  # a stage of its own, done before
+    seen.parent.mkdir(parents=True)
+    seen.write_text("edit:0")
     monkeypatch.setattr(nano, "MINUTES", {"canny": 1.0, "depth": 4.0, "edit": 1.0})
     monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
     nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
@@ -133,7 +136,7 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
         ("canny", "depth:2", "0.5m", 2),  # not before depth is done
         ("depth", "", "1.5m", 2),
         ("depth", "depth:1", "0.5m", 2),
-        ("edit", "", "1m", 2),
+        ("edit", "edit:0", "1m", 2),
     ]
     told.clear()
     nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
