@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,11 @@ PASSES = {
     "deblur": [(13.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
 # whose adapter it goes on from: how things look when their outlines are given is learnt, what is sharp, what lies where
-AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight"}
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": 15.0, "features": 8.0}
+AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight-edit", "depth": "sight-depth"}
+SIGHTS = ("sight-edit", "sight-depth")
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight-edit": 15.0, "sight-depth": 10.0, "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
-STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
+STAGES = ("pictures", "autoencoder", "base", *SIGHTS, *PASSES, "features", "bundle")
 
 
 def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
@@ -111,6 +113,12 @@ def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], dev
         list(executor.map(one_by_one, longest))
 
 
+def see(workspace: Path, stage: str, minutes: float, device: str) -> None:
+    """One of `SIGHTS`."""
+    register_base(workspace)
+    sight.run(workspace, stage.removeprefix("sight-"), minutes, device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.nano", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
@@ -132,7 +140,7 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
-        "sight": lambda: sight.run(workspace, minutes["sight"], device),
+        **{stage: partial(see, workspace, stage, minutes[stage], device) for stage in SIGHTS},
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
     }
@@ -143,8 +151,6 @@ def main() -> None:
             continue
         for stage in stages:
             print(f"== {stage}", flush=True)
-            if stage == "sight":
-                register_base(workspace)
             run[stage]()
 
 

@@ -2,13 +2,14 @@
 
 From edits alone it tints pictures long before it finds a thing: an edited thing is a hundredth of the picture, and says
 next to nothing of all the others in it. Here every place is asked which shape and colour lies there, and whether it
-belongs to the thing that an instruction names. The heads that answer are thrown away; the network goes on with edits.
+belongs to the thing that an instruction names. Given a depth map and a caption, the same question is which word goes
+where. The heads that answer are thrown away; the network goes on as an adapter of its task.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from codi_hub import adapters
+from codi_hub import adapters, tasks
 from codi_hub.adapters import Adapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.data.raycast import things_at
@@ -30,7 +31,8 @@ COUNT, SIZE = 14_000, 64  # scenes, px
 CHUNK = 200
 BATCH = 24
 HELD_OUT = 256  # scenes at the end that training never sees
-FORM = {"levels": 3, "blocks": 2, "read": True, "start": 0.2, "start_noise": 0.0}
+FORM = {"levels": 3, "blocks": 2, "read": True}
+FORMS = {"edit": FORM | {"start": 0.2, "start_noise": 0.0}, "depth": FORM | {"condition_channels": 1}}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
 FINE = 2  # places that the heads ask for, along each side of a latent's cell
@@ -39,16 +41,23 @@ SILENT = 0.1  # share of the texts that are empty, and name nothing
 CARRIED = 0.3  # of a block's last normalisation at the beginning, so that many blocks stay a small change
 
 
-def labelled(count: int, size: int, seed: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes and what is seen in them: uint8 (count, size, size, 3) and classes, uint8 (count, size / 2, size / 2)."""
-    images, labels = [], []
+def labelled(count: int, size: int, seed: int, first: int = 0) -> dict[str, np.ndarray]:
+    """Scenes and what is seen in them.
+
+    Returns:
+        `image` uint8 (count, size, size, 3), `depth` uint8 (count, size, size, 1) as the task makes it, `caption`, and
+        `labels`, the classes: uint8 (count, size / 2, size / 2).
+    """
+    depth, rows = tasks.load("depth"), list[dict[str, Any]]()
     for number in range(first, first + count):
         setting, made, _ = viewed(np.random.default_rng([seed, number]), size)
         things = setting.world.things
         classes = [1 + SHAPES.index(thing.shape) * len(NAMES) + NAMES.index(thing.words[1]) for thing in things]
-        images.append(made.image)
-        labels.append(np.array([*classes, 0], np.uint8)[np.maximum(things_at(setting.world, size // 2), -1)])
-    return np.stack(images), np.stack(labels)
+        labels = np.array([*classes, 0], np.uint8)[np.maximum(things_at(setting.world, size // 2), -1)]
+        seen = {"image": made.image, "depth": made.depth, "caption": made.caption}
+        map_of = depth.make_pair(seen, np.random.default_rng(0)).condition
+        rows.append({**seen, "depth": map_of, "labels": labels})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def told(labels: np.ndarray, rng: np.random.Generator) -> tuple[str, np.ndarray]:
@@ -121,52 +130,53 @@ def losses(classes: Tensor, pointed: Tensor, labels: Tensor, masks: Tensor) -> d
     return {"seen": seen, "pointed": 2 * entropy + dice.mean()}
 
 
-def run(workspace: Path, minutes: float, device: str = "cpu") -> None:
-    """Trains within the budget, and registers what it makes as an adapter of `edit` that others go on from."""
-    images, labels = _pictures(workspace / "pictures")
+def run(workspace: Path, task: str, minutes: float, device: str = "cpu") -> None:
+    """Trains within the budget, and registers what it makes as an adapter of `task` that others go on from."""
+    scenes = _pictures(workspace / "pictures")
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
     torch.manual_seed(0)
-    model = Learner(adapters.build("side", base, **FORM)).to(device, memory_format=torch.channels_last)
+    model = Learner(adapters.build("side", base, **FORMS[task])).to(device, memory_format=torch.channels_last)
 
     def loss_of(network: Learner, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([81, number])
-        return losses(*_answers(network, base, images, labels, rng.integers(0, len(images) - HELD_OUT, BATCH), rng))
+        rows = rng.integers(0, len(scenes["labels"]) - HELD_OUT, BATCH)
+        return losses(*_answers(network, task, base, {name: of[rows] for name, of in scenes.items()}, rng))
 
-    model.load_state_dict(train(workspace / "sight-training", model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
+    model.load_state_dict(train(workspace / f"sight-{task}", model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
     model.eval()
     with torch.no_grad():
-        rows = range(len(images) - HELD_OUT, len(images))
-        metrics = _scores(*_answers(model, base, images, labels, rows, np.random.default_rng(82)))
+        held = {name: of[-HELD_OUT:] for name, of in scenes.items()}
+        metrics = _scores(*_answers(model, task, base, held, np.random.default_rng(82)))
     print(metrics)
-    _register(workspace, base, folded(model.adapter), minutes, metrics)
+    _register(workspace, task, base, folded(model.adapter), minutes, metrics)
 
 
-def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(folder: Path) -> dict[str, np.ndarray]:
     path = folder / f"sights-{SIZE}-{COUNT}.npz"
     if not path.exists():
         with ProcessPoolExecutor() as executor:
             parts = list(executor.map(partial(labelled, CHUNK, SIZE, 5), range(0, COUNT, CHUNK)))
         part = path.with_suffix(".part.npz")
-        np.savez(part, **dict(zip(("images", "labels"), map(np.concatenate, zip(*parts, strict=True)), strict=True)))
+        np.savez(part, **{name: np.concatenate([one[name] for one in parts]) for name in parts[0]})
         part.rename(path)
     with np.load(path) as kept:
-        return kept["images"], kept["labels"]
+        return dict(kept)
 
 
 def _answers(
-    network: Learner,
-    base: FrozenBase,
-    images: np.ndarray,
-    labels: np.ndarray,
-    rows: Sequence[int] | np.ndarray,
-    rng: np.random.Generator,
+    network: Learner, task: str, base: FrozenBase, scenes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The network's answers about some scenes, each under a text drawn for it, and what is true."""
-    texts, masks = zip(*(told(labels[row], rng) for row in rows), strict=True)
-    pixels = torch.from_numpy(images[[*rows]]).permute(0, 3, 1, 2).to(base.device).float() / 255
+    """The network's answers about some scenes, each under its text, and what is true."""
+    labels = scenes["labels"]
+    if task == "edit":
+        texts, masks = zip(*(told(one, rng) for one in labels), strict=True)
+    else:  # the caption names all there is, and nothing is pointed at
+        texts, masks = scenes["caption"].tolist(), np.zeros(labels.shape, bool)
+    given = scenes["image" if task == "edit" else "depth"]
+    pixels = torch.from_numpy(given).permute(0, 3, 1, 2).to(base.device).float() / 255
     with torch.autocast(base.device.type, torch.bfloat16):
         answers = network(pixels.contiguous(memory_format=torch.channels_last), base.embed(list(texts)))
-    true = (torch.from_numpy(labels[[*rows]]).long(), torch.from_numpy(np.stack(masks)).float())
+    true = (torch.from_numpy(labels).long(), torch.from_numpy(np.stack(masks)).float())
     return *answers, *(value.to(base.device) for value in true)
 
 
@@ -174,16 +184,20 @@ def _scores(classes: Tensor, pointed: Tensor, labels: Tensor, masks: Tensor) -> 
     """Of the places of things, the share whose shape and colour are told; mean overlap with the thing that is named."""
     things, named = labels > 0, masks.sum((1, 2)) > 0
     both, either = ((pointed > 0) & (masks > 0)).sum((1, 2)), ((pointed > 0) | (masks > 0)).sum((1, 2))
-    right = (classes.argmax(1) == labels)[things].float().mean()
-    return {"things_told": round(float(right), 4), "overlap": round(float((both / either)[named].mean()), 4)}
+    scores = {"things_told": float((classes.argmax(1) == labels)[things].float().mean())}
+    if named.any():
+        scores["overlap"] = float((both / either)[named].mean())
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
-def _register(workspace: Path, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]) -> None:
-    run_folder = bundle.run_folder(workspace, "sight", 1)
+def _register(
+    workspace: Path, task: str, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]
+) -> None:
+    run_folder = bundle.run_folder(workspace, f"sight-{task}", 1)
     folder = run_folder / "adapter"
     mark = base.fingerprint
     record = format.AdapterRecord(
-        task="edit",
+        task=task,
         kind="side",
         base=format.BaseRecord(name=bundle.BASE, family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,
@@ -192,10 +206,10 @@ def _register(workspace: Path, base: FrozenBase, adapter: nn.Module, minutes: fl
         training={"method": "", "sight": f"{minutes:g} minutes"},
         metrics=metrics,
     )
-    format.write(folder, adapter, record, "An edit adapter that has learnt to see and to point, and changes nothing.\n")
+    format.write(folder, adapter, record, "It has learnt to see what it is told about, and adds nothing yet.\n")
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
         row, _ = registry.add_adapter(
-            folder, task="edit", base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
+            folder, task=task, base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
         )
     (run_folder / bundle.DONE).write_text(row.ref)

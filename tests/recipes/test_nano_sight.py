@@ -40,11 +40,14 @@ def test_a_thing_is_seen_where_its_picture_changes_with_it() -> None:
 def test_labels_are_of_the_things_in_the_caption() -> None:
     whole = sight.labelled(6, 64, seed=3)
     again = sight.labelled(2, 64, seed=3, first=4)
-    assert all(np.array_equal(made[4:], part) for made, part in zip(whole, again, strict=True))
-    images, labels = whole
-    assert images.shape == (6, 64, 64, 3)
-    assert labels.shape == (6, 32, 32)
-    assert all(0 < row.max() < sight.CLASSES for row in labels)
+    assert all(np.array_equal(whole[name][4:], part) for name, part in again.items())
+    shapes = {"image": (64, 64, 3), "depth": (64, 64, 1), "caption": (), "labels": (32, 32)}
+    assert {name: made.shape[1:] for name, made in whole.items()} == shapes
+    for labels, caption in zip(whole["labels"], whole["caption"], strict=True):
+        classes, counts = np.unique(labels[labels > 0], return_counts=True)
+        shape, colour = divmod(int(classes[counts.argmax()]) - 1, len(sight.NAMES))
+        assert sight.SHAPES[shape] in caption
+        assert sight.NAMES[colour] in caption or "wooden" in caption
 
 
 def test_a_text_names_what_is_marked_by_its_colour_only_where_it_must() -> None:
@@ -84,20 +87,25 @@ def test_normalisation_is_folded_into_what_computes_the_same() -> None:
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(made, expected, strict=True))
 
 
-def test_a_short_training_registers_an_adapter_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("task", "channels"), [("edit", 3), ("depth", 1)])
+def test_a_short_training_registers_an_adapter_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, channels: int
+) -> None:
     shutil.copytree(NANO / "base", tmp_path / "base")
     (tmp_path / "pictures").mkdir()
     for name, value in {"COUNT": 24, "CHUNK": 12, "HELD_OUT": 8, "BATCH": 4}.items():
         monkeypatch.setattr(sight, name, value)
     register_base(tmp_path)
-    sight.run(tmp_path, minutes=0.01)
-    ref = (bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE).read_text()
+    sight.run(tmp_path, task, minutes=0.01)
+    ref = (bundle.run_folder(tmp_path, f"sight-{task}", 1) / bundle.DONE).read_text()
     base = FrozenBase.load(str(NANO / "base"))
     with Registry.open(tmp_path / "home") as registry:
         row = registry.resolve(ref, base=bundle.BASE)
         record = format.read_record(registry.file(row, format.RECORD))
         adapter = format.load(registry.file(row, format.WEIGHTS), record, base)
-    assert (row.kind, record.task) == ("side", "edit")
+    assert (row.kind, record.task) == ("side", task)
     z_t, t, prompt = torch.randn(1, 12, 16, 16), torch.tensor([100]), base.embed(["remove the box"])
     with torch.no_grad():  # it changes nothing yet
-        assert torch.equal(adapter(base, z_t, t, prompt, torch.rand(1, 3, 64, 64)), base.unet(z_t, t, prompt).sample)
+        assert torch.equal(
+            adapter(base, z_t, t, prompt, torch.rand(1, channels, 64, 64)), base.unet(z_t, t, prompt).sample
+        )
