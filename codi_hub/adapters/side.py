@@ -2,7 +2,8 @@
 
 Side-tuning (Zhang et al., ECCV 2020): what it finds is added to what the base predicts, and here to the base's first
 features too. Its depth lies where the base has least, at the latents' own resolution, and it is made as networks that
-restore pictures are: residual blocks without normalisation (EDSR, Lim et al., CVPRW 2017).
+restore pictures are: residual blocks without normalisation (EDSR, Lim et al., CVPRW 2017). One that reads the prompt is
+normalised all the same, or takes many times as long to recognise anything.
 """
 
 from itertools import pairwise
@@ -16,6 +17,7 @@ from codi_hub.base import Features, FrozenBase
 from codi_hub.errors import UsageError
 
 BLOCKS, MAX_BLOCKS = 12, 64
+GROUP = 16  # channels of a group in the normalisations, about
 SCALING = 0.1  # of a block's last layer at the beginning, so that many of them stay a small change
 TEXT_WIDTH, TEXT_LAYERS, HEADS = 128, 2, 4
 
@@ -73,6 +75,8 @@ class SideAdapter(Adapter):
             self.up = nn.ModuleList(Level(width, blocks, read) for width in widths[:-1])
             self.smaller = nn.ModuleList(_conv(high, low, stride=2) for high, low in pairwise(widths))
             self.larger = nn.ModuleList(nn.Conv2d(low, high, 1) for high, low in pairwise(widths))
+            # what has found the thing that the text names reads once more, what to do with it
+            self.last = Level(widths[0], blocks, read) if read else nn.Identity()
             self.out = _conv(widths[0], sum(self.added))
             self.gain = nn.Linear(unet.time_embedding.linear_2.out_features, sum(self.added))
         for value in (self.out.weight, self.out.bias, self.gain.weight):
@@ -90,6 +94,7 @@ class SideAdapter(Adapter):
         for number, level in reversed([*enumerate(self.up)]):
             wider = nn.functional.interpolate(self.larger[number](hidden), size=found[number].shape[2:])
             hidden = level(found[number] + wider, text)
+        hidden = self.last(hidden) if text is None else self.last(hidden, text)
         return list(self.out(hidden).split(self.added, dim=1))
 
     def conditioned(
@@ -111,7 +116,7 @@ class Level(nn.Module):
 
     def __init__(self, width: int, blocks: int, read: bool):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, read) for _ in range(blocks))
         self.reading = Reading(width) if read else None
 
     def forward(self, hidden: Tensor, text: Tensor | None) -> Tensor:
@@ -123,16 +128,19 @@ class Level(nn.Module):
 
 
 class Block(nn.Module):
-    """x + conv(relu(conv(x)))."""
+    """x + conv(relu(conv(x))); normalised, x + conv(relu(norm(conv(relu(norm(x))))))."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, normalised: bool):
         super().__init__()
         self.first, self.last = (_conv(width, width) for _ in range(2))
+        groups = max(1, width // GROUP)
+        self.before = nn.Sequential(nn.GroupNorm(groups, width), nn.ReLU()) if normalised else nn.Identity()
+        self.between = nn.GroupNorm(groups, width) if normalised else nn.Identity()
         with torch.no_grad():
             self.last.weight.mul_(SCALING)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.last(nn.functional.relu(self.first(hidden)))
+        return hidden + self.last(nn.functional.relu(self.between(self.first(self.before(hidden)))))
 
 
 class Reading(nn.Module):

@@ -28,6 +28,8 @@ class Edit:
         instruction: what turns the first into the second, such as "paint the box green".
         kind: "recolour", "remove", "time" or "add".
         wanted: the colour, the time of day, or the thing removed or added.
+        setting: of `before`.
+        thing: the one that is recoloured, removed or added; none for "time".
     """
 
     before: Scene
@@ -35,8 +37,8 @@ class Edit:
     instruction: str
     kind: str
     wanted: str
-    _setting: Setting = field(repr=False)
-    _thing: Thing | None = field(repr=False, default=None)
+    setting: Setting = field(repr=False)
+    thing: Thing | None = field(repr=False, default=None)
 
     @property
     def example(self) -> dict[str, Any]:
@@ -50,14 +52,14 @@ class Edit:
         Every other colour for "recolour"; for "time" every time of day, several of each; nothing for other kinds.
         """
         rng = np.random.default_rng(0)
-        if self.kind == "recolour" and self._thing is not None:
+        if self.kind == "recolour" and self.thing is not None:
             for colour in COLOURS:
-                if colour not in (self.wanted, self._thing.words[1]):
-                    new = _coloured(rng, self._thing, colour)
-                    yield colour, rendered(_with(self._setting, self._thing, new), size)[0].image
+                if colour not in (self.wanted, self.thing.words[1]):
+                    new = _coloured(rng, self.thing, colour)
+                    yield colour, rendered(_with(self.setting, self.thing, new), size)[0].image
         elif self.kind == "time":
             for clock in [*TIME_EDITS] * SAMPLES:
-                yield clock, rendered(_at(rng, self._setting, clock), size)[0].image
+                yield clock, rendered(_at(rng, self.setting, clock), size)[0].image
 
 
 def scene_edit(rng: np.random.Generator, size: int) -> Edit:

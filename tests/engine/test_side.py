@@ -111,7 +111,7 @@ def test_a_version_gone_on_from_keeps_its_form(base: FrozenBase, tmp_path: Path,
     assert begun.parent
     old = format.load(begun.parent[1], format.read_record(begun.parent[2]), base)
     with torch.no_grad():
-        assert torch.allclose(made(base, *given(base)), old(base, *given(base)), atol=1e-5)
+        assert torch.allclose(made(base, *given(base)), old(base, *given(base)), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_another_right_answer_scores(edits: list[Edit]) -> None:
         if edit.kind == "time":
             passed += [judge.followed(picture) for name, picture in edit.outcomes(SIDE) if name == edit.wanted]
         elif edit.kind == "recolour":
-            other = _with(edit._setting, edit._thing, _coloured(np.random.default_rng(9), edit._thing, edit.wanted))
+            other = _with(edit.setting, edit.thing, _coloured(np.random.default_rng(9), edit.thing, edit.wanted))
             passed.append(judge.followed(rendered(other, SIDE)[0].image))
         else:  # the same but for grain
             grain = np.random.default_rng(9).normal(0, 40, edit.after.image.shape)
