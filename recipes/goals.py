@@ -49,9 +49,10 @@ COMPARED = (("perceptual", "perceptual distance", "< 1"), ("gmsd", "gradient dis
             ("frechet", "Frechet distance", ""))  # fmt: skip
 # what `superres` does to the network's output, from nothing to all of it
 FINISHES: dict[str, dict[str, Any]] = {
-    "as the network made it": {"correct": False, "project": 0, "sharpen": 0},
-    "with the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
-    "with back-projection": {"correct": True, "project": 1, "sharpen": 0},
+    "as the network made it": {"strength": 1, "correct": False, "project": 0, "sharpen": 0},
+    "0.7 of what it changed": {"correct": False, "project": 0, "sharpen": 0},
+    "and the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
+    "and back-projection": {"correct": True, "project": 1, "sharpen": 0},
     "as `codi run` has it": {},
 }
 

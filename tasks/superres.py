@@ -38,6 +38,9 @@ class SuperRes(Task):
         """Half of the training pairs are of the other scale, so that one adapter serves both."""
         preset: Literal["light", "full"] = "light"
         """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
+        strength: float = Field(0.7, ge=0, le=1)
+        """How much of what the network changes is taken: photographs have fine texture, and some of it looks like
+        noise to what was trained on smoother pictures."""
         correct: bool = True
         """Put the input's low frequencies back into the output."""
         correct_sigma: float = Field(0.75, gt=0, le=16)
@@ -73,12 +76,15 @@ class SuperRes(Task):
         return Prepared(_enlarge(small, width, height), (width, height))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
+        """First condition + strength (output - condition).
+
+        With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
 
         With `project`, back-projection: averaged down, y is the input again, but for the input's noise. Last the
         unsharp mask y + sharpen (y - G y), its Gaussian half an input's pixel wide.
         """
         scale = self.options.scale
+        output = prepared.condition + self.options.strength * (output - prepared.condition)
         if self.options.correct:
             output = with_low_frequencies(output, prepared.condition, scale * self.options.correct_sigma)
         if self.options.project:

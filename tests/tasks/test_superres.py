@@ -38,12 +38,12 @@ def test_a_real_small_picture_is_taken_as_it_is(picture: np.ndarray) -> None:
 
 
 def test_correction_keeps_the_low_frequencies_of_the_input_and_the_detail_of_the_output(picture: np.ndarray) -> None:
-    task = tasks.load("superres", {"correct_sigma": 0.75, "project": 0, "sharpen": 0})
+    task = tasks.load("superres", {"strength": 1, "correct_sigma": 0.75, "project": 0, "sharpen": 0})
     prepared = task.prepare(np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BOX)))
     sharp = picture.astype(np.float32) / 255
     drifted = 0.7 * sharp + [0.2, 0.05, 0.1]  # wrong contrast and colour
     finished = task.finish(drifted.astype(np.float32), prepared).astype(np.float32) / 255
-    plain = tasks.load("superres", {"correct": False, "project": 0, "sharpen": 0}).finish(
+    plain = tasks.load("superres", {"strength": 1, "correct": False, "project": 0, "sharpen": 0}).finish(
         drifted.astype(np.float32), prepared
     ) / np.float32(255)
     low = smooth(prepared.condition, 6.0)
@@ -66,14 +66,21 @@ def test_sharpening_gives_a_soft_edge_its_contrast_back() -> None:
     edge[:, 32:] = 0.75
     soft = smooth(edge, 2.0)
     prepared = tasks.load("superres").prepare(np.zeros((16, 16, 3), np.uint8))
+    plain = {"strength": 1, "correct": False, "project": 0}
     errors = [
-        np.abs(
-            tasks.load("superres", {"correct": False, "project": 0, "sharpen": much}).finish(soft, prepared) / 255
-            - edge
-        ).mean()
+        np.abs(tasks.load("superres", plain | {"sharpen": much}).finish(soft, prepared) / 255 - edge).mean()
         for much in (0.0, 0.3, 0.6)
     ]
     assert errors[0] > errors[1] > errors[2]
+
+
+def test_strength_is_how_much_of_the_change_is_taken(picture: np.ndarray) -> None:
+    prepared = tasks.load("superres").prepare(picture[:16, :16])
+    output = np.clip(prepared.condition + 0.2, 0, 1)
+    for much in (0.0, 0.5, 1.0):
+        task = tasks.load("superres", {"strength": much, "correct": False, "sharpen": 0})
+        expected = prepared.condition + much * (output - prepared.condition)
+        assert np.abs(task.finish(output, prepared) / 255 - expected).max() < 0.003
 
 
 def test_adherence_is_the_agreement_at_the_inputs_size(picture: np.ndarray) -> None:
