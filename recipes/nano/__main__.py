@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ STRAIGHT = ["--rollout", "1", "--grid", "2", "--no-consistency"]
 SHARPER = ["--data", "leaves+leaves+scenes", "--size", "96", *STRAIGHT]
 # of which a minute sees twice as many
 SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
-MORE_SCENES = ["--count", "12000", *FEW, "--size", "96"]
+INSTRUCTED = ["--count", "5000", "--size", "96", *STRAIGHT, "--guidance", "relative"]
 # for pictures made from nothing: it sees the state and the text too, and in seven minutes learns what the static kind
 # takes half an hour for
 CONTROL = ["--kind", "control", "--rollout", "0.5"]
@@ -44,20 +43,15 @@ PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
-    "edit": [  # the first two are from before there was another guidance than latent
-        (25.3, ["--start", "0.5", *HALF_NOISE, *SMALL_SCENES, "--guidance", "latent"]),
-        (20.7, [*SMALL_SCENES, "--rollout", "0.7", "--guidance", "latent"]),
-        (42.0, [*MORE_SCENES, "--rollout", "1", "--attend", "all", "--guidance", "relative"]),
-    ],
+    "edit": [(15.6, [*INSTRUCTED, "--lr", "6e-4"]), (11.1, [*INSTRUCTED, "--lr", "8e-4"])],
     "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
-    "deblur": [(13.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
+    "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
 # whose adapter it goes on from: how things look when their outlines are given is learnt, what is sharp, what lies where
-AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight-edit", "depth": "sight-depth"}
-SIGHTS = ("sight-edit", "sight-depth")
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight-edit": 15.0, "sight-depth": 10.0, "features": 8.0}
+AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight"}
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": 13.0, "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
-STAGES = ("pictures", "autoencoder", "base", *SIGHTS, *PASSES, "features", "bundle")
+STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
 
 
 def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
@@ -113,10 +107,10 @@ def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], dev
         list(executor.map(one_by_one, longest))
 
 
-def see(workspace: Path, stage: str, minutes: float, device: str) -> None:
-    """One of `SIGHTS`."""
+def see(workspace: Path, minutes: float, device: str) -> None:
+    """What comes before the edits, in the workspace's own home."""
     register_base(workspace)
-    sight.run(workspace, stage.removeprefix("sight-"), minutes, device)
+    sight.run(workspace, minutes, device)
 
 
 def main() -> None:
@@ -140,7 +134,7 @@ def main() -> None:
         "pictures": lambda: None,  # made above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
-        **{stage: partial(see, workspace, stage, minutes[stage], device) for stage in SIGHTS},
+        "sight": lambda: see(workspace, minutes["sight"], device),
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
     }

@@ -1,10 +1,10 @@
-"""What an adapter that is told about things learns first: to see, to point at what is named, and to paint.
+"""What an edit adapter learns first: to see, to point at what an instruction names, and to paint.
 
-From its task alone it tints pictures long before it finds a thing: an edited thing is a hundredth of the picture, and
-says next to nothing of all the others in it. Here every place is asked which shape and colour lies there, and whether
-it belongs to the thing that an instruction names; given a depth map and a caption, the same question is which word goes
-where. The heads that answer are thrown away. What the network would add to the base's prediction is taught at the same
-time, as if the base left the picture as it is: without the base in between, a step costs half as much.
+From edits alone it tints pictures long before it finds a thing: an edited thing is a hundredth of the picture, and says
+next to nothing of all the others in it. Here every place is asked which shape and colour lies there, and whether it
+belongs to the thing that is named. The heads that answer are thrown away. What the network would add to the base's
+prediction is taught at the same time, as if the base left the picture as it is: without the base in between, a step
+costs half as much.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codi_hub import adapters, tasks
+from codi_hub import adapters
 from codi_hub.adapters import Adapter, format
 from codi_hub.base import FrozenBase
 from codi_hub.data.edits import Edit, scene_edit
@@ -32,8 +32,7 @@ COUNT, SIZE = 14_000, 64  # edits of scenes, px
 CHUNK = 200
 BATCH = 24
 HELD_OUT = 256  # at the end, which training never sees
-FORM = {"levels": 3, "blocks": 2, "read": True}
-FORMS = {"edit": FORM | {"start": 0.2, "start_noise": 0.0}, "depth": FORM | {"condition_channels": 1}}
+FORM = {"levels": 3, "blocks": 2, "read": True, "start": 0.2, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
 FINE = 2  # places that the heads ask for, along each side of a latent's cell
@@ -45,21 +44,17 @@ def labelled(count: int, size: int, seed: int, first: int = 0) -> dict[str, np.n
     """Edits of scenes and what is seen in them.
 
     Returns:
-        `image` and `after` uint8 (count, size, size, 3), `depth` uint8 (count, size, size, 1) as the task makes it,
-        `caption`, `instruction`; `labels`, the classes of what is seen, and `marked`, where what is named lies: uint8
-        and bool (count, size / 2, size / 2).
+        `image` and `after` uint8 (count, size, size, 3), `instruction`; `labels`, the classes of what is seen, and
+        `marked`, where what is named lies: uint8 and bool (count, size / 2, size / 2).
     """
-    depth, rows = tasks.load("depth"), list[dict[str, Any]]()
+    rows: list[dict[str, Any]] = []
     for number in range(first, first + count):
         edit = scene_edit(np.random.default_rng([seed, number]), size)
-        seen, shown = things_at(edit.setting.world, size // 2), edit.before
-        of_depth = depth.make_pair(edit.example | {"depth": shown.depth}, np.random.default_rng(0))
+        seen = things_at(edit.setting.world, size // 2)
         rows.append(
             {
-                "image": shown.image,
+                "image": edit.before.image,
                 "after": edit.after.image,
-                "depth": of_depth.condition,
-                "caption": shown.caption,
                 "instruction": edit.instruction,
                 "labels": np.array([*_classes(edit), 0], np.uint8)[np.maximum(seen, -1)],
                 "marked": seen == _named(edit),
@@ -102,12 +97,12 @@ class Learner(nn.Module):
         return classes.float(), pointed[:, 0].float(), added.float()
 
 
-def run(workspace: Path, task: str, minutes: float, device: str = "cpu") -> None:
-    """Trains within the budget, and registers what it makes as an adapter of `task` that others go on from."""
+def run(workspace: Path, minutes: float, device: str = "cpu") -> None:
+    """Trains within the budget, and registers what it makes as an adapter of `edit` that others go on from."""
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
-    data = _encoded(base, task, _pictures(workspace / "pictures"))
+    data = _encoded(base, _pictures(workspace / "pictures"))
     torch.manual_seed(0)
-    model = Learner(adapters.build("side", base, **FORMS[task])).to(device, memory_format=torch.channels_last)
+    model = Learner(adapters.build("side", base, **FORM)).to(device, memory_format=torch.channels_last)
     top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1])
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
 
@@ -117,20 +112,18 @@ def run(workspace: Path, task: str, minutes: float, device: str = "cpu") -> None
         prompt = data["prompt"][data["prompt_of"][rows]].to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(given.contiguous(memory_format=torch.channels_last), prompt)
-        terms = answered(classes, pointed, labels.long(), marked.float())
-        if task == "depth":  # there is nothing to point at, where all is named
-            del terms["pointed"]
-        return terms | {"painted": 2 * relative_l2(x.float(), source.float() - sigma * added, source.float())}
+        painted = relative_l2(x.float(), source.float() - sigma * added, source.float())
+        return answered(classes, pointed, labels.long(), marked.float()) | {"painted": 2 * painted}
 
     def loss_of(network: Learner, number: int) -> dict[str, Tensor]:
         return losses(network, np.random.default_rng([81, number]).integers(0, COUNT - HELD_OUT, BATCH))
 
-    model.load_state_dict(train(workspace / f"sight-{task}", model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
+    model.load_state_dict(train(workspace / "sight", model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
     with torch.no_grad():
         model.eval()
         metrics = {name: round(value.item(), 4) for name, value in losses(model, slice(COUNT - HELD_OUT, None)).items()}
     print(metrics)
-    _register(workspace, task, base, model.adapter, minutes, metrics)
+    _register(workspace, base, model.adapter, minutes, metrics)
 
 
 def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -> dict[str, Tensor]:
@@ -155,36 +148,32 @@ def _pictures(folder: Path) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def _encoded(base: FrozenBase, task: str, made: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def _encoded(base: FrozenBase, made: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """What the network is given and told, and the latents that it begins with and is to arrive at."""
 
     def latents(images: np.ndarray) -> Tensor:
         pieces = torch.from_numpy(images).permute(0, 3, 1, 2).split(64)
         return torch.cat([base.encode(piece.to(base.device).float() / 255).half().cpu() for piece in pieces])
 
-    edits = task == "edit"
-    before = latents(made["image"])
-    texts, places = np.unique(made["instruction" if edits else "caption"], return_inverse=True)
+    texts, places = np.unique(made["instruction"], return_inverse=True)
     prompts = [base.embed(texts[k : k + 256].tolist()).cpu() for k in range(0, len(texts), 256)]
     return {
-        "given": torch.from_numpy(made["image" if edits else "depth"]).permute(0, 3, 1, 2),
+        "given": torch.from_numpy(made["image"]).permute(0, 3, 1, 2),
         "prompt": torch.cat(prompts),
         "prompt_of": torch.from_numpy(places),
-        "source": before if edits else torch.zeros_like(before),
-        "x": latents(made["after"]) if edits else before,
+        "source": latents(made["image"]),
+        "x": latents(made["after"]),
         "labels": torch.from_numpy(made["labels"]),
         "marked": torch.from_numpy(made["marked"]),
     }
 
 
-def _register(
-    workspace: Path, task: str, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]
-) -> None:
-    run_folder = bundle.run_folder(workspace, f"sight-{task}", 1)
+def _register(workspace: Path, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]) -> None:
+    run_folder = bundle.run_folder(workspace, "sight", 1)
     folder = run_folder / "adapter"
     mark = base.fingerprint
     record = format.AdapterRecord(
-        task=task,
+        task="edit",
         kind="side",
         base=format.BaseRecord(name=bundle.BASE, family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,
@@ -197,6 +186,6 @@ def _register(
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
         row, _ = registry.add_adapter(
-            folder, task=task, base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
+            folder, task="edit", base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
         )
     (run_folder / bundle.DONE).write_text(row.ref)

@@ -88,9 +88,18 @@ def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs
     assert alone.code == 0
     pair = [np.asarray(Image.open(path)).astype(int) for path in (out / "a.png", tmp_path / "alone.png")]
     assert np.abs(pair[0] - pair[1]).max() <= 1
-    other = codi("run", "superres", inputs / "a.png", "-o", tmp_path / "other.png", "--seed", "1", *fixed)
-    assert other.code == 0
-    assert (np.asarray(Image.open(tmp_path / "other.png")) != pair[0]).any()
+
+
+def test_a_seed_makes_another_picture_where_sampling_begins_with_noise(
+    codi: Callable[..., Any], inputs: Path, tmp_path: Path
+) -> None:
+    made = []
+    for seed in (0, 1):
+        out = tmp_path / f"{seed}.png"
+        told = ("--prompt", "a red sphere", "--seed", seed, "--steps", "1")
+        assert codi("run", "depth", inputs / "a.png", "-o", out, *told).code == 0
+        made.append(np.asarray(Image.open(out)))
+    assert (made[0] != made[1]).any()
 
 
 def test_what_is_missing_or_changed_is_done_again(codi: Callable[..., Any], inputs: Path) -> None:
