@@ -80,7 +80,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         ("--rank", "4", "--from", plain["adapter"]): "Error: --rank 4: --from depth:1 is of rank None, and stays so\n",
         ("--no-gain", "--from", plain["adapter"]): "Error: --no-gain: --from depth:1 has a gain, and keeps it: distil "
         "it without --from\n",
-        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, full\n",
+        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, side, full\n",
         (
             "--attend",
             "all",

@@ -86,11 +86,11 @@ def test_adapters_of_one_form_share_no_weight_and_no_module(base: FrozenBase, tm
     before = {name: value.clone() for name, value in two.state_dict().items()}
     stir(one)
     one.train()
-    one.config["fusion"] = "changed"
+    one.config["condition_channels"] = "changed"
     assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items())
     assert not any(part.training for part in two.modules())
     again = load(tmp_path / "2", base)
-    assert again.config["fusion"] == "zero_conv"
+    assert again.config["condition_channels"] == 3
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.embed([""]), torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(again(base, *inputs), two(base, *inputs))
