@@ -43,7 +43,10 @@ PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *RESTORED]), (8.0, RESTORED)],
     "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
-    "edit": [(15.6, [*INSTRUCTED, "--lr", "6e-4"]), (11.1, [*INSTRUCTED, "--lr", "8e-4"])],
+    "edit": [
+        (15.6, [*INSTRUCTED, "--lr", "6e-4"]),
+        *[(lasting, [*INSTRUCTED, "--lr", "8e-4"]) for lasting in (11.1, 9.7)],
+    ],
     "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
