@@ -1,5 +1,6 @@
 """Adapter kinds: one file each, found here by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 from codi_hub.adapters.adapter import Adapter
@@ -11,7 +12,7 @@ from codi_hub.adapters.static import StaticAdapter
 from codi_hub.base import FrozenBase
 from codi_hub.errors import UsageError
 
-KINDS: dict[str, type[Any]] = {
+KINDS: dict[str, Callable[..., Adapter]] = {
     cls.kind: cls for cls in (ControlAdapter, LoraAdapter, StaticAdapter, SideAdapter, FullAdapter)
 }
 
@@ -24,5 +25,4 @@ def build(kind: str, base: FrozenBase, **config: Any) -> Adapter:
     """
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: one of {', '.join(KINDS)}")
-    made: Adapter = KINDS[kind](base, **config)
-    return made
+    return KINDS[kind](base, **config)

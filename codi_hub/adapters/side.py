@@ -76,7 +76,7 @@ class SideAdapter(Adapter):
             self.smaller = nn.ModuleList(_conv(high, low, stride=2) for high, low in pairwise(widths))
             self.larger = nn.ModuleList(nn.Conv2d(low, high, 1) for high, low in pairwise(widths))
             # what has found the thing that the text names reads once more, what to do with it
-            self.last = Level(widths[0], blocks, read) if read else nn.Identity()
+            self.last = Level(widths[0], blocks, read) if read else None
             self.out = _conv(widths[0], sum(self.added))
             self.gain = nn.Linear(unet.time_embedding.linear_2.out_features, sum(self.added))
         for value in (self.out.weight, self.out.bias, self.gain.weight):
@@ -94,7 +94,8 @@ class SideAdapter(Adapter):
         for number, level in reversed([*enumerate(self.up)]):
             wider = nn.functional.interpolate(self.larger[number](hidden), size=found[number].shape[2:])
             hidden = level(found[number] + wider, text)
-        hidden = self.last(hidden) if text is None else self.last(hidden, text)
+        if self.last is not None:
+            hidden = self.last(hidden, text)
         return list(self.out(hidden).split(self.added, dim=1))
 
     def conditioned(

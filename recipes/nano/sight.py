@@ -71,8 +71,8 @@ def _classes(edit: Edit) -> list[int]:
 
 def _named(edit: Edit) -> int:
     """The number, in `things_at`, of the thing that an instruction names; one that is never seen if it names none."""
-    names = edit.thing is not None and edit.kind != "add"
-    return edit.setting.world.things.index(edit.thing) if names and edit.thing else len(edit.setting.world.things)
+    things = edit.setting.world.things
+    return things.index(edit.thing) if edit.thing and edit.kind != "add" else len(things)
 
 
 class Learner(nn.Module):
