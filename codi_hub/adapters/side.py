@@ -6,11 +6,13 @@ restore pictures are: residual blocks without normalisation (EDSR, Lim et al., C
 normalised all the same, or takes many times as long to recognise anything.
 """
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from codi_hub.adapters.adapter import Adapter, Prepared
 from codi_hub.base import Features, FrozenBase
@@ -155,7 +157,10 @@ class Reading(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
         """(B, width, h, w) and (B, tokens, TEXT_WIDTH)."""
         places = self.norm(hidden.flatten(2).transpose(1, 2))
-        told = self.attention(places, text, text, need_weights=False)[0]
+        # of few keys the CPU kernel is quick one way only: there and back it takes three times as long as this one
+        plain = torch.is_grad_enabled() and places.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            told = self.attention(places, text, text, need_weights=False)[0]
         return hidden + told.transpose(1, 2).reshape(hidden.shape)
 
 

@@ -22,6 +22,7 @@ from codi_hub.distill.cache import Cache
 from codi_hub.distill.guidance import Lpips
 from codi_hub.distill.kernels import attention, quicken
 from codi_hub.distill.methods import METHODS, Drawn
+from codi_hub.distill.muon import Muon
 from codi_hub.distill.together import agreed
 from codi_hub.errors import InvalidInput
 from codi_hub.options import TAUGHT, DistillOptions
@@ -74,7 +75,9 @@ class Trainer:
         self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
         self.method = METHODS[options.method]
         groups = adapter.parameter_groups(options.lr)
-        optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        told: dict[str, Any] = {"weight_decay": 0.01, "betas": (0.9, 0.99)}
+        muon = options.optimizer == "muon"
+        optimiser = Muon(groups, **told) if muon else torch.optim.AdamW(groups, **told, fused=True)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more

@@ -24,14 +24,15 @@ from codi_hub.data.edits import Edit, scene_edit
 from codi_hub.data.raycast import things_at
 from codi_hub.data.scenes_words import COLOURS
 from codi_hub.distill.guidance import relative_l2
+from codi_hub.distill.muon import Muon
 from codi_hub.registry import Registry
 from recipes.nano import bundle
 from recipes.nano.stage import train
 
-COUNT, SIZE = 14_000, 64  # edits of scenes, px
+COUNTS = {64: 20_000, 128: 10_000}  # edits of scenes, by the side of their pictures in px
 CHUNK = 200
-BATCH = 24
-HELD_OUT = 256  # at the end, which training never sees
+CELLS = 12 * 32 * 32  # of a latent, in a batch
+HELD_OUT = 256  # edits of each size, the first ones, which training never sees
 FORM = {"levels": 3, "blocks": 2, "read": True, "start": 0.2, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
@@ -100,28 +101,36 @@ class Learner(nn.Module):
 def run(workspace: Path, minutes: float, device: str = "cpu") -> None:
     """Trains within the budget, and registers what it makes as an adapter of `edit` that others go on from."""
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
-    data = _encoded(base, _pictures(workspace / "pictures"))
+    data = {size: _encoded(base, _pictures(workspace / "pictures", size)) for size in COUNTS}
     torch.manual_seed(0)
     model = Learner(adapters.build("side", base, **FORM)).to(device, memory_format=torch.channels_last)
     top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1])
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
 
-    def losses(network: Learner, rows: np.ndarray | slice) -> dict[str, Tensor]:
-        source, x, labels, marked = (data[name][rows].to(device) for name in ("source", "x", "labels", "marked"))
-        given = data["given"][rows].to(device).float() / 255
-        prompt = data["prompt"][data["prompt_of"][rows]].to(device)
+    def losses(network: Learner, size: int, rows: np.ndarray | slice) -> dict[str, Tensor]:
+        one = data[size]
+        source, x, labels, marked = (one[name][rows].to(device) for name in ("source", "x", "labels", "marked"))
+        given = one["given"][rows].to(device).float() / 255
+        prompt = one["prompt"][one["prompt_of"][rows]].to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(given.contiguous(memory_format=torch.channels_last), prompt)
         painted = relative_l2(x.float(), source.float() - sigma * added, source.float())
         return answered(classes, pointed, labels.long(), marked.float()) | {"painted": 2 * painted}
 
     def loss_of(network: Learner, number: int) -> dict[str, Tensor]:
-        return losses(network, np.random.default_rng([81, number]).integers(0, COUNT - HELD_OUT, BATCH))
+        size = [*COUNTS][number % len(COUNTS)]
+        count = CELLS // (size // base.factor) ** 2
+        rows = np.random.default_rng([81, number]).integers(2 * HELD_OUT, 2 * COUNTS[size], count)
+        return losses(network, size, rows)
 
-    model.load_state_dict(train(workspace / "sight", model, loss_of, minutes=minutes, lr=1e-3, ema_decay=0.99))
+    kept = train(workspace / "sight", model, loss_of, minutes=minutes, lr=3e-3, optimizer=Muon, ema_decay=0.998)
+    model.load_state_dict(kept)
+    metrics: dict[str, float] = {}
     with torch.no_grad():
         model.eval()
-        metrics = {name: round(value.item(), 4) for name, value in losses(model, slice(COUNT - HELD_OUT, None)).items()}
+        for size in COUNTS:
+            held_out = losses(model, size, slice(0, HELD_OUT))
+            metrics |= {f"{name}, {size} px": round(value.item(), 4) for name, value in held_out.items()}
     print(metrics)
     _register(workspace, base, model.adapter, minutes, metrics)
 
@@ -135,16 +144,24 @@ def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -
     return {"seen": seen, "pointed": 2 * entropy + dice.mean()}
 
 
-def _pictures(folder: Path) -> dict[str, np.ndarray]:
-    path = folder / f"sights-{SIZE}-{COUNT}.npz"
+def _pictures(folder: Path, size: int) -> dict[str, np.ndarray]:
+    """The edits of a size, each followed by its mirror image: no instruction says left or right."""
+    count = COUNTS[size]
+    path = folder / f"sights-{size}-{count}.npz"
     if not path.exists():
         with ProcessPoolExecutor() as executor:
-            parts = list(executor.map(partial(labelled, CHUNK, SIZE, 5), range(0, COUNT, CHUNK)))
+            parts = list(executor.map(partial(labelled, CHUNK, size, 5), range(0, count, CHUNK)))
         part = path.with_suffix(".part.npz")
         np.savez(part, **{name: np.concatenate([one[name] for one in parts]) for name in parts[0]})
         part.rename(path)
     with np.load(path) as kept:
-        return dict(kept)
+        return {name: _mirrored(kept[name]) for name in kept.files}
+
+
+def _mirrored(rows: np.ndarray) -> np.ndarray:
+    """Rows (N, H, W, ...) or (N,), each twice: as it is, and mirrored."""
+    other = rows[:, :, ::-1] if rows.ndim > 1 else rows
+    return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
 @torch.no_grad()

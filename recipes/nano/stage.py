@@ -58,6 +58,7 @@ def train(
     *,
     minutes: float,
     lr: float,
+    optimizer: type[torch.optim.AdamW] = torch.optim.AdamW,
     ema_decay: float = 0.999,
     save_every: float = 120.0,
 ) -> dict[str, torch.Tensor]:
@@ -79,7 +80,7 @@ def train(
     device = next(model.parameters()).device
     threads = torch.get_num_threads()
     networks = lanes(model, threads if device.type == "cpu" else 1)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    optimiser = optimizer(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step, spent, path = 0, 0.0, folder / "checkpoint.pt"
     if path.exists():

@@ -19,6 +19,8 @@ from codi_hub.errors import InvalidInput
         {"fusion": "gate", "accumulate": 2, "shared_t": False},
         {"mixed_precision": "bf16"},
         {"rollout": 0.7},
+        {"optimizer": "muon", "lr": 3e-3},
+        {"optimizer": "muon", "fusion": "gate", "accumulate": 2},
         {"method": "codi"},
         {"method": "conditional"},
         {"method": "conditional", "kind": "full"},

@@ -62,7 +62,7 @@ def test_edits_are_labelled_with_what_is_seen_and_marked_where_they_name_it() ->
 def test_a_short_training_registers_an_adapter_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(NANO / "base", tmp_path / "base")
     (tmp_path / "pictures").mkdir()
-    for name, value in {"COUNT": 24, "CHUNK": 12, "HELD_OUT": 8, "BATCH": 4}.items():
+    for name, value in {"COUNTS": {32: 24, 64: 24}, "CHUNK": 12, "HELD_OUT": 8, "CELLS": 512}.items():
         monkeypatch.setattr(sight, name, value)
     register_base(tmp_path)
     sight.run(tmp_path, minutes=0.01)
@@ -78,4 +78,15 @@ def test_a_short_training_registers_an_adapter_to_go_on_from(tmp_path: Path, mon
         first, added = adapter.prepare(torch.rand(1, 3, 64, 64), base.embed(["remove the box"]))
     assert first.abs().max() == 0  # what it paints is added to the prediction
     assert added.abs().max() > 0
-    assert record.metrics.keys() == {"seen", "pointed", "painted"}
+    assert record.metrics.keys() == {
+        f"{name}, {size} px" for name in ("seen", "pointed", "painted") for size in (32, 64)
+    }
+
+
+def test_every_edit_is_followed_by_its_mirror_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COUNTS": {32: 6}, "CHUNK": 6}.items():
+        monkeypatch.setattr(sight, name, value)
+    made, once = sight._pictures(tmp_path, 32), sight.labelled(6, 32, seed=5)
+    for name, rows in once.items():
+        assert np.array_equal(made[name][::2], rows)
+        assert np.array_equal(made[name][1::2], rows[:, :, ::-1] if rows.ndim > 1 else rows)
