@@ -51,7 +51,7 @@ class Adapter(nn.Module):
             raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
         if type(start_noise) not in (int, float) or not 0 <= start_noise <= 1:
             raise UsageError(f"--start-noise {start_noise!r:.40}: from 0 to 1")
-        if start < 1 and condition_channels < 3:
+        if start < 1 and condition_channels == 2:
             raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
         self.start, self.start_noise = start, start_noise
         self.config: dict[str, Any] = {"condition_channels": condition_channels}
@@ -69,7 +69,7 @@ class Adapter(nn.Module):
         if self.start == 1:
             return noise
         t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
-        return base.schedule.add_noise(base.encode(condition[:, :3].float()), self.start_noise * noise, t)
+        return base.schedule.add_noise(base.encode(as_picture(condition.float())), self.start_noise * noise, t)
 
     def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Prepared:
         """What no step changes, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)].
@@ -101,3 +101,8 @@ class Adapter(nn.Module):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser; each is clipped apart."""
         return [{"params": list(self.parameters()), "lr": lr}]
+
+
+def as_picture(condition: Tensor) -> Tensor:
+    """What of a condition (B, C, H, W) is a picture, (B, 3, H, W): three channels, or the one it has as gray."""
+    return condition[:, :3] if condition.shape[1] > 1 else condition.expand(-1, 3, -1, -1)

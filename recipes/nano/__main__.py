@@ -50,9 +50,10 @@ PASSES = {
     "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
+SIGHTS = {"edit": 40.0, "depth": 15.0, "canny": 10.0}  # minutes in which it learns to see
 # whose adapter it goes on from: how things look when their outlines are given is learnt, what is sharp, what lies where
-AFTER = {"canny": "depth", "deblur": "superres", "edit": "sight"}
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": 13.0, "features": 8.0}
+AFTER = {"deblur": "superres"} | {task: f"sight-{task}" for task in SIGHTS}
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": sum(SIGHTS.values()), "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
 STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
 
@@ -111,9 +112,10 @@ def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], dev
 
 
 def see(workspace: Path, minutes: float, device: str) -> None:
-    """What comes before the edits, in the workspace's own home."""
+    """What comes before the adapters that are told about things, in the workspace's own home."""
     register_base(workspace)
-    sight.run(workspace, minutes, device)
+    for task, lasting in SIGHTS.items():
+        sight.run(workspace, task, lasting * minutes / MINUTES["sight"], device)
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""What an edit adapter learns first: to see, to point at what an instruction names, and to paint.
+"""What an adapter that is told about things learns first: to see, to point at what is named, and to paint.
 
-From edits alone it tints pictures long before it finds a thing: an edited thing is a hundredth of the picture, and says
-next to nothing of all the others in it. Here every place is asked which shape and colour lies there, and whether it
-belongs to the thing that is named. The heads that answer are thrown away. What the network would add to the base's
-prediction is taught at the same time, as if the base left the picture as it is: without the base in between, a step
-costs half as much.
+From its task alone it tints pictures long before it finds a thing: an edited thing is a hundredth of the picture, and
+says next to nothing of all the others in it. Here every place is asked which shape and colour lies there, and whether
+it belongs to the thing that an instruction names; given a depth map and a caption, the same question is which words go
+where. The heads that answer are thrown away. What the network would add to the base's prediction is taught at the same
+time, as if the base left the picture as it is: without the base in between, a step costs half as much.
 """
 
+import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codi_hub import adapters
+from codi_hub import adapters, tasks
 from codi_hub.adapters import Adapter, format
+from codi_hub.adapters.adapter import as_picture
 from codi_hub.base import FrozenBase
 from codi_hub.data.edits import Edit, scene_edit
 from codi_hub.data.raycast import things_at
@@ -41,24 +43,27 @@ CARD = "It has learnt to see what it is told about, and what to paint, without t
 MORE = 4  # weight of places of things beyond that of others
 
 
-def labelled(count: int, size: int, seed: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Edits of scenes and what is seen in them.
+def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dict[str, np.ndarray]:
+    """Pairs of a task, made of scenes and their edited twins, and what is seen in them.
 
     Returns:
-        `image` and `after` uint8 (count, size, size, 3), `instruction`; `labels`, the classes of what is seen, and
-        `marked`, where what is named lies: uint8 and bool (count, size / 2, size / 2).
+        `condition` uint8 (count, size, size, C), `target` uint8 (count, size, size, 3), `prompt`; `labels`, the classes
+        of what is seen, and `marked`, where the thing lies that an instruction names: uint8 and bool (count, size / 2,
+        size / 2).
     """
-    rows: list[dict[str, Any]] = []
+    task, rows = tasks.load(name), list[dict[str, Any]]()
     for number in range(first, first + count):
-        edit = scene_edit(np.random.default_rng([seed, number]), size)
+        rng = np.random.default_rng([seed, number])
+        edit = scene_edit(rng, size)
+        pair = task.make_pair(edit.example | {"depth": edit.before.depth}, rng)
         seen = things_at(edit.setting.world, size // 2)
         rows.append(
             {
-                "image": edit.before.image,
-                "after": edit.after.image,
-                "instruction": edit.instruction,
+                "condition": pair.condition,
+                "target": pair.target,
+                "prompt": pair.prompt,
                 "labels": np.array([*_classes(edit), 0], np.uint8)[np.maximum(seen, -1)],
-                "marked": seen == _named(edit),
+                "marked": seen == _named(edit) if name == "edit" else np.zeros_like(seen, bool),
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -86,34 +91,35 @@ class Learner(nn.Module):
         self.classes = nn.Conv2d(width, CLASSES * FINE**2, 1)
         self.pointed = nn.Conv2d(width, FINE**2, 1)
 
-    def forward(self, images: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, C, H, W) -> logits of the classes (B, CLASSES, 2 h, 2 w) and of what is named (B, 2 h, 2 w), and
+    def forward(self, condition: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> logits of the classes (B, CLASSES, 2 h, 2 w) and of what is named (B, 2 h, 2 w), and
         what is added to the prediction (B, C, h, w).
         """
         known: list[Tensor] = []
         hook = self.adapter.last.register_forward_pre_hook(lambda _, given: known.append(given[0]))  # type: ignore[union-attr]
-        _, added = self.adapter.prepare(images, prompt)
+        _, added = self.adapter.prepare(condition, prompt)
         hook.remove()
         classes, pointed = (F.pixel_shuffle(head(known[0]), FINE) for head in (self.classes, self.pointed))
         return classes.float(), pointed[:, 0].float(), added.float()
 
 
-def run(workspace: Path, minutes: float, device: str = "cpu") -> None:
-    """Trains within the budget, and registers what it makes as an adapter of `edit` that others go on from."""
+def run(workspace: Path, name: str, minutes: float, device: str = "cpu") -> None:
+    """Trains within the budget, and registers what it makes as an adapter of the task that others go on from."""
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
-    data = {size: _encoded(base, _pictures(workspace / "pictures", size)) for size in COUNTS}
+    data = {size: _encoded(workspace, name, base, size) for size in COUNTS}
     torch.manual_seed(0)
-    model = Learner(adapters.build("side", base, **FORM)).to(device, memory_format=torch.channels_last)
+    form = FORM | {"condition_channels": tasks.load(name).condition_channels}
+    model = Learner(adapters.build("side", base, **form)).to(device, memory_format=torch.channels_last)
     top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1])
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
 
     def losses(network: Learner, size: int, rows: np.ndarray | slice) -> dict[str, Tensor]:
         one = data[size]
         source, x, labels, marked = (one[name][rows].to(device) for name in ("source", "x", "labels", "marked"))
-        given = one["given"][rows].to(device).float() / 255
+        condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
         prompt = one["prompt"][one["prompt_of"][rows]].to(device)
         with torch.autocast(device, torch.bfloat16):
-            classes, pointed, added = network(given.contiguous(memory_format=torch.channels_last), prompt)
+            classes, pointed, added = network(condition, prompt)
         painted = relative_l2(x.float(), source.float() - sigma * added, source.float())
         return answered(classes, pointed, labels.long(), marked.float()) | {"painted": 2 * painted}
 
@@ -123,74 +129,85 @@ def run(workspace: Path, minutes: float, device: str = "cpu") -> None:
         rows = np.random.default_rng([81, number]).integers(2 * HELD_OUT, 2 * COUNTS[size], count)
         return losses(network, size, rows)
 
-    kept = train(workspace / "sight", model, loss_of, minutes=minutes, lr=3e-3, optimizer=Muon, ema_decay=0.998)
+    kept = train(workspace / f"sight-{name}", model, loss_of, minutes=minutes, lr=3e-3, optimizer=Muon, ema_decay=0.998)
     model.load_state_dict(kept)
     metrics: dict[str, float] = {}
     with torch.no_grad():
         model.eval()
         for size in COUNTS:
             held_out = losses(model, size, slice(0, HELD_OUT))
-            metrics |= {f"{name}, {size} px": round(value.item(), 4) for name, value in held_out.items()}
+            metrics |= {f"{term}, {size} px": round(value.item(), 4) for term, value in held_out.items()}
     print(metrics)
-    _register(workspace, base, model.adapter, minutes, metrics)
+    _register(workspace, name, base, model.adapter, minutes, metrics)
 
 
 def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the classes, things counting more; cross-entropy and Dice loss of what is pointed at."""
+    """Cross-entropy of the classes, things counting more; cross-entropy and Dice loss of what is pointed at, if any."""
     seen = (F.cross_entropy(classes, labels, reduction="none") * (1 + MORE * (labels > 0))).mean()
+    if not marked.any():
+        return {"seen": seen}
     share, apart = pointed.sigmoid(), (1, 2)
     dice = 1 - (2 * (share * marked).sum(apart) + 1) / ((share + marked).sum(apart) + 1)
     entropy = F.binary_cross_entropy_with_logits(pointed, marked, pos_weight=pointed.new_tensor(3.0))
     return {"seen": seen, "pointed": 2 * entropy + dice.mean()}
 
 
-def _pictures(folder: Path, size: int) -> dict[str, np.ndarray]:
-    """The edits of a size, each followed by its mirror image: no instruction says left or right."""
-    count = COUNTS[size]
-    path = folder / f"sights-{size}-{count}.npz"
-    if not path.exists():
-        with ProcessPoolExecutor() as executor:
-            parts = list(executor.map(partial(labelled, CHUNK, size, 5), range(0, count, CHUNK)))
-        part = path.with_suffix(".part.npz")
-        np.savez(part, **{name: np.concatenate([one[name] for one in parts]) for name in parts[0]})
-        part.rename(path)
-    with np.load(path) as kept:
-        return {name: _mirrored(kept[name]) for name in kept.files}
-
-
-def _mirrored(rows: np.ndarray) -> np.ndarray:
-    """Rows (N, H, W, ...) or (N,), each twice: as it is, and mirrored."""
-    other = rows[:, :, ::-1] if rows.ndim > 1 else rows
+def mirrored(rows: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, ...) or texts (N,), each twice: as it is, and as a mirror shows it."""
+    other = rows[:, :, ::-1] if rows.ndim > 1 else np.array([_SIDES.sub(_other_side, text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
+_SIDES = re.compile(r"\b(left|right)\b")
+
+
+def _other_side(found: re.Match[str]) -> str:
+    return "left" if found[0] == "right" else "right"
+
+
 @torch.no_grad()
-def _encoded(base: FrozenBase, made: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """What the network is given and told, and the latents that it begins with and is to arrive at."""
+def _encoded(workspace: Path, name: str, base: FrozenBase, size: int) -> dict[str, Tensor]:
+    """What the network is given and told, and the latents that it begins with and is to arrive at; made once.
 
-    def latents(images: np.ndarray) -> Tensor:
-        pieces = torch.from_numpy(images).permute(0, 3, 1, 2).split(64)
-        return torch.cat([base.encode(piece.to(base.device).float() / 255).half().cpu() for piece in pieces])
+    Every pair is followed by its mirror image.
+    """
+    path = workspace / "pictures" / f"sights-{name}-{size}.pt"
+    if path.exists():
+        return dict(torch.load(path, weights_only=True))
+    with ProcessPoolExecutor() as executor:
+        starts = range(0, COUNTS[size], CHUNK)
+        parts = list(executor.map(partial(labelled, name, CHUNK, size, 5), starts))
+    made = {name: mirrored(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
-    texts, places = np.unique(made["instruction"], return_inverse=True)
+    def latents(images: Tensor) -> Tensor:
+        pieces = (piece.to(base.device).float() / 255 for piece in images.split(64))
+        return torch.cat([base.encode(as_picture(piece)).half().cpu() for piece in pieces])
+
+    texts, places = np.unique(made["prompt"], return_inverse=True)
     prompts = [base.embed(texts[k : k + 256].tolist()).cpu() for k in range(0, len(texts), 256)]
-    return {
-        "given": torch.from_numpy(made["image"]).permute(0, 3, 1, 2),
+    condition, target = (torch.from_numpy(made[name]).permute(0, 3, 1, 2) for name in ("condition", "target"))
+    data = {
+        "condition": condition,
         "prompt": torch.cat(prompts),
         "prompt_of": torch.from_numpy(places),
-        "source": latents(made["image"]),
-        "x": latents(made["after"]),
+        "source": latents(condition),
+        "x": latents(target),
         "labels": torch.from_numpy(made["labels"]),
         "marked": torch.from_numpy(made["marked"]),
     }
+    torch.save(data, path.with_suffix(".part"))
+    path.with_suffix(".part").rename(path)
+    return data
 
 
-def _register(workspace: Path, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]) -> None:
-    run_folder = bundle.run_folder(workspace, "sight", 1)
+def _register(
+    workspace: Path, name: str, base: FrozenBase, adapter: nn.Module, minutes: float, metrics: dict[str, float]
+) -> None:
+    run_folder = bundle.run_folder(workspace, f"sight-{name}", 1)
     folder = run_folder / "adapter"
     mark = base.fingerprint
     record = format.AdapterRecord(
-        task="edit",
+        task=name,
         kind="side",
         base=format.BaseRecord(name=bundle.BASE, family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,
@@ -203,6 +220,6 @@ def _register(workspace: Path, base: FrozenBase, adapter: nn.Module, minutes: fl
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
         row, _ = registry.add_adapter(
-            folder, task="edit", base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
+            folder, task=name, base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
         )
     (run_folder / bundle.DONE).write_text(row.ref)

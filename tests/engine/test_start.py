@@ -99,9 +99,17 @@ def test_without_being_told_a_new_adapter_begins_without_noise(base: FrozenBase,
 
 def test_who_has_no_picture_to_start_from_or_shares_a_batch_says_so(base: FrozenBase) -> None:
     with pytest.raises(UsageError, match="the condition is no picture to start from"):
-        adapters.build("static", base, condition_channels=1, start=0.5)
+        adapters.build("static", base, condition_channels=2, start=0.5)
     with pytest.raises(UsageError, match="shares no batch with others"):
         MixedBatch([adapters.build("static", base), adapters.build("static", base, start=0.5)])
+
+
+def test_a_map_is_begun_with_as_a_gray_picture_and_a_mask_is_left_out(base: FrozenBase) -> None:
+    whole, noise = torch.rand(2, 4, 16, 16), torch.randn(2, 4, 8, 8)
+    for channels, picture in ((1, whole[:, [0, 0, 0]]), (4, whole[:, :3])):
+        adapter = adapters.build("side", base, condition_channels=channels, start=0.5, start_noise=0.0)
+        expected = base.schedule.add_noise(base.encode(picture), 0 * noise, torch.tensor([499, 499]))
+        assert torch.equal(adapter.begun(base, whole[:, :channels], noise), expected)
 
 
 def started(make: Make, **options: object) -> Trainer:

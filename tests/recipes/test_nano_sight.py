@@ -36,14 +36,14 @@ def test_a_thing_is_seen_where_its_picture_changes_with_it() -> None:
 
 
 def test_edits_are_labelled_with_what_is_seen_and_marked_where_they_name_it() -> None:
-    whole = sight.labelled(40, 64, seed=3)
-    again = sight.labelled(2, 64, seed=3, first=38)
+    whole = sight.labelled("edit", 40, 64, seed=3)
+    again = sight.labelled("edit", 2, 64, seed=3, first=38)
     assert all(np.array_equal(whole[name][38:], part) for name, part in again.items())
     shapes = {name: made.shape[1:] for name, made in whole.items()}
-    assert shapes["image"] == shapes["after"] == (64, 64, 3)
+    assert shapes["condition"] == shapes["target"] == (64, 64, 3)
     assert shapes["labels"] == shapes["marked"] == (32, 32)
     named = 0
-    for k, instruction in enumerate(whole["instruction"]):
+    for k, instruction in enumerate(whole["prompt"]):
         labels, marked = whole["labels"][k], whole["marked"][k]
         classes, counts = np.unique(labels[labels > 0], return_counts=True)
         shape, colour = divmod(int(classes[counts.argmax()]) - 1, len(sight.NAMES))
@@ -59,34 +59,48 @@ def test_edits_are_labelled_with_what_is_seen_and_marked_where_they_name_it() ->
     assert named > 10
 
 
-def test_a_short_training_registers_an_adapter_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", ["depth", "canny"])
+def test_scenes_are_labelled_as_their_edits_are_and_nothing_is_named(task: str) -> None:
+    made, edits = sight.labelled(task, 6, 64, seed=3), sight.labelled("edit", 6, 64, seed=3)
+    assert made["condition"].shape[1:] == (64, 64, 1)
+    assert np.array_equal(made["target"], edits["condition"])
+    assert np.array_equal(made["labels"], edits["labels"])
+    assert not made["marked"].any()
+    assert list(made["prompt"]) == [scene_edit(np.random.default_rng([3, k]), 64).before.caption for k in range(6)]
+
+
+@pytest.mark.parametrize("task", ["edit", "depth"])
+def test_a_short_training_registers_an_adapter_to_go_on_from(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(NANO / "base", tmp_path / "base")
     (tmp_path / "pictures").mkdir()
     for name, value in {"COUNTS": {32: 24, 64: 24}, "CHUNK": 12, "HELD_OUT": 8, "CELLS": 512}.items():
         monkeypatch.setattr(sight, name, value)
     register_base(tmp_path)
-    sight.run(tmp_path, minutes=0.01)
-    ref = (bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE).read_text()
+    sight.run(tmp_path, task, minutes=0.01)
+    ref = (bundle.run_folder(tmp_path, f"sight-{task}", 1) / bundle.DONE).read_text()
     base = FrozenBase.load(str(NANO / "base"))
     base._prompts.clear()
     with Registry.open(tmp_path / "home") as registry:
         row = registry.resolve(ref, base=bundle.BASE)
         record = format.read_record(registry.file(row, format.RECORD))
         adapter = format.load(registry.file(row, format.WEIGHTS), record, base)
-    assert (row.kind, record.task) == ("side", "edit")
+    assert (row.kind, record.task) == ("side", task)
     with torch.no_grad():
-        first, added = adapter.prepare(torch.rand(1, 3, 64, 64), base.embed(["remove the box"]))
+        first, added = adapter.prepare(
+            torch.rand(1, {"edit": 3, "depth": 1}[task], 64, 64), base.embed(["remove the box"])
+        )
     assert first.abs().max() == 0  # what it paints is added to the prediction
     assert added.abs().max() > 0
-    assert record.metrics.keys() == {
-        f"{name}, {size} px" for name in ("seen", "pointed", "painted") for size in (32, 64)
-    }
+    terms = ("seen", "pointed", "painted") if task == "edit" else ("seen", "painted")
+    assert record.metrics.keys() == {f"{term}, {size} px" for term in terms for size in (32, 64)}
 
 
-def test_every_edit_is_followed_by_its_mirror_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"COUNTS": {32: 6}, "CHUNK": 6}.items():
-        monkeypatch.setattr(sight, name, value)
-    made, once = sight._pictures(tmp_path, 32), sight.labelled(6, 32, seed=5)
-    for name, rows in once.items():
-        assert np.array_equal(made[name][::2], rows)
-        assert np.array_equal(made[name][1::2], rows[:, :, ::-1] if rows.ndim > 1 else rows)
+def test_a_mirror_turns_pictures_and_what_is_said_of_their_sides() -> None:
+    pictures = np.arange(12).reshape(2, 2, 3)
+    assert sight.mirrored(pictures)[0::2].tolist() == pictures.tolist()
+    assert sight.mirrored(pictures)[1::2].tolist() == pictures[:, :, ::-1].tolist()
+    texts = np.array(["a box to the left of a cone", "a bright cone", "to the right"])
+    turned = ["a box to the right of a cone", "a bright cone", "to the left"]
+    assert sight.mirrored(texts).tolist() == [text for pair in zip(texts, turned, strict=True) for text in pair]
