@@ -5,6 +5,7 @@ photographs, the same ones for every task: nobody chose them by how they came ou
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from codi_hub.data.scenes_words import COLOURS, LIGHTS
 from codi_hub.evaluate.depth import held_out_scenes
 from codi_hub.evaluate.edit import held_out_edits
 from codi_hub.evaluate.photographs import photographs
@@ -81,22 +83,34 @@ def inpaint(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
 
 def canny(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = _with_captions(run, held_out_scenes(6, SMALL)[3:], "image")
-    return rows, ("edges", f"codi run canny, {STEPS} steps", "another seed", "scene they came from"), labels
+    return rows, ("edges", f"codi run canny, {STEPS} steps", "told otherwise", "scene they came from"), labels
 
 
 def depth(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = _with_captions(run, held_out_scenes(9, SMALL)[6:], "depth")
-    return rows, ("input", f"codi run depth, {STEPS} steps", "another seed", "scene it came from"), labels
+    return rows, ("input", f"codi run depth, {STEPS} steps", "told otherwise", "scene it came from"), labels
 
 
 def _with_captions(run: Run, scenes: list[dict[str, Any]], key: str) -> tuple[Cells, list[str]]:
-    """What is made, from two seeds, of a part of each scene and of its caption."""
-    rows = []
+    """What is made of a part of each scene and of its caption, and of another that has the same things."""
+    rows, labels = [], []
     for k, scene in enumerate(scenes):
         prepared = run.task.prepare(scene[key])
-        outputs = [run(prepared, scene["caption"], seed) for seed in (k, k + 100)]
-        rows.append([prepared.condition, *outputs, scene["image"]])
-    return rows, [scene["caption"] for scene in scenes]
+        captions = scene["caption"], told_otherwise(scene["caption"])
+        rows.append([prepared.condition, *(run(prepared, text, k) for text in captions), scene["image"]])
+        labels.append("; ".join(captions))
+    return rows, labels
+
+
+def told_otherwise(caption: str) -> str:
+    """The caption with each thing of the third colour after its own, and at night, or by daylight where it is night."""
+    names = [name for name in COLOURS if name != "orange"]  # which alone would need another article
+    after = {"an orange": "a green", "orange": "green"}
+    after |= {name: names[(k + 3) % len(names)] for k, name in enumerate(names)}
+    night, day = LIGHTS["night"].words, LIGHTS["day"].words
+    after |= {look.words: night for look in LIGHTS.values()} | {night: day}
+    found = re.compile("|".join(rf"\b{words}\b(?! wall)" for words in after))
+    return found.sub(lambda one: after[one[0]], caption)
 
 
 def edit(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:

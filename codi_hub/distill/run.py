@@ -44,6 +44,7 @@ ADDED = {
     "blocks": None,
     "levels": None,
     "read": False,
+    "optimizer": "adamw",
 }
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -320,6 +321,7 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> 
         **_switches(options),
         "optimiser_steps": trainer.progress.step,
         "batch": _pairs_per_step(options),
+        "optimizer": options.optimizer,
         "learning_rate": options.lr,
         "ema": options.ema,
         "minutes": round(trainer.progress.seconds / 60, 1),

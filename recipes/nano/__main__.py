@@ -21,37 +21,33 @@ from recipes.nano import autoencoder, base, bundle, features, sight
 from recipes.nano.pictures import pool
 
 LEAVES, SCENES = 6144, 6144
-FEW = ["--grid", "4"]  # the four times that 1, 2 and 4 steps use get all of a short training
-MIXED = ["--data", "leaves+leaves+scenes", "--count", "4000", "--size", "96", *FEW]
-SCENES_ONLY = ["--count", "4000", *FEW]
 BOTH = ["--set", "both=true"]
+MIXED = ["--data", "leaves+leaves+scenes", "--size", "96"]
 HALF_NOISE = ["--start-noise", "0.5"]
-RESTORED = [*MIXED, "--rollout", "0.5"]
+# the four times that 1, 2 and 4 steps use get all of a short training
+FILLED = [*MIXED, "--count", "4000", "--grid", "4", "--rollout", "0.5"]
 # What needs no invention begins with the input itself, without noise, and walks a straight line from there: two points
 # of it are enough, and the sampler's own states all that is seen.
 SIDE = ["--kind", "side"]
 STRAIGHT = ["--rollout", "1", "--grid", "2", "--no-consistency"]
-SHARPER = ["--data", "leaves+leaves+scenes", "--size", "96", *STRAIGHT]
-# of which a minute sees twice as many
-SMALL_SCENES = [*SCENES_ONLY, "--size", "96"]
+SHARPER = [*MIXED, *STRAIGHT]
+MUON = ["--optimizer", "muon", "--lr", "1e-3"]
+TOLD = ["--count", "4000", "--size", "96", *STRAIGHT, *MUON]
 INSTRUCTED = ["--count", "5000", "--size", "96", *STRAIGHT, "--guidance", "relative"]
-# for pictures made from nothing: it sees the state and the text too, and in seven minutes learns what the static kind
-# takes half an hour for
-CONTROL = ["--kind", "control", "--rollout", "0.5"]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
-    "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *RESTORED]), (8.0, RESTORED)],
-    "depth": [(55.0, [*CONTROL, *SMALL_SCENES])],
+    "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), (8.0, FILLED)],
+    "depth": [(9.0, TOLD)],
     "edit": [
         (15.6, [*INSTRUCTED, "--lr", "6e-4"]),
         *[(lasting, [*INSTRUCTED, "--lr", "8e-4"]) for lasting in (11.1, 9.7)],
     ],
-    "canny": [(12.0, ["--rollout", "0.5", *SMALL_SCENES])],
+    "canny": [(7.0, TOLD)],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
-SIGHTS = {"edit": 40.0, "depth": 15.0, "canny": 10.0}  # minutes in which it learns to see
-# whose adapter it goes on from: how things look when their outlines are given is learnt, what is sharp, what lies where
+SIGHTS = {"edit": 29.0, "depth": 8.0, "canny": 5.5}  # minutes on two cores in which it learns to see
+# whose adapter it goes on from
 AFTER = {"deblur": "superres"} | {task: f"sight-{task}" for task in SIGHTS}
 MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": sum(SIGHTS.values()), "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}

@@ -155,6 +155,27 @@ def test_the_steps_the_readme_names_are_those_of_our_sampler() -> None:
 # ---- the command
 
 
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of adapters of kind control for the bundled base, as distillation leaves them."""
+    base = FrozenBase.load(str(NANO))
+    folders_of = {task: tmp_path_factory.mktemp(task) for task in ("depth", "canny")}
+    for task, folder in folders_of.items():
+        adapter = made(base, "control", 1)
+        format.write(folder, adapter, record_of(base, adapter).model_copy(update={"task": task}), "")
+    return folders_of
+
+
+@pytest.fixture
+def exportable(distilled: dict[str, Path]) -> None:
+    """Makes them the latest versions of their tasks, in place of the bundled ones."""
+    with Hub.open() as hub:
+        for task, folder in distilled.items():
+            values = {"kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
+            assert hub.registry.add_adapter(folder, task=task, base="nano", **values)[1]
+
+
+@pytest.mark.usefixtures("exportable")
 def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any], tmp_path: Path) -> None:
     """On the bundled base, whose folder a plain pipeline loads: the code of the README as it stands."""
     out = tmp_path / "net"
@@ -181,6 +202,7 @@ def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any],
     assert np.abs(names["image"] - ours).max() < 1e-3
 
 
+@pytest.mark.usefixtures("exportable")
 @pytest.mark.parametrize(
     ("dtype", "type_"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )
@@ -202,6 +224,7 @@ def test_weights_have_the_precision_asked_for(
     assert len(modes) == 1  # whoever can read one of the files can read them all
 
 
+@pytest.mark.usefixtures("exportable")
 def test_no_path_of_this_machine_is_written(codi: Callable[..., Any], tmp_path: Path) -> None:
     codi("export", "depth", "-o", tmp_path / "net")
     for path in (tmp_path / "net").iterdir():
@@ -279,6 +302,7 @@ def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[...,
 # ---- the folder
 
 
+@pytest.mark.usefixtures("exportable")
 def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "a" / "net"
     assert codi("export", "depth", "-o", out).code == 0
@@ -319,6 +343,7 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     assert [path.name for path in out.parent.iterdir()] == ["net"]
 
 
+@pytest.mark.usefixtures("exportable")
 def test_an_export_that_fails_leaves_what_was_there(
     codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +363,7 @@ def test_an_export_that_fails_leaves_what_was_there(
         assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
+@pytest.mark.usefixtures("exportable")
 def test_the_hub_exports_as_the_command_does(tmp_path: Path) -> None:
     with Hub.open() as hub:
         made = hub.export("depth", ExportOptions(out=tmp_path / "net"))
