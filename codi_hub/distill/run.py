@@ -81,10 +81,10 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     say = _speaker(on_event)
     pixels = options.guidance in ("pixel", "lpips")
     folder = options.pairs or job.folder / "pairs"
+    adapter = _new_adapter(job, base, task)  # what it cannot be is said before the pairs are made
     cache = main_first(
         lambda: build(spec, train, base, folder, workers=options.workers, with_targets=pixels, message=say)
     )
-    adapter = _new_adapter(job, base, task)
     trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
     if options.resume and trainer.restore():
         say(f"Going on from step {trainer.progress.step}, after {trainer.progress.seconds:.0f} s of training")

@@ -1,5 +1,6 @@
 """The kind `side`: what it adds and where, what it reads, and how it comes back and goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,3 +155,12 @@ def test_switches_of_other_kinds_are_refused(tmp_path: Path, options: dict[str, 
 def test_its_switches_are_refused_with_other_kinds(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name} has a meaning with --kind side alone"):
         DistillOptions(kind="static", **{name: 2})
+
+
+def test_more_levels_than_the_base_has_are_refused_before_pairs_are_made(
+    codi: Callable[..., Any], tmp_path: Path
+) -> None:
+    told = ("--kind", "side", "--levels", "9", "--count", "16", "--train-steps", "1", "--device", "cpu")
+    answer = codi("distill", "edit", *told, "--run-dir", tmp_path / "run", "--quiet")
+    assert answer == (2, "", "Error: --levels 9: a number from 1 to the base's 4\n")
+    assert not (tmp_path / "run" / "pairs").exists()
