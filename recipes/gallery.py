@@ -83,32 +83,31 @@ def inpaint(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
 
 def canny(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = _with_captions(run, held_out_scenes(6, SMALL)[3:], "image")
-    return rows, ("edges", f"codi run canny, {STEPS} steps", "told otherwise", "scene they came from"), labels
+    return rows, ("edges", f"codi run canny, {STEPS} steps", "other colours, at sunset", "scene they came from"), labels
 
 
 def depth(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = _with_captions(run, held_out_scenes(9, SMALL)[6:], "depth")
-    return rows, ("input", f"codi run depth, {STEPS} steps", "told otherwise", "scene it came from"), labels
+    return rows, ("input", f"codi run depth, {STEPS} steps", "other colours, at sunset", "scene it came from"), labels
 
 
 def _with_captions(run: Run, scenes: list[dict[str, Any]], key: str) -> tuple[Cells, list[str]]:
     """What is made of a part of each scene and of its caption, and of another that has the same things."""
-    rows, labels = [], []
+    rows = []
     for k, scene in enumerate(scenes):
         prepared = run.task.prepare(scene[key])
         captions = scene["caption"], told_otherwise(scene["caption"])
         rows.append([prepared.condition, *(run(prepared, text, k) for text in captions), scene["image"]])
-        labels.append("; ".join(captions))
-    return rows, labels
+    return rows, [scene["caption"] for scene in scenes]
 
 
 def told_otherwise(caption: str) -> str:
-    """The caption with each thing of the third colour after its own, and at night, or by daylight where it is night."""
+    """The caption with each thing of the third colour after its own, and at sunset, or in daylight if it was."""
     names = [name for name in COLOURS if name != "orange"]  # which alone would need another article
     after = {"an orange": "a green", "orange": "green"}
     after |= {name: names[(k + 3) % len(names)] for k, name in enumerate(names)}
-    night, day = LIGHTS["night"].words, LIGHTS["day"].words
-    after |= {look.words: night for look in LIGHTS.values()} | {night: day}
+    sunset, day = LIGHTS["sunset"].words, LIGHTS["day"].words
+    after |= {look.words: sunset for look in LIGHTS.values()} | {sunset: day}
     found = re.compile("|".join(rf"\b{words}\b(?! wall)" for words in after))
     return found.sub(lambda one: after[one[0]], caption)
 

@@ -8,8 +8,8 @@ from recipes.gallery import told_otherwise
 @pytest.mark.parametrize(
     ("caption", "otherwise"),
     [
-        ("an orange cone and a gray sphere on grass in fog", "a green cone and a yellow sphere on grass at night"),
-        ("a small orange box on sand at night", "a small green box on sand in daylight"),
+        ("an orange cone and a gray sphere on grass in fog", "a green cone and a yellow sphere on grass at sunset"),
+        ("a small orange box on sand at sunset", "a small green box on sand in daylight"),
         ("a wooden box on a carpet in front of a green wall", "a wooden box on a carpet in front of a green wall"),
     ],
 )
