@@ -31,18 +31,15 @@ FILLED = [*MIXED, "--count", "4000", "--grid", "4", "--rollout", "0.5"]
 SIDE = ["--kind", "side"]
 STRAIGHT = ["--rollout", "1", "--grid", "2", "--no-consistency"]
 SHARPER = [*MIXED, *STRAIGHT]
-MUON = ["--optimizer", "muon", "--lr", "1e-3"]
-TOLD = ["--count", "4000", "--size", "96", *STRAIGHT, *MUON]
-INSTRUCTED = ["--count", "5000", "--size", "96", *STRAIGHT, "--guidance", "relative"]
+MUON = ["--optimizer", "muon", "--lr"]
+TOLD = ["--count", "4000", "--size", "96", *STRAIGHT, *MUON, "1e-3"]
+INSTRUCTED = ["--count", "5000", "--size", "128", *STRAIGHT, "--guidance", "relative", *MUON, "1.5e-3"]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), (8.0, FILLED)],
     "depth": [(9.0, TOLD)],
-    "edit": [
-        (15.6, [*INSTRUCTED, "--lr", "6e-4"]),
-        *[(lasting, [*INSTRUCTED, "--lr", "8e-4"]) for lasting in (11.1, 9.7)],
-    ],
+    "edit": [(34.0, INSTRUCTED)],
     "canny": [(7.0, TOLD)],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
