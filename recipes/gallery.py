@@ -116,7 +116,7 @@ def edit(run: Run) -> tuple[Cells, tuple[str, ...], list[str]]:
     rows, labels = [], []
     edits = held_out_edits(24, SMALL)
     first = {kind: [one for one in edits if one.kind == kind] for kind in ("time", "recolour", "remove")}
-    for k, one in enumerate([*first["time"][:2], first["recolour"][0], first["remove"][0]]):
+    for k, one in enumerate(one for found in first.values() for one in found[:2]):
         prepared = run.task.prepare(Image.fromarray(one.before.image))
         outputs = [run(prepared, one.instruction, k, steps) for steps in (1, STEPS)]
         rows.append([one.before.image, *outputs, one.after.image])

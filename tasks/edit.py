@@ -17,6 +17,8 @@ from codi_hub.tasks.filters import smooth, to_uint8
 MAX_PSNR = 100.0
 TOUCHED = 2 / 255  # between input and target, above which a pixel belongs to the edit
 BLUR = 1.5  # px; texture that no one could guess, and the autoencoder's grain, do not count
+SHARE = 0.2  # of a picture's largest change, up to which what lies beside a faint edit is left as it was
+LEAST = 0.015  # change that is left as it was in any picture
 SIGMA = 3.0  # px, within which a change is looked for: what the latents blur is none
 
 
@@ -35,7 +37,8 @@ class Edit(Task):
 
     class Options(Task.Options):
         keep: float = Field(0.05, ge=0, lt=1)
-        """How much the mean of some 10 px may change, of 1, to be left as it was; 0 takes all that the network made."""
+        """How much the mean of some 10 px may change, of 1, to be left as it was; less where no change in the picture is
+        five times as large. 0 takes all that the network made."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """From `image`, `edited`, `edit_prompt`; or, as other tools lay pairs out, `condition`, `image`, `caption`."""
@@ -55,12 +58,14 @@ class Edit(Task):
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Where the picture was hardly changed, it is the input to the bit: no instruction asked for more.
 
-        Compared are input and output smoothed by `SIGMA`; from `keep` to twice that, one fades into the other.
+        Compared are input and output smoothed by `SIGMA`; from `keep` to twice that, one fades into the other. A faint
+        edit, of a thing in fog or by night, has a lower bound of its own.
         """
         if self.options.keep:
             known = prepared.condition
             change = np.abs(smooth(output, SIGMA) - smooth(known, SIGMA)).max(-1, keepdims=True)
-            share = np.clip(smooth(change, SIGMA) / self.options.keep - 1, 0, 1)
+            kept = min(self.options.keep, max(LEAST, SHARE * float(change.max())))
+            share = np.clip(smooth(change, SIGMA) / kept - 1, 0, 1)
             output = known + share * (output - known)
         return to_uint8(output)
 

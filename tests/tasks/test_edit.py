@@ -12,7 +12,8 @@ from PIL import Image
 from codi_hub.data import open_source
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks import load
-from codi_hub.tasks.base import Pair
+from codi_hub.tasks.base import Pair, Prepared
+from codi_hub.tasks.filters import to_uint8
 
 TASK = load("edit")
 BEFORE, AFTER = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8) for seed in (0, 1))
@@ -102,9 +103,22 @@ def test_what_hardly_changes_stays_to_the_bit_and_what_does_is_the_networks() ->
 
 
 def test_without_keeping_all_is_the_networks() -> None:
-    output = np.clip(BEFORE.astype(np.float32) / 255 + 0.02, 0, 1)
+    output = np.clip(BEFORE.astype(np.float32) / 255 + 0.01, 0, 1)
     assert np.array_equal(finished(0, output), (output * 255 + 0.5).astype(np.uint8))
     assert np.array_equal(finished(0.1, output), BEFORE)
+
+
+def test_a_faint_edit_is_kept_where_nothing_else_changes_more() -> None:
+    known = BEFORE.astype(np.float32) / 255 * 0.8
+    faint, strong = known + np.float32(0.01), known + np.float32(0.01)
+    faint[:, 24:] = known[:, 24:] + 0.06
+    strong[:, 24:] = known[:, 24:] + 0.06
+    strong[:8, :8] = 1
+    task = load("edit", {"keep": 0.05})
+    made = [task.finish(output, Prepared(known, (40, 40))) for output in (faint, strong)]
+    assert np.array_equal(made[0][:, 36:], to_uint8(faint[:, 36:]))
+    assert np.array_equal(made[0][:, :8], to_uint8(known[:, :8]))
+    assert not np.array_equal(made[1][:, 36:], to_uint8(strong[:, 36:]))
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.0])
