@@ -37,7 +37,7 @@ class Edit(Task):
 
     class Options(Task.Options):
         keep: float = Field(0.05, ge=0, lt=1)
-        """How much the mean of some 10 px may change, of 1, to be left as it was; less where no change in the picture is
+        """How much the mean of some 10 px may change, of 1, to be left as it was; less where no change in a picture is
         five times as large. 0 takes all that the network made."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:

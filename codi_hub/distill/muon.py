@@ -1,4 +1,4 @@
-"""Muon: steps of equal size in every direction of a weight, in which few-minute trainings learn many times as much."""
+"""Muon: steps of equal size in every direction of a weight, with which a training of minutes learns more."""
 
 from typing import Any
 

@@ -40,6 +40,7 @@ SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
 FINE = 2  # places that the heads ask for, along each side of a latent's cell
 CARD = "It has learnt to see what it is told about, and what to paint, without the base.\n"
+LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
 MORE = 4  # weight of places of things beyond that of others
 
 
@@ -66,7 +67,7 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
                 "marked": seen == _named(edit) if name == "edit" else np.zeros_like(seen, bool),
             }
         )
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
 def _classes(edit: Edit) -> list[int]:
@@ -115,7 +116,7 @@ def run(workspace: Path, name: str, minutes: float, device: str = "cpu") -> None
 
     def losses(network: Learner, size: int, rows: np.ndarray | slice) -> dict[str, Tensor]:
         one = data[size]
-        source, x, labels, marked = (one[name][rows].to(device) for name in ("source", "x", "labels", "marked"))
+        source, x, labels, marked = (one[key][rows].to(device) for key in ("source", "x", "labels", "marked"))
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
         prompt = one["prompt"][one["prompt_of"][rows]].to(device)
         with torch.autocast(device, torch.bfloat16):
@@ -154,11 +155,8 @@ def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -
 
 def mirrored(rows: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, ...) or texts (N,), each twice: as it is, and as a mirror shows it."""
-    other = rows[:, :, ::-1] if rows.ndim > 1 else np.array([_SIDES.sub(_other_side, text) for text in rows])
+    other = rows[:, :, ::-1] if rows.ndim > 1 else np.array([LEFT_OR_RIGHT.sub(_other_side, text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
-
-
-_SIDES = re.compile(r"\b(left|right)\b")
 
 
 def _other_side(found: re.Match[str]) -> str:
@@ -177,7 +175,7 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int) -> dict[st
     with ProcessPoolExecutor() as executor:
         starts = range(0, COUNTS[size], CHUNK)
         parts = list(executor.map(partial(labelled, name, CHUNK, size, 5), starts))
-    made = {name: mirrored(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    made = {key: mirrored(np.concatenate([part[key] for part in parts])) for key in parts[0]}
 
     def latents(images: Tensor) -> Tensor:
         pieces = (piece.to(base.device).float() / 255 for piece in images.split(64))
@@ -185,7 +183,7 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int) -> dict[st
 
     texts, places = np.unique(made["prompt"], return_inverse=True)
     prompts = [base.embed(texts[k : k + 256].tolist()).cpu() for k in range(0, len(texts), 256)]
-    condition, target = (torch.from_numpy(made[name]).permute(0, 3, 1, 2) for name in ("condition", "target"))
+    condition, target = (torch.from_numpy(made[key]).permute(0, 3, 1, 2) for key in ("condition", "target"))
     data = {
         "condition": condition,
         "prompt": torch.cat(prompts),
