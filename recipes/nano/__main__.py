@@ -39,7 +39,7 @@ PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), (8.0, FILLED)],
     "depth": [(9.0, TOLD)],
-    "edit": [(34.0, INSTRUCTED)],
+    "edit": [(34.0, INSTRUCTED), (18.0, INSTRUCTED)],
     "canny": [(7.0, TOLD)],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
