@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import record_of, stir
 from torch import Tensor, nn
 
@@ -161,6 +162,8 @@ def test_more_levels_than_the_base_has_are_refused_before_pairs_are_made(
     codi: Callable[..., Any], tmp_path: Path
 ) -> None:
     told = ("--kind", "side", "--levels", "9", "--count", "16", "--train-steps", "1", "--device", "cpu")
+    AcceleratorState._reset_state(True)
     answer = codi("distill", "edit", *told, "--run-dir", tmp_path / "run", "--quiet")
+    AcceleratorState._reset_state(True)
     assert answer == (2, "", "Error: --levels 9: a number from 1 to the base's 4\n")
     assert not (tmp_path / "run" / "pairs").exists()
