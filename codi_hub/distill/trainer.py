@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from codi_hub.adapters import Adapter
+from codi_hub.adapters.adapter import as_picture
 from codi_hub.base import FrozenBase
 from codi_hub.consistency import LossOptions, update_ema
 from codi_hub.distill import checkpoint
@@ -153,7 +154,7 @@ class Trainer:
             targets = self.cache.targets[rows].to(device).float() / 255
         with torch.no_grad():
             begun = self.target.begun(self.base, condition, eps)
-            source = self.base.encode(condition[:, :3]) if self.options.guidance == "relative" else None
+            source = self.base.encode(as_picture(condition)) if self.options.guidance == "relative" else None
         drawn = Drawn(x, eps, begun, targets, source, step, start, lambda one: self.bind(one, prompt, condition))
         with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
             return self.method.loss(self, drawn)

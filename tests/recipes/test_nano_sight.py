@@ -1,4 +1,4 @@
-"""What edit adapters learn first: labels are those of the picture, and what is named is marked."""
+"""What edit, depth and canny adapters learn first: labels are those of the picture, and what is named is marked."""
 
 import shutil
 from pathlib import Path
