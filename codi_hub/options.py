@@ -268,7 +268,7 @@ class DistillOptions(_Checked):
     start: float = _opt(
         1.0,
         "Where sampling begins, as a share of the schedule: below 1 with the condition, under --start-noise",
-        least=0.1,
+        least=0.02,
         most=1.0,
         panel="Loss",
     )

@@ -13,6 +13,7 @@ Prepared = list[Tensor]
 
 MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
 START_NOISE = 0.5  # of adapters whose files do not say, being from before there was a choice
+MIN_START = 0.02
 
 
 class FromNoise:
@@ -47,8 +48,8 @@ class Adapter(nn.Module):
         super().__init__()
         if type(condition_channels) is not int or not 1 <= condition_channels <= MAX_CHANNELS:
             raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
-        if type(start) not in (int, float) or not 0.1 <= start <= 1:
-            raise UsageError(f"--start {start!r:.40}: from 0.1 to 1")
+        if type(start) not in (int, float) or not MIN_START <= start <= 1:
+            raise UsageError(f"--start {start!r:.40}: from {MIN_START} to 1")
         if type(start_noise) not in (int, float) or not 0 <= start_noise <= 1:
             raise UsageError(f"--start-noise {start_noise!r:.40}: from 0 to 1")
         if start < 1 and condition_channels == 2:
@@ -62,7 +63,7 @@ class Adapter(nn.Module):
 
     def horizon(self, length: int) -> int:
         """How many of a schedule's timesteps lie below the start."""
-        return round(self.start * length)
+        return max(1, round(self.start * length))
 
     def begun(self, base: FrozenBase, condition: Tensor, noise: Tensor) -> Tensor:
         """z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, C, H, W) under it."""
