@@ -313,7 +313,8 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> 
     device = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
     if base.device.type == "cuda":
         device = torch.cuda.get_device_name()
-    start = f"from {job.parent[0]}" if job.parent else f"{options.init} initialisation"
+    init = "random" if options.kind == "side" else options.init  # there is nothing of the base in it
+    start = f"from {job.parent[0]}" if job.parent else f"{init} initialisation"
     return {
         "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
         "task_options": json.dumps(job.task_options),
