@@ -3,7 +3,7 @@
 What an instruction leaves open (a colour's shade, where the sun stands, where a new thing lies) is drawn at random.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,25 +62,26 @@ class Edit:
                 yield clock, rendered(_at(rng, self.setting, clock), size)[0].image
 
 
-def scene_edit(rng: np.random.Generator, size: int) -> Edit:
+def scene_edit(rng: np.random.Generator, size: int, shares: Mapping[str, float] = KIND_SHARES) -> Edit:
     """A scene and what it becomes by an instruction: recolour, remove or add a thing, or another time of day.
 
     Args:
         rng: the only source of randomness; the same state gives the same edit.
         size: side of both pictures in pixels.
+        shares: how often each kind is drawn; their sum is 1. What a scene has no room for becomes a recolouring.
     """
     while True:  # one edit in some twenty can hardly be seen: black made purple at night
-        made = _any_edit(rng, size)
+        made = _any_edit(rng, size, shares)
         changed = np.abs(made.before.image.astype(np.int16) - made.after.image).max(-1) > SEEN
         if changed.mean() >= SEEN_SHARE:
             return made
 
 
-def _any_edit(rng: np.random.Generator, size: int) -> Edit:
+def _any_edit(rng: np.random.Generator, size: int, shares: Mapping[str, float]) -> Edit:
     setting, before, visible = viewed(rng, size)
     thing = visible[int(rng.integers(len(visible)))]
     name = name_of(thing.shape, thing.words, [(t.shape, t.words) for t in setting.world.things])
-    kind = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    kind = str(rng.choice(list(shares), p=list(shares.values())))
     if kind == "time" and setting.clock != "lamp":
         clock = str(rng.choice([word for word in TIME_EDITS if word != setting.clock]))
         after = rendered(_at(rng, setting, clock), size)[0]

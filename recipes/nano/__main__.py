@@ -19,6 +19,7 @@ from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features, sight
 from recipes.nano.pictures import pool
+from recipes.nano.sight import Pass, Sight
 
 LEAVES, SCENES = 6144, 6144
 BOTH = ["--set", "both=true"]
@@ -33,20 +34,24 @@ STRAIGHT = ["--rollout", "1", "--grid", "2", "--no-consistency"]
 SHARPER = [*MIXED, *STRAIGHT]
 MUON = ["--optimizer", "muon", "--lr"]
 TOLD = ["--count", "4000", "--size", "96", *STRAIGHT, *MUON, "1e-3"]
-INSTRUCTED = ["--count", "5000", "--size", "128", *STRAIGHT, "--guidance", "relative", *MUON, "1.5e-3"]
+INSTRUCTED = ["--count", "5000", "--size", "128", *STRAIGHT, "--guidance", "relative", *MUON]
 # passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
 PASSES = {
     "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), (8.0, FILLED)],
     "depth": [(9.0, TOLD)],
-    "edit": [(34.0, INSTRUCTED), (18.0, INSTRUCTED)],
+    "edit": [(15.0, [*INSTRUCTED, "7e-4"]), (15.0, [*INSTRUCTED, "1e-3", "--seed", "1"])],
     "canny": [(7.0, TOLD)],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
-SIGHTS = {"edit": 29.0, "depth": 8.0, "canny": 5.5}  # minutes on two cores in which it learns to see
+SIGHTS = {
+    "edit": Sight(0.05, [Pass(29.0), Pass(80.0, (128,)), Pass(18.0, (128,), 1.5e-3, removals=0.6)]),
+    "depth": Sight(0.2, [Pass(8.0)]),
+    "canny": Sight(0.2, [Pass(5.5)]),
+}
 # whose adapter it goes on from
 AFTER = {"deblur": "superres"} | {task: f"sight-{task}" for task in SIGHTS}
-MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": sum(SIGHTS.values()), "features": 8.0}
+MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": sum(one.minutes for one in SIGHTS.values()), "features": 8.0}
 MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
 STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
 
@@ -107,8 +112,8 @@ def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], dev
 def see(workspace: Path, minutes: float, device: str) -> None:
     """What comes before the adapters that are told about things, in the workspace's own home."""
     register_base(workspace)
-    for task, lasting in SIGHTS.items():
-        sight.run(workspace, task, lasting * minutes / MINUTES["sight"], device)
+    for task, one in SIGHTS.items():
+        sight.run(workspace, task, one, minutes / MINUTES["sight"], device)
 
 
 def main() -> None:

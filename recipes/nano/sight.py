@@ -8,7 +8,9 @@ time, as if the base left the picture as it is: without the base in between, a s
 """
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,19 @@ from codi_hub.registry import Registry
 from recipes.nano import bundle
 from recipes.nano.stage import train
 
-COUNTS = {64: 20_000, 128: 10_000}  # edits of scenes, by the side of their pictures in px
+COUNTS = {64: 20_000, 128: 25_000}  # edits of scenes, by the side of their pictures in px
+# of what can be answered: where a new thing should lie, no instruction says
+SHARES = {"recolour": 0.42, "remove": 0.32, "time": 0.26}
 CHUNK = 200
 CELLS = 12 * 32 * 32  # of a latent, in a batch
 HELD_OUT = 256  # edits of each size, the first ones, which training never sees
-FORM = {"levels": 3, "blocks": 2, "read": True, "start": 0.2, "start_noise": 0.0}
+FORM = {"levels": 3, "blocks": 2, "read": True, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
 FINE = 2  # places that the heads ask for, along each side of a latent's cell
 CARD = "It has learnt to see what it is told about, and what to paint, without the base.\n"
 LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
+FALL = 0.8  # share of a pass in which the learning rate falls: at its height, much of the error is its noise
 MORE = 4  # weight of places of things beyond that of others
 
 
@@ -50,12 +55,12 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
     Returns:
         `condition` uint8 (count, size, size, C), `target` uint8 (count, size, size, 3), `prompt`; `labels`, the classes
         of what is seen, and `marked`, where the thing lies that an instruction names: uint8 and bool (count, size / 2,
-        size / 2).
+        size / 2); `removes`, bool (count,), whether it is to be taken away.
     """
     task, rows = tasks.load(name), list[dict[str, Any]]()
     for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
-        edit = scene_edit(rng, size)
+        edit = scene_edit(rng, size, SHARES)
         pair = task.make_pair(edit.example | {"depth": edit.before.depth}, rng)
         seen = things_at(edit.setting.world, size // 2)
         rows.append(
@@ -65,6 +70,7 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
                 "prompt": pair.prompt,
                 "labels": np.array([*_classes(edit), 0], np.uint8)[np.maximum(seen, -1)],
                 "marked": seen == _named(edit) if name == "edit" else np.zeros_like(seen, bool),
+                "removes": name == "edit" and edit.kind == "remove",
             }
         )
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
@@ -104,42 +110,106 @@ class Learner(nn.Module):
         return classes.float(), pointed[:, 0].float(), added.float()
 
 
-def run(workspace: Path, name: str, minutes: float, device: str = "cpu") -> None:
-    """Trains within the budget, and registers what it makes as an adapter of the task that others go on from."""
+@dataclass(frozen=True)
+class Pass:
+    """A part of the training: minutes on two cores, the sides of the pictures, which take turns, and the rate.
+
+    Attributes:
+        removals: share of the pairs from which a thing is taken away; None for as many as there are. What a thing hid
+            is learnt long after where it is.
+    """
+
+    minutes: float
+    sizes: Sequence[int] = (64, 128)
+    lr: float = 3e-3
+    removals: float | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a task's side network is taught.
+
+    Attributes:
+        start: where the adapter begins. What the base makes of the picture there is to be taken back: at 0.2 that is
+            as much as an edit changes, at 0.05 half of it.
+        passes: one after the other.
+    """
+
+    start: float
+    passes: Sequence[Pass]
+
+    @property
+    def minutes(self) -> float:
+        return sum(one.minutes for one in self.passes)
+
+
+def run(workspace: Path, name: str, sight: Sight, times: float, device: str = "cpu") -> None:
+    """Trains in passes, `times` as long as they say, and registers it as an adapter that others go on from."""
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
-    data = {size: _encoded(workspace, name, base, size) for size in COUNTS}
     torch.manual_seed(0)
-    form = FORM | {"condition_channels": tasks.load(name).condition_channels}
+    form = FORM | {"start": sight.start, "condition_channels": tasks.load(name).condition_channels}
     model = Learner(adapters.build("side", base, **form)).to(device, memory_format=torch.channels_last)
-    top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1])
+    top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1], device=base.device)
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
+    sizes = sorted({size for one in sight.passes for size in one.sizes})
+    data = {size: _encoded(workspace, name, base, size, top) for size in sizes}
 
     def losses(network: Learner, size: int, rows: np.ndarray | slice) -> dict[str, Tensor]:
         one = data[size]
-        source, x, labels, marked = (one[key][rows].to(device) for key in ("source", "x", "labels", "marked"))
+        x, source, alone, labels, marked = (
+            one[key][rows].to(device) for key in ("x", "source", "alone", "labels", "marked")
+        )
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
         prompt = one["prompt"][one["prompt_of"][rows]].to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(condition, prompt)
-        painted = relative_l2(x.float(), source.float() - sigma * added, source.float())
+        painted = relative_l2(x.float(), alone.float() - sigma * added, source.float())
         return answered(classes, pointed, labels.long(), marked.float()) | {"painted": 2 * painted}
 
-    def loss_of(network: Learner, number: int) -> dict[str, Tensor]:
-        size = [*COUNTS][number % len(COUNTS)]
+    def loss_of(drawn: Pass, network: Learner, number: int) -> dict[str, Tensor]:
+        size = drawn.sizes[number % len(drawn.sizes)]
         count = CELLS // (size // base.factor) ** 2
-        rows = np.random.default_rng([81, number]).integers(2 * HELD_OUT, 2 * COUNTS[size], count)
-        return losses(network, size, rows)
+        return losses(network, size, _rows(data[size]["removes"].numpy(), count, drawn.removals, number))
 
-    kept = train(workspace / f"sight-{name}", model, loss_of, minutes=minutes, lr=3e-3, optimizer=Muon, ema_decay=0.998)
-    model.load_state_dict(kept)
+    for number, one in enumerate(sight.passes, 1):
+        folder, minutes = workspace / f"sight-{name}" / str(number), times * one.minutes
+        loss = partial(loss_of, one)
+        kept = train(folder, model, loss, minutes=minutes, lr=one.lr, optimizer=Muon, ema_decay=0.998, fall=FALL)
+        model.load_state_dict(kept)
     metrics: dict[str, float] = {}
     with torch.no_grad():
         model.eval()
-        for size in COUNTS:
-            held_out = losses(model, size, slice(0, HELD_OUT))
+        for size in sizes:
+            held_out = losses(model, size, slice(0, 2 * HELD_OUT))
             metrics |= {f"{term}, {size} px": round(value.item(), 4) for term, value in held_out.items()}
     print(metrics)
-    _register(workspace, name, base, model.adapter, minutes, metrics)
+    _register(workspace, name, base, model.adapter, times * sight.minutes, metrics)
+
+
+@torch.no_grad()
+def _alone(base: FrozenBase, data: dict[str, Tensor], top: Tensor) -> Tensor:
+    """The latents that the base arrives at in one step from the first one, told what the adapter is told."""
+    answers = list[Tensor]()
+    for rows in torch.arange(len(data["x"])).split(64):
+        source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
+        z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
+        prompt = data["prompt"][data["prompt_of"][rows]].to(base.device)
+        with torch.autocast(base.device.type, torch.bfloat16):
+            emb, features = base.features(z_t, t, prompt)
+            prediction = base.finish(emb, features, prompt)
+        answers.append(base.schedule.convert(prediction.float(), z_t, t)[0].half().cpu())
+    return torch.cat(answers)
+
+
+def _rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
+    """Which pairs, of those not held out, a batch is made of."""
+    rng, first = np.random.default_rng([81, number]), 2 * HELD_OUT
+    if share is None:
+        return rng.integers(first, len(removes), count)
+    gone = first + np.flatnonzero(removes[first:])
+    others = first + np.flatnonzero(~removes[first:])
+    many = rng.binomial(count, share)
+    return np.concatenate([rng.choice(gone, many), rng.choice(others, count - many)])
 
 
 def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -> dict[str, Tensor]:
@@ -154,8 +224,10 @@ def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -
 
 
 def mirrored(rows: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, ...) or texts (N,), each twice: as it is, and as a mirror shows it."""
-    other = rows[:, :, ::-1] if rows.ndim > 1 else np.array([LEFT_OR_RIGHT.sub(_other_side, text) for text in rows])
+    """Pictures (N, H, W, ...), texts (N,) or flags (N,), each twice: as it is, and as a mirror shows it."""
+    other = rows[:, :, ::-1] if rows.ndim > 1 else rows
+    if rows.dtype.kind == "U":
+        other = np.array([LEFT_OR_RIGHT.sub(_other_side, text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
@@ -164,8 +236,9 @@ def _other_side(found: re.Match[str]) -> str:
 
 
 @torch.no_grad()
-def _encoded(workspace: Path, name: str, base: FrozenBase, size: int) -> dict[str, Tensor]:
-    """What the network is given and told, and the latents that it begins with and is to arrive at; made once.
+def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tensor) -> dict[str, Tensor]:
+    """What the network is given and told, and the latents that it begins with, that the base makes of these alone, and
+    that it is to arrive at; made once.
 
     Every pair is followed by its mirror image.
     """
@@ -192,7 +265,9 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int) -> dict[st
         "x": latents(target),
         "labels": torch.from_numpy(made["labels"]),
         "marked": torch.from_numpy(made["marked"]),
+        "removes": torch.from_numpy(made["removes"]),
     }
+    data["alone"] = _alone(base, data, top)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data

@@ -20,9 +20,9 @@ WARM_UP = 0.02  # share of the budget in which the learning rate rises
 FALL = 0.35  # share of the budget in which it falls to zero at the end
 
 
-def schedule(progress: float) -> float:
+def schedule(progress: float, fall: float = FALL) -> float:
     """Learning-rate factor at a share of the budget, in [0, 1]: a short rise, a plateau, a linear fall."""
-    return max(0.0, min(progress / WARM_UP, 1.0, (1 - progress) / FALL))
+    return max(0.0, min(progress / WARM_UP, 1.0, (1 - progress) / fall))
 
 
 def write_log(folder: Path, row: dict[str, float]) -> None:
@@ -60,6 +60,7 @@ def train(
     lr: float,
     optimizer: type[torch.optim.AdamW] = torch.optim.AdamW,
     ema_decay: float = 0.999,
+    fall: float = FALL,
     save_every: float = 120.0,
 ) -> dict[str, torch.Tensor]:
     """Trains `model` until the budget is spent, going on from `folder`'s checkpoint where there is one.
@@ -72,6 +73,7 @@ def train(
         loss_of: network, number of the batch -> named losses, whose sum is minimised. It draws from generators of
             its own, seeded by the number.
         minutes: the whole budget, all pieces of the stage together.
+        fall: share of it in which the learning rate falls to zero at the end.
 
     Returns:
         the exponential moving average of the weights, a state dict.
@@ -101,7 +103,7 @@ def train(
     with ThreadPoolExecutor(len(networks), initializer=torch.set_num_threads, initargs=one) as executor:
         while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
             for group in optimiser.param_groups:
-                group["lr"] = lr * schedule(progress)
+                group["lr"] = lr * schedule(progress, fall)
             rows += optimised(networks, optimiser, executor, loss_of, step)
             average(ema, model, min(ema_decay, (1 + step) / (10 + step)))
             step += 1
