@@ -29,6 +29,7 @@ from codi_hub.data.raycast import things_at
 from codi_hub.data.scenes_words import COLOURS
 from codi_hub.distill.guidance import relative_l2
 from codi_hub.distill.muon import Muon
+from codi_hub.evaluate.against import PromptOnly
 from codi_hub.registry import Registry
 from recipes.nano import bundle
 from recipes.nano.stage import train
@@ -194,10 +195,9 @@ def _alone(base: FrozenBase, data: dict[str, Tensor], top: Tensor) -> Tensor:
         source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
         z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
         prompt = data["prompt"][data["prompt_of"][rows]].to(base.device)
+        denoise = base.schedule.denoiser(partial(PromptOnly().predict, base, prompt=prompt, prepared=z_t))
         with torch.autocast(base.device.type, torch.bfloat16):
-            emb, features = base.features(z_t, t, prompt)
-            prediction = base.finish(emb, features, prompt)
-        answers.append(base.schedule.convert(prediction.float(), z_t, t)[0].half().cpu())
+            answers.append(denoise(z_t, t)[0].half().cpu())
     return torch.cat(answers)
 
 
