@@ -163,8 +163,9 @@ class DistillOptions(_Checked):
 
     data: str | None = _opt(
         None,
-        "leaves, scenes, edits (scenes and their edited twins), a folder of images, a folder of pairs (condition/ and "
-        "target/, or metadata.jsonl), a .parquet file or a hub id (default: the task's own)",
+        "leaves, scenes, edits (scenes and their edited twins), removals (a thing is taken away in all of them), or "
+        "several such as edits+removals; a folder of images, a folder of pairs (condition/ and target/, or "
+        "metadata.jsonl), a .parquet file or a hub id (default: the task's own)",
         panel="Data",
     )
     count: int | None = _opt(

@@ -51,9 +51,9 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
     """Opens training data for a task, and makes sure that the task can use it.
 
     Args:
-        spec: `leaves`, `scenes`, `edits` or `scenes+leaves`, made on the fly; a folder of images, of images with a
-            `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of nothing but two folders with pairs of
-            the same names (see `folders.PAIRED`); a `.parquet` file; a hub id.
+        spec: `leaves`, `scenes`, `edits`, `removals` or several with `+` between them, made on the fly, of each in
+            turn; a folder of images, of images with a `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or
+            of nothing but two folders with pairs of the same names (see `folders.PAIRED`); a `.parquet` file; a hub id.
         task: a task of `whole_pictures` gets those, their shorter side made `size`, where others get a piece at full
             resolution.
         count: number of examples. More than there are pictures: again, cut elsewhere. Fewer: some, chosen by `seed`.
@@ -96,10 +96,17 @@ def _edit(rng: np.random.Generator, size: int) -> Example:
     return scene_edit(rng, size).example
 
 
+def _removal(rng: np.random.Generator, size: int) -> Example:
+    from codi_hub.data.edits import scene_edit
+
+    return scene_edit(rng, size, {"remove": 1.0}).example
+
+
 GENERATORS: dict[str, Callable[[np.random.Generator, int], Example]] = {
     "leaves": _leaves,
     "scenes": _scene,
     "edits": _edit,  # scenes and their edited twins, at twice the cost
+    "removals": _removal,  # the same, a thing taken away in all: what it hid is learnt long after all else
 }
 
 

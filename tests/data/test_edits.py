@@ -86,6 +86,13 @@ def test_scenes_are_those_that_the_bundled_models_were_trained_on() -> None:
     assert [float(one.image.mean()) for one in made] == pytest.approx([176.9, 111.3, 138.8], abs=0.5)
 
 
+def test_removals_as_a_source_of_pairs_beside_all_edits() -> None:
+    source = open_source("edits+removals", load("edit"), count=12, size=32, seed=4)
+    verbs = [source[k]["edit_prompt"].split()[0] for k in range(12)]
+    assert set(verbs[1::2]) <= {"remove", "take", "delete"}
+    assert not set(verbs[::2]) <= {"remove", "take", "delete"}
+
+
 def test_edits_as_a_source_of_pairs() -> None:
     source = open_source("edits", load("edit"), count=3, size=32, seed=4)
     example = source[1]
