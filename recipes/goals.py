@@ -37,7 +37,7 @@ CARDS = {"base": ("autoencoder",), "superres": ("superres", "speed")} | {
 FIGURES = Path("docs/results/goals.json")
 TITLE = "## The bundled models against their goals"
 STEPS = 4
-EDITS = 96
+EDITS, SCENES = 384, 96
 DEFOCUS = 3.0  # radius of the disc that a point becomes, px
 CLEAN = (Degradation(0.0, 0.0, None),)
 SIDE = 512  # of the output that is timed, px
@@ -134,7 +134,7 @@ def edit(hub: Hub) -> Iterator[Goal]:
 
 def canny(hub: Hub) -> Iterator[Goal]:
     """How well the edges of what is made lie on the edges given."""
-    (row,) = hub.evaluate("canny", EvalOptions(steps=(STEPS,), count=EDITS)).rows
+    (row,) = hub.evaluate("canny", EvalOptions(steps=(STEPS,), count=SCENES)).rows
     yield Goal("canny, scenes: adherence", row["adherence"])
     yield Goal("canny, scenes: adherence to another's edges", row["shuffled"])
 

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import codi_hub
+from codi_hub.adapters.format import CARD as ADAPTER_CARD
+from codi_hub.adapters.format import RECORD, WEIGHTS
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
 
@@ -99,6 +102,28 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
 def run_folder(workspace: Path, task: str, number: int) -> Path:
     """The folder of the distillation that is a task's pass of that number, from 1 up."""
     return workspace / "runs" / (task if number == 1 else f"{task}-{number}")
+
+
+def mean(workspace: Path, task: str, refs: Sequence[str]) -> str:
+    """Registers the mean of the weights of versions that went on one from another, and gives back its name.
+
+    It is nearer to what they look for than each of them (Wortsman et al., "Model soups", ICML 2022). Its card is still
+    the last one's, and is another when it is distilled on.
+    """
+    folder = run_folder(workspace, f"mean-{task}", 1) / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Registry.open(workspace / "home") as registry:
+        rows = [registry.resolve(ref, base=BASE) for ref in refs]
+        weights = [load_file(registry.file(row, WEIGHTS)) for row in rows]
+        tensors = {name: torch.stack([one[name].float() for one in weights]).mean(0).half() for name in weights[0]}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        last = rows[-1]
+        for name in (RECORD, ADAPTER_CARD):
+            shutil.copyfile(registry.file(last, name), folder / name)
+        row, _ = registry.add_adapter(
+            folder, task=task, base=BASE, kind=last.kind, steps=last.steps, parameters=last.parameters, metrics={}
+        )
+    return row.ref
 
 
 def add_features(workspace: Path) -> None:

@@ -1,16 +1,19 @@
 """The recipe of the bundled models: its loop resumes, its tokenizer knows its words, its base opens elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
+from codi_hub.adapters.format import WEIGHTS
 from codi_hub.registry import Registry
 from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
@@ -126,6 +129,7 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
     minutes = {"canny": 0.5, "depth": 2.0, "edit": 1.0}
     monkeypatch.setattr(nano, "PASSES", passes)
     monkeypatch.setattr(nano, "AFTER", {"canny": "depth", "edit": "sight"})
+    monkeypatch.setattr(nano, "MEANS", {})
     seen = bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE  # a stage of its own, done before
     seen.parent.mkdir(parents=True)
     seen.write_text("edit:0")
@@ -141,3 +145,35 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
     told.clear()
     nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
     assert told == []  # what is done is not done again
+
+
+def test_a_last_pass_begins_with_the_mean_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents: list[str] = []
+    versions = iter(range(10))
+
+    def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
+        folder, number = tmp_path / "made", next(versions)
+        parents.append(arguments[arguments.index("--from") + 1] if "--from" in arguments else "")
+        shutil.copytree(NANO / "deblur", folder, dirs_exist_ok=True)
+        weights = {name: torch.full_like(value, number) for name, value in load_file(folder / WEIGHTS).items()}
+        save_file(weights, folder / WEIGHTS)
+        with Registry.open(workspace / "home") as registry:
+            row, _ = registry.add_adapter(
+                folder, task=task, base=bundle.BASE, kind="side", steps=4, parameters=1, metrics={}
+            )
+        Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
+        return {"adapter": row.ref}
+
+    (tmp_path / "base").symlink_to(NANO / "base")
+    register_base(tmp_path)
+    monkeypatch.setattr(nano, "codi", codi)
+    monkeypatch.setattr(nano, "PASSES", {"deblur": [(1.0, [])] * 4})
+    monkeypatch.setattr(nano, "AFTER", {})
+    monkeypatch.setattr(nano, "MEANS", {"deblur": 2})
+    nano.distil(tmp_path, "deblur", 4.0, "cpu", 1)
+    assert len(set(parents)) == 4
+    with Registry.open(tmp_path / "home") as registry:
+        row = registry.resolve(parents[-1], base=bundle.BASE)
+        assert row.kind == "side"
+        weights = load_file(registry.file(row, WEIGHTS))
+    assert all((value == 1.5).all() for value in weights.values())  # of the versions filled with 1 and with 2
