@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,23 +91,18 @@ def _scene(rng: np.random.Generator, size: int) -> Example:
     return {"image": made.image, "depth": made.depth, "caption": made.caption}
 
 
-def _edit(rng: np.random.Generator, size: int) -> Example:
+def _edit(rng: np.random.Generator, size: int, **told: Mapping[str, float]) -> Example:
     from codi_hub.data.edits import scene_edit
 
-    return scene_edit(rng, size).example
-
-
-def _removal(rng: np.random.Generator, size: int) -> Example:
-    from codi_hub.data.edits import scene_edit
-
-    return scene_edit(rng, size, {"remove": 1.0}).example
+    return scene_edit(rng, size, **told).example
 
 
 GENERATORS: dict[str, Callable[[np.random.Generator, int], Example]] = {
     "leaves": _leaves,
     "scenes": _scene,
     "edits": _edit,  # scenes and their edited twins, at twice the cost
-    "removals": _removal,  # the same, a thing taken away in all: what it hid is learnt long after all else
+    # a thing taken away in all: what it hid is learnt long after all else
+    "removals": partial(_edit, shares={"remove": 1.0}),
 }
 
 

@@ -56,7 +56,7 @@ PASSES = {
     "canny": [(7.0, SEEN), (22.0, LARGER)],
     "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
-# of so many passes the last one, which hardly moves, begins with the mean of those before and measures it
+# how many versions the last pass begins with the mean of; it hardly moves, and measures that
 MEANS = {"edit": 3}
 SIGHTS = {
     "edit": Sight(0.05, [Pass(29.0), Pass(80.0, (128,)), Pass(18.0, (128,), 1.5e-3, removals=0.6)]),
