@@ -174,6 +174,12 @@ class DistillOptions(_Checked):
     size: int | None = _opt(
         None, "Side of the training crops in pixels (default: what suits task and base)", least=8, panel="Data"
     )
+    mirror: bool = _opt(
+        False,
+        "Train on each pair's mirror image too, left and right exchanged in its prompt: twice the data, for little",
+        "--mirror",
+        panel="Data",
+    )
     workers: int = _opt(0, "Processes that make pairs", least=0, panel="Data")
     pairs: Path | None = _opt(
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,15 @@ Located = Annotated[str, AfterValidator(_located)]  # a path, or something else 
 ExistingFile = Annotated[FilePath, AfterValidator(Path.absolute)]
 
 
+MIRRORED = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+SIDE = re.compile(rf"\b({'|'.join(MIRRORED)})\b")
+
+
+def other_way_round(text: str) -> str:
+    """The text with the words left and right exchanged."""
+    return SIDE.sub(lambda found: MIRRORED[found[0]], text)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A training pair of equal size: `target` uint8 (H, W, 3), `condition` uint8 (H, W, condition_channels)."""
@@ -37,6 +47,10 @@ class Pair:
     target: np.ndarray
     condition: np.ndarray
     prompt: str
+
+    def mirrored(self) -> Pair:
+        """The pair as a mirror shows it, left and right exchanged in its prompt too."""
+        return Pair(self.target[:, ::-1], self.condition[:, ::-1], other_way_round(self.prompt))
 
 
 @dataclass(frozen=True)

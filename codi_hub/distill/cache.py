@@ -110,10 +110,13 @@ def build(
     folder: Path,
     *,
     workers: int = 0,
+    mirror: bool = False,
     with_targets: bool = False,
     message: Message = lambda text: None,
 ) -> Cache:
     """Encodes the pairs of `indices`, or reads them from `folder` where they lie encoded already.
+
+    With `mirror`, each is followed by its mirror image.
 
     The files are called by what the pairs are made of and encoded with, and by what the first one looks like. So runs
     of several kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
@@ -132,6 +135,7 @@ def build(
         _encoder_mark(base),
         _pair_mark(_pair(indices[0])),
         with_targets,
+        *["mirror"] * mirror,
     ]
     mark = json.dumps(marks)
     path = folder / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.safetensors"
@@ -141,7 +145,8 @@ def build(
     with ExitStack() as stack:
         pairs = make_pairs(spec, indices, workers)
         stack.callback(pairs.close)  # type: ignore[attr-defined]
-        made = _encoded(pairs, len(indices), base, with_targets, message)
+        both = (one for pair in pairs for one in (pair, pair.mirrored()))
+        made = _encoded(both if mirror else pairs, len(indices) * (1 + mirror), base, with_targets, message)
     tensors = {"x": made.x, "conditions": made.conditions} | ({} if made.targets is None else {"targets": made.targets})
     own = folder / f"{path.stem}.{os.getpid()}.part"  # another run may be making the same
     try:

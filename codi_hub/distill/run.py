@@ -41,6 +41,7 @@ ADDED = {
     "attend": "base",
     "top_down": False,
     "start_noise": None,
+    "mirror": False,
     "blocks": None,
     "levels": None,
     "read": False,
@@ -83,7 +84,16 @@ def distil(job: Job, on_event: OnEvent) -> Made:
     folder = options.pairs or job.folder / "pairs"
     adapter = _new_adapter(job, base, task)  # what it cannot be is said before the pairs are made
     cache = main_first(
-        lambda: build(spec, train, base, folder, workers=options.workers, with_targets=pixels, message=say)
+        lambda: build(
+            spec,
+            train,
+            base,
+            folder,
+            workers=options.workers,
+            mirror=options.mirror,
+            with_targets=pixels,
+            message=say,
+        )
     )
     trainer = Trainer(base, adapter, cache, options, accelerator, total=total, folder=job.folder)
     if options.resume and trainer.restore():
@@ -120,6 +130,11 @@ def _spec(job: Job, base: FrozenBase, task: Task) -> PairsSpec:
     return PairsSpec(job.like, job.task_options, data, options.count, size, options.seed)
 
 
+def _told(count: int, spec: PairsSpec, options: DistillOptions) -> str:
+    """What is trained on, in words."""
+    return f"{count} pairs of {spec.size} px from {spec.data}{' and their mirror images' * options.mirror}"
+
+
 def _announce(
     job: Job, spec: PairsSpec, count: int, total: int | None, accelerator: Accelerator, on_event: OnEvent
 ) -> None:
@@ -130,7 +145,7 @@ def _announce(
         length.append(f"{options.time_budget:g} s")
     _speaker(on_event)(
         f"Distilling {job.task_name} on {job.base_name}: {options.method}, {options.kind}/{options.fusion}, "
-        f"{count} pairs of {spec.size} px from {spec.data}, {' or '.join(length)} of training, "
+        f"{_told(count, spec, options)}, {' or '.join(length)} of training, "
         f"batch {_pairs_per_step(options)} on {_times(accelerator.device.type)} ({accelerator.mixed_precision}); "
         f"run folder {job.folder}"
     )
@@ -316,7 +331,7 @@ def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> 
     init = "random" if options.kind == "side" else options.init  # there is nothing of the base in it
     start = f"from {job.parent[0]}" if job.parent else f"{init} initialisation"
     return {
-        "data": f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
+        "data": _told(len(trainer.cache) // (1 + options.mirror), spec, options),
         "task_options": json.dumps(job.task_options),
         "method": f"{options.method}, {options.kind}/{options.fusion}, {start}",
         **_switches(options),

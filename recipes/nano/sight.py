@@ -7,7 +7,6 @@ where. The heads that answer are thrown away. What the network would add to the 
 time, as if the base left the picture as it is: without the base in between, a step costs half as much.
 """
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from codi_hub.distill.guidance import relative_l2
 from codi_hub.distill.muon import Muon
 from codi_hub.evaluate.against import PromptOnly
 from codi_hub.registry import Registry
+from codi_hub.tasks.base import other_way_round
 from recipes.nano import bundle
 from recipes.nano.stage import train
 
@@ -45,7 +45,6 @@ SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no thing
 FINE = 2  # places that the heads ask for, along each side of a latent's cell
 CARD = "It has learnt to see what it is told about, and what to paint, without the base.\n"
-LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
 FALL = 0.8  # share of a pass in which the learning rate falls: at its height, much of the error is its noise
 MORE = 4  # weight of places of things beyond that of others
 
@@ -227,12 +226,8 @@ def mirrored(rows: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, ...), texts (N,) or flags (N,), each twice: as it is, and as a mirror shows it."""
     other = rows[:, :, ::-1] if rows.ndim > 1 else rows
     if rows.dtype.kind == "U":
-        other = np.array([LEFT_OR_RIGHT.sub(_other_side, text) for text in rows])
+        other = np.array([other_way_round(text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
-
-
-def _other_side(found: re.Match[str]) -> str:
-    return "left" if found[0] == "right" else "right"
 
 
 @torch.no_grad()
