@@ -3,7 +3,7 @@
 What an instruction leaves open (a colour's shade, where the sun stands, where a new thing lies) is drawn at random.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from codi_hub.data.scenes_words import COLOURS, EDITS, KINDS, LIGHTS, TIME_EDITS
 KIND_SHARES = {"recolour": 0.38, "remove": 0.22, "time": 0.24, "add": 0.16}
 SEEN = 24  # levels of 255 that a pixel must change by to be seen to change
 SEEN_SHARE = 0.003  # of the picture, from which on an edit is one
-SAMPLES = 3  # pictures of each time of day, since an instruction does not say where the sun stands
+SAMPLES = 3  # of each colour or time of day: an instruction says neither which shade nor where the sun stands
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Edit:
     def outcomes(self, size: int) -> Iterator[tuple[str, np.ndarray]]:
         """What instructions of this kind would give: pictures uint8 (size, size, 3), named as `wanted` is.
 
-        Every other colour for "recolour"; for "time" every time of day, several of each; nothing for other kinds.
+        For "recolour" every colour in several shades; for "time" every time of day, several of each; nothing for other
+        kinds.
         """
         rng = np.random.default_rng(0)
         if self.kind == "recolour" and self.thing is not None:
-            for colour in COLOURS:
-                if colour not in (self.wanted, self.thing.words[1]):
-                    new = _coloured(rng, self.thing, colour)
-                    yield colour, rendered(_with(self.setting, self.thing, new), size)[0].image
+            for colour in [*COLOURS] * SAMPLES:
+                new = _coloured(rng, self.thing, colour)
+                yield colour, rendered(_with(self.setting, self.thing, new), size)[0].image
         elif self.kind == "time":
             for clock in [*TIME_EDITS] * SAMPLES:
                 yield clock, rendered(_at(rng, self.setting, clock), size)[0].image
@@ -87,7 +87,9 @@ def _any_edit(rng: np.random.Generator, size: int, shares: Mapping[str, float]) 
         after = rendered(_at(rng, setting, clock), size)[0]
         return Edit(before, after, str(rng.choice(TIME_EDITS[clock])), kind, clock, setting)
     if kind == "remove":
-        after = rendered(_with(setting, thing, None), size)[0]
+        kept, after = _removed(setting, thing, visible, size)
+        if kept != setting:
+            setting, before = kept, rendered(kept, size)[0]
         return Edit(before, after, str(rng.choice(EDITS["remove"])).format(name), kind, name, setting, thing)
     if kind == "add" and (added := _added(rng, setting, thing, size)):
         new, after, count = added
@@ -113,6 +115,17 @@ def _added(rng: np.random.Generator, setting: Setting, near: Thing, size: int) -
         return None
     after, seen, _ = rendered(_with(setting, None, new), size)
     return (new, after, len(seen)) if new in seen else None
+
+
+def _removed(setting: Setting, thing: Thing, visible: Sequence[Thing], size: int) -> tuple[Setting, Scene]:
+    """The setting and its scene without the thing. What only then comes to light no one could paint: neither has it."""
+    after, seen, _ = rendered(_with(setting, thing, None), size)
+    hidden = [other for other in seen if other not in visible]
+    if not hidden:
+        return setting, after
+    for other in hidden:
+        setting = _with(setting, other, None)
+    return setting, rendered(_with(setting, thing, None), size)[0]
 
 
 def _with(setting: Setting, old: Thing | None, new: Thing | None) -> Setting:

@@ -44,8 +44,8 @@ class Judge:
     def followed(self, picture: np.ndarray) -> bool:
         """Whether uint8 (H, W, 3) obeys the instruction.
 
-        A recolouring: of all colours and the one it had, the thing's is nearest to the one asked for. A time of day:
-        of all of them and the input's, the picture's light is nearest to the one asked for. A removal: where the
+        A recolouring: of all colours, in several shades, and the one it had, the thing's is nearest to the one asked for.
+        A time of day: of all of them and the input's, the picture's light is nearest to the one asked for. A removal: where the
         thing and its shadow were, less than half of the difference between input and twin is left.
         """
         if self.edit.kind == "remove":

@@ -1,13 +1,15 @@
 """Edited twins: the picture changes as the instruction says, and nowhere else."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from codi_hub.data import edits, open_source
 from codi_hub.data.edits import Edit, scene_edit
-from codi_hub.data.scenes import scene
+from codi_hub.data.raycast import Thing, World
+from codi_hub.data.scenes import Setting, light_of, rendered, scene, surface_of
 from codi_hub.data.scenes_words import COLOURS, TIME_EDITS
 from codi_hub.errors import InvalidInput
 from codi_hub.tasks import load
@@ -63,9 +65,9 @@ def test_another_time_of_day_is_another_light_on_the_same_things(made: list[Edit
 
 def test_what_other_instructions_would_give(made: list[Edit]) -> None:
     recolour = next(edit for edit in made if edit.kind == "recolour")
-    names = [name for name, _ in recolour.outcomes(24)]
-    assert len(names) == len(set(names)) == len(COLOURS) - 2  # not the one it had, nor the one it gets
-    assert recolour.wanted not in names
+    coloured = list(recolour.outcomes(24))
+    assert [name for name, _ in coloured] == [*COLOURS] * edits.SAMPLES
+    assert not np.array_equal(coloured[0][1], coloured[len(COLOURS)][1])  # another shade
     time = next(edit for edit in made if edit.kind == "time")
     outcomes = list(time.outcomes(24))
     assert sorted(name for name, _ in outcomes) == sorted([*TIME_EDITS] * edits.SAMPLES)
@@ -84,6 +86,23 @@ def test_scenes_are_those_that_the_bundled_models_were_trained_on() -> None:
     words = hashlib.sha256("|".join(one.caption for one in made).encode()).hexdigest()[:12]
     assert words == "923050eef19b"
     assert [float(one.image.mean()) for one in made] == pytest.approx([176.9, 111.3, 138.8], abs=0.5)
+
+
+def test_a_removal_brings_nothing_to_light_that_the_picture_shows_nothing_of() -> None:
+    light = light_of(np.random.default_rng(0), "day")
+    stone, small = (surface_of(np.random.default_rng(0), "", COLOURS[colour], 0.3) for colour in ("gray", "red"))
+    box = Thing("box", (0.0, 2.0), (0.8, 0.8, 0.2), 0.0, stone, ("large", "gray", ""))
+    hidden = Thing("sphere", (0.0, 3.0), (0.3, 0.3, 0.3), 0.0, small, ("small", "red", ""))
+    world = World(0.8, 0.0, 0.6, stone, light, (box, hidden))
+    setting = Setting(world, "gravel", "", "day")
+    behind = edits._removed(setting, box, rendered(setting, 48)[1], 48)
+    assert "sphere" not in behind[1].caption
+    assert [t.shape for t in behind[0].world.things] == ["box"]
+    beside = replace(hidden, at=(0.9, 2.0))
+    setting = replace(setting, world=replace(world, things=(box, beside)))
+    seen = edits._removed(setting, box, rendered(setting, 48)[1], 48)
+    assert seen[0] == setting
+    assert "sphere" in seen[1].caption
 
 
 def test_removals_as_a_source_of_pairs_beside_all_edits() -> None:
