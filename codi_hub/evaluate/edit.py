@@ -44,9 +44,9 @@ class Judge:
     def followed(self, picture: np.ndarray) -> bool:
         """Whether uint8 (H, W, 3) obeys the instruction.
 
-        A recolouring: of all colours, in several shades, and the one it had, the thing's is nearest to the one asked for.
-        A time of day: of all of them and the input's, the picture's light is nearest to the one asked for. A removal: where the
-        thing and its shadow were, less than half of the difference between input and twin is left.
+        A recolouring: of all colours in several shades, and the one it had, the thing's is nearest to one asked for. A
+        time of day: of all of them and the input's, the picture's light is nearest to one asked for. A removal: where
+        the thing and its shadow were, less than half of the difference between input and twin is left.
         """
         if self.edit.kind == "remove":
             return self._distance(picture) < DONE * self._distance(self.edit.before.image)
