@@ -13,7 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from codi_hub.base import FrozenBase
 from codi_hub.registry import Registry
@@ -36,28 +36,44 @@ MUON = ["--optimizer", "muon", "--lr"]
 TOLD = [*STRAIGHT, *MUON, "1e-3", "--size"]
 SEEN = [*TOLD, "96", "--count", "4000"]
 LARGER = [*TOLD, "128", "--count", "8000", "--seed", "1"]
-# A few thousand pairs are learnt by heart: after seven rounds of 12,000, a recolouring lacks a fifth of its change on
+# A few thousand pairs are learnt by heart: after 12,000 seen seven times, a recolouring lacks a fifth of its change on
 # those and a third on others
 INSTRUCTED = ["--size", "128", *STRAIGHT, "--guidance", "relative", *MUON]
 REMOVALS = ["--data", "edits+edits+removals", "--count", "12000", "--seed", "2"]
 MANY = ["--count", "30000", "--seed", "3"]
-# passes of (minutes, what the command is told); each goes on from the adapter of the one before it, and keeps its start
-PASSES = {
-    "superres": [(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
-    "inpaint": [(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), (8.0, FILLED)],
-    "depth": [(9.0, SEEN), (22.0, LARGER)],
+TURNED = ["--data", "edits+edits+edits+removals", "--mirror", "--batch", "32"]
+
+
+class Round(NamedTuple):
+    """A training of so many minutes, and what the command is told.
+
+    It goes on from the adapter of the round before it, whose start it keeps, or from the mean of so many before it.
+    """
+
+    minutes: float
+    told: list[str]
+    mean_of: int = 1
+
+
+# the last rounds of edit hardly move: they measure what they begin with
+ROUNDS = {
+    "superres": [Round(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
+    "inpaint": [Round(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), Round(8.0, FILLED)],
+    "depth": [Round(9.0, SEEN), Round(22.0, LARGER)],
     "edit": [
-        (15.0, [*INSTRUCTED, "7e-4", "--count", "5000"]),
-        (15.0, [*INSTRUCTED, "1e-3", "--count", "5000", "--seed", "1"]),
-        (115.0, [*INSTRUCTED, "1e-3", *REMOVALS]),
-        (48.0, [*INSTRUCTED, "1e-3", *MANY]),
-        (1.0, [*INSTRUCTED, "1e-5", *MANY]),
+        Round(15.0, [*INSTRUCTED, "7e-4", "--count", "5000"]),
+        Round(15.0, [*INSTRUCTED, "1e-3", "--count", "5000", "--seed", "1"]),
+        Round(115.0, [*INSTRUCTED, "1e-3", *REMOVALS]),
+        Round(48.0, [*INSTRUCTED, "1e-3", *MANY]),
+        Round(1.0, [*INSTRUCTED, "1e-5", *MANY], mean_of=3),
+        Round(82.0, [*INSTRUCTED, "1e-3", *TURNED, "--count", "50000", "--seed", "4"]),
+        Round(38.0, [*INSTRUCTED, "1e-3", *TURNED, "--count", "25000", "--seed", "5"]),
+        Round(38.0, [*INSTRUCTED, "1e-3", *TURNED, "--count", "25000", "--seed", "6"]),
+        Round(1.0, [*INSTRUCTED, "1e-5", *TURNED, "--count", "25000", "--seed", "6"], mean_of=3),
     ],
-    "canny": [(7.0, SEEN), (22.0, LARGER)],
-    "deblur": [(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
+    "canny": [Round(7.0, SEEN), Round(22.0, LARGER)],
+    "deblur": [Round(12.0, [*SHARPER, "--count", "6000", "--lr", "6e-4"])],
 }
-# how many versions the last pass begins with the mean of; it hardly moves, and measures that
-MEANS = {"edit": 3}
 SIGHTS = {
     "edit": Sight(0.05, [Pass(29.0), Pass(80.0, (128,)), Pass(18.0, (128,), 1.5e-3, removals=0.6)]),
     "depth": Sight(0.2, [Pass(8.0)]),
@@ -66,8 +82,8 @@ SIGHTS = {
 # whose adapter it goes on from
 AFTER = {"deblur": "superres"} | {task: f"sight-{task}" for task in SIGHTS}
 MINUTES = {"autoencoder": 9.0, "base": 70.0, "sight": sum(one.minutes for one in SIGHTS.values()), "features": 8.0}
-MINUTES |= {task: sum(minutes for minutes, _ in passes) for task, passes in PASSES.items()}
-STAGES = ("pictures", "autoencoder", "base", "sight", *PASSES, "features", "bundle")
+MINUTES |= {task: sum(one.minutes for one in rounds) for task, rounds in ROUNDS.items()}
+STAGES = ("pictures", "autoencoder", "base", "sight", *ROUNDS, "features", "bundle")
 
 
 def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
@@ -89,27 +105,27 @@ def register_base(workspace: Path) -> None:
 
 
 def distil(workspace: Path, task: str, minutes: float, device: str, threads: int) -> None:
-    """One adapter on the workspace's base, in its passes; resumed where they were interrupted."""
+    """One adapter on the workspace's base, in its rounds; resumed where they were interrupted."""
     print(f"== {task}", flush=True)
     made: list[str] = []
     if task in AFTER:
         before = AFTER[task]
-        last = bundle.run_folder(workspace, before, len(PASSES.get(before, [()])))
+        last = bundle.run_folder(workspace, before, len(ROUNDS.get(before, [()])))
         made.append((last / bundle.DONE).read_text())
     times = minutes / MINUTES[task]
-    for number, (lasting, told) in enumerate(PASSES[task], 1):
+    for number, one in enumerate(ROUNDS[task], 1):
         run = bundle.run_folder(workspace, task, number)
         done = run / bundle.DONE
         if not done.exists():
             arguments = ["--base", bundle.BASE, "--run-dir", str(run), "--pairs", str(workspace / "pairs")]
-            arguments += ["--time-budget", f"{lasting * times:g}m"]
-            if task in MEANS and number == len(PASSES[task]):
-                arguments += ["--from", bundle.mean(workspace, task, made[-MEANS[task] :])]
+            arguments += ["--time-budget", f"{one.minutes * times:g}m"]
+            if one.mean_of > 1:
+                arguments += ["--from", bundle.mean(workspace, task, made[-one.mean_of :])]
             elif made:
                 arguments += ["--from", made[-1]]
             if (run / "run.json").exists():
                 arguments.append("--resume")
-            answer = codi(workspace, "distill", task, *arguments, "--device", device, *told, threads=threads)
+            answer = codi(workspace, "distill", task, *arguments, "--device", device, *one.told, threads=threads)
             done.write_text(answer["adapter"])
         made.append(done.read_text())
 
@@ -157,9 +173,9 @@ def main() -> None:
         "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
         "sight": lambda: see(workspace, minutes["sight"], device),
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
-        "bundle": lambda: bundle.run(workspace, {task: len(passes) for task, passes in PASSES.items()}),
+        "bundle": lambda: bundle.run(workspace, {task: len(rounds) for task, rounds in ROUNDS.items()}),
     }
-    for adapters, stages in groupby(arguments.stages or STAGES, key=PASSES.__contains__):
+    for adapters, stages in groupby(arguments.stages or STAGES, key=ROUNDS.__contains__):
         if adapters:
             register_base(workspace)
             distil_all(workspace, list(stages), minutes, device, lanes)

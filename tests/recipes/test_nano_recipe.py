@@ -17,7 +17,7 @@ from codi_hub.adapters.format import WEIGHTS
 from codi_hub.registry import Registry
 from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
-from recipes.nano.__main__ import register_base
+from recipes.nano.__main__ import Round, register_base
 from recipes.nano.base import TOKENS, tokenizer
 
 NANO = Path(codi_hub.__file__).parent / "nano"
@@ -125,17 +125,17 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
         return {"adapter": f"{task}:{len([one for one in told if one[0] == task])}"}
 
     monkeypatch.setattr(nano, "codi", codi)
-    passes = {"canny": [(1.0, [])], "depth": [(3.0, ["--x"]), (1.0, [])], "edit": [(1.0, [])]}
+    short = Round(1.0, [])
+    rounds = {"canny": [short], "depth": [Round(3.0, ["--x"]), short], "edit": [short]}
     minutes = {"canny": 0.5, "depth": 2.0, "edit": 1.0}
-    monkeypatch.setattr(nano, "PASSES", passes)
+    monkeypatch.setattr(nano, "ROUNDS", rounds)
     monkeypatch.setattr(nano, "AFTER", {"canny": "depth", "edit": "sight"})
-    monkeypatch.setattr(nano, "MEANS", {})
     seen = bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE  # a stage of its own, done before
     seen.parent.mkdir(parents=True)
     seen.write_text("edit:0")
     monkeypatch.setattr(nano, "MINUTES", {"canny": 1.0, "depth": 4.0, "edit": 1.0})
     monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
-    nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
+    nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
     assert sorted(told) == [
         ("canny", "depth:2", "0.5m", 2),  # not before depth is done
         ("depth", "", "1.5m", 2),
@@ -143,11 +143,11 @@ def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
         ("edit", "edit:0", "1m", 2),
     ]
     told.clear()
-    nano.distil_all(tmp_path, list(passes), minutes, "cpu", lanes=2)
+    nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
     assert told == []  # what is done is not done again
 
 
-def test_a_last_pass_begins_with_the_mean_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_may_begin_with_the_mean_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parents: list[str] = []
     versions = iter(range(10))
 
@@ -167,9 +167,8 @@ def test_a_last_pass_begins_with_the_mean_of_those_before(tmp_path: Path, monkey
     (tmp_path / "base").symlink_to(NANO / "base")
     register_base(tmp_path)
     monkeypatch.setattr(nano, "codi", codi)
-    monkeypatch.setattr(nano, "PASSES", {"deblur": [(1.0, [])] * 4})
+    monkeypatch.setattr(nano, "ROUNDS", {"deblur": [Round(1.0, [])] * 3 + [Round(1.0, [], mean_of=2)]})
     monkeypatch.setattr(nano, "AFTER", {})
-    monkeypatch.setattr(nano, "MEANS", {"deblur": 2})
     nano.distil(tmp_path, "deblur", 4.0, "cpu", 1)
     assert len(set(parents)) == 4
     with Registry.open(tmp_path / "home") as registry:
