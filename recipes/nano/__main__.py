@@ -55,7 +55,7 @@ class Round(NamedTuple):
     mean_of: int = 1
 
 
-# the last rounds of edit hardly move: they measure what they begin with
+# what begins with a mean hardly moves: it measures that mean
 ROUNDS = {
     "superres": [Round(60.0, [*SIDE, *BOTH, "--start", "0.1", *SHARPER, "--count", "12000", "--lr", "1e-3"])],
     "inpaint": [Round(40.0, ["--start", "0.3", *HALF_NOISE, *FILLED]), Round(8.0, FILLED)],
