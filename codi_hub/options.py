@@ -265,9 +265,10 @@ class DistillOptions(_Checked):
     consistency_weight: float = _opt(1.0, "Weight of the consistency term", least=0.0, panel="Loss")
     consistency_cap: bool = _opt(True, "Bound that term's weight on x at high noise", panel="Loss")
     shared_t: bool = _opt(True, "One time for the whole batch, or one per sample", "--shared-t/--mixed-t", panel="Loss")
-    rollout: float = _opt(
-        0.0,
-        "Share of the steps that start from a state of the sampler itself instead of the noised picture",
+    rollout: float | None = _opt(
+        None,
+        "Share of the steps that start from a state of the sampler itself instead of the noised picture (default: 1 "
+        "where sampling begins with a picture under no noise, else 0)",
         least=0.0,
         most=1.0,
         panel="Loss",

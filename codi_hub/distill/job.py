@@ -6,8 +6,9 @@ from typing import Any
 
 from codi_hub import adapters
 from codi_hub.adapters import format
+from codi_hub.adapters.adapter import START_NOISE
 from codi_hub.errors import UsageError
-from codi_hub.options import TAUGHT, DistillOptions, check_kind, method_of
+from codi_hub.options import READS, TAUGHT, DistillOptions, check_kind, method_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def settled(job: Job) -> Job:
     Raises:
         UsageError: an unknown kind, or a version that the method cannot go on from.
     """
-    options, begins = job.options, job.options.start
+    options, begins, noise = job.options, job.options.start, job.options.start_noise
     if job.parent:
         ref, _, record_file = job.parent
         record = format.read_record(record_file)
@@ -58,6 +59,7 @@ def settled(job: Job) -> Job:
             )
         _check_kept(ref, options, record.config)
         begins = record.config.get("start", 1)
+        noise = record.config.get("start_noise", START_NOISE) if noise is None else noise
         options = replace(
             options,
             rank=None,
@@ -80,4 +82,7 @@ def settled(job: Job) -> Job:
         raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
     if options.start_noise is not None and begins == 1:
         raise UsageError(f"--start-noise {options.start_noise:g}: sampling begins with nothing but noise: add --start")
+    if options.rollout is None and options.method not in READS:
+        # a target under as little noise as there is gives itself away: what would be learnt is to leave it as it is
+        options = replace(options, rollout=float(begins < 1 and not noise and options.shared_t))
     return replace(job, options=options)

@@ -82,7 +82,7 @@ def seen_by_the_sampler(trainer: Trainer, target: Denoiser, drawn: Drawn, times:
     generator = torch.Generator().manual_seed(trainer.options.seed * 1_000_003 + 2**42 + drawn.step)
     first, *coins = torch.rand(1 + len(trainer.grid), generator=generator).tolist()
     *lower, top = trainer.grid.tolist()
-    if first >= trainer.options.rollout:
+    if first >= (trainer.options.rollout or 0.0):
         if drawn.begun is drawn.eps:
             return None
         noised = trainer.base.schedule.add_noise(drawn.x, drawn.eps, times)

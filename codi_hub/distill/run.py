@@ -167,6 +167,7 @@ def _check_resumed(job: Job) -> None:
     """
     fixed = {k: v for k, v in asdict(job.options).items() if k not in FREE}
     mine = {"task": job.task_name, "like": job.like, "task_options": job.task_options, "base": job.base_name, **fixed}
+    mine["rollout"] = job.options.rollout or 0.0  # none, to methods that know no such thing
     mine["pairs_per_step"] = _pairs_per_step(job.options)  # however they are shared out
     if job.parent and job.options.method in TAUGHT:
         mine["from"] = job.parent[0]

@@ -1,7 +1,9 @@
 """Sampling that begins with the condition: the engine and the training begin alike, and who cannot says so."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,29 @@ def test_a_version_gone_on_from_keeps_its_noise_unless_told_another(
     parent = ("edit:1", tmp_path / format.WEIGHTS, tmp_path / format.RECORD)
     job = Job("edit", "edit", {}, "tiny", "tiny", options, tmp_path / "run", parent)
     assert _new_adapter(job, base, SimpleNamespace(condition_channels=3)).start_noise == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"start": 0.5}, 1.0),  # a noised target would give itself away
+        ({"start": 0.5, "start_noise": 0.5}, 0.0),
+        ({"start": 0.5, "rollout": 0.25}, 0.25),
+        ({"start": 0.5, "shared_t": False}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_what_begins_with_a_bare_picture_learns_from_states_of_the_sampler(
+    base: FrozenBase, tmp_path: Path, told: dict[str, Any], expected: float
+) -> None:
+    job = Job("edit", "edit", {}, "tiny", "tiny", DistillOptions(kind="static", **told), tmp_path / "run")
+    assert settled(job).options.rollout == expected
+    begun = {name: value for name, value in told.items() if name.startswith("start")}
+    adapter = adapters.build("static", base, **{"start_noise": 0.0} | begun)
+    format.write(tmp_path, adapter, record_of(base, adapter), "")
+    parent = ("edit:1", tmp_path / format.WEIGHTS, tmp_path / format.RECORD)
+    options = DistillOptions(parent="edit:1", **{name: value for name, value in told.items() if name not in begun})
+    assert settled(replace(job, options=options, parent=parent)).options.rollout == expected
 
 
 def test_noise_at_a_start_from_noise_is_refused(tmp_path: Path) -> None:
