@@ -45,12 +45,12 @@ animals, no people and no words but those of its captions. It is small on purpos
 """
 
 
-def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
+def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     """Replaces the content of `codi_hub/nano`.
 
     Args:
-        passes: task -> how many its adapter went through. The last one's is taken, and not the one that scored best:
-            passes on other sizes are scored on other pictures.
+        rounds: task -> how many its adapter went through. The last one's is taken, and not the one that scored best:
+            rounds on other sizes are scored on other pictures.
 
     Raises:
         ValueError: the files would exceed the limit.
@@ -70,7 +70,7 @@ def run(workspace: Path, passes: Mapping[str, int], note: str = "") -> None:
     }
     adapters = []
     with Registry.open(workspace / "home") as registry:
-        for task, count in passes.items():
+        for task, count in rounds.items():
             row = registry.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
             folder = ROOT / task
             folder.mkdir()

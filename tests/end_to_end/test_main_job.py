@@ -143,6 +143,7 @@ def test_a_task_is_added_distilled_listed_and_run(codi: Callable[..., Any], tmp_
     rows = {row["ref"]: row for row in json.loads(codi("list", "depth", "--json").out)}
     assert rows["depth:2"]["metrics"]["held_out"] == 4
     card = json.loads(codi("show", "depth:2", "--json").out)["card"]
+    assert "## Training" in card
     assert "36 pairs of 64 px from scenes and their mirror images" in card
     depth = scene(np.random.default_rng(0), 64).depth
     (tmp_path / "maps").mkdir()
