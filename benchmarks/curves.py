@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks import memory, registry, shelf
 from benchmarks.__main__ import DOCS, PAGE
 from benchmarks.table import in_turn
+from codi_hub.config.options import RunOptions
 from codi_hub.hub import Hub
-from codi_hub.options import RunOptions
 
 RESULTS = DOCS / "results" / "curves.json"
 SECTION = re.compile(r"(?<=<!-- curves -->\n).*?(?=<!-- /curves -->)", re.DOTALL)

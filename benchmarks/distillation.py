@@ -21,15 +21,15 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub import adapters
-from codi_hub.base import FrozenBase
-from codi_hub.consistency import update_ema
-from codi_hub.distill.cache import Cache
-from codi_hub.distill.kernels import attention
-from codi_hub.distill.run import PRECISIONS
-from codi_hub.distill.trainer import CLIP, Trainer
-from codi_hub.engine import choose_device, choose_dtype
-from codi_hub.options import DistillOptions
-from codi_hub.schedule import boundary
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.config.options import DistillOptions
+from codi_hub.diffusion.schedule import boundary
+from codi_hub.inference.engine import choose_device, choose_dtype
+from codi_hub.losses.codi import update_ema
+from codi_hub.training.kernels import attention
+from codi_hub.training.latents import Cache
+from codi_hub.training.run import PRECISIONS
+from codi_hub.training.trainer import CLIP, Trainer
 
 SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"nano": 3, "sd15": 1}
 FEW = 3  # rounds where a step takes many seconds

@@ -16,10 +16,10 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
-from codi_hub.batch.plan import item_seed
-from codi_hub.data.leaves import leaves
-from codi_hub.engine import DTYPES, choose_device, choose_dtype, noise
-from codi_hub.options import ExportOptions, RunOptions
+from codi_hub.config.options import ExportOptions, RunOptions
+from codi_hub.data.synthetic.leaves import leaves
+from codi_hub.folders.plan import item_seed
+from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
 from codi_hub.runs import DEFAULT_BATCH
 
 PICTURES, SIDE, STEPS = 16, 256, 4

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codi_hub import adapters
 from codi_hub.adapters import ControlAdapter
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -14,9 +14,9 @@ import torch
 from benchmarks.bases import folder_of
 from codi_hub import adapters
 from codi_hub.adapters import format
+from codi_hub.adapters.cache import Resident
 from codi_hub.adapters.skeleton import skeleton
-from codi_hub.adapters.swap import Resident
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.hub import Hub
 
 KINDS = ("control", "lora", "static")

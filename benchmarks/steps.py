@@ -16,8 +16,8 @@ from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub.adapters import ControlAdapter
-from codi_hub.base import FrozenBase
-from codi_hub.engine import Engine, seeded_noise
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.inference.engine import Engine, seeded_noise
 
 SIDES = {"nano": 256, "sd15": 512}  # of the pictures, px
 BATCHES = {"nano": (1, 4), "sd15": (1,)}

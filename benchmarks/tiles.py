@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from codi_hub.batch import tiles
-from codi_hub.engine import Engine, seeded_noise
-from codi_hub.evaluate.metrics import psnr
-from codi_hub.evaluate.photographs import photographs
+from codi_hub.config.options import RunOptions
+from codi_hub.data.photographs import photographs
 from codi_hub.hub import Hub
-from codi_hub.options import RunOptions
+from codi_hub.images.metrics import psnr
+from codi_hub.inference import tiling as tiles
+from codi_hub.inference.engine import Engine, seeded_noise
 
 SCALE, SIDE, TILE = 4, 160, 256  # of superres; of the inputs and of the tiles, px
 

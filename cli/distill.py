@@ -10,9 +10,9 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, cell
 from codi_hub.cli.progress import Display
-from codi_hub.distill.together import together
-from codi_hub.options import DistillOptions
+from codi_hub.config.options import DistillOptions
 from codi_hub.reports import DistillResult
+from codi_hub.training.distributed import together
 
 
 def register(app: typer.Typer) -> None:

@@ -10,8 +10,8 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
-from codi_hub.evaluate.table import legend
-from codi_hub.options import EvalOptions
+from codi_hub.config.options import EvalOptions
+from codi_hub.evaluation.table import legend
 
 COLUMNS = "Columns, each the mean over the images, where the task has it:\n\n" + "\n\n".join(legend())
 
@@ -33,7 +33,7 @@ def evaluate(
     and a plot of quality against steps.
     """
     options = EvalOptions(**given)
-    from codi_hub.evaluate.table import Table
+    from codi_hub.evaluation.table import Table
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)

@@ -10,8 +10,8 @@ import typer
 from codi_hub.cli.adapters import REF
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.output import Output, size
+from codi_hub.config.options import EXPORT_DTYPES, EXPORT_FORMATS, ExportOptions
 from codi_hub.errors import printable
-from codi_hub.options import EXPORT_DTYPES, EXPORT_FORMATS, ExportOptions
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""Command-line options made out of an options dataclass, so that each is described once, in `codi_hub.options`."""
+"""Command-line options generated from an options dataclass of `codi_hub.config`."""
 
 from __future__ import annotations
 

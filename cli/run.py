@@ -11,8 +11,8 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError
-from codi_hub.options import RunOptions
 from codi_hub.reports import JobsReport, RunReport
 
 
@@ -42,7 +42,7 @@ def run(
     options = RunOptions(**given)
     if (task is None or not inputs) == (jobs is None) or (jobs and task):
         raise UsageError("say TASK and INPUT, or --jobs FILE; see `codi run --help`")
-    from codi_hub.batch.runner import Stopped
+    from codi_hub.folders.runner import Stopped
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
+    from codi_hub.config.options import DistillOptions, EvalOptions, RunOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
-    from codi_hub.options import DistillOptions, EvalOptions, RunOptions
     from codi_hub.reports import DistillResult, EvalReport, RunReport
 
 __version__ = "0.1.0"
@@ -21,15 +21,15 @@ _WHERE = {
     "Catalog": "catalog",
     "CodiError": "errors",
     "Conflict": "errors",
-    "DistillOptions": "options",
+    "DistillOptions": "config.options",
     "DistillResult": "reports",
-    "EvalOptions": "options",
+    "EvalOptions": "config.options",
     "EvalReport": "reports",
     "Hub": "hub",
     "InvalidInput": "errors",
     "Mismatch": "errors",
     "NotFound": "errors",
-    "RunOptions": "options",
+    "RunOptions": "config.options",
     "RunReport": "reports",
     "UsageError": "errors",
 }

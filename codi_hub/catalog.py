@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from codi_hub.options import DistillOptions
+    from codi_hub.config.options import DistillOptions
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
@@ -80,7 +80,7 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.options import method_of
+        from codi_hub.config.options import method_of
 
         config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
         names = self.registry.files(row)
@@ -169,7 +169,7 @@ class Catalog:
 
     def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
         """What was given, over what the task prefers, over the defaults."""
-        from codi_hub.options import READS, DistillOptions
+        from codi_hub.config.options import READS, DistillOptions
 
         preferred = dict(self.load_task(name).distill)
         if given.get("method") or given.get("parent"):  # they say themselves what is trained
@@ -218,7 +218,7 @@ class Catalog:
     def add_base(self, name: str, source: str | Path) -> BaseRow:
         """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
         source = _base_source(str(source))
-        from codi_hub.base import FrozenBase
+        from codi_hub.backbones.unet import FrozenBase
 
         mark = FrozenBase.load(source).fingerprint
         return self.registry.add_base(name, source, family=mark.family, sketch=mark.sketch)

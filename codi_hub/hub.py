@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_hub.distill.together import by_main, together
+from codi_hub.config.options import DistillOptions, EvalOptions
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, EvalOptions
 from codi_hub.reports import DistillResult, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
+from codi_hub.training.distributed import by_main, together
 
 if TYPE_CHECKING:
-    from codi_hub.base import FrozenBase
-    from codi_hub.distill.run import Job, Made
-    from codi_hub.evaluate.measured import Contestant
+    from codi_hub.backbones.unet import FrozenBase
+    from codi_hub.evaluation.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
+    from codi_hub.training.run import Job, Made
 
 
 class Hub(Runs):
@@ -36,7 +36,7 @@ class Hub(Runs):
             return self._distilled(name, options, on_event if main else silent)
 
     def _distilled(self, name: str, options: DistillOptions, on_event: OnEvent) -> DistillResult:
-        from codi_hub.distill.run import Job, distil
+        from codi_hub.training.run import Job, distil
 
         entry = self.task(name)
         task = self.load_task(name, options.options)
@@ -106,7 +106,7 @@ class Hub(Runs):
         Raises:
             CodiError: no adapter, data or feature network that cannot be used, or nothing to hold it against.
         """
-        from codi_hub.evaluate.run import evaluate_task
+        from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
         row = self.registry.resolve(ref, base=options.base or self._base)
@@ -132,8 +132,8 @@ class Hub(Runs):
 
     def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
         """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
-        from codi_hub.evaluate.against import PromptOnly, entrants
-        from codi_hub.evaluate.measured import Contestant
+        from codi_hub.evaluation.against import PromptOnly, entrants
+        from codi_hub.evaluation.measured import Contestant
 
         found = entrants(
             options.against,

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
+from codi_hub.config.options import ADAPTER_MEMORY
 from codi_hub.errors import Mismatch
-from codi_hub.options import ADAPTER_MEMORY
 from codi_hub.reports import ExportResult
 
 if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import Adapter
-    from codi_hub.base import Fingerprint, FrozenBase
-    from codi_hub.options import ExportOptions
+    from codi_hub.backbones.unet import Fingerprint, FrozenBase
+    from codi_hub.config.options import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
 
@@ -38,9 +38,9 @@ class Networks(Catalog):
         Raises:
             NotFound, InvalidInput, Mismatch: the base is not there or is not what was registered.
         """
-        from codi_hub.adapters.swap import Resident
-        from codi_hub.base import FrozenBase
-        from codi_hub.engine import choose_device, choose_dtype
+        from codi_hub.adapters.cache import Resident
+        from codi_hub.backbones.unet import FrozenBase
+        from codi_hub.inference.engine import choose_device, choose_dtype
 
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
@@ -96,7 +96,7 @@ class Networks(Catalog):
     def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
         """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use, before it is loaded."""
         from codi_hub.adapters import format
-        from codi_hub.base import Fingerprint
+        from codi_hub.backbones.unet import Fingerprint
 
         base = self.registry.base(row.base)
         record = format.read_record(self.registry.file(row, format.RECORD))
@@ -144,7 +144,7 @@ class Networks(Catalog):
 
         `compiling` is what `Engine` is told of it.
         """
-        from codi_hub.engine import Engine
+        from codi_hub.inference.engine import Engine
 
         engine = Engine(base, **compiling)
 

@@ -12,13 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.networks import Generate, Networks
-from codi_hub.options import RunOptions
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
-    from codi_hub.batch import Item
+    from codi_hub.folders import Item
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
 
@@ -77,7 +77,7 @@ class Runs(Networks):
             return page(self._run(work, on_event, _counted(on_event, len(work.items))))
 
     def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = silent) -> JobsReport:
-        """Runs a list of jobs (`codi_hub.batch.jobs`), those of one adapter together, whatever their order.
+        """Runs a list of jobs (`codi_hub.folders.jobs`), those of one adapter together, whatever their order.
 
         Args:
             options: for all jobs; what a line says itself counts for that line.
@@ -86,7 +86,7 @@ class Runs(Networks):
             CodiError: a line that cannot be run, naming it; nothing was begun then.
             Interrupted, Stopped: with the report so far.
         """
-        from codi_hub.batch import check_outputs, read_jobs
+        from codi_hub.folders import check_outputs, read_jobs
 
         options = options or RunOptions()
         together: dict[tuple[str, int, str, str], Work] = {}
@@ -106,7 +106,7 @@ class Runs(Networks):
             return page(self._run_all(file, works, on_event, _counted(on_event, len(items))))
 
     def _run_all(self, file: Path, works: Sequence[Work], on_event: OnEvent, on_item: OnEvent) -> JobsReport:
-        from codi_hub.batch import Interrupted, Stopped
+        from codi_hub.folders import Interrupted, Stopped
 
         reports: list[RunReport] = []
         for work in works:
@@ -122,7 +122,7 @@ class Runs(Networks):
         return JobsReport.of(file, reports)
 
     def _planned(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> Work:
-        from codi_hub.batch import Tiling, plan
+        from codi_hub.folders import Tiling, plan
 
         Tiling.parse(options.tile)  # what is wrong with it is said before anything is looked for
         row = self.registry.resolve(ref, base=options.base or self._base)
@@ -143,7 +143,7 @@ class Runs(Networks):
         return Work(row, task, items, steps, options)
 
     def _run(self, work: Work, on_event: OnEvent, on_item: OnEvent) -> RunReport:
-        from codi_hub.batch import Interrupted, Tiling, run_folder
+        from codi_hub.folders import Interrupted, Tiling, run_folder
 
         row, options = work.row, work.options
         ready: list[Generate] = []
@@ -220,8 +220,8 @@ def _paged(
     if options.report is None:
         yield lambda report: report
         return
-    from codi_hub.batch import Interrupted, Stopped
-    from codi_hub.batch.report import Page
+    from codi_hub.folders import Interrupted, Stopped
+    from codi_hub.folders.report import Page
 
     if options.dry_run:
         raise UsageError("--dry-run makes nothing that --report could show: leave one of them out")
@@ -253,7 +253,7 @@ def _naming(where: str) -> Iterator[None]:
 
 def _recorded(output: Any) -> str:
     """An output's path as the run log knows it, whatever the working directory was."""
-    from codi_hub.batch.files import text
+    from codi_hub.images.io import text
 
     return os.path.abspath(text(output))
 

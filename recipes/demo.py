@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from codi_hub.evaluate.metrics import gmsd, psnr
-from codi_hub.evaluate.photographs import Photograph, photographs
-from codi_hub.evaluate.sheets import sheet
-from codi_hub.evaluate.superres import Degradation, degraded
+from codi_hub.data.photographs import Photograph, photographs
+from codi_hub.evaluation.superres import Degradation, degraded
+from codi_hub.images.metrics import gmsd, psnr
+from codi_hub.images.sheets import sheet
 
 OUT = Path("build") / "demo"
 SCALE = 4

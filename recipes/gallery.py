@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codi_hub.data.scenes_words import COLOURS, LIGHTS
-from codi_hub.evaluate.depth import held_out_scenes
-from codi_hub.evaluate.edit import held_out_edits
-from codi_hub.evaluate.photographs import photographs
-from codi_hub.evaluate.sheets import sheet
+from codi_hub.data.photographs import photographs
+from codi_hub.data.synthetic.scenes_words import COLOURS, LIGHTS
+from codi_hub.evaluation.depth import held_out_scenes
+from codi_hub.evaluation.edit import held_out_edits
 from codi_hub.hub import Hub
+from codi_hub.images.filters import filter2d, harmonic, to_uint8
+from codi_hub.images.sheets import sheet
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
-from codi_hub.tasks.filters import filter2d, harmonic, to_uint8
 from codi_hub.tasks.masks import hole
 
 OUT = Path("docs") / "images"

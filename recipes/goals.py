@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from codi_hub.adapters.format import CARD
-from codi_hub.evaluate.metrics import as_float, gmsd, psnr, structure_agreement
-from codi_hub.evaluate.photographs import photographs
-from codi_hub.evaluate.run import round_trip
-from codi_hub.evaluate.superres import BASELINE, GRID, Degradation, evaluate_superres
+from codi_hub.config.options import EvalOptions
+from codi_hub.data.photographs import photographs
+from codi_hub.evaluation.run import round_trip
+from codi_hub.evaluation.superres import BASELINE, GRID, Degradation, evaluate_superres
 from codi_hub.hub import Hub
-from codi_hub.options import EvalOptions
+from codi_hub.images.filters import filter2d, to_uint8
+from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
 from codi_hub.tasks.deblur import disc_kernel
-from codi_hub.tasks.filters import filter2d, to_uint8
 from recipes.nano import bundle
 
 PAGE = Path("docs/RESULTS.md")

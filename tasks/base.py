@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, FilePath, ValidationError
 
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.tasks.filters import to_uint8
+from codi_hub.images.filters import to_uint8
 
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}

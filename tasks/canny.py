@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from codi_hub.evaluate.metrics import correlation, gradient_magnitude, smooth
-from codi_hub.evaluate.metrics import luma as brightness
+from codi_hub.images.filters import luma
+from codi_hub.images.metrics import correlation, gradient_magnitude, smooth
+from codi_hub.images.metrics import luma as brightness
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import luma
 
 
 class Canny(Task):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from codi_hub.images.filters import luma, to_uint8
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import luma, to_uint8
 
 
 class Colorize(Task):

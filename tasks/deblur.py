@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from codi_hub.evaluate.metrics import psnr
+from codi_hub.images.filters import filter2d, smooth, to_uint8, with_low_frequencies
+from codi_hub.images.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import add_gaussian_noise, blur_kernel
-from codi_hub.tasks.filters import filter2d, smooth, to_uint8, with_low_frequencies
 
 MAX_PSNR = 100.0
 LEAST_BLUR = 0.3  # px

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.tasks.filters import filter2d, luma, resize, smooth, to_uint8
+from codi_hub.images.filters import filter2d, luma, resize, smooth, to_uint8
 
 Range = tuple[float, float]
 CLEAN = 0.15  # share of the light ones that are only made smaller

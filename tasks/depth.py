@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from codi_hub.errors import InvalidInput, NotFound
-from codi_hub.evaluate.metrics import structure_agreement
+from codi_hub.images.filters import luma, to_uint8
+from codi_hub.images.metrics import structure_agreement
 from codi_hub.tasks.base import IMAGES, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import luma, to_uint8
 
 MAX_PIXELS = 120_000_000
 _loading = threading.Lock()

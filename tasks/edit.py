@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from codi_hub.evaluate.metrics import psnr
+from codi_hub.images.filters import smooth, to_uint8
+from codi_hub.images.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import smooth, to_uint8
 
 MAX_PSNR = 100.0
 TOUCHED = 2 / 255  # between input and target, above which a pixel belongs to the edit

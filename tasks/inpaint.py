@@ -12,9 +12,9 @@ from PIL import Image, ImageChops
 from pydantic import Field
 
 from codi_hub.errors import InvalidInput
-from codi_hub.evaluate.metrics import hole_edge
+from codi_hub.images.filters import boxes, harmonic, to_uint8
+from codi_hub.images.metrics import hole_edge
 from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.filters import boxes, harmonic, to_uint8
 from codi_hub.tasks.masks import grown, random_hole
 from codi_hub.tasks.texture import textured
 
@@ -147,7 +147,7 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 def _read(file: Path) -> np.ndarray:
     """The hole in a mask file, bool (H, W): white, and not transparent. Raises InvalidInput."""
-    from codi_hub.batch.files import open_image, picture
+    from codi_hub.images.io import open_image, picture
 
     try:
         found = picture(open_image(file))

@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import Field
 
 from codi_hub.errors import InvalidInput
-from codi_hub.evaluate.metrics import psnr
+from codi_hub.images.filters import back_projected, resize, smooth, to_uint8, with_low_frequencies
+from codi_hub.images.metrics import psnr
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.degradation import degrade
-from codi_hub.tasks.filters import back_projected, resize, smooth, to_uint8, with_low_frequencies
 
 MAX_PIXELS = 120_000_000  # of an output
 MAX_PSNR = 100.0

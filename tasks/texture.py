@@ -7,7 +7,7 @@ the picture's own fine detail alone, laid over the filling, which keeps its colo
 
 import numpy as np
 
-from codi_hub.tasks.filters import harmonic, smooth
+from codi_hub.images.filters import harmonic, smooth
 
 FINE = 3.0  # px; sigma of what is detail and what is seen from afar
 PIECE = 24  # px a side; pieces overlap by half

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent / "engine"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not find other threads
 
 import numpy as np

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.control import ControlAdapter
+from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.adapters.full import FullAdapter
 from codi_hub.adapters.lora import LoraAdapter
-from codi_hub.adapters.side import SideAdapter
+from codi_hub.adapters.residual import SideAdapter
 from codi_hub.adapters.static import StaticAdapter
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.errors import UsageError
 
 KINDS: dict[str, Callable[..., Adapter]] = {

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codi_hub.base import Features, FrozenBase
+from codi_hub.backbones.unet import Features, FrozenBase
 from codi_hub.errors import UsageError
 
 Prepared = list[Tensor]

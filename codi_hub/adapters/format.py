@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codi_hub import adapters
 from codi_hub.adapters.skeleton import skeleton
-from codi_hub.base import Fingerprint, FrozenBase
+from codi_hub.backbones.unet import Fingerprint, FrozenBase
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
 
 FORMAT_VERSION = 1

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Prepared
-from codi_hub.adapters.control import ControlAdapter
-from codi_hub.base import FrozenBase, decode_features, encode_features
+from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.backbones.unet import FrozenBase, decode_features, encode_features
 
 
 class FullAdapter(ControlAdapter):

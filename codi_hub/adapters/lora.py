@@ -10,8 +10,8 @@ from typing import Any, Self
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from codi_hub.adapters.control import ControlAdapter
-from codi_hub.base import FrozenBase
+from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.errors import UsageError
 
 RANK = 16

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from codi_hub.adapters.adapter import Adapter, FromNoise, Prepared
 from codi_hub.adapters.full import FullAdapter
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codi_hub import adapters
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 
 KEPT = 8  # forms of adapters, by kind and configuration, that are kept for a base
 

@@ -7,8 +7,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Prepared
-from codi_hub.adapters.control import ControlAdapter
-from codi_hub.base import Features, FrozenBase, descend
+from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.backbones.unet import Features, FrozenBase, descend
 
 
 class StaticAdapter(ControlAdapter):

@@ -79,20 +79,20 @@ def open_source(spec: str, task: Task, *, count: int | None = None, size: int, s
 
 
 def _leaves(rng: np.random.Generator, size: int) -> Example:
-    from codi_hub.data.leaves import leaves
+    from codi_hub.data.synthetic.leaves import leaves
 
     return {"image": leaves(rng, size), "caption": ""}
 
 
 def _scene(rng: np.random.Generator, size: int) -> Example:
-    from codi_hub.data.scenes import scene
+    from codi_hub.data.synthetic.scenes import scene
 
     made = scene(rng, size)
     return {"image": made.image, "depth": made.depth, "caption": made.caption}
 
 
 def _edit(rng: np.random.Generator, size: int, **told: Mapping[str, float]) -> Example:
-    from codi_hub.data.edits import scene_edit
+    from codi_hub.data.synthetic.edits import scene_edit
 
     return scene_edit(rng, size, **told).example
 
@@ -249,7 +249,7 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
 
 
 def _opened(value: Any) -> Image.Image:
-    from codi_hub.batch.files import READABLE
+    from codi_hub.images.io import READABLE
 
     if isinstance(value, dict):  # as `datasets` stores an image
         value = value.get("bytes") or value.get("path")
@@ -265,7 +265,7 @@ def _opened(value: Any) -> Image.Image:
 
 
 def _picture(value: Any) -> np.ndarray:
-    from codi_hub.batch.files import picture
+    from codi_hub.images.io import picture
 
     return np.asarray(picture(_opened(value)).image)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from codi_hub.adapters import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.config.options import method_of
+from codi_hub.diffusion.schedule import sampling_timesteps
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
-from codi_hub.options import method_of
-from codi_hub.schedule import sampling_timesteps
 
 Tensors = dict[str, Tensor]
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features, sight
 from recipes.nano.pictures import pool

@@ -12,9 +12,9 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from codi_hub.data.scenes_words import EDITS, TIME_EDITS
-from codi_hub.distill.kernels import attention, quicken
-from codi_hub.schedule import Schedule
+from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
+from codi_hub.diffusion.schedule import Schedule
+from codi_hub.training.kernels import attention, quicken
 from recipes.nano.stage import train
 
 BATCH = 16

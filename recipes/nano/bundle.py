@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import codi_hub
 from codi_hub.adapters.format import CARD as ADAPTER_CARD
 from codi_hub.adapters.format import RECORD, WEIGHTS
-from codi_hub.base import FrozenBase
+from codi_hub.backbones.unet import FrozenBase
 from codi_hub.registry import Registry
 
 BASE = "nano"
@@ -199,9 +199,9 @@ def _count(workspace: Path, kind: str) -> int:
 
 def _reconstruction(base: FrozenBase) -> str:
     """PSNR of every test photograph through the autoencoder."""
-    from codi_hub.evaluate.metrics import psnr
-    from codi_hub.evaluate.photographs import photographs
-    from codi_hub.evaluate.run import round_trip
+    from codi_hub.data.photographs import photographs
+    from codi_hub.evaluation.run import round_trip
+    from codi_hub.images.metrics import psnr
 
     figures = []
     for photo in photographs():

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from codi_hub.evaluate.features import FeatureNet, save_features
+from codi_hub.evaluation.features import FeatureNet, save_features
+from codi_hub.images.filters import resize, smooth
 from codi_hub.tasks.degradation import add_gaussian_noise, jpeg
-from codi_hub.tasks.filters import resize, smooth
 from recipes.nano.stage import train
 
 BATCH = 32  # pictures per step, two views each

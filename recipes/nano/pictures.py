@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from codi_hub.data.leaves import leaves
-from codi_hub.data.scenes import scene
+from codi_hub.data.synthetic.leaves import leaves
+from codi_hub.data.synthetic.scenes import scene
 
 CHUNK = 64
 

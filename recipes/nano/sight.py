@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from codi_hub import adapters, tasks
 from codi_hub.adapters import Adapter, format
 from codi_hub.adapters.adapter import as_picture
-from codi_hub.base import FrozenBase
-from codi_hub.data.edits import Edit, scene_edit
-from codi_hub.data.raycast import things_at
-from codi_hub.data.scenes_words import COLOURS
-from codi_hub.distill.guidance import relative_l2
-from codi_hub.distill.muon import Muon
-from codi_hub.evaluate.against import PromptOnly
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.data.synthetic.edits import Edit, scene_edit
+from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.data.synthetic.scenes_words import COLOURS
+from codi_hub.evaluation.against import PromptOnly
+from codi_hub.losses.guidance import relative_l2
 from codi_hub.registry import Registry
 from codi_hub.tasks.base import other_way_round
+from codi_hub.training.muon import Muon
 from recipes.nano import bundle
 from recipes.nano.stage import train
 

@@ -8,10 +8,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from codi_hub.base import FrozenBase
-from codi_hub.engine import choose_device, choose_dtype
-from codi_hub.evaluate.features import load_features
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.evaluation.features import load_features
 from codi_hub.hub import Hub
+from codi_hub.inference.engine import choose_device, choose_dtype
 from recipes.paper import report
 from recipes.paper.results import Results
 from recipes.paper.rows import TABLES

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from codi_hub.distill.cache import HELD_OUT
-from codi_hub.evaluate.plot import plot_quality
-from codi_hub.evaluate.table import COLUMNS, Table, cell, legend
+from codi_hub.evaluation.plot import plot_quality
+from codi_hub.evaluation.table import COLUMNS, Table, cell, legend
+from codi_hub.training.latents import HELD_OUT
 from recipes import goals
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import CLAIMS, COMMON, MEASURED, PAIRS, SIZE, TABLES, Claim, Row, Verdict

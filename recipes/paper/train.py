@@ -15,13 +15,13 @@ import torch
 from accelerate import Accelerator
 
 from codi_hub import adapters
-from codi_hub.base import FrozenBase
-from codi_hub.distill.cache import PairsSpec, build, open_pairs
-from codi_hub.distill.trainer import Trainer
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.config.options import TAUGHT, DistillOptions
 from codi_hub.errors import NotFound
-from codi_hub.evaluate.features import Features
+from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
-from codi_hub.options import TAUGHT, DistillOptions
+from codi_hub.training.latents import PairsSpec, build, open_pairs
+from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row

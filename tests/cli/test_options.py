@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codi_hub.cli.common import parse_set
+from codi_hub.config.options import DistillOptions, EvalOptions, RunOptions, parse_duration, parse_size
 from codi_hub.errors import UsageError
-from codi_hub.options import DistillOptions, EvalOptions, RunOptions, parse_duration, parse_size
 from codi_hub.reports import EvalReport
 
 
@@ -91,8 +91,11 @@ def test_the_kind_is_the_methods_unless_a_version_is_gone_on_from():
 
 
 def test_names_in_the_options_are_those_of_the_code():
-    from codi_hub import adapters, engine, options, sampler
-    from codi_hub.distill import methods
+    from codi_hub import adapters
+    from codi_hub.config import options
+    from codi_hub.diffusion import samplers as sampler
+    from codi_hub.inference import engine
+    from codi_hub.training import step as methods
 
     assert tuple(sampler.SAMPLERS) == options.SAMPLERS
     assert set(options.EXPORT_DTYPES) == set(engine.DTYPES)

@@ -25,10 +25,10 @@ def test_every_folder_of_code_is_declared_as_a_package():
 
 def test_what_is_no_code_is_declared_as_data():
     data = PROJECT["tool"]["setuptools"]["package-data"]
-    for file in (ROOT / "codi_hub" / "batch").iterdir():
+    for file in (ROOT / "codi_hub" / "folders").iterdir():
         if file.is_file() and file.suffix != ".py":
-            assert any(file.match(pattern) for pattern in data["codi_hub.batch"])
-    assert (ROOT / "codi_hub" / "batch" / "report.html.j2").is_file()
+            assert any(file.match(pattern) for pattern in data["codi_hub.folders"])
+    assert (ROOT / "codi_hub" / "folders" / "report.html.j2").is_file()
 
 
 def test_public_names_are_there_and_no_others():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from codi_hub.data import edits, open_source
-from codi_hub.data.edits import Edit, scene_edit
-from codi_hub.data.raycast import Thing, World
-from codi_hub.data.scenes import Setting, light_of, rendered, scene, surface_of
-from codi_hub.data.scenes_words import COLOURS, TIME_EDITS
+from codi_hub.data import open_source
+from codi_hub.data.synthetic import edits
+from codi_hub.data.synthetic.edits import Edit, scene_edit
+from codi_hub.data.synthetic.raycast import Thing, World
+from codi_hub.data.synthetic.scenes import Setting, light_of, rendered, scene, surface_of
+from codi_hub.data.synthetic.scenes_words import COLOURS, TIME_EDITS
 from codi_hub.errors import InvalidInput
 from codi_hub.tasks import load
 

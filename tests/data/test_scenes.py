@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from codi_hub.data.raycast import SUPERSAMPLING, Light, Surface, Thing, World, render
-from codi_hub.data.scenes import scene
-from codi_hub.data.scenes_words import KINDS, LIGHTS, caption, name_of
-from codi_hub.data.textures import PATTERNS, pattern
+from codi_hub.data.synthetic.raycast import SUPERSAMPLING, Light, Surface, Thing, World, render
+from codi_hub.data.synthetic.scenes import scene
+from codi_hub.data.synthetic.scenes_words import KINDS, LIGHTS, caption, name_of
+from codi_hub.data.synthetic.textures import PATTERNS, pattern
 
 WHITE = (0.8, 0.8, 0.8)
 MATTE = Surface("plain", WHITE, WHITE, 1.0)

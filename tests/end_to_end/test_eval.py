@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from codi_hub.data.leaves import leaves
-from codi_hub.evaluate.features import FeatureNet, save_features
+from codi_hub.data.synthetic.leaves import leaves
+from codi_hub.evaluation.features import FeatureNet, save_features
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from codi_hub.data.scenes import scene
-from codi_hub.evaluate.metrics import gmsd, psnr
-from codi_hub.evaluate.photographs import photographs
+from codi_hub.data.photographs import photographs
+from codi_hub.data.synthetic.scenes import scene
+from codi_hub.images.metrics import gmsd, psnr
 from codi_hub.tasks.degradation import degrade_once
 
 SMALL = [

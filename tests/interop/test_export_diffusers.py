@@ -19,12 +19,12 @@ from tiny import record_of, save_base, scheduler_config, stir
 import codi_hub
 from codi_hub import adapters
 from codi_hub.adapters import ControlAdapter, format
-from codi_hub.base import FrozenBase
-from codi_hub.engine import Engine, seeded_noise
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.config.options import ExportOptions
+from codi_hub.diffusion.schedule import sampling_timesteps
 from codi_hub.hub import Hub
+from codi_hub.inference.engine import Engine, seeded_noise
 from codi_hub.interop import diffusers, folders
-from codi_hub.options import ExportOptions
-from codi_hub.schedule import sampling_timesteps
 
 NANO = Path(codi_hub.__file__).parent / "nano" / "base"
 CASES = [

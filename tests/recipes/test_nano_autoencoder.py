@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codi_hub.data.leaves import leaves
+from codi_hub.data.synthetic.leaves import leaves
 from recipes.nano.autoencoder import CELL, LARGEST, LATENTS, build, cells, components
 
 

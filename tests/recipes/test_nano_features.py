@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from codi_hub.data.scenes import scene
-from codi_hub.evaluate.features import FeatureNet, load_features
+from codi_hub.data.synthetic.scenes import scene
+from codi_hub.evaluation.features import FeatureNet, load_features
 from codi_hub.registry.bundled import Manifest
 from recipes.nano import bundle, features
 

@@ -10,10 +10,10 @@ import torch
 import codi_hub
 from codi_hub import adapters
 from codi_hub.adapters import format
-from codi_hub.base import FrozenBase
-from codi_hub.data.edits import scene_edit
-from codi_hub.data.raycast import things_at
-from codi_hub.engine import Engine
+from codi_hub.backbones.unet import FrozenBase
+from codi_hub.data.synthetic.edits import scene_edit
+from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.inference.engine import Engine
 from codi_hub.registry import Registry
 from recipes.nano import bundle, sight
 from recipes.nano.__main__ import register_base

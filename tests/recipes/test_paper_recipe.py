@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
 
-from codi_hub.evaluate.features import FeatureNet, save_features
-from codi_hub.options import TAUGHT, DistillOptions
+from codi_hub.config.options import TAUGHT, DistillOptions
+from codi_hub.evaluation.features import FeatureNet, save_features
 from recipes.paper import __main__ as command
 from recipes.paper import report, train
 from recipes.paper.results import Results, at_key
@@ -225,7 +225,7 @@ def test_the_command_fills_and_writes_the_page(
     assert codi("base", "use", "tiny").code == 0
     torch.manual_seed(0)
     save_features(tmp_path / "features", FeatureNet(), "knows nothing")
-    monkeypatch.setattr("codi_hub.evaluate.features.BUNDLED", tmp_path / "features")
+    monkeypatch.setattr("codi_hub.evaluation.features.BUNDLED", tmp_path / "features")
     monkeypatch.setitem(COMMON, "size", 32)
     monkeypatch.setitem(COMMON, "count", 12)
     monkeypatch.setitem(COMMON, "batch", 2)

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import j1
 
 from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.images.filters import filter2d, luma, smooth
 from codi_hub.tasks.degradation import (
     FIRST,
     KERNELS,
@@ -20,7 +21,6 @@ from codi_hub.tasks.degradation import (
     random_kernel,
     sinc_kernel,
 )
-from codi_hub.tasks.filters import filter2d, luma, smooth
 
 
 @pytest.fixture(scope="module")

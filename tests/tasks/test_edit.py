@@ -11,9 +11,9 @@ from PIL import Image
 
 from codi_hub.data import open_source
 from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.images.filters import to_uint8
 from codi_hub.tasks import load
 from codi_hub.tasks.base import Pair, Prepared
-from codi_hub.tasks.filters import to_uint8
 
 TASK = load("edit")
 BEFORE, AFTER = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8) for seed in (0, 1))

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.data.leaves import leaves
+from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.evaluate.metrics import hole_edge
-from codi_hub.tasks.filters import smooth
+from codi_hub.images.filters import smooth
+from codi_hub.images.metrics import hole_edge
 from codi_hub.tasks.masks import hole
 
 

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.data.leaves import leaves
+from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.evaluate.metrics import psnr
+from codi_hub.images.filters import luma, smooth
+from codi_hub.images.metrics import psnr
 from codi_hub.tasks.deblur import disc_kernel, motion_kernel, random_blur
-from codi_hub.tasks.filters import luma, smooth
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.data.leaves import leaves
+from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.images.filters import back_projected, resize, smooth
 from codi_hub.tasks.degradation import degrade
-from codi_hub.tasks.filters import back_projected, resize, smooth
 
 
 @pytest.fixture(scope="module")

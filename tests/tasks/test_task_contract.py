@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.data.edits import scene_edit
-from codi_hub.data.scenes import scene
 from codi_hub.data.sources import GENERATORS
+from codi_hub.data.synthetic.edits import scene_edit
+from codi_hub.data.synthetic.scenes import scene
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.tasks import Task
 

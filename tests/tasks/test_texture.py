@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codi_hub.tasks.filters import harmonic, smooth
+from codi_hub.images.filters import harmonic, smooth
 from codi_hub.tasks.inpaint import Inpaint
 from codi_hub.tasks.texture import textured
 

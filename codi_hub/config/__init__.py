@@ -1,0 +1,1 @@
+"""What commands and library calls can be told, as checked dataclasses."""

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion and flow: schedules, predictions, samplers. Pure functions."""

@@ -1,0 +1,1 @@
+"""Few-step inference: the engine, batching, tiling."""

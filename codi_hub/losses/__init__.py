@@ -1,0 +1,1 @@
+"""Training losses: CoDi, its guidance term, and the baselines it is compared with."""

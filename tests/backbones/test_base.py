@@ -1,0 +1,221 @@
+"""The frozen base: its split forward, its fingerprint, and what it refuses."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import save_base, scheduler_config, stir, unet, with_unet
+
+import codi_hub.backbones.unet
+from codi_hub.backbones.unet import Fingerprint, FrozenBase, fingerprint, sketch_distance
+from codi_hub.errors import InvalidInput, Mismatch, NotFound
+
+LIKE_NANO = {
+    "mid_block_type": "UNetMidBlock2D",
+    "only_cross_attention": True,
+    "use_linear_projection": True,
+}
+LIKE_SD = {
+    "layers_per_block": 2,
+    "addition_embed_type": None,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
+@pytest.mark.parametrize("changes", [{}, LIKE_NANO, LIKE_SD], ids=["default", "nano", "sd"])
+def test_split_forward_is_diffusers_own_bit_for_bit(
+    base: FrozenBase, changes: dict[str, Any], size: tuple[int, int]
+) -> None:
+    split = with_unet(base, unet(**changes))
+    generator = torch.Generator().manual_seed(0)
+    z_t = torch.randn(3, 4, *size, generator=generator)
+    t = torch.tensor([999, 500, 1])
+    prompt = base.embed(["a red ball", "", "two trees"])
+    emb, features = split.features(z_t, t, prompt)
+    with torch.no_grad():
+        expected = split.unet(z_t, t, prompt).sample
+        assert torch.equal(split.finish(emb, features, prompt), expected)
+    assert not any(feature.requires_grad for feature in features)
+    assert expected.std() > 0.01
+
+
+def test_gradient_flows_through_the_decoder_half_into_the_features(base: FrozenBase) -> None:
+    prompt = base.embed(["a red ball"])
+    emb, features = base.features(torch.randn(1, 4, 8, 8), torch.tensor([500]), prompt)
+    features = [feature.requires_grad_() for feature in features]
+    base.finish(emb, features, prompt).square().sum().backward()
+    assert all(feature.grad is not None and feature.grad.abs().max() > 0 for feature in features)
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+def test_loaded_base_is_frozen_and_knows_its_sizes(base: FrozenBase, eps_base: FrozenBase) -> None:
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+    assert not base.training
+    assert (base.factor, base.multiple) == (eps_base.factor, eps_base.multiple) == (2, 4)
+    assert eps_base.scaling_factor == 0.5
+    images = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    for each in (base, eps_base):
+        latents = each.encode(images)
+        assert latents.shape == (2, 4, 8, 6)
+        decoded = each.decode(latents)
+        assert decoded.shape == images.shape
+        assert 0 <= decoded.min() <= decoded.max() <= 1
+
+
+def test_autoencoder_is_asked_in_its_own_range_and_scale(eps_base: FrozenBase) -> None:
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean = eps_base.vae.encode(2 * images - 1).latent_dist.mean
+        latents = eps_base.encode(images)
+        assert torch.allclose(latents, mean * 0.5)
+        decoded = eps_base.vae.decode(mean).sample
+        assert torch.allclose(eps_base.decode(latents), (decoded / 2 + 0.5).clamp(0, 1), atol=1e-6)
+
+
+def test_large_pictures_are_decoded_one_by_one(
+    base: FrozenBase, eps_base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    for each in (base, eps_base):
+        seen: list[int] = []
+        watched = each.vae.decoder.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        made = []
+        for pixels in (1 << 18, 2 * 16 * 12, 1):
+            monkeypatch.setattr(codi_hub.backbones.unet, "DECODED_TOGETHER", pixels)
+            made.append(each.decode(latents))
+        watched.remove()
+        assert seen == [3, 2, 1, 1, 1, 1]
+        assert all(torch.allclose(made[0], other, atol=1e-5) for other in made[1:])
+
+
+def test_prompts_are_encoded_once_each_and_come_back_in_order(base_folder: Path) -> None:
+    base = FrozenBase.load(str(base_folder))
+    calls: list[int] = []
+    base.text_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    embedded = base.embed(["a", "b", "a"])
+    assert embedded.shape == (3, 16, 16)
+    assert torch.equal(embedded[0], embedded[2])
+    assert not torch.equal(embedded[0], embedded[1])
+    assert calls == [2]
+    many = [f"word {k}" for k in range(600)]
+    everything = base.embed(many)
+    assert torch.equal(base.embed(["word 599"])[0], everything[599])
+    assert sum(calls) == 602  # the last ones are still known
+
+
+def test_prompt_cache_filled_at_inference_serves_training(base_folder: Path) -> None:
+    base = FrozenBase.load(str(base_folder))
+    with torch.inference_mode():
+        base.embed(["a red ball"])
+    prompt = base.embed(["a red ball"])
+    weight = torch.ones(1, requires_grad=True)
+    (weight * prompt).sum().backward()
+    assert weight.grad is not None
+
+
+# ---- fingerprint
+
+
+def check(mine: Fingerprint, theirs: Fingerprint, **options: bool) -> None:
+    mine.check(theirs.family, theirs.sketch, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_16_bit_copy_is_the_same_base(base: FrozenBase, dtype: torch.dtype) -> None:
+    copy = fingerprint(unet().to(dtype), base.schedule, base.scaling_factor)
+    assert copy.family == base.fingerprint.family
+    assert sketch_distance(base.fingerprint.sketch, copy.sketch) < 0.005
+    check(base.fingerprint, copy)
+
+
+def test_a_fine_tune_is_refused_unless_allowed(base: FrozenBase) -> None:
+    tuned = fingerprint(stir(unet(), 0.002), base.schedule, base.scaling_factor)  # weights lie about 0.1 from zero
+    assert 0.02 < sketch_distance(base.fingerprint.sketch, tuned.sketch) < 0.06
+    assert tuned.family == base.fingerprint.family
+    with pytest.raises(Mismatch, match=r"other weights of the same family .* --allow-base-mismatch") as caught:
+        check(base.fingerprint, tuned)
+    assert "\n" not in str(caught.value)
+    check(base.fingerprint, tuned, allow_fine_tune=True)
+
+
+@pytest.mark.parametrize("what", ["shapes", "prediction type", "noise", "scale"])
+def test_another_family_is_refused_by_both_names_even_if_fine_tunes_are_allowed(base: FrozenBase, what: str) -> None:
+    net = unet(block_out_channels=(8, 24)) if what == "shapes" else unet()
+    config = scheduler_config("sample" if what == "prediction type" else "v_prediction", zero_snr=what != "noise")
+    other = with_unet(base, net, config).fingerprint
+    if what == "scale":
+        other = fingerprint(net, base.schedule, 0.18215)
+    assert other.family != base.fingerprint.family
+    with pytest.raises(Mismatch, match=f"{other.family}.*{base.fingerprint.family}") as caught:
+        check(base.fingerprint, other, allow_fine_tune=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "not a number"])
+def test_a_sketch_that_cannot_be_compared_does_not_pass(base: FrozenBase, damage: str) -> None:
+    mine = base.fingerprint
+    spoilt = {name: v[:-1] if damage == "shorter" else [float("nan")] * len(v) for name, v in mine.sketch.items()}
+    with pytest.raises(Mismatch, match="other weights"):
+        mine.check(mine.family, spoilt)
+
+
+# ---- refusals
+
+
+def test_eps_prediction_with_zero_terminal_snr_is_refused(tmp_path: Path) -> None:
+    folder = save_base(tmp_path / "base", scheduler_config("epsilon", zero_snr=True))
+    with pytest.raises(Mismatch, match="zero terminal SNR"):
+        FrozenBase.load(str(folder))
+
+
+@pytest.mark.parametrize("changes", [{"time_cond_proj_dim": 8}, {"center_input_sample": True}], ids=str)
+def test_a_unet_with_other_inputs_is_refused(base: FrozenBase, changes: dict[str, Any]) -> None:
+    with pytest.raises(Mismatch, match="only plain text-conditioned"):
+        with_unet(base, unet(**changes))
+
+
+LIKE_SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"class_embed_type": "timestep"}, "class_embed_type='timestep'"), (LIKE_SDXL, "addition_embed_type='text_time'")],
+    ids=["classes", "sdxl"],
+)
+def test_a_unet_with_other_embeddings_is_refused_by_the_name_of_its_setting(
+    base: FrozenBase, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Mismatch, match=named):
+        with_unet(base, unet(**changes))
+
+
+def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"unet/config\.json is missing"):
+        FrozenBase.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line(base_folder: Path, tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    (folder / part).write_bytes((folder / part).read_bytes()[:100])
+    with pytest.raises(InvalidInput, match="cannot be loaded") as caught:
+        FrozenBase.load(str(folder))
+    assert "\n" not in str(caught.value)

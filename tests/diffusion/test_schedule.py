@@ -1,0 +1,120 @@
+"""The schedule and its conversions, against closed forms in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from tiny import scheduler_config
+from torch import Tensor
+
+from codi_hub.diffusion.schedule import Schedule, boundary, learning_timesteps, sampling_timesteps
+from codi_hub.errors import Mismatch, UsageError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def known(t: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, eps, z_t and the schedule's (alpha_t, sigma_t), float64, z_t written out."""
+    generator = torch.Generator().manual_seed(t)
+    x, eps = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    alpha_t, sigma_t = schedule.alphas[t], schedule.sigmas[t]
+    return x, eps, alpha_t * x + sigma_t * eps, alpha_t, sigma_t
+
+
+@pytest.mark.parametrize("t", [1, 7, 124, 500, 999])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_conversion_recovers_x_and_eps_from_the_true_output(prediction: str, t: int) -> None:
+    schedule = Schedule.from_config(scheduler_config(prediction, zero_snr=prediction != "epsilon"))
+    x, eps, z_t, alpha_t, sigma_t = known(t, schedule)
+    rows = torch.full((3,), t)
+    assert torch.allclose(schedule.add_noise(x, eps, rows), z_t, rtol=0, atol=1e-15)
+    output = {"epsilon": eps, "v_prediction": alpha_t * eps - sigma_t * x, "sample": x}[prediction]
+    x_hat, eps_hat = schedule.convert(output, z_t, rows)
+    if prediction == "sample":  # the boundary's closed form
+        c_skip = 0.25 / ((10 * t) ** 2 + 0.25)
+        x = c_skip * z_t + 10 * t / ((10 * t) ** 2 + 0.25) ** 0.5 * x
+        eps = (z_t - alpha_t * x) / sigma_t
+    assert torch.allclose(x_hat, x, rtol=0, atol=1e-12)
+    assert torch.allclose(eps_hat, eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_conversion_lies_on_z_t(prediction: str) -> None:
+    """alpha_t x_hat + sigma_t eps_hat = z_t for any output at all, each row at its own t."""
+    schedule = Schedule.from_config(scheduler_config(prediction))
+    generator = torch.Generator().manual_seed(0)
+    output, z_t = torch.randn(2, 4, 3, 2, 2, generator=generator, dtype=torch.float64)
+    t = torch.tensor([0, 1, 400, 999])
+    x_hat, eps_hat = schedule.convert(output, z_t, t)
+    assert torch.allclose(schedule.add_noise(x_hat, eps_hat, t), z_t, rtol=0, atol=1e-12)
+
+
+def test_x_prediction_at_the_clean_end_is_z_itself() -> None:
+    schedule = Schedule.from_config(scheduler_config("sample"))
+    z_t = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_hat, eps_hat = schedule.convert(torch.full_like(z_t, 1e6), z_t, torch.zeros(2, dtype=torch.long))
+    assert torch.equal(x_hat, z_t)
+    assert eps_hat.isfinite().all()
+    assert [c.item() for c in boundary(torch.zeros((), dtype=torch.float64))] == [1.0, 0.0]
+
+
+def test_boundary_leaves_the_later_timesteps_as_they_are() -> None:
+    c_skip, c_out = boundary(torch.arange(1000, dtype=torch.float64))
+    assert c_skip[1:].max() < 0.0025
+    assert (1 - c_out[1:]).max() < 0.00125
+    assert (c_skip.diff() < 0).all()
+    assert (c_out.diff() > 0).all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_eps_and_v_prediction_tend_to_z_by_themselves(prediction: str) -> None:
+    """|x_hat - z_t| is of the order of sigma_t as sigma_t -> 0, so no boundary is needed."""
+    sigmas = torch.tensor([1e-1, 1e-3, 1e-5], dtype=torch.float64)
+    schedule = Schedule((1 - sigmas**2).sqrt(), sigmas, prediction)
+    z_t, output = torch.ones(3, 1, dtype=torch.float64), torch.full((3, 1), 2.0, dtype=torch.float64)
+    x_hat, _ = schedule.convert(output, z_t, torch.arange(3))
+    assert ((x_hat - z_t).abs().squeeze(1) < 2.5 * sigmas).all()
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_schedule_is_the_bases_own_and_preserves_variance(zero_snr: bool) -> None:
+    config = scheduler_config("v_prediction", zero_snr=zero_snr)
+    schedule = Schedule.from_config(config)
+    theirs = DDIMScheduler.from_config(config).alphas_cumprod.double()
+    assert torch.allclose(schedule.alphas**2, theirs, rtol=0, atol=1e-12)
+    assert torch.allclose(schedule.alphas**2 + schedule.sigmas**2, torch.ones(1000).double(), rtol=0, atol=1e-12)
+    assert (schedule.alphas.diff() < 0).all()
+    assert schedule.sigmas[0] > 0
+    assert (schedule.alphas[-1] == 0) == zero_snr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (scheduler_config("epsilon", zero_snr=True), "zero terminal SNR"),
+        (scheduler_config("flow_prediction"), "'flow_prediction'"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(Mismatch, match=words) as caught:
+        Schedule.from_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_grids_end_at_noise_and_share_their_points() -> None:
+    assert sampling_timesteps(1, 1000) == [999]
+    assert sampling_timesteps(4, 1000) == [999, 749, 499, 249]
+    assert sampling_timesteps(1000, 1000) == list(range(999, -1, -1))
+    grid = learning_timesteps(8, 1000).tolist()
+    assert grid == [124, 249, 374, 499, 624, 749, 874, 999]
+    for steps in (1, 2, 4, 8):
+        assert set(sampling_timesteps(steps, 1000)) <= set(grid)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1001])
+def test_a_grid_that_cannot_be_is_refused(count: int) -> None:
+    with pytest.raises(UsageError, match=f"--steps {count}: between 1 and 1000"):
+        sampling_timesteps(count, 1000)
+    with pytest.raises(UsageError, match=f"--grid {count}: between 1 and 1000"):
+        learning_timesteps(count, 1000)

@@ -1,0 +1,251 @@
+"""A file of jobs is read whole before anything is run, and keeps every promise that a run on its own keeps."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from codi_hub.config.options import RunOptions
+from codi_hub.errors import CodiError, InvalidInput
+from codi_hub.folders import read_jobs
+from codi_hub.folders.jobs import KEYS
+from codi_hub.hub import Hub
+from codi_hub.registry.runs import RunLog
+
+Codi = Callable[..., Any]
+
+
+def written(file: Path, *lines: Any) -> Path:
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return file
+
+
+# ---- the file
+
+
+def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "jobs.jsonl",
+        {"task": "superres", "input": "a.png"},
+        "",
+        {"task": "edit:2", "input": ["b.png", "c"], "output": "o", "prompt": "x", "seed": 7, "set": {"keep": 0}},
+        {"task": "depth", "input": "d", "steps": None, "recursive": False, "tile": "256"},
+    )
+    one, two, three = read_jobs(file, RunOptions(steps=2, seed=3, device="cpu"))
+    assert (one.ref, one.inputs, one.options) == (
+        "superres",
+        [Path("a.png")],
+        RunOptions(steps=2, seed=3, device="cpu"),
+    )
+    assert (two.ref, two.inputs) == ("edit:2", [Path("b.png"), Path("c")])
+    assert two.options == RunOptions(steps=2, seed=7, device="cpu", out=Path("o"), prompt="x", set={"keep": 0})
+    assert three.options == RunOptions(steps=2, seed=3, device="cpu", recursive=False, tile="256")
+    common = RunOptions(set={"scale": 2, "sharpen": 1})
+    (added,) = read_jobs(written(file, {"task": "superres", "input": "a", "set": {"sharpen": 0}, "tile": 512}), common)
+    assert (added.options.set, added.options.tile) == ({"scale": 2, "sharpen": 0}, "512")
+    assert [job.where.rsplit(" ", 2)[-1] for job in (one, two, three)] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"task": "superres", "input": "a", "sed": 1}, "line 2: no option 'sed'; did you mean 'seed'"),
+        ({"task": "superres", "input": "a", "xyzzy": 1}, "line 2: no option 'xyzzy'; a job has task, input, output, "),
+        ({"task": "superres", "input": "a", "device": "cuda"}, "line 2: no option 'device'"),
+        ({"task": "superres"}, "line 2 lacks a task or an input"),
+        ({"input": "a"}, "line 2 lacks a task or an input"),
+        ({"task": "superres", "input": []}, "line 2 lacks a task or an input"),
+        ({"task": "superres", "input": ["a", 1]}, "line 2 lacks a task or an input"),
+        ({"task": "superres", "input": "a", "output": 5}, "line 2: output: "),
+        ({"task": "superres", "input": "a", "steps": "many"}, "line 2: steps: "),
+        ({"task": "superres", "input": "a", "steps": 0}, "line 2: --steps must be at least 1, not 0"),
+        ({"task": "superres", "input": "a", "ext": "exe"}, "line 2: --ext must be one of auto, png, jpg"),
+        ({"task": "superres", "input": "a", "set": [1]}, "line 2: set: "),
+        ({"task": "superres", "input": "a\x00b"}, "line 2: 'a\\x00b' holds what no name can"),
+        ({"task": "superres", "input": "a", "output": "\ud800"}, "line 2: '\\ud800' holds what no name can"),
+        ("{", "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        ("[]", "line 2 is no JSON object"),
+    ],
+    ids=str,
+)
+def test_a_line_that_is_no_job_is_named(tmp_path: Path, line: Any, said: str) -> None:
+    file = written(tmp_path / "jobs.jsonl", {"task": "superres", "input": "a"}, line)
+    with pytest.raises(InvalidInput) as caught:
+        list(read_jobs(file, RunOptions()))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_job_or_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="has no job: write lines such as"):
+        list(read_jobs(written(tmp_path / "empty.jsonl", "", " "), RunOptions()))
+    with pytest.raises(InvalidInput, match="cannot be read: No such file"):
+        list(read_jobs(tmp_path / "none.jsonl", RunOptions()))
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=20)  # half characters too
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.binary(max_size=200)
+    | st.dictionaries(st.sampled_from(KEYS) | texts, json_values, max_size=6).map(
+        lambda line: json.dumps({"task": "superres", "input": "a.png"} | line).encode()
+    )
+)
+def test_no_content_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "any.jsonl").write_bytes(content)
+    refusal, report = None, None
+    with contextlib.chdir(folder), Hub.open(folder / "home") as hub:
+        try:
+            report = hub.run_jobs(Path("any.jsonl"), RunOptions(dry_run=True))
+        except CodiError as error:
+            refusal = str(error)
+    assert (refusal is None) == (report is not None)
+    assert refusal is None or len(refusal.splitlines()) == 1
+    assert {path.name for path in folder.iterdir()} <= {"a.png", "any.jsonl", "home"}
+
+
+# ---- running it
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """in/a.png, in/b.png and in/hole.png (with a transparent hole), and the working directory above them."""
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    hole = np.full((32, 32, 4), 200, np.uint8)
+    hole[..., 3] = 255
+    hole[8:16, 8:16, 3] = 0
+    Image.fromarray(hole).save(tmp_path / "in" / "hole.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi: Codi) -> None:
+    fixed = ("--steps", "1", "--device", "cpu", "--dtype", "fp32")
+    written(
+        pictures / "jobs.jsonl",
+        {"task": "superres", "input": "in/a.png", "output": "out", "seed": 5, "set": {"scale": 2}},
+        {"task": "inpaint", "input": "in/hole.png", "output": "out"},
+        {"task": "superres", "input": "in/b.png", "output": "out/b2.png", "set": {"scale": 2}},
+        {"task": "superres", "input": "in/b.png", "output": "out4"},
+    )
+    answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--report", "page.html", *fixed)
+    assert answer.code == 0, answer.err
+    page = (pictures / "page.html").read_text()
+    assert page.count("data:image/webp") == 8  # four images, before and after
+    assert "superres:1, 1 step; inpaint:1, 1 step" in page
+    report = json.loads(answer.out)
+    assert (report["ok"], report["failed"], report["jobs"]) == (4, 0, "jobs.jsonl")
+    assert [(run["task"], len(run["items"])) for run in report["runs"]] == [
+        ("superres", 2),
+        ("inpaint", 1),
+        ("superres", 1),
+    ]
+    assert codi("run", "superres", "in/a.png", "-o", "own", "--seed", "5", "--scale", "2", *fixed).code == 0
+    assert np.array_equal(np.asarray(Image.open("out/a.png")), np.asarray(Image.open("own/a.png")))
+    assert [Image.open(f"out{k}.png").size for k in ("/b2", "4/b")] == [(32, 32), (64, 64)]
+
+    again = json.loads(codi("run", "--jobs", "jobs.jsonl", "--json", *fixed).out)
+    assert (again["ok"], again["skipped"]) == (0, 4)
+    lines = (pictures / "jobs.jsonl").read_text().replace('"seed": 5', '"seed": 6')
+    (pictures / "jobs.jsonl").write_text(lines)
+    third = json.loads(codi("run", "--jobs", "jobs.jsonl", "--json", *fixed).out)
+    assert [item["input"] for run in third["runs"] for item in run["items"] if item["status"] == "ok"] == ["in/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ({"task": "nosuch", "input": "in"}, 1, "line 2: task 'nosuch' has no adapter yet"),
+        ({"task": "superres", "input": "nowhere"}, 1, "line 2: no such file or folder: nowhere"),
+        ({"task": "superres", "input": "in", "set": {"scale": 3}}, 2, "line 2: task superres: option 'scale'"),
+        ({"task": "superres", "input": "in", "steps": 1001}, 1, "line 2: --steps must be at most 1000"),
+        ({"task": "superres", "input": "in", "tile": "tiny"}, 2, "line 2: --tile must be auto, off, or a side"),
+        ({"task": "edit", "input": "in"}, 2, "line 2: task edit needs a prompt for every image"),
+        ({"task": "superres", "input": "in/b.png", "output": "out/a.png"}, 2, "would both be written to"),
+        ({"task": "superres", "input": "in/b.png", "output": "in/a.png"}, 2, "would replace the input"),
+    ],
+    ids=str,
+)
+def test_nothing_is_run_if_one_line_cannot_be(pictures: Path, codi: Codi, line: Any, code: int, said: str) -> None:
+    written(pictures / "jobs.jsonl", {"task": "superres", "input": "in/a.png", "output": "out"}, line)
+    answer = codi("run", "--jobs", "jobs.jsonl", "--steps", "1")
+    assert (answer.code, answer.err.count("\n"), answer.out) == (code, 1, "")
+    assert said in answer.err
+    assert not (pictures / "out").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["superres"], ["superres", "in", "--jobs", "jobs.jsonl"]], ids=str)
+def test_it_is_a_task_and_inputs_or_jobs(args: list[str], codi: Codi) -> None:
+    answer = codi("run", *args)
+    assert (answer.code, answer.err) == (2, "Error: say TASK and INPUT, or --jobs FILE; see `codi run --help`\n")
+
+
+def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: Codi) -> None:
+    (pictures / "in" / "c.png").write_bytes(b"no picture")
+    assert codi("run", "superres", "in/a.png", "-o", "out", "--steps", "1").code == 0
+    answer = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run", "--json")
+    statuses = {item["input"]: item["status"] for item in json.loads(answer.out)["items"]}
+    assert statuses == {"in/a.png": "skipped", "in/b.png": "planned", "in/c.png": "planned", "in/hole.png": "planned"}
+    assert [path.name for path in (pictures / "out").iterdir()] == ["a.png"]
+    both = codi("run", "superres", "in", "--dry-run", "--report", "page.html")
+    assert (both.code, "leave one of them out" in both.err, (pictures / "page.html").exists()) == (2, True, False)
+    told = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run").out.splitlines()
+    assert told[0] == "skipped: in/a.png -> out/a.png"
+    assert told[-1] == "3 to make, 0 refused, 1 done already (superres:1, 1 step)"
+    from codi_hub.registry import Registry
+
+    with Registry.open() as registry:
+        assert len(registry.runs()) == 1
+
+
+def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
+    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(
+        pictures / "jobs.jsonl",
+        {"task": "superres", "input": "in/a.png", "output": "out"},
+        {"task": "inpaint", "input": "in/hole.png", "output": "out"},
+    )
+    start, started = RunLog.start_run, []
+
+    def once(*args: Any) -> int:
+        started.append(args)
+        if len(started) > 1:
+            raise CodiError("the registry cannot be used: disk is full")
+        return start(*args)
+
+    monkeypatch.setattr(RunLog, "start_run", once)
+    answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--steps", "1")
+    assert (answer.code, json.loads(answer.out)["ok"]) == (1, 1)
+    assert "Error: inpaint:1: the registry cannot be used: disk is full\n" in answer.err
+
+
+def test_names_that_differ_in_case_are_one_file_where_the_disk_has_one_case(
+    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [{"task": "superres", "input": f"in/{name}.png", "output": f"out/{to}.png"} for name, to in ("aX", "bx")]
+    written(pictures / "jobs.jsonl", *jobs)
+    assert codi("run", "--jobs", "jobs.jsonl", "--dry-run").code == 0
+    monkeypatch.setattr(sys.modules["codi_hub.folders.plan"], "ONE_CASE", True)
+    assert "would both be written to out/x.png" in codi("run", "--jobs", "jobs.jsonl", "--dry-run").err

@@ -1,0 +1,183 @@
+"""What becomes an item, where its output goes, and what is refused before anything runs."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from codi_hub.errors import NotFound, UsageError
+from codi_hub.folders import plan
+from codi_hub.folders.plan import item_seed, walk
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_a_folder_is_mirrored_beside_itself(images, task):
+    items = plan([images], None, task)
+    out = images.with_name("imgs_double")
+    assert [item.name for item in items] == ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"]
+    assert [item.output for item in items] == [out / item.name for item in items]
+    assert [item.input for item in items] == [images / item.name for item in items]
+
+
+def test_the_registered_name_names_the_folder(images, task):
+    assert plan([images], None, task, name="mine")[0].output.parent == images.with_name("imgs_mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "output"),
+    [
+        ("a.png", {}, "a.png"),
+        ("a.PNG", {}, "a.png"),
+        ("a.jpg", {}, "a.jpg"),
+        ("a.JPEG", {}, "a.jpg"),
+        ("a.webp", {}, "a.png"),
+        ("a.b.tiff", {"suffix": "_x4"}, "a.b_x4.png"),
+        ("a.webp", {"ext": "jpg"}, "a.jpg"),
+        ("m.npy", {}, "m.png"),
+        ("-rf.png", {}, "-rf.png"),
+        ("line\nbreak 🙂.png", {}, "line\nbreak 🙂.png"),
+    ],
+)
+def test_the_name_of_an_output(tmp_path, task, name, options, output):
+    touch(tmp_path / "in" / name)
+    (item,) = plan([tmp_path / "in"], tmp_path / "out", task, **options)
+    assert item.output == tmp_path / "out" / output
+
+
+def test_alpha_forces_png(tmp_path, task):
+    Image.new("RGBA", (4, 4)).save(tmp_path / "clear.webp")
+    Image.new("RGB", (4, 4)).save(tmp_path / "solid.webp")
+    items = plan([tmp_path], tmp_path / "out", task, ext="jpg")
+    assert [item.output.name for item in items] == ["clear.png", "solid.jpg"]
+
+
+def test_seeds_come_from_the_relative_name_alone(images, task, tmp_path):
+    expected = int.from_bytes(hashlib.sha256(b"7/sub/e.png").digest()[:8], "big") >> 1
+    assert item_seed(7, "sub/e.png") == expected
+    assert {item.name: item.seed for item in plan([images], tmp_path / "x", task, seed=7)}["sub/e.png"] == expected
+    moved = images.rename(tmp_path / "elsewhere")
+    assert {item.name: item.seed for item in plan([moved], None, task, seed=7)}["sub/e.png"] == expected
+    assert len({item.seed for item in plan([moved], None, task)}) == 6
+
+
+def test_single_files(images, task, tmp_path):
+    (item,) = plan([images / "a.png"], None, task)
+    assert item.output == images / "a_double" / "a.png"
+    assert (item.name, item.seed) == ("a.png", item_seed(0, "a.png"))
+    assert plan([images / "a.png"], tmp_path / "o", task)[0].output == tmp_path / "o" / "a.png"
+    assert plan([images / "a.png"], tmp_path / "big.jpg", task)[0].output == tmp_path / "big.jpg"
+
+
+def test_the_folder_one_is_in(images, task, monkeypatch):
+    monkeypatch.chdir(images)
+    item = plan([Path(".")], None, task)[0]
+    assert item.output == images.with_name("imgs_double") / "a.png"
+    assert str(item.input) == "a.png"
+
+
+def test_sidecars_hidden_files_and_other_types_are_not_items(images, task):
+    touch(images / "a.mask.png", images / ".hidden.png", images / ".git" / "x.png", images / "notes.txt")
+    assert len(plan([images], None, task)) == 6
+    assert len(plan([images], None, task, recursive=False)) == 4
+    assert [i.name for i in plan([images / "a.png", images / "a.mask.png"], images / "o", task)] == ["a.png"]
+
+
+def test_an_output_folder_inside_an_input_is_not_walked(images, task):
+    touch(images / "out" / "old.png", images / "sub" / "e_double" / "old.png")
+    names = [item.name for item in plan([images, images / "sub" / "e.png"], None, task)]
+    assert "sub/e_double/old.png" not in names
+    assert "out/old.png" in names
+    assert "out/old.png" not in [item.name for item in plan([images], images / "out", task)]
+
+
+def test_links(tmp_path, task):
+    root = tmp_path / "in"
+    touch(root / "real" / "a.png", tmp_path / "other" / "b.png")
+    for name, target in {
+        "again": root / "real",  # inside: walked already
+        "loop": root,
+        "real/up": tmp_path,  # contains the input
+        "outside": tmp_path / "other",
+        "twice": tmp_path / "other",
+        "file.png": tmp_path / "other" / "b.png",
+        "self.png": root / "self.png",
+        "broken.png": tmp_path / "nothing.png",
+    }.items():
+        (root / name).symlink_to(target)
+    (tmp_path / "other" / "back").symlink_to(root)
+    found = [item.name for item in plan([root], None, task)]
+    assert found == ["broken.png", "file.png", "self.png", "outside/b.png", "real/a.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_one_failed_item(images, task, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    items = plan([images], None, task)
+    assert [item.error for item in items] == [None] * 4 + ["this folder cannot be listed: Permission denied"]
+
+
+def test_a_folder_named_like_an_image_is_walked(tmp_path):
+    touch(tmp_path / "x.png" / "y.png")
+    assert list(walk(tmp_path)) == [("x.png/y.png", None)]
+
+
+def test_a_deep_tree(tmp_path, task):
+    folders = [tmp_path.joinpath(*["d"] * depth) for depth in range(1, 1050)]
+    for folder in folders:
+        folder.mkdir()
+    touch(folders[-1] / "a.png")
+    items = plan([tmp_path], tmp_path / "out", task)
+    (folders[-1] / "a.png").unlink()
+    for folder in reversed(folders):  # or else pytest's own tidying up recurses too deep
+        folder.rmdir()
+    assert [item.name for item in items] == ["d/" * 1049 + "a.png"]
+
+
+def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str, str], type[Exception], str]]:
+    a = images / "a.png"
+    return {
+        "missing": ([images / "no"], None, {}, NotFound, "no such file or folder: "),
+        "endless name": ([images / ("n" * 5000)], None, {}, NotFound, "no such file or folder: "),
+        "empty": ([images / "empty"], None, {}, UsageError, "no images in "),
+        "same twice": ([images, images], None, {}, UsageError, "would both be written to "),
+        "same stem": ([images / "twins"], None, {}, UsageError, "would both be written to "),
+        "in place": ([images], images, {}, UsageError, "is the input"),
+        "over itself": ([a], images, {}, UsageError, "would replace the input"),
+        "out is a file": ([images], a, {}, UsageError, "is a file: name a folder"),
+        "suffix": ([images], None, {"suffix": "/../x"}, UsageError, "path separator"),
+        "ext": ([images], None, {"ext": "exe"}, UsageError, "cannot write 'exe' files"),
+    }
+
+
+@pytest.mark.parametrize("case", list(refusals(Path())))
+def test_refused_before_anything_runs(images, task, case):
+    touch(images / "twins" / "t.webp", images / "twins" / "t.png", images / "empty" / "n.txt")
+    if case == "same twice":
+        (images / "twins" / "t.webp").unlink()
+    inputs, out, options, kind, said = refusals(images)[case]
+    with pytest.raises(kind, match=said) as caught:
+        plan(inputs, out, task, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8(tmp_path, task):
+    try:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (item,) = plan([tmp_path / "in"], None, task)
+    assert item.seed == int.from_bytes(hashlib.sha256(b"0/\xff.png").digest()[:8], "big") >> 1

@@ -1,0 +1,226 @@
+"""The page about a run: what is on it, that nothing on it can act, and that it is written whole or not at all."""
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codi_hub.errors import CodiError, UsageError
+from codi_hub.folders import Interrupted, Item, plan, run_folder
+from codi_hub.folders import report as pages
+from codi_hub.folders.report import Page, thumbnail
+from codi_hub.reports import RunReport
+
+VOID = {"meta", "link", "img", "input"}
+HOSTILE = """</script><script>alert(1)</script> "quoted' onerror=x\n<img src=http://example.org/x> 🙂 {{ 7 * 7 }}"""
+
+
+class Read(HTMLParser):
+    """What a browser would make of a page: each tag with its attributes, and the text of every element by class."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs).get("class") or tag))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.append((self.open[-1][1], data))
+
+    def text(self, of: str) -> list[str]:
+        return [data for name, data in self.texts if name == of]
+
+    def count(self, tag: str, **attrs: str) -> int:
+        return sum(name == tag and attrs.items() <= found.items() for name, found in self.tags)
+
+
+@pytest.fixture
+def made(images, task, copying, tmp_path) -> Callable[..., tuple[Read, RunReport, str]]:
+    """A run over imgs/ with its page: as read, the report, and the source."""
+
+    def make(**options: Any) -> tuple[Read, RunReport, str]:
+        items = plan([images], tmp_path / "out", task, prompt=options.pop("prompt", None))
+        page = Page(tmp_path / "pages" / "run.html", items, options.pop("settings", {}))
+        report = run_folder(items, task, copying, name="double", adapter="double:1", steps=4, **options)
+        page.write(report)
+        source = page.path.read_text("utf-8")
+        return Read(source), report, source
+
+    return make
+
+
+def test_every_item_is_on_the_page(made, images):
+    (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:-30])
+    settings = {"seed": 3, "suffix": "", "adapter_sha256": "ab" * 32, "task_options": {"correct": True, "mask": None}}
+    page, report, source = made(prompt="a tree", settings=settings)
+    assert page.text("lead") == [f"6 ok, 1 failed, 0 skipped in {report.seconds:.1f} s"]
+    assert page.text("h2") == ["a.png", "b.png", "c.png", "cut.png", "d.png", "sub/e.png", "sub/f.png"]
+    assert page.text("status") == ["ok"] * 3 + ["failed"] + ["ok"] * 3
+    assert page.text("prompt") == ["a tree"] * 7
+    assert page.text("error") == [row["error"] for row in report.items if row["error"]]
+    facts = page.text("dd")
+    assert facts[:3] == ["3", "ab" * 6, "yes"]
+    for row in report.items:
+        assert {row["input"], row["output"], str(row["seed"])} <= set(facts)
+    assert page.count("input", type="range") == page.count("img") / 2 == 6
+    assert page.count("li", **{"class": "item failed plain"}) == 1
+    assert re.findall(r"--w:(\d+);--h:(\d+)", source) == [("16", "16")] * 6
+    assert page.open == []
+
+
+def test_a_second_run_shows_what_the_first_one_made(made):
+    made()
+    page, report, _ = made(done=lambda item, digest: True)
+    assert (report.skipped, page.text("status")) == (6, ["skipped"] * 6)
+    assert page.count("input", type="range") == 6
+    assert page.count("input", type="radio") == 2
+
+
+def test_what_files_are_called_and_say_stays_text(made, images):
+    whole = (images / "a.png").read_bytes()
+    for name in ("<script>alert(1)<", "\" onload='x'", "new\nline", "🙂"):
+        (images / f"{name}.png").write_bytes(whole)
+    (images / os.fsdecode(b"\xff.png")).write_bytes(whole)
+    page, report, _ = made(prompt=HOSTILE, settings={"mask": HOSTILE})
+    assert report.ok == 11
+    assert page.text("prompt") == [HOSTILE] * 11
+    names = {"<script>alert(1)<.png", "\" onload='x'.png", "new\\nline.png", "🙂.png", "\\xff.png"}
+    assert names < set(page.text("h2"))
+    assert page.count("script") == 1
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert all((attrs["src"] or "").startswith("data:image/webp;base64,") for tag, attrs in page.tags if tag == "img")
+
+
+def test_an_error_stays_text_even_where_it_is_no_text(tmp_path):
+    item = Item(tmp_path / "a.png", tmp_path / "out.png", "a.png", 1)
+    row = {"input": str(item.input), "output": str(item.output), "status": "failed", "seed": 1, "seconds": 0.0}
+    report = RunReport(
+        task="<i>", adapter="a:1", steps=1, ok=0, failed=1, skipped=0, seconds=0.0,
+        items=[row | {"error": f"{HOSTILE} \udcff"}],
+    )  # fmt: skip
+    page = Page(tmp_path / "r.html", [item], {})
+    page.write(report)
+    read = Read(page.path.read_text("utf-8"))
+    assert read.text("error") == [f"{HOSTILE} \\udcff"]
+    assert (read.text("h1"), read.count("script"), read.count("img")) == (["<i>"], 1, 0)
+
+
+def test_the_page_may_ask_for_nothing(made):
+    page, _, source = made()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert page.count("meta", **{"http-equiv": "Content-Security-Policy", "content": policy}) == 1
+    assert "http:" not in source
+    assert "https:" not in source
+
+
+def test_only_the_first_pictures_are_embedded_and_the_page_says_so(made, monkeypatch):
+    monkeypatch.setattr(pages, "PICTURED", 2)
+    page, _, _ = made()
+    assert (page.count("img"), len(page.text("h2"))) == (4, 6)
+    assert page.text("notice") == ["Pictures are here for the first 2 images that have any; the others are lines."]
+
+
+def test_a_picture_is_upright_small_and_keeps_its_alpha(tmp_path):
+    wide = Image.new("RGB", (3000, 1000), "red")
+    exif = wide.getexif()
+    exif[0x0112] = 6
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (8, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    turned, clear = thumbnail(tmp_path / "turned.jpg"), thumbnail(tmp_path / "clear.png")
+    assert turned is not None
+    assert clear is not None
+    assert (turned.width, turned.height, turned.clear) == (171, 512, False)
+    assert (clear.width, clear.height, clear.clear) == (8, 4, True)
+
+
+def test_what_is_no_picture_has_none(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "words.png").write_text("hello")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    np.save(tmp_path / "map.npy", np.zeros((4, 4)))
+    names = ("pipe.png", "words.png", "loop.png", "map.npy", "nosuch.png")
+    assert [thumbnail(tmp_path / name) for name in names] == [None] * 5
+
+
+def test_an_interrupted_run_has_its_page(images, task, copying, tmp_path):
+    items = plan([images], tmp_path / "out", task)
+    page = Page(tmp_path / "r.html", items, {})
+
+    def interrupt(conditions: list[np.ndarray]) -> None:
+        if len(copying.calls) == 3:
+            raise KeyboardInterrupt
+
+    copying.fails = interrupt
+    with pytest.raises(Interrupted) as stopped:
+        run_folder(items, task, copying, name="double", adapter="double:1", steps=4)
+    page.write(stopped.value.report)
+    read = Read(page.path.read_text())
+    assert read.text("h2") == ["a.png", "b.png"]
+    assert read.text("notice") == ["Interrupted after 2 of 6 images."]
+
+
+def test_a_page_that_fails_leaves_the_one_before_it(made, images, task, tmp_path, monkeypatch):
+    _, report, before = made()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    page = Page(tmp_path / "pages" / "run.html", plan([images], tmp_path / "out", task), {})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CodiError) as caught:
+        page.write(report)
+    line = f"the run is over (6 ok, 0 failed, 0 skipped), but --report {page.path}: No space left on device"
+    assert str(caught.value) == line
+    assert page.path.read_text() == before
+    assert os.listdir(page.path.parent) == ["run.html"]
+
+
+def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").touch()
+    odd = tmp_path / "input.html"
+    odd.write_bytes((images / "a.png").read_bytes())
+    items = plan([images, odd], tmp_path / "out.html", task)
+    taken = "is a folder or an input: name another file"
+    long = f"{'n' * 251}.html"
+    for name, why in {
+        "a.png": "a page's name ends in .html",
+        "folder.html": taken,
+        "out.html": taken,
+        "input.html": taken,
+        "imgs/../input.html": taken,
+        "file/r.html": "cannot be written: File exists",
+        long: "cannot be written: File name too long",
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            Page(tmp_path / name, items, {})
+        assert str(caught.value).startswith(f"--report {tmp_path / name}")
+        assert str(caught.value).endswith(why)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.html", "imgs", "input.html"]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOENT, errno.EROFS])
+def test_a_folder_that_takes_no_file_is_refused_first(tmp_path, monkeypatch, error):
+    def refuse(**options: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UsageError, match=f"r.html cannot be written: {os.strerror(error)}"):
+        Page(tmp_path / "r.html", [], {})

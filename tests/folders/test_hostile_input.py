@@ -1,0 +1,190 @@
+"""The corpus of hostile files through `codi run` and the bundled models: each has its row, and the rest go on."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import Outcome, bombs, depth_maps, masked, photograph, pictures
+from PIL import Image
+
+from codi_hub.config.options import RunOptions
+from codi_hub.hub import Hub
+from codi_hub.images.io import text
+
+ONE_STEP = ["--steps", "1", "--device", "cpu", "--dtype", "fp32", "--batch", "1"]
+Codi = Callable[..., Any]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def looks_like(made: Path, picture: Image.Image) -> bool:
+    """Upright, and of the picture's size or four times that, with its colours."""
+    with Image.open(made) as image:
+        times = image.width // picture.width
+        small = np.asarray(image.convert("RGB").resize(picture.size, Image.Resampling.BOX), float)
+        return image.size == (times * picture.width, times * picture.height) and (
+            np.abs(small - np.asarray(picture, float)).mean() < 12
+        )
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("task", "corpus"), [("superres", pictures), ("depth", depth_maps), ("inpaint", masked)])
+def test_each_file_has_its_row_and_the_rest_are_unharmed(
+    codi: Codi, tmp_path: Path, task: str, corpus: Callable[[Path], dict[str, Outcome]]
+) -> None:
+    folder, out, alone = tmp_path / "in", tmp_path / "out", tmp_path / "alone"
+    folder.mkdir()
+    outcomes = corpus(folder)
+    answer = codi("run", task, folder, "-o", out, *ONE_STEP, "--json")
+    assert answer.code == 1
+    assert "Traceback" not in answer.out + answer.err
+    assert all(line.isprintable() for line in answer.err.splitlines())
+    rows = {Path(row["input"]).name: row for row in json.loads(answer.out)["items"]}
+    assert rows.keys() == {text(Path(name)) for name in outcomes}
+    made = set()
+    for name, outcome in outcomes.items():
+        row = rows[text(Path(name))]
+        if isinstance(outcome, str):
+            assert row["status"] == "failed", name
+            assert re.search(outcome, row["error"]), (name, row["error"])
+            assert row["error"].isprintable()
+            assert len(row["error"]) < 300
+        else:
+            assert row["status"] == "ok", (name, row["error"])
+            made.add(row["output"])
+            output = out / Path(name).with_suffix(".jpg" if name.endswith(".jpg") and task != "inpaint" else ".png")
+            assert task == "depth" or looks_like(output, outcome), name
+    assert files_below(out) == {text(Path(path).relative_to(out)) for path in made}  # nothing half-written
+    assert not (folder / "executed").exists()
+    best = next(name for name, outcome in outcomes.items() if not isinstance(outcome, str))
+    assert codi("run", task, folder / best, "-o", alone, *ONE_STEP).code == 0
+    (one,) = alone.iterdir()
+    assert one.read_bytes() == (out / one.name).read_bytes()
+    with Image.open(one) as image:
+        assert image.size[0] > 1
+
+
+def test_very_long_pictures_and_a_name_that_looks_like_an_option(
+    codi: Codi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(1, 2000).save(tmp_path / "thread.png")
+    photograph(2, 1).save(tmp_path / "-rf.png")
+    monkeypatch.chdir(tmp_path)
+    answer = codi("run", "superres", *ONE_STEP, "-o", "out", "--", "-rf.png", "thread.png")
+    assert answer.code == 0, answer.err
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
+    assert sizes == {"-rf.png": (8, 4), "thread.png": (4, 8000)}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that takes files up to a size, as a quota or a full one would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_outputs_for_which_there_is_no_room_are_failed_rows(codi: Codi, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "a.png")
+    photograph().save(folder / "b.png")
+    out.mkdir()
+    (out / "a.png").write_bytes(b"old")
+    assert codi("list").code == 0  # the registry is there already
+    with largest_file(160 << 10):
+        answer = codi("run", "superres", folder, "-o", out, *ONE_STEP, "--overwrite", "--json")
+    rows = {Path(row["input"]).name: row["error"] for row in json.loads(answer.out)["items"]}
+    assert (answer.code, rows) == (1, {"a.png": "the output cannot be written: File too large", "b.png": None})
+    assert files_below(out) == {"a.png", "b.png"}
+    assert (out / "a.png").read_bytes() == b"old"
+    again = codi("run", "superres", folder, "-o", out, *ONE_STEP, "--json")
+    assert [row["status"] for row in json.loads(again.out)["items"]] == ["ok", "skipped"]
+
+
+def test_files_that_go_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input between planning and loading, and the output folder after the first picture."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "abcd":
+        photograph().save(folder / f"{name}.png")
+    options = RunOptions(out=out, steps=1, batch=1, device="cpu", dtype="fp32")
+    events: list[dict[str, Any]] = []
+
+    def event(made: dict[str, Any]) -> None:
+        events.append(made)
+        if made["status"] == "ok" and made["done"] <= 2:
+            shutil.rmtree(out, ignore_errors=True)
+
+    with Hub.open() as hub:
+        begun = hub.registry.start_run
+        monkeypatch.setattr(hub.registry, "start_run", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
+        report = hub.run("superres", [folder], options, on_event=event)
+        errors = [row["error"] for row in report.items]
+        assert errors[:2] == [None, "the file cannot be read: No such file or directory"]
+        gone = "the output cannot be written: No such file or directory"  # of one that was being written just then
+        assert set(errors[2:]) <= {None, gone}
+        assert not [name for name in files_below(out) if name.endswith(".part")]
+        monkeypatch.undo()
+        assert hub.run("superres", [folder], options).failed == 0
+    assert files_below(out) == {"a.png", "c.png", "d.png"}
+
+
+def test_a_pipe_is_not_waited_for_when_its_alpha_is_asked_for(codi: Codi, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    answer = codi("run", "superres", tmp_path, "-o", tmp_path / "out", *ONE_STEP, "--ext", "jpg", "--json")
+    (row,) = json.loads(answer.out)["items"]
+    assert (answer.code, row["error"]) == (1, "not a regular file: give an image file")
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from codi_hub import tasks
+from codi_hub.folders import plan, run_folder
+task = tasks.load("deblur")
+def generate(conditions, prompts, seeds):
+    raise MemoryError
+items = plan([Path(sys.argv[1])], None, task)
+report = run_folder(items, task, generate, name="t", adapter="t:1", steps=1, batch=8)
+# Not getrusage, which counts the process that this one was forked from.
+(most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(report.failed, most)
+"""
+
+
+def peak(folder: Path) -> tuple[int, int]:
+    """(failed items, MB at most) of planning and loading a folder in a process of its own."""
+    command = [sys.executable, "-c", MEASURED, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    failed, size = map(int, done.stdout.split())
+    return failed, size // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_bombs_do_not_fill_the_memory(tmp_path: Path) -> None:
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    for folder in (bad, good):
+        folder.mkdir()
+        photograph().save(folder / "good.png")
+    for name, (data, _) in bombs().items():
+        (bad / name).write_bytes(data)
+    (one, least), (failed, most) = peak(good), peak(bad)
+    assert (one, failed) == (1, 1 + len(bombs()))
+    assert most - least < 200

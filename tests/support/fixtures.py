@@ -1,0 +1,53 @@
+"""Real tiny bases, saved once a session and loaded as any other base is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tiny import save_base, scheduler_config
+from training import Make
+
+from codi_hub.backbones.unet import FrozenBase
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are added in one order, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A v-predicting base with zero terminal SNR, as nano is."""
+    folder = tmp_path_factory.mktemp("bases") / "v"
+    return save_base(folder, scheduler_config("v_prediction", zero_snr=True))
+
+
+@pytest.fixture(scope="session")
+def base(base_folder: Path) -> FrozenBase:
+    return FrozenBase.load(str(base_folder))
+
+
+@pytest.fixture(scope="session")
+def eps_base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
+    """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
+    folder = tmp_path_factory.mktemp("bases") / "eps"
+    like_sd = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
+    return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
+
+
+@pytest.fixture(params=["v", "eps"])
+def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenBase) -> FrozenBase:
+    return base if request.param == "v" else eps_base
+
+
+@pytest.fixture
+def make(base: FrozenBase, tmp_path: Path) -> Iterator[Make]:
+    """Makes trainers whose checkpoint is in `tmp_path`."""
+    yield Make(base, tmp_path)
+    AcceleratorState._reset_state(True)

@@ -1,0 +1,141 @@
+"""Training that is interrupted, killed or spoilt, and goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import Make, equal, quiet, weights
+
+from codi_hub.errors import InvalidInput
+from codi_hub.training import checkpoint
+from codi_hub.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fusion": "gate", "accumulate": 2, "shared_t": False},
+        {"mixed_precision": "bf16"},
+        {"rollout": 0.7},
+        {"optimizer": "muon", "lr": 3e-3},
+        {"optimizer": "muon", "fusion": "gate", "accumulate": 2},
+        {"method": "codi"},
+        {"method": "conditional"},
+        {"method": "conditional", "kind": "full"},
+        {"method": "cm"},
+        {"method": "cm", "kind": "full", "shared_t": False},
+        {"method": "gd", "lr": 1e-2},
+        {"method": "gd", "kind": "full", "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_interrupted_and_restored_training_gives_the_same_weights(
+    make: Make, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole = make(**options)
+    whole.run(quiet)
+    (tmp_path / checkpoint.NAME).unlink()
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["step"] == 3:
+            raise KeyboardInterrupt
+
+    broken = make(**options)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(interrupt)
+    assert not equal(weights(broken), weights(whole))
+    resumed = make(**options)
+    torch.manual_seed(99)  # no global generator is drawn from
+    assert resumed.restore()
+    assert resumed.progress.step == 3
+    assert equal(weights(resumed), weights(broken))
+    resumed.run(quiet)
+    assert resumed.progress.step == whole.progress.step == 6
+    assert equal(weights(resumed), weights(whole))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path) -> None:
+    """Killed: nothing is saved on the way out, and the write of the next checkpoint is left half done."""
+    whole = make(total=5)
+    whole.run(quiet)
+    (tmp_path / checkpoint.NAME).unlink()
+    killed = make(total=5)
+    for _ in range(2):
+        killed.train_step()
+    killed.save()
+    killed.train_step()
+    part = tmp_path / (checkpoint.NAME + ".part")
+    part.write_bytes((tmp_path / checkpoint.NAME).read_bytes()[:1000])
+    resumed = make(total=5)
+    assert resumed.restore()
+    assert resumed.progress.step == 2
+    resumed.run(quiet)
+    assert equal(weights(resumed), weights(whole))
+    assert not part.exists()
+
+
+def test_the_scale_of_fp16_gradients_is_kept(make: Make) -> None:
+    def with_scaler() -> Trainer:
+        trainer = make()
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return trainer
+
+    trainer = with_scaler()
+    trainer.train_step()
+    trainer.accelerator.scaler.update(128.0)
+    trainer.save()
+    resumed = with_scaler()
+    assert resumed.restore()
+    assert resumed.accelerator.scaler.state_dict() == trainer.accelerator.scaler.state_dict()
+    assert resumed.accelerator.scaler.get_scale() == 128.0
+    assert resumed.progress.step == 1
+    plain = make()
+    assert plain.restore()  # in another precision the scale has no meaning
+    assert plain.progress.step == 1
+
+
+def test_nothing_to_restore_is_no_error(make: Make) -> None:
+    trainer = make()
+    trainer.save()  # before the first step there is nothing to keep
+    assert not trainer.restore()
+    assert trainer.progress.step == 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other adapter", "other file"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path, damage: str) -> None:
+    trainer = make()
+    trainer.train_step()
+    trainer.save()
+    path = tmp_path / checkpoint.NAME
+    data = path.read_bytes()
+    if damage == "other adapter":
+        other = make(fusion="gate")
+        other.train_step()
+        other.save()
+    elif damage == "other file":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.zeros(1)}, path)
+    else:
+        path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "garbage": b"\xff" * 100}[damage])
+    with pytest.raises(InvalidInput, match="start anew without --resume") as caught:
+        make().restore()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(
+    make: Make, tmp_path: Path, value: float
+) -> None:
+    trainer = make()
+    trainer.train_step()
+    before, plain = weights(trainer), trainer.losses
+    trainer.losses = lambda step, micro: {name: v * value for name, v in plain(step, micro).items()}
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        trainer.run(quiet)
+    assert trainer.progress.step == 1
+    restored = make()
+    assert restored.restore()
+    assert equal(weights(restored), before)
