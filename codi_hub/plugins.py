@@ -1,0 +1,62 @@
+"""Named parts that packages can add: tasks, adapter kinds, base families, losses, samplers, metrics.
+
+Each group is a `Plugins`: names are known without importing anything; an implementation is imported when first loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from codi_hub.errors import Conflict, UsageError
+
+
+class Plugins:
+    """The implementations of one group, by name.
+
+    Args:
+        what: the group in messages, such as "adapter kind".
+        group: entry-point group through which other packages add theirs.
+        own: `module:attribute` of this package's, by name; another package cannot replace one of these.
+    """
+
+    def __init__(self, what: str, group: str, own: Mapping[str, str]) -> None:
+        self.what, self.group, self.own = what, group, dict(own)
+        self._added: dict[str, Any] = {}
+
+    def names(self) -> list[str]:
+        """Return every name: this package's in their order, then others' sorted."""
+        return list(self._places())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places()
+
+    def load(self, name: str) -> Any:
+        """Return the implementation of a name.
+
+        Raises:
+            UsageError: an unknown name, with those there are.
+        """
+        if name in self._added:
+            return self._added[name]
+        places = self._places()
+        if name not in places:
+            raise UsageError(f"no {self.what} {str(name)[:40]!r}: one of {', '.join(places)}")
+        module, _, attribute = str(places[name]).partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def register(self, name: str, implementation: Any) -> None:
+        """Add an implementation in this process, as a notebook or a test does.
+
+        Raises:
+            Conflict: the name is taken by another.
+        """
+        if name in self and self._added.get(name) is not implementation:
+            raise Conflict(f"{self.what} {name!r} is registered already: choose another name")
+        self._added[name] = implementation
+
+    def _places(self) -> dict[str, Any]:
+        others = {point.name: point.value for point in sorted(entry_points(group=self.group))}
+        return self.own | {name: place for name, place in (others | self._added).items() if name not in self.own}
