@@ -84,7 +84,7 @@ class UNetBackbone(Backbone):
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
         base = cls(*parts).to(torch.device(device))
-        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> torch.device:
