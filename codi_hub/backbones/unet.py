@@ -32,14 +32,21 @@ Features = list[Tensor]
 
 @dataclass(frozen=True)
 class UNetState:
-    """What the frozen encoder half computed at z_t: the time embedding (B, width) and its features."""
+    """What the frozen encoder half computed at z_t.
+
+    Attributes:
+        emb: embedding of the time and, in networks that have one, of the text as a whole, (B, width).
+        features: of the encoder half.
+        prompt: the prompt as the network takes it, with what depends on the image's size.
+    """
 
     emb: Tensor
     features: Features
+    prompt: Prompt
 
     def rows(self, index: Index) -> UNetState:
         """Return the rows of an index."""
-        return UNetState(self.emb[index], [feature[index] for feature in self.features])
+        return UNetState(self.emb[index], [feature[index] for feature in self.features], self.prompt.rows(index))
 
 
 class UNetBackbone(Backbone):
@@ -130,7 +137,12 @@ class UNetBackbone(Backbone):
     @torch.no_grad()
     def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> UNetState:
         """Run the frozen encoder half; nothing in it is trained, so no gradient is kept."""
-        return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt["context"]))
+        prompt = self.sized(prompt, z_t)
+        return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt), prompt)
+
+    def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
+        """Return the prompt with what the network is told of the image's size; this family's is told nothing."""
+        return prompt
 
     def predict(
         self,
@@ -146,7 +158,7 @@ class UNetBackbone(Backbone):
         if concat is not None:
             raise Mismatch(f"bases of family {self.family} have no further input channels")
         state = state or self.state(z_t, t, prompt)
-        return decode_fused(self.unet, state, residuals, prompt["context"])
+        return decode_fused(self.unet, state, residuals)
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
@@ -192,7 +204,7 @@ def _fingerprint(unet: nn.Module, schedule: VariancePreserving, scaling_factor: 
 
 
 def encode_features(
-    net: Any, z_t: Tensor, timestep: Tensor, context: Tensor, added: Tensor | float = 0.0
+    net: Any, z_t: Tensor, timestep: Tensor, prompt: Prompt, added: Tensor | float = 0.0
 ) -> tuple[Tensor, Features]:
     """Run an encoder half: the U-Net's own, or a conditional encoder built like it.
 
@@ -200,16 +212,19 @@ def encode_features(
         net: has conv_in, time_proj, time_embedding, down_blocks and mid_block.
         z_t: latents (B, C, h, w).
         timestep: what the network is given as its time, (B,) or one for all.
-        context: prompt embeddings (B, tokens, width).
+        prompt: of B rows, as `UNetBackbone.sized` returns it.
         added: added after conv_in; a conditional encoder's view of its condition.
 
     Returns:
         the embedding of the time and, in networks that have one, of the text as a whole; and the features.
     """
     emb = net.time_embedding(net.time_proj(timestep.expand(len(z_t))).to(z_t.dtype))
-    if hasattr(net, "add_embedding"):  # config: addition_embed_type="text"
-        emb = emb + net.add_embedding(context)
-    return emb, descend(net, emb, net.conv_in(z_t) + added, context)
+    if net.config.addition_embed_type == "text":
+        emb = emb + net.add_embedding(prompt["context"])
+    elif net.config.addition_embed_type == "text_time":
+        sizes = net.add_time_proj(prompt["time_ids"].flatten()).view(len(z_t), -1)
+        emb = emb + net.add_embedding(torch.cat([prompt["pooled"], sizes.to(emb.dtype)], dim=-1))
+    return emb, descend(net, emb, net.conv_in(z_t) + added, prompt["context"])
 
 
 def descend(net: Any, emb: Tensor, hidden: Tensor, context: Tensor | None) -> Features:
@@ -236,9 +251,9 @@ def decode_features(net: Any, emb: Tensor, features: Features, context: Tensor) 
     return output
 
 
-def decode_fused(net: Any, state: UNetState, residuals: Residuals | None, context: Tensor) -> Tensor:
+def decode_fused(net: Any, state: UNetState, residuals: Residuals | None) -> Tensor:
     """Add residuals to an encoder half's features, run the decoder half, add the output's residual."""
-    features = state.features
+    features, context = state.features, state.prompt["context"]
     if residuals is None:
         return decode_features(net, state.emb, features, context)
     names = map(str, range(len(features)))
