@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict
 
@@ -69,8 +69,6 @@ class AdapterConfig(_Extended):
     """Adapter to continue from, or the teacher of cm and gd, as TASK:VERSION"""
     allow_base_mismatch: bool = option(False, resumable=True)
     """Whether the parent may belong to another base of the family"""
-    init: Literal["pretrained", "random"] = option("pretrained")
-    """Initial weights of the conditional encoder: a copy of the base's, or random"""
     start: float | None = option(None, "--start", panel="Adapter", ge=0.02, le=1.0)
     """Where sampling starts, in (0, 1]; below 1 from the condition (default: the parent's, or 1)"""
     start_noise: float | None = option(None, ge=0.0, le=1.0)

@@ -19,13 +19,25 @@ RUN_FILE = "run.json"
 
 RENAMED = {  # old name -> where it is now, for what has no flag of the same name any more
     "pairs": "data.cache_dir",
-    **{
-        name: f"adapter.{name}"
-        for name in ("rank", "fusion", "gain", "init", "start_noise", "blocks", "levels", "read")
-    },
     "allow_base_mismatch": "adapter.allow_base_mismatch",
-    **{name: f"loss.{name}" for name in ("grid", "dt", "ode", "guidance_cap", "lpips", "consistency")},
-    **{name: f"loss.{name}" for name in ("consistency_weight", "consistency_cap", "shared_t", "rollout")},
+    "rank": "adapter.rank",
+    "fusion": "adapter.fusion",
+    "gain": "adapter.gain",
+    "init": "adapter.init",
+    "start_noise": "adapter.start_noise",
+    "blocks": "adapter.blocks",
+    "levels": "adapter.levels",
+    "read": "adapter.read",
+    "grid": "loss.grid",
+    "dt": "loss.dt",
+    "ode": "loss.ode",
+    "guidance_cap": "loss.guidance_cap",
+    "lpips": "loss.lpips",
+    "consistency": "loss.consistency",
+    "consistency_weight": "loss.consistency",
+    "consistency_cap": "loss.consistency_cap",
+    "shared_t": "loss.shared_t",
+    "rollout": "loss.rollout",
     "ema": "training.ema",
     "options": "task",
     "task_options": "task",
@@ -37,9 +49,24 @@ REMOVED = {  # old name -> its default, and what it did
     "optimizer": ("adamw", "the choice of the optimiser, which is AdamW now"),
 }
 _DEFAULTS: dict[str, Any] = {  # what a run.json says of switches that its kind and method may not have had
-    **{"rank": None, "blocks": None, "levels": None, "read": False, "fusion": "zero_conv", "gain": True},
-    **{"start": 1.0, "start_noise": None, "grid": 8, "dt": 1, "ode": "own", "guidance": "latent", "guidance_cap": 5.0},
-    **{"lpips": None, "consistency": True, "consistency_weight": 1.0, "consistency_cap": True, "shared_t": True},
+    "rank": None,
+    "blocks": None,
+    "levels": None,
+    "read": False,
+    "fusion": "zero_conv",
+    "gain": True,
+    "init": "pretrained",
+    "start": 1.0,
+    "start_noise": None,
+    "grid": 8,
+    "dt": 1,
+    "ode": "own",
+    "guidance": "latent",
+    "guidance_cap": 5.0,
+    "lpips": None,
+    "consistency": 1.0,
+    "consistency_cap": True,
+    "shared_t": True,
 }
 _BASELINES = ("conditional", "cm", "gd")  # for which it said `rollout` all the same
 
@@ -86,5 +113,7 @@ def read_run(folder: Path) -> DistillConfig:
     if kept.get("method") in _BASELINES:
         kept.pop("rollout", None)
     kept.pop("options", None)  # part of task_options
+    weight = kept.pop("consistency_weight", 1.0)
+    kept["consistency"] = weight if kept.get("consistency", True) else 0.0
     said = {name: value for name, value in kept.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
     return DistillConfig(**layer_of(said), run=state)

@@ -16,6 +16,10 @@ from codi_hub.config import yaml_text
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import InvalidInput, UsageError, one_line
 
+class LayerError(UsageError):
+    """A field of a file, preset or override that cannot be: its message names the path as it is written there."""
+
+
 Layer = Mapping[str, Any]
 MAX_FILE = 1 << 18  # bytes of a configuration file; the longest there are have a few thousand
 PRESETS = "codi_hub.config"
@@ -77,7 +81,7 @@ def check_layer(layer: dict[str, Any], origin: str) -> dict[str, Any]:
     try:
         DistillConfig(**layer)
     except UsageError as error:
-        raise UsageError(f"{origin}: {error}" if origin else str(error)) from None
+        raise LayerError(f"{origin}: {error}" if origin else str(error)) from None
     return layer
 
 
