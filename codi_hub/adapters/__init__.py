@@ -1,28 +1,45 @@
-"""Adapter kinds: one file each, found here by name."""
+"""Adapter kinds: one file each, found by name in `KINDS`."""
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.controlnet import ControlAdapter
-from codi_hub.adapters.full import FullAdapter
-from codi_hub.adapters.lora import LoraAdapter
-from codi_hub.adapters.residual import SideAdapter
-from codi_hub.adapters.static import StaticAdapter
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.errors import UsageError
+from typing import TYPE_CHECKING, Any
 
-KINDS: dict[str, Callable[..., Adapter]] = {
-    cls.kind: cls for cls in (ControlAdapter, LoraAdapter, StaticAdapter, SideAdapter, FullAdapter)
-}
+from codi_hub.plugins import Plugins
+
+if TYPE_CHECKING:
+    import torch
+
+    from codi_hub.adapters.adapter import Adapter
+    from codi_hub.backbones.backbone import Backbone
+
+KINDS = Plugins(
+    "adapter kind",
+    "codi_hub.adapters",
+    {
+        "control": "codi_hub.adapters.controlnet:ControlAdapter",
+        "lora": "codi_hub.adapters.lora:LoraAdapter",
+        "static": "codi_hub.adapters.static:StaticAdapter",
+        "residual": "codi_hub.adapters.residual:ResidualAdapter",
+        "full": "codi_hub.adapters.full:FullAdapter",
+    },
+)
+RENAMED = {"side": "residual"}  # names of the first edition
 
 
-def build(kind: str, base: FrozenBase, **config: Any) -> Adapter:
-    """A new adapter of a kind on a base.
+def build(kind: str, base: Backbone, *, device: torch.device | None = None, **config: Any) -> Adapter:
+    """Return a new adapter of a kind on a base.
+
+    Args:
+        kind: a name in `KINDS`.
+        base: the base it belongs to.
+        device: of its tensors (default: the base's).
+        config: what the kind's `Config` has.
 
     Raises:
-        UsageError: an unknown kind.
+        UsageError: an unknown kind, or settings it cannot have.
     """
-    if kind not in KINDS:
-        raise UsageError(f"--kind {kind}: one of {', '.join(KINDS)}")
-    return KINDS[kind](base, **config)
+    from codi_hub.adapters.adapter import configured
+
+    cls = KINDS.load(RENAMED.get(kind, kind))
+    adapter: Adapter = cls(base, configured(cls, config), device)
+    return adapter

@@ -1,109 +1,145 @@
-"""What every kind of adapter is to the engine and the trainer."""
+"""What every kind of adapter is to the engine and the trainer, and what it can be told."""
 
-from typing import Any
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from codi_hub.backbones.unet import Features, FrozenBase
+from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 from codi_hub.errors import UsageError
+from codi_hub.validation import problem
 
 Prepared = list[Tensor]
-"""What an adapter has computed of the conditions of a batch, each (B, ...)."""
+"""What an adapter computed from the conditions of a batch, once per image, each (B, ...)."""
 
-MAX_CHANNELS = 64  # of a condition: pictures and masks, several of them at most
-START_NOISE = 0.5  # of adapters whose files do not say, being from before there was a choice
-MIN_START = 0.02
+MAX_CHANNELS = 64  # of a condition: images and masks, several of them at most
 
 
-class FromNoise:
-    """What stands where an adapter does, and begins with pure noise: the engine's questions, answered so."""
+class AdapterConfig(BaseModel):
+    """What every kind can be told; a kind's own `Config` adds to it."""
 
-    def horizon(self, length: int) -> int:
-        """As `Adapter.horizon`."""
-        return length
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    def begun(self, base: FrozenBase, condition: Any, noise: Tensor) -> Tensor:
-        """As `Adapter.begun`."""
-        return noise
+    condition_channels: int = Field(3, ge=1, le=MAX_CHANNELS)
+    """Channels of the condition, an image in [0, 1]."""
+    start: float = Field(1.0, ge=0.02, le=1)
+    """Where sampling begins, as a share of the schedule; below 1 not with noise but with the condition itself."""
+    start_noise: float = Field(0.0, ge=0, le=1)
+    """With `start` below 1, how much of that time's noise the condition is put under. SDEdit (Meng et al., 2022) takes
+    all of it; with none a seed has no effect."""
+
+    @model_validator(mode="after")
+    def _start_is_an_image(self) -> Self:
+        if self.start < 1 and self.condition_channels == 2:
+            raise ValueError(f"start {self.start}: the condition is no image to start from: leave it out")
+        return self
+
+    def check_trainable(self) -> None:
+        """Raise UsageError for a form that can be loaded and run, but no longer trained."""
 
 
-class Adapter(nn.Module):
-    """A condition's way into the frozen base: what it adds to the base's features, and where sampling begins.
+class Adapter(nn.Module, ABC):
+    """A condition's way into the frozen base: what it adds to the network, and where sampling begins.
 
     Args:
-        condition_channels: channels of the condition, an image in [0, 1].
-        start: where sampling begins, as a share of the schedule. Below 1 it is not with noise but with the condition
-            itself under some of the noise of that time.
-        start_noise: how much of it. SDEdit (Meng et al., 2022) begins with all of it; with none, what the picture has
-            is there from the first step, and a seed changes nothing.
+        backbone: the base it belongs to.
+        config: an instance of the kind's `Config`.
+        device: of the new tensors (default: the base's); `meta` for shapes alone.
 
-    Raises:
-        UsageError: an impossible number of channels, or a start that cannot be.
+    Attributes:
+        kind: the kind's name.
+        Config: the class of what it can be told.
+        scalable: whether `strength` has a meaning for it.
     """
 
-    kind = ""
+    kind: ClassVar[str]
+    Config: ClassVar[type[AdapterConfig]] = AdapterConfig
+    scalable: ClassVar[bool] = True
 
-    def __init__(self, *, condition_channels: int = 3, start: float = 1.0, start_noise: float = START_NOISE):
+    def __init__(self, backbone: Backbone, config: Any, device: torch.device | None = None) -> None:
         super().__init__()
-        if type(condition_channels) is not int or not 1 <= condition_channels <= MAX_CHANNELS:
-            raise UsageError(f"condition_channels {condition_channels!r:.40}: a number from 1 to {MAX_CHANNELS}")
-        if type(start) not in (int, float) or not MIN_START <= start <= 1:
-            raise UsageError(f"--start {start!r:.40}: from {MIN_START} to 1")
-        if type(start_noise) not in (int, float) or not 0 <= start_noise <= 1:
-            raise UsageError(f"--start-noise {start_noise!r:.40}: from 0 to 1")
-        if start < 1 and condition_channels == 2:
-            raise UsageError(f"--start {start}: the condition is no picture to start from: leave it out")
-        self.start, self.start_noise = start, start_noise
-        self.config: dict[str, Any] = {"condition_channels": condition_channels}
-        if start < 1:  # others look as they did before there was such a thing
-            self.config["start"] = start
-            if start_noise != START_NOISE:
-                self.config["start_noise"] = start_noise
+        self.settings: Any = config
 
-    def horizon(self, length: int) -> int:
-        """How many of a schedule's timesteps lie below the start."""
-        return max(1, round(self.start * length))
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings as the adapter's record keeps them."""
+        dumped: dict[str, Any] = self.settings.model_dump(mode="json")
+        return dumped
 
-    def begun(self, base: FrozenBase, condition: Tensor, noise: Tensor) -> Tensor:
-        """z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, C, H, W) under it."""
+    @property
+    def start(self) -> float:
+        """Where sampling begins, as a share of the schedule."""
+        start: float = self.settings.start
+        return start
+
+    def initial_latents(self, backbone: Backbone, condition: Tensor, noise: Tensor) -> Tensor:
+        """Return z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, K, H, W) under it."""
         if self.start == 1:
             return noise
-        t = torch.full((len(noise),), self.horizon(len(base.schedule)) - 1, device=noise.device)
-        return base.schedule.add_noise(base.encode(as_picture(condition.float())), self.start_noise * noise, t)
+        (begin,) = backbone.schedule.grid(1, self.start)
+        t = torch.full((len(noise),), begin, device=noise.device)
+        latents = backbone.encode_condition(condition.float())
+        return backbone.schedule.add_noise(latents, self.settings.start_noise * noise, t)
 
-    def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Prepared:
-        """What no step changes, once per image: (B, C, H, W) in [0, 1] -> [(B, width, H/f, W/f)].
+    @abstractmethod
+    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+        """Compute what no step changes, once per image, from a condition (B, K, H, W) in [0, 1]."""
 
-        Kinds that read the prompt here, (B, tokens, width), must get it.
+    @abstractmethod
+    def residuals(
+        self, backbone: Backbone, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: Prepared
+    ) -> Residuals:
+        """Return what the adapter adds at z_t, per sample. Row k depends on row k of the arguments alone.
+
+        Args:
+            backbone: the base.
+            state: what `Backbone.state` returned at z_t.
+            z_t, t, prompt: see `Backbone.predict`.
+            prepared: what `prepare` returned.
         """
-        raise NotImplementedError
 
-    def conditioned(
-        self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
-    ) -> Features:
-        """h' at z_t; `emb` and `features` are the base's. Row k depends on row k of what is given alone."""
-        raise NotImplementedError
+    def predict(
+        self,
+        backbone: Backbone,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        prepared: Prepared,
+        strength: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the base's network predicts at z_t under the condition, in the base's own parametrisation.
 
-    def corrected(self, emb: Tensor, prediction: Tensor, prepared: Prepared) -> Tensor:
-        """What is made of the network's prediction, (B, C, h, w); most kinds leave it."""
-        return prediction
+        Args:
+            backbone, z_t, t, prompt: see `Backbone.predict`.
+            prepared: what `prepare` returned.
+            strength: (B,), scales what the adapter adds; 0 is the base bit for bit, None is 1.
+        """
+        state = backbone.state(z_t, t, prompt)
+        residuals = self.residuals(backbone, state, z_t, t, prompt, prepared)
+        if strength is not None:
+            residuals = residuals.scaled(strength)
+        return backbone.predict(z_t, t, prompt, residuals=residuals, state=state)
 
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:
-        """What the base's network predicts at z_t under the condition, in the base's prediction type."""
-        emb, features = base.features(z_t, t, prompt)
-        fused = self.conditioned(emb, features, z_t, t, prompt, prepared)
-        return self.corrected(emb, base.finish(emb, fused, prompt), prepared)
-
-    def forward(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, backbone: Backbone, z_t: Tensor, t: Tensor, prompt: Prompt, condition: Tensor) -> Tensor:
         """`predict` from the condition itself: the call that training makes, which wrappers of a module can see."""
-        return self.predict(base, z_t, t, prompt, self.prepare(condition, prompt))
+        return self.predict(backbone, z_t, t, prompt, self.prepare(condition, prompt))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser; each is clipped apart."""
+        """Return the groups for the optimiser; each is clipped apart."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
 
-def as_picture(condition: Tensor) -> Tensor:
-    """What of a condition (B, C, H, W) is a picture, (B, 3, H, W): three channels, or the one it has as gray."""
-    return condition[:, :3] if condition.shape[1] > 1 else condition.expand(-1, 3, -1, -1)
+def configured(adapter: type[Adapter], config: dict[str, Any]) -> Any:
+    """Return the kind's `Config` of plain values.
+
+    Raises:
+        UsageError: a value that cannot be, or a setting that the kind does not have.
+    """
+    try:
+        return adapter.Config(**config)
+    except ValidationError as error:
+        raise UsageError(problem(error, adapter.Config, "adapter")) from None

@@ -1,29 +1,33 @@
-"""Adapters kept resident on a loaded base, the least recently used ones dropped beyond a budget of bytes."""
+"""Adapters kept in memory on a loaded base; beyond a budget of bytes the least recently used are dropped."""
+
+from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import nn
 
-from codi_hub.config.options import ADAPTER_MEMORY
+DEFAULT_BUDGET = 2 * 10**9
 
 
-class Resident:
-    """A cache of loaded adapters. Swapping to a resident one is a dictionary lookup: the base is never touched.
+class AdapterCache:
+    """A cache of loaded adapters. Swapping to a cached one is a dictionary lookup: the base is never touched.
 
     Attributes:
         budget: bytes of adapter weights to keep; the one in use always stays.
     """
 
-    def __init__(self, budget: int = ADAPTER_MEMORY):
+    def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
         self.budget = budget
         self._kept: OrderedDict[str, tuple[nn.Module, int]] = OrderedDict()
 
     def get(self, key: str, load: Callable[[], nn.Module], expected: int = 0) -> nn.Module:
-        """The adapter of a key (its content hash), loaded if it is not here.
+        """Return the adapter of a key (its content hash), loaded if it is not cached.
 
         Args:
-            expected: bytes that it will take, for which room is made before it is loaded.
+            key: of the adapter.
+            load: loads it.
+            expected: bytes that it will take; they are freed before it is loaded.
         """
         if key not in self._kept:
             self._shrink(self.budget - expected, 0)
@@ -33,11 +37,11 @@ class Resident:
         self._shrink(self.budget, 1)
         return self._kept[key][0]
 
-    def _shrink(self, room: int, least: int) -> None:
-        while len(self._kept) > least and self.bytes > room:
+    def _shrink(self, budget: int, least: int) -> None:
+        while len(self._kept) > least and self.bytes > budget:
             self._kept.popitem(last=False)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights held now; what an adapter shares with the base is not its own."""
+        """Bytes of the cached weights; what an adapter shares with the base is not counted."""
         return sum(size for _, size in self._kept.values())

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codi_hub import adapters
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.skeleton import skeleton
-from codi_hub.backbones.unet import Fingerprint, FrozenBase
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.fingerprint import Fingerprint
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
 
 FORMAT_VERSION = 1
@@ -88,8 +90,8 @@ def check(record: AdapterRecord, weights: Path, base: Fingerprint, *, allow_base
         InvalidInput: a kind that is not known here, or weights that are damaged or no floating-point tensors.
     """
     base.check(record.base.family, record.base.sketch, allow_fine_tune=allow_base_mismatch)
-    if record.kind not in adapters.KINDS:
-        known = ", ".join(adapters.KINDS)
+    if adapters.RENAMED.get(record.kind, record.kind) not in adapters.KINDS:
+        known = ", ".join(adapters.KINDS.names())
         raise InvalidInput(
             f"{RECORD}: kind {one_line(record.kind, 40)!r}, and this program knows {known}: upgrade codi-hub"
         )
@@ -119,9 +121,7 @@ def _unreadable(weights: Path, error: Exception) -> InvalidInput:
     return InvalidInput(f"{weights.name}: not readable as adapter weights: {one_line(error, 160)}")
 
 
-def load(
-    weights: Path, record: AdapterRecord, base: FrozenBase, *, allow_base_mismatch: bool = False
-) -> "adapters.Adapter":
+def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mismatch: bool = False) -> Adapter:
     """An adapter ready to run on `base`, in the base's dtype and on its device.
 
     Raises:
@@ -135,7 +135,8 @@ def load(
             "distil the task on this base"
         )
     try:
-        adapter = skeleton(record.kind, base, **record.config)
+        # files of the first edition that state no start_noise were made with half of it
+        adapter = skeleton(record.kind, base, **_first_edition(record.config))
         adapter.load_state_dict(load_file(weights), assign=True)  # mapped: what does not fit is refused unread
     except (UsageError, TypeError) as error:
         raise InvalidInput(f"{RECORD}: config: {one_line(error, 160)}") from error
@@ -148,6 +149,11 @@ def load(
     for parameter in adapter.requires_grad_(False).parameters():
         parameter.data = placed(parameter.data, base.device, base.dtype)
     return adapter.eval()
+
+
+def _first_edition(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with what the first edition left out where it was its default."""
+    return {"start_noise": 0.5} | config if config.get("start", 1) != 1 else config
 
 
 def placed(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

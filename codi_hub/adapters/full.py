@@ -1,35 +1,55 @@
-"""`full`: CoDi as published, everything trained. The adapter carries a U-Net of its own beside its encoder."""
+"""`full`: CoDi as published, everything trained. The adapter carries a U-Net beside its conditional encoder."""
+
+from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Prepared
-from codi_hub.adapters.controlnet import ControlAdapter
-from codi_hub.backbones.unet import FrozenBase, decode_features, encode_features
+from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
+from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.unet import UNetBackbone, UNetState, decode_fused, encode_features
+from codi_hub.errors import UsageError
 
 
 class FullAdapter(ControlAdapter):
-    """A conditional encoder, its fusion, and a trained copy of the base's U-Net; of the base, the text encoder, the
-    autoencoder and the schedule are used.
+    """A conditional encoder, its fusion, and a trained copy of the base's U-Net.
 
-    Args and errors are those of `ControlAdapter`; `pretrained` is about the conditional encoder alone, since the copy
-    of the U-Net is the base's in any case.
+    Of the base, the text encoder, the autoencoder and the schedule are used. `init` is about the conditional encoder
+    alone; the U-Net is always a copy of the base's.
     """
 
-    kind = "full"
+    kind: ClassVar[str] = "full"
+    scalable: ClassVar[bool] = False
 
-    def __init__(self, base: FrozenBase, **config: Any):
-        super().__init__(base, **config)
-        shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in base.unet.parameters()}
-        unet = copy.deepcopy(base.unet, shapes if base.device.type == "meta" else {})
+    def __init__(self, backbone: UNetBackbone, config: ControlConfig, device: torch.device | None = None) -> None:
+        super().__init__(backbone, config, device)
+        meta = (device or backbone.device).type == "meta"
+        shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in backbone.unet.parameters()}
+        unet = copy.deepcopy(backbone.unet, shapes if meta else {})
         self.unet = unet.requires_grad_(True).train()
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared) -> Tensor:
-        """What the adapter's own network predicts at z_t under the condition, in the base's prediction type."""
-        emb, features = encode_features(self.unet, z_t, t, prompt)
-        _, conditional = encode_features(self.encoder, z_t, t, prompt, prepared[0])
-        return decode_features(self.unet, emb, self.fuse(features, conditional), prompt)
+    def predict(
+        self,
+        backbone: Any,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        prepared: Prepared,
+        strength: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the adapter's own network predicts; see `Adapter.predict`.
+
+        Raises:
+            UsageError: a strength: what is added to a network that was trained with it cannot be scaled.
+        """
+        if strength is not None:
+            raise UsageError("an adapter of kind full has no strength: it brings a network of its own")
+        context, timestep = prompt["context"], backbone.schedule.model_time(t)
+        state = UNetState(*encode_features(self.unet, z_t, timestep, context))
+        residuals = self.residuals(backbone, state, z_t, t, prompt, prepared)
+        return decode_fused(self.unet, state, residuals, context)

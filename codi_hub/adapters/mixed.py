@@ -1,52 +1,75 @@
-"""Several adapters on one batch: row k is the k-th one's, and the base's network runs once for all of them."""
+"""Several adapters on one batch: each row has its own, and the base's network runs once for all of them."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codi_hub.adapters.adapter import Adapter, FromNoise, Prepared
+from codi_hub.adapters.adapter import Adapter, Prepared
 from codi_hub.adapters.full import FullAdapter
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 from codi_hub.errors import UsageError
 
 
-class MixedBatch(FromNoise):
+def can_share(adapter: Adapter) -> bool:
+    """Whether an adapter can share a batch with others: it adds to the base's network and brings none of its own."""
+    return not isinstance(adapter, FullAdapter)
+
+
+class MixedBatch:
     """Stands where one adapter does; conditions may differ in their channels.
 
     Args:
-        adapters: one per row of the batch.
+        adapters: one per row of the batch, all with the same `start`.
 
     Raises:
-        UsageError: one of them brings a U-Net of its own, or does not start from noise.
+        UsageError: one of them brings a U-Net of its own, or they start at different times.
     """
 
-    def __init__(self, adapters: Sequence[Adapter]):
-        self.rows: dict[Adapter, Tensor] = {}
-        for adapter in dict.fromkeys(adapters):
-            if isinstance(adapter, FullAdapter):
-                raise UsageError("an adapter of kind full brings its own network, and shares no batch with others")
-            if adapter.start < 1:
-                raise UsageError("an adapter that starts from its condition shares no batch with others")
-            self.rows[adapter] = torch.tensor([k for k, one in enumerate(adapters) if one is adapter])
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        if not all(map(can_share, adapters)):
+            raise UsageError("an adapter of kind full brings its own network, and shares no batch with others")
+        if len({adapter.start for adapter in adapters}) > 1:
+            raise UsageError("adapters that start at different times share no batch")
+        self.start = adapters[0].start
+        self.rows: dict[Adapter, Tensor] = {
+            adapter: torch.tensor([k for k, one in enumerate(adapters) if one is adapter])
+            for adapter in dict.fromkeys(adapters)
+        }
 
-    def prepare(self, conditions: Sequence[Tensor], prompt: Tensor) -> list[Prepared]:
-        """Of each adapter; conditions: (1, C, H, W) each, in the batch's order."""
+    def initial_latents(self, backbone: Backbone, conditions: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """Return z_t of the first step; conditions: (1, K, H, W) each, in the batch's order."""
+        latents = torch.empty_like(noise)
+        for adapter, rows in self.rows.items():
+            latents[rows] = adapter.initial_latents(backbone, torch.cat([conditions[k] for k in rows]), noise[rows])
+        return latents
+
+    def prepare(self, conditions: Sequence[Tensor], prompt: Prompt) -> list[Prepared]:
+        """Return what each adapter prepares; conditions: (1, K, H, W) each, in the batch's order."""
         return [
-            adapter.prepare(torch.cat([conditions[k] for k in rows]), prompt[rows])
+            adapter.prepare(torch.cat([conditions[k] for k in rows]), prompt.rows(rows))
             for adapter, rows in self.rows.items()
         ]
 
-    def predict(self, base: FrozenBase, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: list[Prepared]) -> Tensor:
-        """As `Adapter.predict`, row by row."""
-        emb, features = base.features(z_t, t, prompt)
-        fused = [torch.empty_like(h) for h in features]
+    def predict(
+        self,
+        backbone: Backbone,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        prepared: list[Prepared],
+        strength: Tensor | None = None,
+    ) -> Tensor:
+        """See `Adapter.predict`, row by row."""
+        state: Any = backbone.state(z_t, t, prompt)
+        residuals: Residuals | None = None
         for (adapter, rows), own in zip(self.rows.items(), prepared, strict=True):
-            of_emb, of_z, of_t, of_prompt = (h[rows] for h in (emb, z_t, t.expand(len(z_t)), prompt))
-            part = adapter.conditioned(of_emb, [h[rows] for h in features], of_z, of_t, of_prompt, own)
-            for whole, h in zip(fused, part, strict=True):
-                whole[rows] = h
-        made = base.finish(emb, fused, prompt)
-        for (adapter, rows), own in zip(self.rows.items(), prepared, strict=True):
-            made[rows] = adapter.corrected(emb[rows], made[rows], own)
-        return made
+            part = None if state is None else state.rows(rows)
+            added = adapter.residuals(backbone, part, z_t[rows], t[rows], prompt.rows(rows), own)
+            residuals = added.scatter(rows, residuals, len(z_t))
+        if residuals is not None and strength is not None:
+            residuals = residuals.scaled(strength)
+        return backbone.predict(z_t, t, prompt, residuals=residuals, state=state)

@@ -1,83 +1,75 @@
-"""`side`: a network of its own beside the frozen base: it sees the condition, and may read the prompt, once per image.
+"""`residual`: a feed-forward network on the condition, once per image, added to the frozen base.
 
-Side-tuning (Zhang et al., ECCV 2020): what it finds is added to what the base predicts, and here to the base's first
-features too. Its depth lies where the base has least, at the latents' own resolution, and it is made as networks that
-restore pictures are: residual blocks without normalisation (EDSR, Lim et al., CVPRW 2017). One that reads the prompt is
-normalised all the same, or takes many times as long to recognise anything.
+Side-tuning (Zhang et al., ECCV 2020): its output is added to the base's prediction, and here to the base's first
+features too. Its depth lies where the base has least, at the latents' own resolution, and its form is that of networks
+that restore images: residual blocks without normalisation (EDSR, Lim et al., CVPRW 2017). One that attends to the
+prompt is normalised, or takes many times as long to recognise anything.
+
+Trained without consistency and without noise at the start, it is a regression network, and its record says so.
 """
+
+from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from codi_hub.adapters.adapter import Adapter, Prepared
-from codi_hub.backbones.unet import Features, FrozenBase
+from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
+from codi_hub.backbones.backbone import Prompt, Residuals
+from codi_hub.backbones.unet import OUTPUT, UNetBackbone, UNetState
 from codi_hub.errors import UsageError
 
-BLOCKS, MAX_BLOCKS = 12, 64
 GROUP = 16  # channels of a group in the normalisations, about
-SCALING = 0.1  # of a block's last layer at the beginning, so that many of them stay a small change
+SCALING = 0.1  # initial scale of a block's last layer, so that many of them stay a small change
 TEXT_WIDTH, TEXT_LAYERS, HEADS = 128, 2, 4
 
 
-class SideAdapter(Adapter):
+class ResidualConfig(AdapterConfig):
+    """Settings of kind residual."""
+
+    blocks: int = Field(12, ge=1, le=64)
+    """Residual blocks at each level, on the way down and on the way up."""
+    levels: int = Field(1, ge=1)
+    """Resolutions, each half the one before, with the base's channels. One is enough to restore detail; recognition
+    needs more."""
+    read: bool = False
+    """Cross-attention to the prompt at every level."""
+
+
+class ResidualAdapter(Adapter):
     """Residual blocks on the condition, whose cells of f x f pixels are the latents'.
 
-    Args:
-        base: the base it belongs to; only its shape is taken, and what it makes of an empty prompt.
-        blocks: how many there are, at each level on the way down and on the way up.
-        levels: resolutions, each half the one before, with the base's channels. One is enough to restore detail; what
-            is to be recognised takes more.
-        read: whether it reads the prompt.
-        fusion: "zero_conv", which is what it does.
-        pretrained: has no meaning here.
-        others: see `Adapter`.
-
     Raises:
-        UsageError: see `Adapter`; a number of blocks or levels that cannot be, or another fusion.
+        UsageError: more levels than the base has.
     """
 
-    kind = "side"
+    kind: ClassVar[str] = "residual"
+    Config: ClassVar[type[AdapterConfig]] = ResidualConfig
 
-    def __init__(
-        self,
-        base: FrozenBase,
-        *,
-        blocks: int = BLOCKS,
-        levels: int = 1,
-        read: bool = False,
-        fusion: str = "zero_conv",
-        pretrained: bool = True,
-        **config: Any,
-    ):
-        super().__init__(**config)
-        channels = base.unet.config.block_out_channels
-        if type(blocks) is not int or not 1 <= blocks <= MAX_BLOCKS:
-            raise UsageError(f"--blocks {blocks!r:.40}: a number from 1 to {MAX_BLOCKS}")
-        if type(levels) is not int or not 1 <= levels <= len(channels):
-            raise UsageError(f"--levels {levels!r:.40}: a number from 1 to the base's {len(channels)}")
-        if fusion != "zero_conv":
-            raise UsageError(f"--fusion {fusion!r:.40}: not with --kind side, which replaces no features")
-        if type(read) is not bool:
-            raise UsageError(f"read {read!r:.40}: true or false")
-        self.config |= {"blocks": blocks, "levels": levels, "read": read}
-        unet, widths = base.unet, channels[:levels]
+    def __init__(self, backbone: UNetBackbone, config: ResidualConfig, device: torch.device | None = None) -> None:
+        super().__init__(backbone, config, device)
+        device, unet, factor = device or backbone.device, backbone.unet, backbone.latents.factor
+        channels = unet.config.block_out_channels
+        if config.levels > len(channels):
+            raise UsageError(f"adapter.levels {config.levels}: from 1 to the base's {len(channels)}")
+        widths, blocks, read = channels[: config.levels], config.blocks, config.read
         self.added = [unet.conv_in.out_channels, unet.conv_out.out_channels]
         with torch.device("cpu"):  # where tokens are made, also when the adapter is to have shapes only
-            nothing = base.embed([""])[0] if read else None
-        with torch.device(base.device):
-            cells = self.config["condition_channels"] * base.factor**2
-            self.stem = nn.Sequential(nn.PixelUnshuffle(base.factor), _conv(cells, widths[0]))
-            self.text = None if nothing is None else Text(nothing.to(base.device, torch.float32))
+            empty = backbone.embed([""])["context"][0] if read else None
+        with torch.device(device):
+            cells = config.condition_channels * factor**2
+            self.stem = nn.Sequential(nn.PixelUnshuffle(factor), _conv(cells, widths[0]))
+            self.text = None if empty is None else Text(empty.to(device, torch.float32))
             self.down = nn.ModuleList(Level(width, blocks, read) for width in widths)
             self.up = nn.ModuleList(Level(width, blocks, read) for width in widths[:-1])
             self.smaller = nn.ModuleList(_conv(high, low, stride=2) for high, low in pairwise(widths))
             self.larger = nn.ModuleList(nn.Conv2d(low, high, 1) for high, low in pairwise(widths))
-            # what has found the thing that the text names reads once more, what to do with it
+            # after the object that the text names has been located, the text is attended to once more
             self.last = Level(widths[0], blocks, read) if read else None
             self.out = _conv(widths[0], sum(self.added))
             self.gain = nn.Linear(unet.time_embedding.linear_2.out_features, sum(self.added))
@@ -86,41 +78,35 @@ class SideAdapter(Adapter):
         nn.init.ones_(self.gain.bias)
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, condition: Tensor, prompt: Tensor | None = None) -> Prepared:
-        """What is added at every step: to the base's first features, and to its prediction."""
-        text = None if self.text is None else self.text(prompt)
-        hidden, found = self.stem(condition - 0.5), list[Tensor]()
+    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+        """Return what is added at every step: to the base's first features, and to its prediction."""
+        text = None if self.text is None else self.text(prompt["context"])
+        hidden, features = self.stem(condition - 0.5), list[Tensor]()
         for number, level in enumerate(self.down):
             hidden = level(self.smaller[number - 1](hidden) if number else hidden, text)
-            found.append(hidden)
+            features.append(hidden)
         for number, level in reversed([*enumerate(self.up)]):
-            wider = nn.functional.interpolate(self.larger[number](hidden), size=found[number].shape[2:])
-            hidden = level(found[number] + wider, text)
+            wider = nn.functional.interpolate(self.larger[number](hidden), size=features[number].shape[2:])
+            hidden = level(features[number] + wider, text)
         if self.last is not None:
             hidden = self.last(hidden, text)
         return list(self.out(hidden).split(self.added, dim=1))
 
-    def conditioned(
-        self, emb: Tensor, features: Features, z_t: Tensor, t: Tensor, prompt: Tensor, prepared: Prepared
-    ) -> Features:
-        """h' = h + g(t) r of the first features."""
-        return [torch.addcmul(features[0], self._gains(emb)[0], prepared[0]), *features[1:]]
-
-    def corrected(self, emb: Tensor, prediction: Tensor, prepared: Prepared) -> Tensor:
-        """The prediction + g(t) r."""
-        return torch.addcmul(prediction, self._gains(emb)[1], prepared[1])
-
-    def _gains(self, emb: Tensor) -> tuple[Tensor, ...]:
-        return self.gain(nn.functional.silu(emb))[:, :, None, None].split(self.added, dim=1)
+    def residuals(
+        self, backbone: Any, state: UNetState, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: Prepared
+    ) -> Residuals:
+        """Return g(t) r, of the first features and of the prediction."""
+        gains = self.gain(nn.functional.silu(state.emb))[:, :, None, None].split(self.added, dim=1)
+        return Residuals({"0": gains[0] * prepared[0], OUTPUT: gains[1] * prepared[1]})
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, the text read after the first."""
+    """Residual blocks at one resolution, with cross-attention to the text after the first."""
 
     def __init__(self, width: int, blocks: int, read: bool):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, read) for _ in range(blocks))
-        self.reading = Reading(width) if read else None
+        self.reading = CrossAttention(width) if read else None
 
     def forward(self, hidden: Tensor, text: Tensor | None) -> Tensor:
         for number, block in enumerate(self.blocks):
@@ -146,8 +132,8 @@ class Block(nn.Module):
         return hidden + self.last(nn.functional.relu(self.between(self.first(self.before(hidden)))))
 
 
-class Reading(nn.Module):
-    """Every place asks the text."""
+class CrossAttention(nn.Module):
+    """Every place attends to the text."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -155,20 +141,19 @@ class Reading(nn.Module):
         self.attention = nn.MultiheadAttention(width, HEADS, kdim=TEXT_WIDTH, vdim=TEXT_WIDTH, batch_first=True)
 
     def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
-        """(B, width, h, w) and (B, tokens, TEXT_WIDTH)."""
+        """Attend from (B, width, h, w) to (B, tokens, TEXT_WIDTH)."""
         places = self.norm(hidden.flatten(2).transpose(1, 2))
-        # of few keys the CPU kernel is quick one way only: there and back it takes three times as long as this one
+        # with few keys the CPU kernel is fast forward only: with its backward pass it takes three times as long
         plain = torch.is_grad_enabled() and places.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            told = self.attention(places, text, text, need_weights=False)[0]
-        return hidden + told.transpose(1, 2).reshape(hidden.shape)
+            attended = self.attention(places, text, text, need_weights=False)[0]
+        return hidden + attended.transpose(1, 2).reshape(hidden.shape)
 
 
 class Text(nn.Module):
-    """The base's prompt embeddings as the side network reads them.
+    """A small transformer on the base's prompt embeddings, minus those of an empty prompt.
 
-    Only in what they differ from those of an empty prompt: what all texts have in common can be most of them, and
-    drowns the words.
+    What all texts have in common can be most of an embedding, and outweighs the words.
 
     Args:
         nothing: an empty prompt's embeddings, (tokens, width).
@@ -184,8 +169,8 @@ class Text(nn.Module):
 
     def forward(self, prompt: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, TEXT_WIDTH)."""
-        read: Tensor = self.layers(self.enter(self.norm(prompt - self.nothing)))
-        return read
+        encoded: Tensor = self.layers(self.enter(self.norm(prompt - self.nothing)))
+        return encoded
 
 
 def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:

@@ -1,7 +1,8 @@
-"""Adapters without weights, to put weights into: nothing is drawn, and the second of a kind takes next to no time."""
+"""Adapters without weights, to put weights into: nothing is initialised, and the second of a form takes little time."""
+
+from __future__ import annotations
 
 from collections import OrderedDict
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,33 +10,35 @@ import torch
 from torch import nn
 
 from codi_hub import adapters
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.backbones.backbone import Backbone
 
 KEPT = 8  # forms of adapters, by kind and configuration, that are kept for a base
 
-_forms: WeakKeyDictionary[FrozenBase, dict[str, nn.Module]] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[Backbone, dict[str, nn.Module]] = WeakKeyDictionary()
 
 
-def skeleton(kind: str, base: FrozenBase, **config: Any) -> "adapters.Adapter":
-    """An adapter of which its own tensors have shapes only (device `meta`).
+def skeleton(kind: str, base: Backbone, **config: Any) -> Adapter:
+    """Return an adapter whose tensors have shapes only (device `meta`).
 
     Raises:
-        UsageError: see `adapters.build`. TypeError: a setting that the kind does not have.
+        UsageError: see `adapters.build`.
     """
     forms = _forms.setdefault(base, {})
     key = f"{kind} {sorted(config.items())!r}"
     if key not in forms:
-        shape: Any = SimpleNamespace(unet=base.unet, factor=base.factor, embed=base.embed, device=torch.device("meta"))
-        with shape.device:
-            made = adapters.build(kind, shape, pretrained=False, **config)
+        meta = torch.device("meta")
+        with meta:
+            form = adapters.build(kind, base, device=meta, **config)
         while len(forms) >= KEPT:
             del forms[next(iter(forms))]
-        forms[key] = made
-    return _twin(forms[key])
+        forms[key] = form
+    twin: Adapter = _twin(forms[key])
+    return twin
 
 
 def _twin(module: nn.Module) -> Any:
-    """Modules of their own that hold the same tensors until others are assigned, in a fifth of `deepcopy`'s time."""
+    """Copy modules, which hold the same tensors until others are assigned, in a fifth of `deepcopy`'s time."""
     twin = type(module).__new__(type(module))
     for name, value in vars(module).items():
         twin.__dict__[name] = value.copy() if type(value) in (dict, OrderedDict, set) else value

@@ -1,8 +1,7 @@
-"""What the deep levels of a conditional encoder know, brought to its fine ones.
+"""A top-down pathway beside a conditional encoder: first edition only, loaded and run but not trained.
 
-A ControlNet has no way up: what its deep levels have recognised, such as which thing the prompt names, reaches the fine
-ones of a picture only through the frozen decoder, which was never taught to repaint what it is shown. The way up is a
-feature pyramid's top-down pathway (Lin et al., CVPR 2017).
+A feature pyramid's top-down pathway (Lin et al., CVPR 2017): deep features of the encoder are brought to its fine
+levels, which a ControlNet reaches through the frozen decoder only.
 """
 
 from typing import Any
@@ -15,10 +14,10 @@ GROUP = 16  # channels of a group in the normalisations, about
 
 
 class TopDown(nn.Module):
-    """From the middle up to the first level; at each, to the last layer's features is added what came from below.
+    """From the middle up to the first level; at each, the level below is added to the last layer's features.
 
     Args:
-        encoder: a conditional encoder; its shape is taken, and its middle is where the way up begins.
+        encoder: a conditional encoder, for its shape.
     """
 
     def __init__(self, encoder: Any):
@@ -34,12 +33,12 @@ class TopDown(nn.Module):
         self.norm = nn.ModuleList(nn.GroupNorm(max(1, width // GROUP), width) for width in levels)
         self.conv = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in levels)
         self.out = nn.ModuleList(nn.Conv2d(width, width, 1) for width in levels)
-        for layer in self.out:  # what is new adds nothing yet
+        for layer in self.out:  # adds nothing at initialisation
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Features) -> dict[int, Tensor]:
-        """The encoder's features, conv_in's first -> what to add to some of them, by their places."""
+        """Map the encoder's features, conv_in's first, to what is added to some of them, by their places."""
         hidden, added = features[-1], dict[int, Tensor]()
         for level in reversed(range(len(self.out))):
             lateral = features[self.places[level]]

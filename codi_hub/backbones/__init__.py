@@ -1,1 +1,34 @@
-"""Base models: one file per family, behind one protocol."""
+"""Base models: one file per family, behind the `Backbone` protocol; found by name in `FAMILIES`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codi_hub.plugins import Plugins
+
+if TYPE_CHECKING:
+    import torch
+
+    from codi_hub.backbones.backbone import Backbone
+
+FAMILIES = Plugins("base family", "codi_hub.backbones", {"sd": "codi_hub.backbones.unet:UNetBackbone"})
+
+
+def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+    """Load a base of whichever family it is, in evaluation mode.
+
+    Args:
+        source: a diffusers folder or hub id.
+        device: where to compute.
+        dtype: precision of the networks (default: float32).
+
+    Raises:
+        NotFound, InvalidInput, Mismatch: it is not there, is damaged, or no family supports it.
+    """
+    import torch
+
+    from codi_hub.backbones.sources import local_folder
+
+    folder = local_folder(source)
+    family = next((FAMILIES.load(name) for name in FAMILIES.names() if FAMILIES.load(name).matches(folder)), None)
+    return (family or FAMILIES.load("sd")).load(source, device=device, dtype=dtype or torch.float32)

@@ -1,11 +1,14 @@
-"""The noise schedule, the time grids, and the one place where v, eps and x predictions are converted.
+"""Noise schedules in continuous time, and the one place where network outputs are converted to x_hat and eps_hat.
 
-Notation of PAPER.md: `z_t = alpha_t x + sigma_t eps`, `alpha_t^2 + sigma_t^2 = 1`. A timestep is an index of the base's
-training schedule, 0 (nearly clean) to T - 1 (noise).
+Time is `t` in (0, 1] for every family: 0 is the clean image, 1 the most noise. `z_t = alpha_t x + sigma_t eps`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,25 +17,102 @@ from torch import Tensor
 from codi_hub.errors import Mismatch, UsageError
 
 Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(z_t, t) -> (x_hat, eps_hat); z_t (B, ...), t int64 (B,). The condition and the prompt are bound inside."""
+"""(z_t, t) -> (x_hat, eps_hat): z_t (B, ...), t float (B,) in (0, 1]. Condition and prompt are bound inside."""
+
+CLEAN = 0.0
+"""The time at which alpha = 1 and sigma = 0."""
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
-CLEAN = -1  # the time after timestep 0, where alpha = 1 and sigma = 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
+class Schedule(ABC):
+    """What losses and samplers know of a base's noise: alpha_t, sigma_t, time grids and conversions.
+
+    Attributes:
+        prediction_type: what the network predicts: `epsilon`, `v_prediction`, `sample` or `flow`.
+        max_steps: largest number of sampling steps a grid can have.
+        least: the first time after `CLEAN`, None where time is continuous.
+    """
+
+    prediction_type: str
+    max_steps: int
+    least: float | None = None
+
+    @abstractmethod
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t) of times (B,) in [0, 1], in the dtype of `like` and shaped to multiply it."""
+
+    @abstractmethod
+    def model_time(self, t: Tensor) -> Tensor:
+        """Return what the network is given as its time, (B,)."""
+
+    @abstractmethod
+    def grid(self, steps: int, start: float = 1.0) -> list[float]:
+        """Return the times of `steps` sampling steps, descending from `start`; `CLEAN` follows the last.
+
+        Args:
+            steps: number of steps, from 1.
+            start: where sampling begins, as a share of the schedule in (0, 1].
+
+        Raises:
+            UsageError: more steps than the schedule has.
+        """
+
+    @abstractmethod
+    def time_of(self, u: Tensor) -> Tensor:
+        """Map u, uniform in [0, 1), to times that cover the whole schedule as training samples it."""
+
+    @abstractmethod
+    def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x_hat, eps_hat) from what the network predicts at z_t."""
+
+    @abstractmethod
+    def prediction(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return what a network of this base should predict at t for x and eps: the inverse of `convert`."""
+
+    def add_noise(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return z_t = alpha_t x + sigma_t eps, (B, ...)."""
+        alpha_t, sigma_t = self.at(t, x)
+        return alpha_t * x + sigma_t * eps
+
+    def learning_grid(self, points: int, start: float = 1.0) -> Tensor:
+        """Return the times that few-step training draws from, ascending, float64 (points,).
+
+        8 points contain the grids of 1, 2, 4 and 8 sampling steps.
+        """
+        return torch.tensor(self.grid(points, start)[::-1], dtype=torch.float64)
+
+    def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+        """Wrap a network, (z_t, t) -> its prediction, into a `Denoiser`; converted in float32 or better."""
+
+        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return self.convert(network(z_t, t).float(), z_t, t)
+
+        return denoise
+
+    def _check_steps(self, steps: int, most: int) -> None:
+        if not 1 <= steps <= most:
+            raise UsageError(f"steps {steps}: between 1 and {most} steps can be taken on this base")
+
+
 @dataclass(frozen=True)
-class Schedule:
-    """alpha_t and sigma_t of a base, float64 (T,) on the CPU, and what its network predicts."""
+class VariancePreserving(Schedule):
+    """alpha_t^2 + sigma_t^2 = 1, from a table of T entries; entry k stands at t = (k + 1) / T.
+
+    Attributes:
+        alphas, sigmas: float64 (T,), on the CPU.
+        prediction_type: `epsilon`, `v_prediction` or `sample`.
+    """
 
     alphas: Tensor
     sigmas: Tensor
     prediction_type: str
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Schedule":
-        """Reads a diffusers scheduler config.
+    def from_config(cls, config: Mapping[str, Any]) -> VariancePreserving:
+        """Read a diffusers scheduler config.
 
         Raises:
             Mismatch: an unknown prediction type, or eps-prediction with zero terminal SNR, where x cannot be recovered.
@@ -54,21 +134,47 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.alphas)
 
+    @property
+    def max_steps(self) -> int:  # type: ignore[override]
+        """Number of table entries."""
+        return len(self)
+
+    @property
+    def least(self) -> float:  # type: ignore[override]
+        """Time of the first table entry."""
+        return 1 / len(self)
+
+    def index(self, t: Tensor) -> Tensor:
+        """Return the table entry of each time, int64; -1 for `CLEAN`."""
+        return (t * len(self)).round().long() - 1
+
+    def time(self, index: int) -> float:
+        """Return the time of a table entry."""
+        return (index + 1) / len(self)
+
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t) for timesteps t, int (B,), `CLEAN` among them, shaped to multiply `like`, (B, ...)."""
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        index = t.to("cpu", torch.long)
-        clean = index == CLEAN
+        """See `Schedule.at`; times between two entries count as the nearer one."""
+        index = self.index(t.to("cpu", torch.float64))
+        clean, shape = index < 0, (-1,) + (1,) * (like.ndim - 1)
         alpha_t, sigma_t = self.alphas[index].where(~clean, 1.0), self.sigmas[index].where(~clean, 0.0)
         return alpha_t.to(like).view(shape), sigma_t.to(like).view(shape)
 
-    def add_noise(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """z_t = alpha_t x + sigma_t eps."""
-        alpha_t, sigma_t = self.at(t, x)
-        return alpha_t * x + sigma_t * eps
+    def model_time(self, t: Tensor) -> Tensor:
+        """Return the training timestep, int64: 0 (nearly clean) to T - 1 (noise)."""
+        return self.index(t)
+
+    def grid(self, steps: int, start: float = 1.0) -> list[float]:
+        """Return the trailing grid: evenly spaced entries, ending at the one of `start`."""
+        length = max(1, round(start * len(self)))
+        self._check_steps(steps, length)
+        return [round(length * k / steps) / len(self) for k in range(steps, 0, -1)]
+
+    def time_of(self, u: Tensor) -> Tensor:
+        """Return the times of uniformly drawn entries."""
+        return ((u * len(self)).floor() + 1) / len(self)
 
     def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_hat, eps_hat) from what the network predicts at z_t.
+        """See `Schedule.convert`.
 
         eps: x_hat = (z_t - sigma_t eps) / alpha_t. v: x_hat = alpha_t z_t - sigma_t v and eps_hat = alpha_t v +
         sigma_t z_t. x: eps_hat = (z_t - alpha_t x_hat) / sigma_t. The first two tend to x_hat = z_t as t -> 0; x needs
@@ -80,52 +186,90 @@ class Schedule:
             return alpha_t * z_t - sigma_t * output, alpha_t * output + sigma_t * z_t
         if self.prediction_type == "epsilon":
             return (z_t - sigma_t * output) / alpha_t, output
-        c_skip, c_out = (c.view(alpha_t.shape) for c in boundary(t.to(z_t)))
+        c_skip, c_out = (c.view(alpha_t.shape) for c in boundary(self.index(t).to(z_t)))
         x_hat = c_skip * z_t + c_out * output
         return x_hat, (z_t - alpha_t * x_hat) / sigma_t
 
     def prediction(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The other way round: what a network of this base should predict for x and eps: eps, x, or
-        v = alpha_t eps - sigma_t x (Salimans & Ho, 2022, appendix D)."""
+        """Return eps, x, or v = alpha_t eps - sigma_t x (Salimans & Ho, 2022, appendix D)."""
         if self.prediction_type == "v_prediction":
             alpha_t, sigma_t = self.at(t, x)
             return alpha_t * eps - sigma_t * x
         return eps if self.prediction_type == "epsilon" else x
 
-    def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
-        """Wraps a network, (z_t, t) -> its prediction, so that losses and samplers need not know what it predicts."""
 
-        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return self.convert(network(z_t, t).float(), z_t, t)
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """Straight paths (Liu et al., 2023; Lipman et al., 2023): alpha_t = 1 - t, sigma_t = t, v = eps - x.
 
-        return denoise
+    Attributes:
+        shift: moves sampling times towards the noise, t = shift u / (1 + (shift - 1) u) (Esser et al., 2024, eq. 23);
+            a number, or a function of the number of image tokens (see `for_tokens`).
+        time_scale: the network is given time_scale * t.
+        negated: the network predicts x - eps and is given time_scale * (1 - t), as Z-Image does.
+    """
+
+    shift: float | Callable[[int], float] = 1.0
+    time_scale: float = 1000.0
+    negated: bool = False
+    prediction_type: str = "flow"
+    max_steps: int = 1000
+
+    def for_tokens(self, tokens: int) -> RectifiedFlow:
+        """Return the schedule with its shift for an image of so many tokens."""
+        return replace(self, shift=self.shift(tokens)) if callable(self.shift) else self
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Schedule.at`."""
+        t = t.to(like).view((-1,) + (1,) * (like.ndim - 1))
+        return 1 - t, t
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """Return time_scale * t, or time_scale * (1 - t) where `negated`."""
+        return self.time_scale * (1 - t if self.negated else t)
+
+    def shifted(self, u: Tensor) -> Tensor:
+        """Return t = shift u / (1 + (shift - 1) u)."""
+        if callable(self.shift):
+            raise TypeError("the shift depends on the number of tokens: take `for_tokens(n)` first")
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def grid(self, steps: int, start: float = 1.0) -> list[float]:
+        """Return the shifted times of u = start * k / steps.
+
+        diffusers' pipelines shift themselves and are given u (`sigmas=[1, .75, .5, .25]`).
+        """
+        self._check_steps(steps, self.max_steps)
+        u = start * torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        return [float(t) for t in self.shifted(u)]
+
+    def time_of(self, u: Tensor) -> Tensor:
+        """Return shifted times of 1 - u, in (0, 1]."""
+        return self.shifted(1 - u)
+
+    def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_hat = z_t - t v and eps_hat = z_t + (1 - t) v."""
+        alpha_t, sigma_t = self.at(t, z_t)
+        v = -output if self.negated else output
+        return z_t - sigma_t * v, z_t + alpha_t * v
+
+    def prediction(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return v = eps - x, or its negative."""
+        return x - eps if self.negated else eps - x
 
 
-def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of an x-predicting consistency model: (1, 0) at t = 0, (0, 1) from the first timesteps on."""
-    scaled = (TIMESTEP_SCALING * t) ** 2
+def boundary(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (c_skip, c_out) of an x-predicting consistency model: (1, 0) at index 0, (0, 1) from the first ones on."""
+    scaled = (TIMESTEP_SCALING * index) ** 2
     return SIGMA_DATA**2 / (scaled + SIGMA_DATA**2), (scaled / (scaled + SIGMA_DATA**2)).sqrt()
 
 
-def sampling_timesteps(steps: int, length: int) -> list[int]:
-    """Trailing grid of few-step sampling: `steps` timesteps from T - 1 down, evenly spaced; after the last, clean.
+def resolution_shift(
+    tokens: int, *, base_tokens: int = 256, max_tokens: int = 4096, base_shift: float = 0.5, max_shift: float = 1.15
+) -> float:
+    """Return FLUX.1-dev's shift for an image of so many tokens: exp of a line through two points.
 
-    Sampling that begins in the middle takes a smaller T, see `Adapter.horizon`.
-
-    Raises:
-        UsageError: steps outside 1..length.
+    The constants are those of its scheduler config in diffusers.
     """
-    if not 1 <= steps <= length:
-        raise UsageError(f"--steps {steps}: between 1 and {length} steps can be taken on this base")
-    return [round(length * k / steps) - 1 for k in range(steps, 0, -1)]
-
-
-def learning_timesteps(grid: int, length: int) -> Tensor:
-    """The timesteps training draws from, ascending, int64 (grid,). 8 points hold those of 1, 2, 4 and 8 steps.
-
-    Raises:
-        UsageError: grid outside 1..length.
-    """
-    if not 1 <= grid <= length:
-        raise UsageError(f"--grid {grid}: between 1 and {length} points are possible on this base")
-    return torch.tensor(sampling_timesteps(grid, length)[::-1])
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return math.exp(base_shift + slope * (tokens - base_tokens))

@@ -1,8 +1,11 @@
-"""Few-step inference: conditions, prompts and seeds in, pictures out."""
+"""Few-step inference: requests in, images out. The only place that batches."""
+
+from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,69 +13,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codi_hub.adapters import Adapter
-from codi_hub.adapters.mixed import MixedBatch
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.diffusion.samplers import SAMPLERS
-from codi_hub.diffusion.schedule import sampling_timesteps
+from codi_hub import seeds
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.adapters.mixed import MixedBatch, can_share
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import UsageError, one_line
+from codi_hub.inference.tiling import Window
 
-WHOLES = 4  # how many steps' noise of a picture made in tiles is kept, for its next tiles
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WHOLE_NOISE_KEPT = 4  # noise tensors of whole images that are kept for their next tiles
+AUTO_PIXELS = {"cpu": 1 << 20, "mps": 2 << 20, "cuda": 16 << 20}  # output pixels of an automatic batch
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto|cpu|cuda|mps` -> a device that is here.
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One image to generate.
 
-    Raises:
-        UsageError: unknown, or not on this machine.
+    Attributes:
+        condition: float32 (H, W, K) in [0, 1], of any size.
+        adapter: the adapter that takes it.
+        prompt: text, may be empty.
+        seed: the image's noise depends on it and the image's size alone.
+        strength: scale in [0, 1] of what the adapter adds; 0 is the base bit for bit.
+        window: of a tile: its place in the whole image, `top` and `left` multiples of the base's `multiple`. A tile's
+            noise is its part of the whole image's.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, here in present.items() if here))
-    if not present.get(name.split(":")[0], False):
-        here = ", ".join(kind for kind, there in present.items() if there)
-        raise UsageError(f"--device {name}: not on this machine (here: {here})")
-    return torch.device(name)
+
+    condition: np.ndarray
+    adapter: Adapter
+    prompt: str = ""
+    seed: int = 0
+    strength: float = 1.0
+    window: Window | None = None
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Equal for requests that can share a batch."""
+        alone = None if can_share(self.adapter) else self.adapter
+        return (*self.condition.shape[:2], self.adapter.start, alone)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto|fp32|fp16|bf16` -> a dtype; auto is 16 bit where the device computes faster in it and float32 elsewhere.
+@dataclass(frozen=True)
+class Sampling:
+    """How steps are taken.
 
-    Raises:
-        UsageError: an unknown name.
+    Attributes:
+        steps: number of network evaluations per image.
+        sampler: a name in `codi_hub.diffusion.SAMPLERS`.
+        temperature: scale of the noise. Below 1 the image moves from a sample towards the mean of what the condition
+            allows: less invented detail, fewer wrong pixels.
     """
-    if name == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and computes_bfloat16() else torch.float32
-    if name not in DTYPES:
-        raise UsageError(f"--dtype {name}: one of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+
+    steps: int = 4
+    sampler: str = "ddim"
+    temperature: float = 1.0
 
 
-def computes_bfloat16() -> bool:
-    """Whether the CPU is faster in bfloat16: by AMX, or in AVX-512 where that is not Intel's.
+@dataclass(frozen=True)
+class Generated:
+    """Images in the order of their requests, float32 (H, W, 3) in [0, 1], and the sizes of the batches computed."""
 
-    Intel's takes 1.7 times as long for it as for float32 (a training step of nano), and virtual machines may hide AMX.
-    """
-    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
-    return bool(can.get("amx_tile") or (can.get("avx512_bf16") and "Intel" not in can["cpu_name"]))
-
-
-def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Normal noise, float32 (len(seeds), *shape), each row from its own seed on the CPU: the same in any batch."""
-    return torch.stack([noise(shape, seed) for seed in seeds])
-
-
-def noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Normal noise of one picture, float32."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    images: list[np.ndarray]
+    batches: list[int]
 
 
 @cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What compiles `function` at its first call. Networks are its arguments: adapters of a kind share what is made."""
+    """Return what compiles `function` at its first call. Networks are its arguments: adapters of a kind share it."""
     warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # remarks on diffusers' code
     return torch.compile(function)
 
@@ -81,127 +88,179 @@ class Engine:
     """Runs adapters on one loaded base.
 
     Args:
-        compile: compile the networks at the first pictures; where that fails, `say` gets a line and they run as they
-            are. A batch smaller than one before it, of the same sides, is filled up, for another size would be
+        base: the base.
+        compile: compile the networks at the first images; where that fails, `on_message` gets a line and they run as
+            they are. A batch smaller than one before it, of the same sides, is filled up, since another size would be
             compiled anew.
+        on_message: takes lines for people.
     """
 
-    def __init__(self, base: FrozenBase, *, compile: bool = False, say: Callable[[str], object] = lambda text: None):
-        self.base, self.compile, self.say = base, compile, say
-        self._batches: dict[tuple[int, ...], int] = {}  # pictures in the largest batch compiled, by their sides
-        self._wholes: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()  # noise of a picture made in tiles
+    def __init__(
+        self, base: Backbone, *, compile: bool = False, on_message: Callable[[str], object] = lambda text: None
+    ) -> None:
+        self.base, self.compile, self.on_message = base, compile, on_message
+        self._filled: dict[tuple[int, ...], int] = {}  # images in the largest batch compiled, by their sides
+        self._limits: dict[tuple[int, ...], int] = {}  # batch sizes found to fit the memory, by the images' sides
+        self._whole_noise: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
 
-    @torch.inference_mode()
+    def auto_batch(self, height: int, width: int) -> int:
+        """Return how many images of a size one batch holds unless told otherwise."""
+        pixels = AUTO_PIXELS.get(self.base.device.type, AUTO_PIXELS["cpu"])
+        most = max(1, pixels // max(1, height * width))
+        return min(most, self._limits.get((height, width), most))
+
     def generate(
-        self,
-        adapter: Adapter | MixedBatch,
-        conditions: Sequence[np.ndarray],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int = 4,
-        sampler: str = "ddim",
-        temperature: float = 1.0,
-        windows: Sequence[tuple[int, int, int, int]] | None = None,
-    ) -> list[np.ndarray]:
-        """One picture per condition.
+        self, requests: Sequence[Request], sampling: Sampling = Sampling(), *, batch: int | None = None
+    ) -> Generated:
+        """Generate one image per request; requests of one size share batches, whatever their adapters.
 
         Args:
-            adapter: of all pictures; or each has its own.
-            conditions: float32 (H, W, C) in [0, 1], all of one height and width; any size.
-            seeds: picture k's noise depends on seeds[k] and its size alone.
-            sampler: a name in `codi_hub.diffusion.samplers.SAMPLERS`.
-            temperature: scale of the noise. Below 1 the picture moves from a sample towards the mean of what the
-                condition allows: less invented detail, fewer wrong pixels.
-            windows: of tiles: (top, left, height of the whole picture, its width) in pixels, the first two multiples of
-                `base.multiple`. A tile's noise is its part of the whole picture's.
+            requests: of any sizes.
+            sampling: steps, sampler and temperature of all.
+            batch: images per batch at most; None: what `auto_batch` says. A batch that does not fit the memory is
+                halved and tried again.
 
-        Returns:
-            float32 (H, W, 3) in [0, 1], as large as the conditions.
+        Raises:
+            UsageError: an unknown sampler, more steps than the schedule has, or a strength that an adapter lacks.
+            MemoryError: one image alone does not fit.
         """
-        base = self.base
-        height, width = conditions[0].shape[:2]
-        count, compile = len(conditions), self.compile and not isinstance(adapter, MixedBatch)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for k, request in enumerate(requests):
+            _check_strength(request)
+            groups.setdefault(request.group, []).append(k)
+        images: dict[int, np.ndarray] = {}
+        sizes: list[int] = []
+        for (height, width, *_), rows in groups.items():
+            left = list(rows)
+            while left:
+                part = left[: batch or self.auto_batch(height, width)]
+                outputs, part = self._fitting(requests, part, sampling)
+                images.update(zip(part, outputs, strict=True))
+                sizes.append(len(part))
+                left = left[len(part) :]
+        return Generated([images[k] for k in range(len(requests))], sizes)
+
+    def _fitting(
+        self, requests: Sequence[Request], rows: list[int], sampling: Sampling
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Generate as many of the rows as fit the memory: all, else half of them, and so on."""
+        while True:
+            try:
+                return self._batch([requests[k] for k in rows], sampling), rows
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                failure: BaseException | None = error
+            except RuntimeError as error:
+                if "allocate" not in str(error):  # torch's CPU allocator has no class of its own
+                    raise
+                failure = error
+            if len(rows) == 1:
+                raise MemoryError("one image alone does not fit the memory") from failure
+            failure = None  # its frames keep the batch's tensors
+            rows = rows[: len(rows) // 2]
+            self._limits[requests[rows[0]].condition.shape[:2]] = len(rows)
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[np.ndarray]:
+        """Generate one batch of requests that have one size and one start."""
+        base, count = self.base, len(requests)
+        height, width = requests[0].condition.shape[:2]
+        adapters = list(dict.fromkeys(request.adapter for request in requests))
+        compile = self.compile and len(adapters) == 1
         if compile:
-            fill = [-1] * (self._batches.get((height, width), 0) - count)
-            rows = [*range(count), *fill]
-            conditions, prompts, seeds = ([of[k] for k in rows] for of in (conditions, prompts, seeds))
-            windows = windows and [windows[k] for k in rows]
-        predict, decode = (self._made(of, compile) for of in (type(adapter).predict, FrozenBase.decode))
-        size = self._latent_size(height, width)
-
-        def drawn(number: int) -> Tensor:
-            """Of the sampler's step of that number; 0 is what it starts from."""
-            own = [(seed + 7919 * number) % 2**63 for seed in seeds]
-            return temperature * self._noise(own, size, windows).to(base.device)
-
-        given = self._given(adapter, conditions)
-        prompt = base.embed(list(prompts))
-        prepared = adapter.prepare(given, prompt)
+            missing = self._filled.get((height, width), 0) - count
+            requests = [*requests, *[requests[-1]] * max(0, missing)]
+        adapter: Any = adapters[0] if len(adapters) == 1 else MixedBatch([request.adapter for request in requests])
+        predict, decode = (self._compiled(of, compile) for of in (type(adapter).predict, type(base).decode))
+        condition = self._conditions(requests, mixed=len(adapters) > 1)
+        prompt = base.embed([request.prompt for request in requests])
+        prepared = adapter.prepare(condition, prompt)
+        strength = _strengths(requests, base)
         denoise = base.schedule.denoiser(
-            lambda z_t, t: predict(adapter, base, z_t.to(prompt.dtype), t, prompt, prepared)
+            lambda z_t, t: predict(adapter, base, z_t.to(base.dtype), t, prompt, prepared, strength)
         )
-        timesteps = sampling_timesteps(steps, adapter.horizon(len(base.schedule)))
-        begun = adapter.begun(base, given, drawn(0))
-        x_hat = SAMPLERS[sampler](denoise, begun, timesteps, base.schedule, lambda number: drawn(number + 1))
+
+        def noise(number: int) -> Tensor:
+            """Return the noise of a sampling step; 0 is the initial noise."""
+            return sampling.temperature * self._noise(requests, number).to(base.device)
+
+        initial = adapter.initial_latents(base, condition, noise(0))
+        times = base.schedule.grid(sampling.steps, adapter.start)
+        sample = SAMPLERS.load(sampling.sampler)
+        x_hat = sample(denoise, initial, times, base.schedule, lambda number: noise(number + 1))
         images = decode(base, x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         if compile:
-            self._batches[height, width] = len(images)
+            self._filled[height, width] = len(images)
         return list(images.permute(0, 2, 3, 1).cpu().numpy()[:count])
 
-    def _made(self, function: Callable[..., Tensor], compile: bool) -> Callable[..., Tensor]:
-        """The function itself, or compiled; with what cannot be compiled, all goes on as it is."""
+    def _compiled(self, function: Callable[..., Tensor], compile: bool) -> Callable[..., Tensor]:
+        """Return the function itself, or compiled; where that fails, everything goes on uncompiled."""
         if not compile:
             return function
         from torch._dynamo.exc import TorchDynamoException
 
-        def tried(*given: Any) -> Tensor:
+        def attempt(*arguments: Any) -> Tensor:
             if self.compile:
                 try:
-                    return compiled(function)(*given)
+                    return compiled(function)(*arguments)
                 except TorchDynamoException as error:
                     self.compile = False
-                    self.say(f"--compile: going on without it: {one_line(error, 120)}")
-            return function(*given)
+                    self.on_message(f"compile: going on without it: {one_line(error, 120)}")
+            return function(*arguments)
 
-        return tried
+        return attempt
 
-    def _given(self, adapter: Adapter | MixedBatch, conditions: Sequence[np.ndarray]) -> Any:
-        """Conditions as the adapter takes them."""
+    def _conditions(self, requests: Sequence[Request], *, mixed: bool) -> Any:
+        """Return the conditions (B, K, H, W), or (1, K, H, W) each where adapters differ."""
 
         def tensor(images: Sequence[np.ndarray]) -> Tensor:
-            stacked = pad(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.base.multiple)
+            stacked = pad(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.base.latents.multiple)
             return stacked.to(self.base.device, self.base.dtype, memory_format=torch.channels_last)
 
-        if isinstance(adapter, MixedBatch):
-            return [tensor([image]) for image in conditions]
-        return tensor(conditions)
+        images = [request.condition for request in requests]
+        return [tensor([image]) for image in images] if mixed else tensor(images)
 
-    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Cells of a picture's latent, padded to what the base can take."""
-        multiple, f = self.base.multiple, self.base.factor
-        return -(-height // multiple) * multiple // f, -(-width // multiple) * multiple // f
-
-    def _noise(
-        self, seeds: Sequence[int], size: tuple[int, int], windows: Sequence[tuple[int, int, int, int]] | None
-    ) -> Tensor:
-        """(B, C, h, w) with (h, w) = size; of a window, its part of the whole picture's."""
-        channels, f = self.base.unet.config.in_channels, self.base.factor
-        if windows is None:
-            return seeded_noise(seeds, (channels, *size))
-        parts = []
-        for seed, (top, left, *whole) in zip(seeds, windows, strict=True):
-            height, width = self._latent_size(*whole)
-            key = (seed, height, width)
-            if key not in self._wholes:
-                while len(self._wholes) >= WHOLES:
-                    self._wholes.popitem(last=False)
-                self._wholes[key] = noise((channels, height, width), seed)
-            parts.append(self._wholes[key][:, top // f : top // f + size[0], left // f : left // f + size[1]])
+    def _noise(self, requests: Sequence[Request], step: int) -> Tensor:
+        """Return (B, C, h, w) on the CPU; of a tile, its part of the whole image's noise."""
+        latents, parts = self.base.latents, []
+        for request in requests:
+            size = latents.size(*request.condition.shape[:2])
+            seed = seeds.sampling_noise(request.seed, step)
+            if request.window is None:
+                parts.append(gaussian((latents.channels, *size), seed))
+                continue
+            top, left, *whole = request.window
+            key = (seed, *latents.size(*whole))
+            if key not in self._whole_noise:
+                while len(self._whole_noise) >= WHOLE_NOISE_KEPT:
+                    self._whole_noise.popitem(last=False)
+                self._whole_noise[key] = gaussian((latents.channels, *key[1:]), seed)
+            y, x = top // latents.factor, left // latents.factor
+            parts.append(self._whole_noise[key][:, y : y + size[0], x : x + size[1]])
         return torch.stack(parts)
 
 
+def gaussian(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return standard normal noise of one image, float32, drawn on the CPU: the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def pad(images: Tensor, multiple: int) -> Tensor:
-    """Pads (B, C, H, W) on the right and below to a multiple, by repeating the border."""
+    """Pad (B, C, H, W) on the right and below to a multiple, by repeating the border."""
     below, right = -images.shape[2] % multiple, -images.shape[3] % multiple
     return torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
+
+
+def _check_strength(request: Request) -> None:
+    if not 0 <= request.strength <= 1:
+        raise UsageError(f"strength {request.strength}: from 0 to 1")
+    if request.strength != 1 and not request.adapter.scalable:
+        raise UsageError(f"strength {request.strength}: an adapter of kind {request.adapter.kind} has no strength")
+
+
+def _strengths(requests: Sequence[Request], base: Backbone) -> Tensor | None:
+    """Return the strengths (B,), None where all are 1."""
+    if all(request.strength == 1 for request in requests):
+        return None
+    return torch.tensor([request.strength for request in requests], device=base.device, dtype=base.dtype)

@@ -1,16 +1,139 @@
-"""The loss of conditional diffusion distillation (PAPER.md, "Training"; Mei et al., CVPR 2024, Algorithm 1)."""
+"""The loss of conditional diffusion distillation (Mei et al., CVPR 2024, Algorithm 1; docs/method.md)."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
+from codi_hub.diffusion.samplers import rollout
 from codi_hub.diffusion.schedule import Denoiser, Schedule
+from codi_hub.errors import UsageError
+from codi_hub.losses import GUIDANCE
+from codi_hub.losses.guidance import GuidanceInput, Lpips
+from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms
+from codi_hub.losses.time import neighbours
 
+Ode = Literal["own", "noise", "none"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(x, x_hat), latents (B, ...) -> scalar: the guidance term d_x."""
+
+
+class CoDiConfig(MethodConfig):
+    """Switches of the paper's ablations, and those this project adds: both caps, `relative` guidance and `rollout`."""
+
+    grid: int = Field(8, ge=2)
+    """Points of the time grid that training draws from."""
+    dt: int = Field(1, ge=1)
+    """Grid points between the student's time and the target's."""
+    shared_t: bool = True
+    """One time for the whole batch, or one per sample."""
+    ode: Ode = "own"
+    """How z at the earlier time is computed: the network's own PF-ODE step, the true noise, or no step at all."""
+    guidance: str = "latent"
+    """Where the prediction is compared with the ground truth: latent, relative (in latents, each pair's error relative
+    to the change from condition to target), roundtrip, pixel, lpips, or off."""
+    guidance_cap: float | None = Field(5.0, gt=0)
+    """Largest weight of the guidance term on an eps-predicting base, where it grows as sigma^2 / alpha^2."""
+    lpips: Path | None = None
+    """Weights of the perceptual network of guidance lpips."""
+    consistency: float = Field(1.0, ge=0)
+    """Weight of the self-consistency term in the noise prediction; 0 trains without it."""
+    consistency_cap: bool = True
+    """Bound the consistency term's weight on x at small times by min(1, 2 sigma_s^2 / alpha_s^2)."""
+    rollout: float | None = Field(None, ge=0, le=1)
+    """Share of the steps that start from a state of the sampler itself instead of the noised image (default: 1 where
+    sampling begins with an image without noise, else 0)."""
+
+
+class PECoDi(Method):
+    """CoDi for the adapter alone: the base stays frozen (parameter-efficient CoDi)."""
+
+    Config: ClassVar[type[MethodConfig]] = CoDiConfig
+    default_kind: ClassVar[str] = "static"
+    config: CoDiConfig
+
+    def __init__(self, config: CoDiConfig, device: torch.device) -> None:
+        """See `Method`.
+
+        Raises:
+            UsageError: switches that exclude each other. InvalidInput: unreadable LPIPS weights.
+        """
+        super().__init__(config, device)
+        if config.dt >= config.grid:
+            raise UsageError(f"loss.dt {config.dt}: less than loss.grid ({config.grid})")
+        if config.rollout and not config.shared_t:
+            raise UsageError("loss.rollout needs one time for the whole batch: leave out loss.shared_t=false")
+        if config.guidance == "lpips" and config.lpips is None:
+            raise UsageError("loss.guidance lpips needs a network: name its weights with loss.lpips")
+        if config.guidance == "off" and not config.consistency:
+            raise UsageError("nothing would be trained: loss.guidance is off and loss.consistency is 0")
+        self._guidance = None if config.guidance == "off" else GUIDANCE.load(config.guidance)
+        self._lpips = Lpips(config.lpips).to(device) if config.lpips else None
+
+    @property
+    def needs_targets(self) -> bool:
+        """See `Method.needs_targets`."""
+        return bool(getattr(self._guidance, "needs_targets", False))
+
+    def weights(self) -> dict[str, float]:
+        """See `Method.weights`."""
+        terms = {} if self._guidance is None else {"guidance": 1.0}
+        return terms | ({"consistency": self.config.consistency} if self.config.consistency else {})
+
+    def loss(self, context: StepContext) -> Terms:
+        """Return `codi_loss` at a time of the learning grid."""
+        config = self.config
+        t, s = neighbours(context, config.grid, config.dt, config.shared_t)
+        return codi_loss(
+            context.student,
+            context.ema,
+            context.x,
+            context.eps,
+            (t, s),
+            context.schedule,
+            config=config,
+            guidance=self._distance(context),
+            z_t=self._sampler_state(context, t),
+        )
+
+    def _distance(self, context: StepContext) -> Distance | None:
+        term = self._guidance
+        if term is None:
+            return None
+        return lambda x, x_hat: term(
+            GuidanceInput(x, x_hat, context.backbone, context.condition, context.targets, self._lpips)
+        )
+
+    @torch.no_grad()
+    def _sampler_state(self, context: StepContext, t: Tensor) -> Tensor | None:
+        """Return the sampler's state at t after a walk along some grid points; None in steps on noised data.
+
+        Where the sampler begins with its condition, the grid's last time is trained on that state in all steps.
+        """
+        grid = context.schedule.learning_grid(self.config.grid, context.start).float()
+        first, *coins = torch.rand(1 + len(grid), generator=context.rollout).tolist()
+        *lower, top = grid.tolist()
+        if first >= (self.config.rollout or 0.0):
+            if context.initial is context.eps:
+                return None
+            noised = context.schedule.add_noise(context.x, context.eps, t)
+            return torch.where((t == top)[:, None, None, None], context.initial, noised)
+        now = float(t[0])
+        between = [point for point, coin in zip(lower, coins, strict=False) if now < point and coin < 0.5]
+        walk = [top, *reversed(between), *([now] if now < top else [])]
+        return rollout(context.ema, context.initial, walk, context.schedule)
+
+
+class CoDi(PECoDi):
+    """CoDi for everything: the adapter and a copy of the base's network are trained."""
+
+    trains_base: ClassVar[bool] = True
+    default_kind: ClassVar[str] = "full"
 
 
 def latent_l2(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -18,86 +141,97 @@ def latent_l2(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x_hat - x).square().mean()
 
 
-@dataclass(frozen=True)
-class LossOptions:
-    """The switches of the paper's ablations, and the two this project adds (`consistency_cap`, `guidance_cap`)."""
-
-    ode: Literal["own", "noise", "none"] = "own"  # the model's own PF-ODE step; the true noise; no step (z_s from x)
-    consistency: bool = True
-    consistency_weight: float = 1.0
-    consistency_cap: bool = True
-    guidance_cap: float | None = 5.0  # eps-prediction weighs x by sigma_t^2 / alpha_t^2: no more than this
-
-
-def consistency_weight(schedule: Schedule, s: Tensor, like: Tensor, *, capped: bool) -> Tensor:
-    """Weight of the noise-consistency term at s.
-
-    In noise space the term is x-consistency times alpha_s^2 / sigma_s^2, heavy near s = 0, where it makes drift grow
-    with the number of sampling steps. Capped by min(1, 2 sigma_s^2 / alpha_s^2), x-consistency never
-    weighs more than 2.
-    """
-    alpha_s, sigma_s = schedule.at(s, like)
-    return (2 * sigma_s**2 / alpha_s**2).clamp(max=1.0) if capped else torch.ones_like(sigma_s)
-
-
-def step_to(schedule: Schedule, x: Tensor, x_hat: Tensor, eps: Tensor, eps_hat: Tensor, s: Tensor, ode: str) -> Tensor:
-    """z_hat_s, the point at which the target network is asked (no gradient passes through it)."""
-    if ode == "own":
-        return schedule.add_noise(x_hat, eps_hat, s).detach()
-    return schedule.add_noise(x_hat if ode == "noise" else x, eps, s).detach()
-
-
 def codi_loss(
     student: Denoiser,
     target: Denoiser,
     x: Tensor,
     eps: Tensor,
-    t: Tensor,
-    s: Tensor,
+    times: tuple[Tensor, Tensor],
     schedule: Schedule,
     *,
-    options: LossOptions = LossOptions(),
+    config: CoDiConfig = CoDiConfig(),
     guidance: Distance | None = latent_l2,
     z_t: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """One evaluation of the CoDi loss.
+) -> Terms:
+    """Evaluate the CoDi loss once (Algorithm 1).
 
     Args:
         student, target: the network being trained and its moving average, the condition bound inside.
-        x, eps: clean latents of unit deviation and the noise added to them, (B, C, h, w).
-        t, s: timesteps, int64 (B,), s < t; the same number in every row unless mixed t is being tried.
+        x, eps: clean latents of unit variance and the noise added to them, (B, C, h, w).
+        times: (t, s), each (B,), s < t; the same number in every row unless `shared_t` is off.
+        schedule: of the base.
+        config: the switches.
         guidance: d_x, or None to train without it.
-        z_t: where the student is asked, instead of at x noised by eps.
+        z_t: where the student is evaluated, instead of at x noised by eps.
 
     Returns:
         the terms to be summed: `guidance` and `consistency`, scalars. One that is switched off is absent.
     """
+    t, s = times
     z_t = schedule.add_noise(x, eps, t) if z_t is None else z_t
     x_hat_t, eps_hat_t = student(z_t, t)
     terms = {}
     if guidance is not None:
-        terms["guidance"] = guidance(x, x_hat_t) * guidance_scale(schedule, t, options.guidance_cap)
-    if options.consistency:
-        z_hat_s = step_to(schedule, x, x_hat_t, eps, eps_hat_t, s, options.ode)
+        terms["guidance"] = guidance(x, x_hat_t) * guidance_scale(schedule, t, config.guidance_cap)
+    if config.consistency:
+        z_hat_s = step_to(schedule, x, x_hat_t, eps, eps_hat_t, s, config.ode)
         with torch.no_grad():
-            _, eps_hat_s = target(z_hat_s, s)
-            weight = options.consistency_weight * consistency_weight(schedule, s, x, capped=options.consistency_cap)
-        terms["consistency"] = (weight * (eps_hat_t - eps_hat_s).square()).mean()
+            x_hat_s, eps_hat_s = target(z_hat_s, s)
+            weight = config.consistency * consistency_weight(schedule, s, x, capped=config.consistency_cap)
+        distance = (eps_hat_t - eps_hat_s).square()
+        if config.ode == "own":
+            distance = _with_velocity_form(distance, schedule, t, s, (x_hat_t, eps_hat_t), (x_hat_s, eps_hat_s))
+        terms["consistency"] = (weight * distance).mean()
     return terms
 
 
+def _with_velocity_form(
+    distance: Tensor,
+    schedule: Schedule,
+    t: Tensor,
+    s: Tensor,
+    student: tuple[Tensor, Tensor],
+    target: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return the consistency distance, in velocity form where the noise form has no gradient at alpha_t = 0.
+
+    z_hat_s is the student's own step, so both predictions agree on it and eps_hat_t - eps_hat_s =
+    alpha_s (v_t - v_s), v the velocity at s that belongs to (x_hat, eps_hat). The values are equal. Through eps_hat_t
+    alone the gradient is proportional to alpha_t: nothing where one-step sampling starts. Taken on a flow at every
+    time ((1 - s)^2 ||v_t - v_s||^2) and on a v-predicting base where alpha_t = 0; see docs/method.md.
+    """
+    if schedule.prediction_type not in ("flow", "v_prediction"):
+        return distance
+    alpha_t, _ = schedule.at(t, distance)
+    use = torch.ones_like(alpha_t, dtype=torch.bool) if schedule.prediction_type == "flow" else alpha_t.abs() < 1e-6
+    if not use.any():
+        return distance
+    alpha_s, _ = schedule.at(s, distance)
+    velocity = alpha_s**2 * (schedule.prediction(*student, s) - schedule.prediction(*target, s)).square()
+    return torch.where(use, velocity, distance)
+
+
+def consistency_weight(schedule: Schedule, s: Tensor, like: Tensor, *, capped: bool) -> Tensor:
+    """Return the weight of the noise-consistency term at s, shaped to multiply `like`.
+
+    In noise space the term is x-consistency times alpha_s^2 / sigma_s^2, large near s = 0, where it lets drift grow
+    with the number of sampling steps. Capped by min(1, 2 sigma_s^2 / alpha_s^2), x-consistency has a weight of at
+    most 2.
+    """
+    alpha_s, sigma_s = schedule.at(s, like)
+    return (2 * sigma_s**2 / alpha_s**2).clamp(max=1.0) if capped else torch.ones_like(sigma_s)
+
+
+def step_to(schedule: Schedule, x: Tensor, x_hat: Tensor, eps: Tensor, eps_hat: Tensor, s: Tensor, ode: Ode) -> Tensor:
+    """Return z_hat_s, where the target network is evaluated; no gradient passes through it."""
+    if ode == "own":
+        return schedule.add_noise(x_hat, eps_hat, s).detach()
+    return schedule.add_noise(x_hat if ode == "noise" else x, eps, s).detach()
+
+
 def guidance_scale(schedule: Schedule, t: Tensor, cap: float | None) -> float:
-    """Factor on d_x that holds its weight on an eps-predicting base's error, sigma_t^2 / alpha_t^2, at `cap`."""
+    """Return the factor on d_x that bounds its weight on an eps-predicting base's error, sigma_t^2 / alpha_t^2."""
     if cap is None or schedule.prediction_type != "epsilon":
         return 1.0
-    alpha_t, sigma_t = schedule.at(t, schedule.alphas[:1])
-    ratio = (sigma_t**2 / alpha_t**2).mean().item()
-    return min(1.0, cap / ratio)
-
-
-@torch.no_grad()
-def update_ema(target: nn.Module, student: nn.Module, gamma: float) -> None:
-    """theta_minus <- gamma theta_minus + (1 - gamma) theta."""
-    pairs = zip(target.parameters(), student.parameters(), strict=True)
-    kept, trained = zip(*((average, value.to(average)) for average, value in pairs), strict=True)
-    torch._foreach_lerp_(kept, trained, 1 - gamma)
+    alpha_t, sigma_t = schedule.at(t, torch.zeros(1, dtype=torch.float64))
+    return min(1.0, cap / (sigma_t**2 / alpha_t**2).mean().item())

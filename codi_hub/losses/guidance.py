@@ -1,19 +1,90 @@
-"""d_x, the conditional guidance term: the four distances the paper compares, one for edits, and none."""
+"""d_x, the conditional guidance term: the four distances the paper compares, and one for edits.
 
+Each is a function of a `GuidanceInput`, registered in `codi_hub.losses.GUIDANCE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.errors import InvalidInput
-from codi_hub.losses.codi import Distance, latent_l2
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.errors import InvalidInput, one_line
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
-LEAST_CHANGE = 0.01  # of the latents' variance, about what an autoencoder changes: less is nothing to be learnt
 TAPS = (3, 8, 15, 22, 29)  # the ReLU layers that LPIPS compares
+LEAST_CHANGE = 0.01  # of the latents' variance, about what an autoencoder changes: less is no edit
+
+
+@dataclass(frozen=True)
+class GuidanceInput:
+    """One prediction and its ground truth.
+
+    Attributes:
+        x, x_hat: clean and predicted latents, (B, C, h, w).
+        backbone: encodes and decodes.
+        condition: images in [0, 1], (B, K, H, W).
+        targets: ground truth in [0, 1], (B, 3, H, W), for terms with `needs_targets`.
+        lpips: the perceptual network, for `lpips`.
+    """
+
+    x: Tensor
+    x_hat: Tensor
+    backbone: Backbone
+    condition: Tensor
+    targets: Tensor | None = None
+    lpips: Lpips | None = None
+
+
+def on_images(term: Any) -> Any:
+    """Mark a term that compares images, so that ground truth is kept beside the latents."""
+    term.needs_targets = True
+    return term
+
+
+def latent(g: GuidanceInput) -> Tensor:
+    """Mean squared error in latent space, the paper's default."""
+    return (g.x_hat - g.x).square().mean()
+
+
+def relative(g: GuidanceInput) -> Tensor:
+    """Mean over pairs of the latent error divided by the change from the condition to the target.
+
+    With an absolute error, an object that is recoloured, a hundredth of the image, has next to no weight beside a
+    change of the light on all of it.
+    """
+    with torch.no_grad():
+        source = g.backbone.encode_condition(g.condition)
+    each = (1, 2, 3)
+    change = (g.x - source).square().mean(each) + LEAST_CHANGE
+    return ((g.x_hat - g.x).square().mean(each) / change).mean()
+
+
+def roundtrip(g: GuidanceInput) -> Tensor:
+    """Mean squared error of E(D(x_hat)) against x."""
+    return (g.backbone.encode(g.backbone.decode(g.x_hat)) - g.x).square().mean()
+
+
+@on_images
+def pixel(g: GuidanceInput) -> Tensor:
+    """Mean squared error of the decoded image."""
+    assert g.targets is not None  # `needs_targets`
+    return (g.backbone.decode(g.x_hat) - g.targets).square().mean()
+
+
+@on_images
+def lpips(g: GuidanceInput) -> Tensor:
+    """LPIPS of the decoded image (over-saturates at few steps, as the paper reports)."""
+    assert g.targets is not None  # `needs_targets`
+    assert g.lpips is not None  # the method loads it
+    distance: Tensor = g.lpips(g.backbone.decode(g.x_hat), g.targets)
+    return distance
 
 
 class Lpips(nn.Module):
@@ -43,8 +114,7 @@ class Lpips(nn.Module):
         try:
             self.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InvalidInput(f"--lpips {weights}: not LPIPS weights for VGG-16: {reason}") from error
+            raise InvalidInput(f"{weights}: not LPIPS weights for VGG-16: {one_line(error, 160)}") from error
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
@@ -53,7 +123,7 @@ class Lpips(nn.Module):
     deviation: Tensor
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W) -> mean distance, a scalar."""
+        """Return the mean distance of images in [0, 1], (B, 3, H, W), a scalar."""
         a, b = ((image - self.mean) / self.deviation for image in (a, b))
         total = a.new_zeros(())
         for k, layer in enumerate(self.features):
@@ -62,34 +132,3 @@ class Lpips(nn.Module):
                 unit_a, unit_b = (f / (f.square().sum(1, keepdim=True) + 1e-10).sqrt() for f in (a, b))
                 total = total + self.get_submodule(f"lin{TAPS.index(k)}")((unit_a - unit_b).square()).mean()
         return total
-
-
-def relative_l2(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
-    """`latent_l2` of each pair relative to that of leaving the source as it is.
-
-    Else a thing painted over, a hundredth of the picture, is not learnt at all beside night that falls on all of it.
-    """
-    apart = (1, 2, 3)
-    return ((x_hat - x).square().mean(apart) / ((x - source).square().mean(apart) + LEAST_CHANGE)).mean()
-
-
-def distance(
-    name: str, base: FrozenBase, targets: Tensor | None, lpips: Lpips | None = None, source: Tensor | None = None
-) -> Distance | None:
-    """The guidance term of a name, for one batch.
-
-    Args:
-        name: `latent`, `relative` (to the change that is wanted), `roundtrip` (E(D(x_hat)) against x), `pixel`
-            (D(x_hat) against the target), `lpips` or `off`.
-        targets: pictures in [0, 1], (B, 3, H, W); needed by `pixel` and `lpips`.
-        source: latents of the condition, (B, C, h, w); needed by `relative`.
-    """
-    if name == "roundtrip":
-        return lambda x, x_hat: latent_l2(x, base.encode(base.decode(x_hat)))
-    if name == "pixel":
-        return lambda x, x_hat: (base.decode(x_hat) - targets).square().mean()  # type: ignore[operator]
-    if name == "lpips":
-        return lambda x, x_hat: lpips(base.decode(x_hat), targets)  # type: ignore[misc]
-    if name == "relative":
-        return lambda x, x_hat: relative_l2(x, x_hat, source)  # type: ignore[arg-type]
-    return latent_l2 if name == "latent" else None

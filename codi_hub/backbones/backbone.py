@@ -1,0 +1,210 @@
+"""What the rest of the code knows of a base model: the `Backbone` protocol, and the values that pass through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from codi_hub.backbones.fingerprint import Fingerprint
+    from codi_hub.diffusion.schedule import Schedule
+
+PROMPT_CACHE = 512  # prompt embeddings kept, by text
+EMBED_BATCH = 64  # prompts per forward pass of the text encoders
+
+Index = Tensor | slice | Sequence[int]
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shape of a base's latents.
+
+    Attributes:
+        channels: channels of a latent as losses and samplers see it.
+        factor: pixels per latent cell along a side.
+        multiple: sides of images must be multiples of this many pixels.
+        native_size: side in pixels of the images the base was trained on.
+    """
+
+    channels: int
+    factor: int
+    multiple: int
+    native_size: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the latent (h, w) of an image in pixels, its sides rounded up to `multiple`."""
+        m, f = self.multiple, self.factor
+        return -(-height // m) * m // f, -(-width // m) * m // f
+
+
+class NamedTensors:
+    """Tensors by name, all with the batch first: they are indexed, concatenated and moved together."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def rows(self, index: Index) -> Self:
+        """Return the rows of an index tensor, slice or list."""
+        return type(self)({name: value[index] for name, value in self.tensors.items()})
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast every tensor, as `Tensor.to`."""
+        return type(self)({name: value.to(*args, **kwargs) for name, value in self.tensors.items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate batches with the same names."""
+        return cls({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+
+
+class Prompt(NamedTensors):
+    """Embedded prompts: `context` (B, tokens, width), and what else a family needs (pooled, mask, ids)."""
+
+
+class Residuals(NamedTensors):
+    """What adapters add inside the network and to its prediction, per sample, under the family's own names."""
+
+    def scaled(self, strength: Tensor | float) -> Residuals:
+        """Return strength * residual, strength a number or (B,)."""
+
+        def factor(value: Tensor) -> Tensor | float:
+            if isinstance(strength, Tensor):
+                return strength.to(value).view((-1,) + (1,) * (value.ndim - 1))
+            return strength
+
+        return Residuals({name: factor(value) * value for name, value in self.tensors.items()})
+
+    def scatter(self, index: Tensor, into: Residuals | None, batch: int) -> Residuals:
+        """Add these rows at `index` of a batch's residuals; `into` is changed in place, or made of zeros."""
+        whole = {} if into is None else into.tensors
+        for name, value in self.tensors.items():
+            if name not in whole:
+                whole[name] = value.new_zeros((batch, *value.shape[1:]))
+            whole[name][index] += value
+        return Residuals(whole) if into is None else into
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen base model: loading, text encoding, autoencoding, and one evaluation of its network.
+
+    In evaluation mode and without gradients for its own weights. A family is one subclass in one file.
+
+    Attributes:
+        family: the family's name, such as `sd`.
+        schedule: alpha_t, sigma_t and the prediction type.
+        latents: shape of its latents.
+        fingerprint: what tells it from other bases.
+    """
+
+    family: ClassVar[str]
+    schedule: Schedule
+    latents: LatentSpec
+    fingerprint: Fingerprint
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Load a model folder or hub id.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: it is not there, is damaged, or is of another family.
+        """
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the network computes."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Precision of the network's weights."""
+
+    @abstractmethod
+    def embed_texts(self, texts: Sequence[str]) -> Prompt:
+        """Encode texts, without a cache."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W) -> float32 latents of about unit variance, (B, C, h, w)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents of about unit variance, (B, C, h, w) -> float32 images in [0, 1], (B, 3, H, W)."""
+
+    @abstractmethod
+    def predict(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        *,
+        residuals: Residuals | None = None,
+        state: Any = None,
+        concat: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the network predicts at z_t, in the base's own parametrisation, (B, C, h, w).
+
+        Args:
+            z_t: latents in the network's dtype, (B, C, h, w).
+            t: times in (0, 1], (B,).
+            prompt: of B rows.
+            residuals: what adapters add; without them this is the base alone.
+            state: what `state` returned for the same arguments, not to be computed again.
+            concat: further input channels (B, K, h, w), for networks with a wider input layer.
+        """
+
+    @abstractmethod
+    def controlnet(
+        self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
+    ) -> nn.Module:
+        """Return the family's own diffusers ControlNet for this base, its residuals zero at initialisation.
+
+        Args:
+            condition_channels: channels of the condition image.
+            pretrained: copy the base's weights, or start from random ones.
+            device: of the new tensors (default: the base's); `meta` for shapes alone.
+        """
+
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """Encode the image part of a condition, (B, K, H, W): its first three channels, or the one it has as gray."""
+        return self.encode(condition[:, :3] if condition.shape[1] > 1 else condition.expand(-1, 3, -1, -1))
+
+    def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Any:
+        """Return what adapters may read of the frozen network at z_t, computed once per evaluation.
+
+        None for families whose adapters read nothing of it. A state has `rows(index)`.
+        """
+        return None
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Prompt:
+        """Return prompt embeddings of B rows; each text is encoded once while it stays in the cache."""
+        missing = [text for text in dict.fromkeys(prompts) if text not in self._prompts]
+        for start in range(0, len(missing), EMBED_BATCH):
+            texts = missing[start : start + EMBED_BATCH]
+            rows = self.embed_texts(texts)
+            self._prompts.update((text, rows.rows(slice(k, k + 1))) for k, text in enumerate(texts))
+        embedded = Prompt.cat([self._prompts[text] for text in prompts])
+        while len(self._prompts) > PROMPT_CACHE:
+            self._prompts.popitem(last=False)
+        return embedded
