@@ -1,4 +1,4 @@
-"""`side`: a network of its own beside the frozen base: it sees the condition, and may read the prompt, once per image.
+"""`residual`: a feed-forward network on the condition (and perhaps the prompt), run once per image beside the base.
 
 Side-tuning (Zhang et al., ECCV 2020): what it finds is added to what the base predicts, and here to the base's first
 features too. Its depth lies where the base has least, at the latents' own resolution, and it is made as networks that
@@ -24,7 +24,7 @@ SCALING = 0.1  # of a block's last layer at the beginning, so that many of them 
 TEXT_WIDTH, TEXT_LAYERS, HEADS = 128, 2, 4
 
 
-class SideAdapter(Adapter):
+class ResidualAdapter(Adapter):
     """Residual blocks on the condition, whose cells of f x f pixels are the latents'.
 
     Args:
@@ -41,7 +41,7 @@ class SideAdapter(Adapter):
         UsageError: see `Adapter`; a number of blocks or levels that cannot be, or another fusion.
     """
 
-    kind = "side"
+    kind = "residual"
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class SideAdapter(Adapter):
         if type(levels) is not int or not 1 <= levels <= len(channels):
             raise UsageError(f"--levels {levels!r:.40}: a number from 1 to the base's {len(channels)}")
         if fusion != "zero_conv":
-            raise UsageError(f"--fusion {fusion!r:.40}: not with --kind side, which replaces no features")
+            raise UsageError(f"--fusion {fusion!r:.40}: not with --kind residual, which replaces no features")
         if type(read) is not bool:
             raise UsageError(f"read {read!r:.40}: true or false")
         self.config |= {"blocks": blocks, "levels": levels, "read": read}
