@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -80,19 +79,19 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.config.options import method_of
+        from codi_hub.adapters.record import RECORD, read_record
 
-        config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
+        record = read_record(self.registry.file(row, RECORD))
         names = self.registry.files(row)
         card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
         return (
             {"type": "adapter"}
             | adapter_json(row)
-            | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
+            | {"method": record.method, "loss": record.loss, "score": row.score, "parent": row.parent}
             | {
                 "created": str(row.created),
                 "files": {name: str(self.registry.file(row, name)) for name in names},
-                "config": config,
+                "config": record.model_dump(mode="json"),
                 "card": card,
             }
         )

@@ -191,20 +191,24 @@ class DistillOptions(_Checked):
     kind: str = _opt(
         "",
         "Adapter kind: control (an encoder beside the frozen base), lora (the same, made of the base's own weights and "
-        "small deltas), static (sees the condition alone, once per image: next to nothing per step), side (a network "
-        "of its own, once per image, with all the base's detail: to restore pictures) or full (everything) (default: "
-        "what --from has, else control for depth, canny and edit and static for others; with other methods full for "
-        "codi, control for conditional)",
+        "small deltas), static (sees the condition alone, once per image: next to nothing per step), residual (a "
+        "network of its own, once per image, with all the base's detail: to restore pictures) or full (everything) "
+        "(default: what --from has, else control for depth, canny and edit and static for others; with other methods "
+        "full for codi, control for conditional)",
         panel="Adapter",
     )
     rank: int | None = _opt(None, "Rank of the deltas of kind lora (default: 16)", least=1, most=1024, panel="Adapter")
     blocks: int | None = _opt(
-        None, "Residual blocks of kind side at each level, down and up (default: 12)", least=1, most=64, panel="Adapter"
+        None,
+        "Residual blocks of kind residual at each level, down and up (default: 12)",
+        least=1,
+        most=64,
+        panel="Adapter",
     )
     levels: int | None = _opt(
-        None, "Resolutions of kind side, each half the one before (default: 1)", least=1, panel="Adapter"
+        None, "Resolutions of kind residual, each half the one before (default: 1)", least=1, panel="Adapter"
     )
-    read: bool = _opt(False, "Let kind side read the prompt", "--read", panel="Adapter")
+    read: bool = _opt(False, "Let kind residual read the prompt", "--read", panel="Adapter")
     fusion: str = _opt("zero_conv", "How the condition enters the base", choices=("zero_conv", "gate"), panel="Adapter")
     gain: bool = _opt(
         True,
@@ -328,14 +332,16 @@ class DistillOptions(_Checked):
             raise UsageError("--rollout needs one time for the whole batch: leave out --mixed-t")
         if self.guidance == "lpips" and self.lpips is None:
             raise UsageError("--guidance lpips needs a network: name its weights with --lpips FILE")
+        if self.kind == "side":  # its name in the first edition
+            object.__setattr__(self, "kind", "residual")
         self._check_method()
         if not self.kind and not self.parent:
             object.__setattr__(self, "kind", USUAL_KIND.get(self.method, "control"))
         if self.rank and self.kind not in ("", "lora"):
             raise UsageError("--rank has a meaning with --kind lora alone: leave it out")
         for name in ("blocks", "levels", "read"):
-            if getattr(self, name) and self.kind not in ("", "side"):
-                raise UsageError(f"--{name} has a meaning with --kind side alone: leave it out")
+            if getattr(self, name) and self.kind not in ("", "residual"):
+                raise UsageError(f"--{name} has a meaning with --kind residual alone: leave it out")
         if not self.gain and self.kind not in ("", "static"):
             raise UsageError("--no-gain has a meaning with --kind static alone: leave it out")
         if self.kind == "lora" and self.init == "random":
@@ -356,11 +362,6 @@ class DistillOptions(_Checked):
             if getattr(self, f.name) != f.default:
                 flag = option_name(f.name, f.metadata["flags"])
                 raise UsageError(f"{flag} has no meaning with --method {self.method}: leave it out")
-
-
-def method_of(training: dict[str, Any]) -> str:
-    """The method that an adapter's training summary names, "" where it names none."""
-    return str(training.get("method", "")).split(",")[0]
 
 
 def check_kind(method: str, kind: str, of: str = "--kind") -> None:

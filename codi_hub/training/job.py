@@ -7,7 +7,7 @@ from typing import Any
 from codi_hub import adapters
 from codi_hub.adapters import format
 from codi_hub.adapters.adapter import START_NOISE
-from codi_hub.config.options import READS, TAUGHT, DistillOptions, check_kind, method_of
+from codi_hub.config.options import READS, TAUGHT, DistillOptions, check_kind
 from codi_hub.errors import UsageError
 
 
@@ -51,7 +51,7 @@ def settled(job: Job) -> Job:
         if options.kind not in ("", record.kind):
             raise UsageError(f"--kind {options.kind}: --from {ref} is of kind {record.kind}, and stays so")
         check_kind(options.method, record.kind, f"--from {ref} of kind")
-        made_by = method_of(record.training)
+        made_by = record.method
         if options.method in TAUGHT and made_by not in ("", "conditional"):
             raise UsageError(
                 f"--from {ref} was made with --method {made_by}, and the teacher of {options.method} must follow the "
@@ -73,12 +73,12 @@ def settled(job: Job) -> Job:
             top_down=record.config.get("top_down", options.top_down),
         )
     if options.kind not in adapters.KINDS:
-        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
-    if options.attend == "all" and options.kind in ("static", "lora", "side"):
+        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS.names())}")
+    if options.attend == "all" and options.kind in ("static", "lora", "residual"):
         raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
-    if options.fusion == "gate" and options.kind == "side":
-        raise UsageError("--fusion gate: not with --kind side, which replaces no features")
-    if options.top_down and options.kind in ("static", "lora", "side"):
+    if options.fusion == "gate" and options.kind == "residual":
+        raise UsageError("--fusion gate: not with --kind residual, which replaces no features")
+    if options.top_down and options.kind in ("static", "lora", "residual"):
         raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
     if options.start_noise is not None and begins == 1:
         raise UsageError(f"--start-noise {options.start_noise:g}: sampling begins with nothing but noise: add --start")

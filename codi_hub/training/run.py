@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from codi_hub import adapters, tasks
 from codi_hub.adapters import Adapter, format
+from codi_hub.adapters.record import ONLY_TERM, TrainingRecord, label
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.config.options import READS, TAUGHT, DistillOptions
 from codi_hub.errors import CodiError, UsageError
@@ -292,6 +293,10 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
     if pairs[0].condition.shape[2] == 3:
         metrics["condition_psnr"] = float(np.mean([psnr(p.condition, p.target) for p in pairs]))
     mark = base.fingerprint
+    options, parent = job.options, format.read_record(job.parent[2]) if job.parent else None
+    terms = _terms(options)
+    starts = {"start": trainer.target.start, "start_noise": trainer.target.start_noise}
+    method = label(options.method, consistency="consistency" in terms, guidance="guidance" in terms, **starts)
     record = format.AdapterRecord(
         task=job.task_name,
         kind=adapter.kind,
@@ -299,7 +304,10 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
         prediction_type=base.schedule.prediction_type,  # type: ignore[arg-type]
         steps=steps,
         config=trainer.target.config,
-        training=_training(job, base, trainer, spec),
+        method=method,
+        loss=terms,
+        training=_settings(job),
+        lineage=[*(parent.lineage if parent else ()), _training(job, base, trainer, spec, method)],
         metrics=metrics,
     )
     folder = job.folder / "adapter"
@@ -309,40 +317,40 @@ def _finish(job: Job, base: FrozenBase, task: Task, pairs: list[Pair], trainer: 
     return Made(folder, record, parameters, progress.step, progress.seconds, task.latest_score(metrics))
 
 
-def _switches(options: DistillOptions) -> dict[str, Any]:
-    """The switches of the loss that the method reads."""
-    read = READS.get(options.method, ("grid", "dt", "shared_t", "loss"))
-    said: dict[str, Any] = {}
-    if "loss" in read:
-        losses = {"guidance": options.guidance, "ode": options.ode, "consistency": options.consistency}
-        said["loss"] = json.dumps(losses | {"weight": options.consistency_weight, "cap": options.consistency_cap})
-    if options.rollout:
-        said["rollout"] = options.rollout
-    grid = [f"grid of {options.grid}, dt {options.dt}"] if "grid" in read else []
-    said["times"] = ", ".join([*grid, "shared t" if "shared_t" in read and options.shared_t else "mixed t"])
-    return said
+def _terms(options: DistillOptions) -> dict[str, float]:
+    """Return the weight of each loss term that is trained."""
+    if options.method in ONLY_TERM:
+        return {ONLY_TERM[options.method]: 1.0}
+    terms = {"guidance": 1.0} if options.guidance != "off" else {}
+    weight = options.consistency_weight * options.consistency
+    return terms | ({"consistency": weight} if weight else {})
 
 
-def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec) -> dict[str, Any]:
-    """What the card says of the training."""
+def _settings(job: Job) -> dict[str, Any]:
+    """Return the settings of a training that its method reads."""
+    options = job.options
+    read = READS.get(options.method, ("grid", "dt", "shared_t", "guidance", "ode", "consistency_cap", "rollout"))
+    names = (*read, "optimizer", "lr", "ema", "seed", "fusion")
+    return {name: getattr(options, name) for name in names} | {
+        "batch": _pairs_per_step(options),
+        "task_options": job.task_options,
+    }
+
+
+def _training(job: Job, base: FrozenBase, trainer: Trainer, spec: PairsSpec, method: str) -> TrainingRecord:
+    """Return the record of this training, the last of the adapter's lineage."""
     options = job.options
     device = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
     if base.device.type == "cuda":
         device = torch.cuda.get_device_name()
-    init = "random" if options.kind == "side" else options.init  # there is nothing of the base in it
-    start = f"from {job.parent[0]}" if job.parent else f"{init} initialisation"
-    return {
-        "data": _told(len(trainer.cache) // (1 + options.mirror), spec, options),
-        "task_options": json.dumps(job.task_options),
-        "method": f"{options.method}, {options.kind}/{options.fusion}, {start}",
-        **_switches(options),
-        "optimiser_steps": trainer.progress.step,
-        "batch": _pairs_per_step(options),
-        "optimizer": options.optimizer,
-        "learning_rate": options.lr,
-        "ema": options.ema,
-        "minutes": round(trainer.progress.seconds / 60, 1),
-        "hardware": f"{_times(device)}, {trainer.accelerator.mixed_precision} mixed precision",
-        "parent": job.parent[0] if job.parent else "none",
-        "seed": options.seed,
-    }
+    init = "random" if options.kind == "residual" else options.init  # it has no weights of the base
+    return TrainingRecord(
+        method=method,
+        data=_told(len(trainer.cache) // (1 + options.mirror), spec, options),
+        minutes=round(trainer.progress.seconds / 60, 1),
+        steps=trainer.progress.step,
+        start=f"from {job.parent[0]}" if job.parent else f"{init} initialisation",
+        task=job.task_name,
+        kind=options.kind,
+        hardware=f"{_times(device)}, {trainer.accelerator.mixed_precision} mixed precision",
+    )
