@@ -39,7 +39,7 @@ def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Com
         def with_options(**values: Any) -> None:
             typed = {one.path: values.pop(_identifier(one)) for one in fields}
             named = {name: values.pop(name) for name in flags}
-            with flag_names(model):
+            with FlagNames(model):
                 command(**values, given=_given(fields, typed, named))
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
@@ -50,7 +50,7 @@ def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Com
     return decorate
 
 
-class flag_names:  # noqa: N801  used as a function
+class FlagNames:
     """A context in which a UsageError about a field of `model` names the flag that was typed."""
 
     def __init__(self, model: type[Options]) -> None:
@@ -59,7 +59,11 @@ class flag_names:  # noqa: N801  used as a function
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, UsageError) and not isinstance(error, LayerError) and (text := self.translated(str(error))) != str(error):
+        if (
+            isinstance(error, UsageError)
+            and not isinstance(error, LayerError)
+            and (text := self.translated(str(error))) != str(error)
+        ):
             raise type(error)(text) from error
 
     def translated(self, text: str) -> str:

@@ -16,6 +16,7 @@ from codi_hub.config import yaml_text
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import InvalidInput, UsageError, one_line
 
+
 class LayerError(UsageError):
     """A field of a file, preset or override that cannot be: its message names the path as it is written there."""
 

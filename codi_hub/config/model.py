@@ -6,7 +6,6 @@ comment of a `config.yaml`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from codi_hub.errors import UsageError, one_line
-
-MAX_SHOWN = 60  # characters of a value in a message
+from codi_hub.errors import UsageError
+from codi_hub.validation import problem
 
 
 class Options(BaseModel):
@@ -35,7 +33,8 @@ class Options(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UsageError(describe(error, type(self), self.section)) from None
+            near = _paths(type(self)) if not self.section else {}
+            raise UsageError(problem(error, type(self), self.section, near)) from None
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked again. Raises UsageError."""
@@ -147,61 +146,6 @@ def declared(model: type[BaseModel], prefix: str = "") -> Iterator[Declared]:
             yield Declared(path, field)
 
 
-def describe(error: ValidationError, model: type[BaseModel], section: str = "") -> str:
-    """Return the first problem of a validation as one line: the field's path, its value, and what it can be."""
-    problem = error.errors()[0]
-    steps = [section] * bool(section) + [str(step) for step in problem["loc"]]
-    path = ".".join(steps)
-    if problem["type"] == "extra_forbidden":
-        return f"{one_line(path, MAX_SHOWN)}: no such field; {_near(steps[-1], model, section)}"
-    if problem["type"] == "missing":
-        return f"{path}: missing"
-    return f"{path} {shown(problem['input'])}: {_requirement(problem)}"
-
-
-def shown(value: Any) -> str:
-    """Return a value as it stands in a message."""
-    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return one_line(text, MAX_SHOWN) or "''"
-
-
-def _near(name: str, model: type[BaseModel], section: str) -> str:
-    """Return which fields there are, or the one that was probably meant."""
-    names = list(model.model_fields)
-    if not section:  # someone who left out the section, as `lr` for `training.lr`
-        meant = [one.path for one in declared(model) if one.path.endswith(f".{name}")]
-        if meant:
-            return f"did you mean {meant[0]}?"
-    near = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {section}{'.' * bool(section)}{near[0]}?" if near else f"one of {', '.join(names)}"
-
-
-_WORDS = {
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "less than {lt}",
-    "finite_number": "a finite number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "path_type": "a path",
-    "dict_type": "a mapping of names to values",
-    "model_type": "a mapping of fields",
-}
-
-
-def _requirement(problem: Any) -> str:
-    context = problem.get("ctx", {})
-    if problem["type"] == "literal_error":
-        return "one of " + str(context["expected"]).replace("'", "").replace(" or ", ", ")
-    if problem["type"] == "value_error":
-        return one_line(context["error"], 160)
-    context = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
-    template = _WORDS.get(problem["type"])
-    return template.format(**context) if template else one_line(problem["msg"], 160).lower()
+def _paths(model: type[BaseModel]) -> dict[str, str]:
+    """Return the path of every field inside a section by its name, for whoever leaves the section out."""
+    return {one.path.rpartition(".")[2]: one.path for one in declared(model) if "." in one.path}
