@@ -152,6 +152,10 @@ class Backbone(nn.Module, ABC):
         """Latents of about unit variance, (B, C, h, w) -> float32 images in [0, 1], (B, 3, H, W)."""
 
     @abstractmethod
+    def latents_digest(self) -> str:
+        """Return a hash of what decides its latents: the autoencoder's encoding half and the latents' scale."""
+
+    @abstractmethod
     def predict(
         self,
         z_t: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,14 @@ class UNetBackbone(Backbone):
         together = max(1, DECODED_TOGETHER // (self.latents.factor**2 * z[0, 0].numel()))
         images = [self.vae.decode(part).sample for part in z.split(together)]
         return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+
+    def latents_digest(self) -> str:
+        """See `Backbone.latents_digest`."""
+        digest = hashlib.sha256(f"{self.scaling_factor} {self.shift_factor}".encode())
+        for name, value in self.vae.state_dict().items():
+            if not name.startswith(("decoder.", "post_quant_conv.")):
+                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: the last hidden states, (B, tokens, width)."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
 
@@ -106,7 +106,7 @@ def split(length: int) -> tuple[range, range]:
 def build(
     spec: PairsSpec,
     indices: range,
-    base: FrozenBase,
+    base: Backbone,
     folder: Path,
     *,
     workers: int = 0,
@@ -132,7 +132,7 @@ def build(
     marks = [
         spec.__dict__,
         [indices.start, indices.stop],
-        _encoder_mark(base),
+        base.latents_digest(),
         _pair_mark(_pair(indices[0])),
         with_targets,
         *["mirror"] * mirror,
@@ -159,7 +159,7 @@ def build(
     return made
 
 
-def _encoded(pairs: Iterator[Pair], count: int, base: FrozenBase, with_targets: bool, message: Message) -> Cache:
+def _encoded(pairs: Iterator[Pair], count: int, base: Backbone, with_targets: bool, message: Message) -> Cache:
     """The pairs with their targets encoded, `ENCODED_TOGETHER` at a time.
 
     Raises:
@@ -169,9 +169,9 @@ def _encoded(pairs: Iterator[Pair], count: int, base: FrozenBase, with_targets: 
     prompts: list[str] = []
     for group in _batched(pairs, ENCODED_TOGETHER):
         targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
-        if targets.shape[2] % base.multiple or targets.shape[3] % base.multiple:
+        if targets.shape[2] % base.latents.multiple or targets.shape[3] % base.latents.multiple:
             raise InvalidInput(
-                f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.multiple}"
+                f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.latents.multiple}"
             )
         with torch.no_grad():
             rows["x"].append(base.encode(targets.float() / 255).half().cpu())
@@ -201,15 +201,6 @@ def _pair_mark(pair: Pair) -> str:
     """What tells pairs apart that were made otherwise: a hash of one."""
     parts = (pair.target.tobytes(), pair.condition.tobytes(), pair.prompt.encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _encoder_mark(base: FrozenBase) -> str:
-    """What tells latents of two bases apart: a hash of the autoencoder's encoding half and of the latents' scale."""
-    digest = hashlib.sha256(f"{base.scaling_factor} {base.shift_factor}".encode())
-    for name, value in base.vae.state_dict().items():
-        if not name.startswith(("decoder.", "post_quant_conv.")):
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _batched(pairs: Iterator[Pair], count: int) -> Iterator[list[Pair]]:

@@ -1,4 +1,6 @@
-"""The training loop, under accelerate. What a step minimises is the method's: `codi_hub.training.step`."""
+"""The training loop, under accelerate. What a step minimises is the method's: `codi_hub.losses`."""
+
+from __future__ import annotations
 
 import copy
 import math
@@ -9,37 +11,58 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from codi_hub.adapters import Adapter
-from codi_hub.adapters.adapter import as_picture
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import TAUGHT, DistillOptions
-from codi_hub.diffusion.schedule import Denoiser, learning_timesteps
+from codi_hub import seeds
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.diffusion.schedule import Denoiser
 from codi_hub.errors import InvalidInput
-from codi_hub.losses.codi import LossOptions, update_ema
-from codi_hub.losses.guidance import Lpips
+from codi_hub.events import OnEvent, TrainingStep
+from codi_hub.losses.method import Method, StepContext, Terms
 from codi_hub.training import checkpoint
 from codi_hub.training.distributed import agreed
-from codi_hub.training.kernels import attention, quicken
 from codi_hub.training.latents import Cache
-from codi_hub.training.muon import Muon
-from codi_hub.training.step import METHODS, Drawn
+from codi_hub.training.stream import PairStream
 
 WARM_UP_STEPS = 30
-FALL = 0.5  # share of the training in which the learning rate falls to zero
+DECAY = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
+PROMPTS_TOGETHER = 256
 
-OnEvent = Callable[[dict[str, Any]], object]
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How long and how fast to train.
+
+    Attributes:
+        total: optimiser steps, or None to train until `time_budget`.
+        time_budget: seconds of training, or None.
+        batch: pairs per micro-batch and process.
+        accumulate: micro-batches per optimiser step.
+        lr: learning rate.
+        ema: rate of the moving average.
+        seed: of pairs, noise and times.
+        checkpoint_every, sample_every: steps between checkpoints, and between samples (0: none).
+    """
+
+    total: int | None
+    time_budget: float | None = None
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 2e-4
+    ema: float = 0.99
+    seed: int = 0
+    checkpoint_every: int = 100
+    sample_every: int = 250
 
 
 @dataclass
 class Progress:
-    """How far a run has come. `seconds` counts training alone, `phase` the halvings of progressive distillation."""
+    """How far a run has come. `seconds` counts training alone, `phase` is the method's (`Method.phase`)."""
 
     step: int = 0
     seconds: float = 0.0
@@ -51,130 +74,113 @@ class Trainer:
 
     Args:
         base: frozen, in the dtype the networks compute in.
-        adapter: float32; becomes theta. Its copy becomes theta_minus, the moving average that is kept in the end, and
-            with a method that has a teacher another copy becomes that.
-        total: optimiser steps, or None to train until `options.time_budget`.
+        adapter: float32; becomes theta. A copy becomes theta_minus, the moving average that is kept in the end, and
+            with a method that needs a teacher another copy becomes that.
+        cache: the training pairs.
+        method: what a step minimises.
+        settings: how long and how fast.
+        accelerator: of this process.
         folder: where the checkpoint is.
     """
 
     def __init__(
         self,
-        base: FrozenBase,
+        base: Backbone,
         adapter: Adapter,
         cache: Cache,
-        options: DistillOptions,
+        method: Method,
+        settings: TrainerSettings,
         accelerator: Accelerator,
-        *,
-        total: int | None,
         folder: Path,
-    ):
-        self.base, self.cache, self.options, self.accelerator = base, cache, options, accelerator
-        self.total, self.folder, self.progress = total, folder, Progress()
-        for net in (base.unet, adapter):
-            quicken(net)
-        self.target = copy.deepcopy(adapter).requires_grad_(False)
-        self.teacher = copy.deepcopy(self.target) if options.method in TAUGHT else None
-        self.method = METHODS[options.method]
-        groups = adapter.parameter_groups(options.lr)
-        told: dict[str, Any] = {"weight_decay": 0.01, "betas": (0.9, 0.99)}
-        muon = options.optimizer == "muon"
-        optimiser = Muon(groups, **told) if muon else torch.optim.AdamW(groups, **told, fused=True)
+    ) -> None:
+        adapter.settings.check_trainable()
+        self.base, self.cache, self.method, self.settings = base, cache, method, settings
+        self.accelerator, self.folder, self.progress = accelerator, folder, Progress()
+        self.start = adapter.start
+        self.ema = copy.deepcopy(adapter).requires_grad_(False)
+        self.teacher = copy.deepcopy(self.ema) if method.needs_teacher else None
+        groups = adapter.parameter_groups(settings.lr)
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
         accelerator.gradient_accumulation_steps = 1
-        self.grid = learning_timesteps(options.grid, adapter.horizon(len(base.schedule)))
+        self.stream = PairStream(
+            len(cache),
+            settings.batch,
+            settings.accumulate,
+            settings.seed,
+            accelerator.num_processes,
+            accelerator.process_index,
+        )
         unique = list(dict.fromkeys(cache.prompts))
-        with torch.no_grad():
-            self.prompts = torch.cat([base.embed(unique[k : k + 256]) for k in range(0, len(unique), 256)])
+        parts = [unique[k : k + PROMPTS_TOGETHER] for k in range(0, len(unique), PROMPTS_TOGETHER)]
+        self.prompts = Prompt.cat([base.embed(part) for part in parts])
         places = {text: k for k, text in enumerate(unique)}
         self.prompt_of = torch.tensor([places[text] for text in cache.prompts])
-        self.loss_options = LossOptions(
-            options.ode,  # type: ignore[arg-type]
-            options.consistency,
-            options.consistency_weight,
-            options.consistency_cap,
-            options.guidance_cap,
-        )
-        self.lpips = Lpips(options.lpips).to(base.device) if options.lpips else None
-        self._order: tuple[int, Tensor] | None = None
 
     # ---- one step
 
-    def rows(self, step: int, micro: int) -> tuple[Tensor, int]:
-        """(rows of the cache, position in the stream) of this process's share of a micro-batch.
-
-        The stream is a new permutation in every epoch; one process with twice the batch sees the pairs that two see.
-        """
-        batch, world = self.options.batch, self.accelerator.num_processes
-        start = ((step * self.options.accumulate + micro) * world + self.accelerator.process_index) * batch
-        rows = [self._at(start + k) for k in range(batch)]
-        return torch.tensor(rows), start
-
-    def _at(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.cache))
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self.cache), generator=generator)
-        return int(self._order[1][place])
-
-    def draw(self, step: int, start: int, low: int, high: int, *, shared: bool) -> Tensor:
-        """Whole numbers of [low, high), int64 (batch,); shared: one, the same in all processes and micro-batches."""
-        batch, seed = self.options.batch, self.options.seed
-        if shared:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + 2**41 + step)
-            return torch.randint(low, high, (1,), generator=generator).expand(batch)
-        # each by its place in the stream, whatever batch and process it falls in; not torch's generator, which reads
-        # 32 bits of a seed, so that this would depend on the noise
-        places = range(start, start + batch)
-        return torch.tensor([int(np.random.default_rng([seed, 2, place]).integers(low, high)) for place in places])
-
-    def times(self, step: int, start: int, clean: int = 0) -> tuple[Tensor, Tensor]:
-        """Timesteps t and s = t - dt of the grid, int64 (batch,).
-
-        Before the first grid point lies the clean end. Where sigma must not be 0, the first timestep stands in for it.
-        """
-        options = self.options
-        t = self.draw(step, start, options.dt, options.grid + 1, shared=options.shared_t)
-        earlier = t - options.dt
-        return self.grid[t - 1], torch.where(earlier > 0, self.grid[(earlier - 1).clamp(min=0)], clean)
-
-    def losses(self, step: int, micro: int) -> dict[str, Tensor]:
-        """The terms of the loss on one micro-batch."""
-        rows, start = self.rows(step, micro)
-        device = self.accelerator.device
-        x = self.cache.x[rows].float()
-        seeds = [self.options.seed * 1_000_003 + start + k for k in range(len(rows))]
-        eps = torch.stack([torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        x, eps = (v.to(device, memory_format=torch.channels_last) for v in (x, eps))
-        condition = self.cache.conditions[rows].to(device, memory_format=torch.channels_last).float() / 255
-        prompt = self.prompts[self.prompt_of[rows]].to(device)
-        targets = None
-        if self.cache.targets is not None:
-            targets = self.cache.targets[rows].to(device).float() / 255
+    def context(self, step: int, micro: int) -> StepContext:
+        """Return one micro-batch with its networks bound to its prompts and conditions."""
+        rows, start = self.stream.rows(step, micro)
+        device, layout = self.accelerator.device, torch.channels_last
+        x = self.cache.x[rows].float().to(device, memory_format=layout)
+        eps = self.stream.noise(start, tuple(x.shape[1:])).to(device, memory_format=layout)
+        condition = self.cache.conditions[rows].to(device, memory_format=layout).float() / 255
+        prompt = self.prompts.rows(self.prompt_of[rows].to(self.base.device)).to(device)
+        targets = None if self.cache.targets is None else self.cache.targets[rows].to(device).float() / 255
         with torch.no_grad():
-            begun = self.target.begun(self.base, condition, eps)
-            source = self.base.encode(as_picture(condition)) if self.options.guidance == "relative" else None
-        drawn = Drawn(x, eps, begun, targets, source, step, start, lambda one: self.bind(one, prompt, condition))
-        with self.accelerator.autocast(), attention(x, self.accelerator.mixed_precision):
-            return self.method.loss(self, drawn)
+            initial = self.ema.initial_latents(self.base, condition, eps)
+        return StepContext(
+            x=x,
+            eps=eps,
+            initial=initial,
+            condition=condition,
+            targets=targets,
+            student=self.bind(self.student, prompt, condition),
+            ema=self.bind(self.ema, prompt, condition),
+            teacher=None if self.teacher is None else self.bind(self.teacher, prompt, condition),
+            backbone=self.base,
+            start=self.start,
+            phase=self.progress.phase,
+            draw=lambda low, high, shared: self.stream.integers(step, start, low, high, shared),
+            rollout=seeds.rollout_path(self.settings.seed, step),
+        )
 
-    def bind(self, network: Any, prompt: Tensor, condition: Tensor) -> Denoiser:
-        """A denoiser with its prompt and condition bound: (z_t, t) -> (x_hat, eps_hat), converted in float32.
+    def bind(self, network: Any, prompt: Prompt, condition: Tensor) -> Denoiser:
+        """Return a network as a denoiser with its prompt and condition bound, converted in float32.
 
-        What no gradient goes through is asked several times, and sees its condition once.
+        A network without gradient may be evaluated several times, and prepares its condition once.
         """
         if network is self.student:
             return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
-        with torch.no_grad():
-            prepared = network.prepare(condition, prompt)
-        return self.base.schedule.denoiser(lambda z_t, t: network.predict(self.base, z_t, t, prompt, prepared))
+        prepared: list[Any] = []
+
+        @torch.no_grad()
+        def evaluate(z_t: Tensor, t: Tensor) -> Tensor:
+            if not prepared:
+                prepared.append(network.prepare(condition, prompt))
+            output: Tensor = network.predict(self.base, z_t, t, prompt, prepared[0])
+            return output
+
+        return self.base.schedule.denoiser(evaluate)
+
+    def losses(self, step: int, micro: int) -> Terms:
+        """Return the terms of the loss on one micro-batch."""
+        context = self.context(step, micro)
+        with self.accelerator.autocast():
+            return self.method.loss(context)
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the mean of each term."""
-        self.method.before_step(self)
+        """Take one optimiser step; return the mean of each term.
+
+        Raises:
+            FloatingPointError: a loss or gradient that is not finite.
+        """
+        self._enter_phase()
         sums: dict[str, float] = {}
-        step, count = self.progress.step, self.options.accumulate
+        step, count = self.progress.step, self.settings.accumulate
         for micro in range(count):
             with self.accelerator.no_sync(self.student) if micro + 1 < count else nullcontext():
                 terms = self.losses(step, micro)
@@ -182,9 +188,17 @@ class Trainer:
                 self.accelerator.backward(values.sum() / count)
             for name, value in zip(terms, values.tolist(), strict=True):  # the device is waited for once
                 sums[name] = sums.get(name, 0.0) + value / count
-        sums = self.mean(sums)
+        sums = self._mean(sums)
         if not all(math.isfinite(value) for value in sums.values()):
             raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")
+        self._optimise(step)
+        # a young average forgets faster, or it would hold on to the initial weights
+        gamma = min(self.settings.ema, (1 + step) / (10 + step))
+        update_ema(self.ema, self.accelerator.unwrap_model(self.student), gamma)
+        self.progress.step += 1
+        return sums
+
+    def _optimise(self, step: int) -> None:
         factor = self.rate_factor()
         self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it again for every group
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -194,45 +208,50 @@ class Trainer:
                 raise FloatingPointError(f"the gradient is not finite at step {step}")
         self.optimiser.step()
         self.optimiser.zero_grad()
-        # a young average forgets faster, or it would hold on to the initial weights
-        gamma = min(self.options.ema, (1 + step) / (10 + step))
-        update_ema(self.target, self.accelerator.unwrap_model(self.student), gamma)
-        self.progress.step += 1
-        return sums
 
-    def mean(self, terms: dict[str, float]) -> dict[str, float]:
-        """The mean over all processes, so that all of them see a loss that is not finite anywhere."""
+    def _enter_phase(self) -> None:
+        """Enter the method's phase: the moving average becomes the next teacher, and the student goes on from it."""
+        phase = self.method.phase(self.share())
+        if phase > self.progress.phase:
+            networks = self.modules()
+            for name in ("teacher", "student"):
+                if name in networks:
+                    networks[name].load_state_dict(self.ema.state_dict())
+            self.progress.phase = phase
+
+    def _mean(self, terms: dict[str, float]) -> dict[str, float]:
+        """Return the mean over all processes, so that all of them see a loss that is not finite anywhere."""
         if self.accelerator.num_processes == 1:
             return terms
         values = torch.tensor(list(terms.values()), device=self.accelerator.device)
         return dict(zip(terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def share(self) -> float:
-        """How much of the training is over, from 0 to 1: of its steps or of its time, whichever is more."""
+        """Return how much of the training is over, from 0 to 1: of its steps or of its time, whichever is more."""
         shares = []
-        if self.total:
-            shares.append(self.progress.step / self.total)
-        if self.options.time_budget:
-            shares.append(self.progress.seconds / self.options.time_budget)
+        if self.settings.total:
+            shares.append(self.progress.step / self.settings.total)
+        if self.settings.time_budget:
+            shares.append(self.progress.seconds / self.settings.time_budget)
         return max(shares)
 
     def rate_factor(self) -> float:
-        """Learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end of steps or time."""
-        return max(0.0, min((self.progress.step + 1) / WARM_UP_STEPS, 1.0, (1 - self.share()) / FALL))
+        """Return the learning-rate factor: a short rise, a plateau, and a linear fall to zero at the end."""
+        return max(0.0, min((self.progress.step + 1) / WARM_UP_STEPS, 1.0, (1 - self.share()) / DECAY))
 
     # ---- the loop
 
     @property
     def finished(self) -> bool:
         """Whether the steps or the time are used up. One step is always taken."""
-        budget = self.options.time_budget
+        total, budget = self.settings.total, self.settings.time_budget
         if self.progress.step == 0:
             return False
-        return bool(self.total and self.progress.step >= self.total) or bool(budget and self.progress.seconds >= budget)
+        return bool(total and self.progress.step >= total) or bool(budget and self.progress.seconds >= budget)
 
     def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
-        """Trains to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
-        saved = time.monotonic()
+        """Train to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
+        settings, saved = self.settings, time.monotonic()
         try:
             while not self.finished:
                 began = time.monotonic()
@@ -240,42 +259,41 @@ class Trainer:
                 spent = time.monotonic() - began
                 self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
                 step = self.progress.step
-                images = self.options.batch * self.options.accumulate * self.accelerator.num_processes
-                event = {"kind": "step", "step": step, "total": self.total, "losses": losses}
-                on_event(event | {"images_per_s": images / spent, "eta": self.eta()})
-                if step % self.options.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                images = settings.batch * settings.accumulate * self.accelerator.num_processes
+                on_event(TrainingStep(step, settings.total, losses, images / spent, self.eta()))
+                if step % settings.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
-                if self.options.sample_every and step % self.options.sample_every == 0:
+                if settings.sample_every and step % settings.sample_every == 0:
                     on_sample(step)
         finally:
             self.save()
 
     def eta(self) -> float:
-        """Seconds of training left."""
+        """Return the estimated seconds of training left."""
         left = []
-        if self.options.time_budget:
-            left.append(self.options.time_budget - self.progress.seconds)
-        if self.total:
-            left.append((self.total - self.progress.step) * self.progress.seconds / self.progress.step)
+        if self.settings.time_budget:
+            left.append(self.settings.time_budget - self.progress.seconds)
+        if self.settings.total:
+            left.append((self.settings.total - self.progress.step) * self.progress.seconds / self.progress.step)
         return max(0.0, min(left))
 
     # ---- checkpoints
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks of a run, by their names in a checkpoint."""
-        modules = {"student": self.accelerator.unwrap_model(self.student), "target": self.target}
+        """Return the networks of a run, by their names in a checkpoint."""
+        modules = {"student": self.accelerator.unwrap_model(self.student), "target": self.ema}
         return modules | ({"teacher": self.teacher} if self.teacher else {})
 
     def save(self) -> None:
-        """Writes the checkpoint (main process only)."""
+        """Write the checkpoint (main process only)."""
         if self.accelerator.is_main_process and self.progress.step:
             scaler = self.accelerator.scaler
             state = asdict(self.progress) | ({"scaler": scaler.state_dict()} if scaler else {})
             checkpoint.save(self.folder / checkpoint.NAME, self.modules(), self.optimiser, state)
 
     def restore(self) -> bool:
-        """Goes back to the checkpoint, if there is one.
+        """Go back to the checkpoint; whether there was one.
 
         Raises:
             InvalidInput: damaged, or not the one that the main process has.
@@ -288,5 +306,13 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(scale)
             self.progress = Progress(**state)
         if self.progress != agreed(self.progress):
-            raise InvalidInput(f"{path}: not what the main process has; name a --run-dir that all machines share")
+            raise InvalidInput(f"{path}: not the main process's checkpoint; name a run folder that all machines share")
         return path.exists()
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, student: nn.Module, gamma: float) -> None:
+    """theta_minus <- gamma theta_minus + (1 - gamma) theta."""
+    pairs = zip(ema.parameters(), student.parameters(), strict=True)
+    kept, trained = zip(*((average, value.to(average)) for average, value in pairs), strict=True)
+    torch._foreach_lerp_(kept, trained, 1 - gamma)

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
 from training import Make
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 
 
 @pytest.fixture(autouse=True)
@@ -29,25 +29,25 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(base_folder: Path) -> FrozenBase:
-    return FrozenBase.load(str(base_folder))
+def base(base_folder: Path) -> UNetBackbone:
+    return UNetBackbone.load(str(base_folder))
 
 
 @pytest.fixture(scope="session")
-def eps_base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
+def eps_base(tmp_path_factory: pytest.TempPathFactory) -> UNetBackbone:
     """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
     folder = tmp_path_factory.mktemp("bases") / "eps"
     like_sd = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
-    return FrozenBase.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
+    return UNetBackbone.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
 
 
 @pytest.fixture(params=["v", "eps"])
-def any_base(request: pytest.FixtureRequest, base: FrozenBase, eps_base: FrozenBase) -> FrozenBase:
+def any_base(request: pytest.FixtureRequest, base: UNetBackbone, eps_base: UNetBackbone) -> UNetBackbone:
     return base if request.param == "v" else eps_base
 
 
 @pytest.fixture
-def make(base: FrozenBase, tmp_path: Path) -> Iterator[Make]:
+def make(base: UNetBackbone, tmp_path: Path) -> Iterator[Make]:
     """Makes trainers whose checkpoint is in `tmp_path`."""
     yield Make(base, tmp_path)
     AcceleratorState._reset_state(True)

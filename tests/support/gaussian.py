@@ -6,14 +6,15 @@ import torch
 from tiny import scheduler_config
 from torch import Tensor
 
-from codi_hub.diffusion.schedule import Denoiser, Schedule
+from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow, Schedule, VariancePreserving
 
 M, D = 0.7, 0.6
 LENGTH = 1 << 14
 COSINE = torch.arange(1, LENGTH + 1, dtype=torch.float64) * math.pi / 2 / LENGTH
-SCHEDULES = {
-    "cosine, fine": Schedule(COSINE.cos(), COSINE.sin(), "v_prediction"),
-    "Stable Diffusion": Schedule.from_config(scheduler_config("v_prediction", zero_snr=True)),
+SCHEDULES: dict[str, Schedule] = {
+    "cosine, fine": VariancePreserving(COSINE.cos(), COSINE.sin(), "v_prediction"),
+    "Stable Diffusion": VariancePreserving.from_config(scheduler_config("v_prediction", zero_snr=True)),
+    "flow": RectifiedFlow(),
 }
 
 

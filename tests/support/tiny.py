@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from codi_hub.adapters import ControlAdapter
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.format import AdapterRecord, BaseRecord
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 
 TOKENS = 16
 WIDTH = 16
@@ -110,10 +110,10 @@ def save_base(folder: Path, scheduler: dict[str, Any], *, vae: str = "tiny", **u
     return folder
 
 
-def with_unet(base: FrozenBase, net: UNet2DConditionModel, scheduler: dict[str, Any] | None = None) -> FrozenBase:
+def with_unet(base: UNetBackbone, net: UNet2DConditionModel, scheduler: dict[str, Any] | None = None) -> UNetBackbone:
     """`base` with another U-Net, and with another schedule if one is given."""
     scheduler = scheduler or scheduler_config(base.schedule.prediction_type, zero_snr=True)
-    return FrozenBase(net, base.vae, base.text_encoder, base.tokenizer, scheduler)
+    return UNetBackbone(net, base.vae, base.text_encoder, base.tokenizer, scheduler)
 
 
 def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn.Module:
@@ -125,7 +125,7 @@ def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn
     return module
 
 
-def record_of(base: FrozenBase, adapter: ControlAdapter) -> AdapterRecord:
+def record_of(base: UNetBackbone, adapter: Adapter) -> AdapterRecord:
     """What a folder says of an adapter beside its weights."""
     return AdapterRecord(
         task="depth",

@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from codi_hub import adapters
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import TAUGHT, DistillOptions
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.events import Event
+from codi_hub.losses import METHODS
 from codi_hub.training.latents import Cache
-from codi_hub.training.trainer import Trainer
+from codi_hub.training.trainer import Trainer, TrainerSettings
 
 PAIRS = 10
 
@@ -32,30 +33,56 @@ def pairs() -> Cache:
 class Make:
     """Makes trainers that begin alike."""
 
-    def __init__(self, base: FrozenBase, folder: Path):
+    def __init__(self, base: Backbone, folder: Path):
         self.base, self.cache, self.folder = base, pairs(), folder
 
     def __call__(
-        self, *, fusion: str = "zero_conv", total: int = 6, mixed_precision: str = "no", **options: Any
+        self,
+        *,
+        method: str = "pe-codi",
+        kind: str = "",
+        adapter: dict[str, Any] | None = None,
+        loss: dict[str, Any] | None = None,
+        mixed_precision: str = "no",
+        **settings: Any,
     ) -> Trainer:
+        """Return a trainer.
+
+        Args:
+            method: a name in `METHODS`.
+            kind: adapter kind (default: the method's).
+            adapter, loss: fields of the kind's and the method's `Config`.
+            mixed_precision: accelerate's.
+            settings: fields of `TrainerSettings`.
+        """
         torch.manual_seed(0)
-        taught = {"parent": "depth:1", "kind": "control"} if options.get("method") in TAUGHT else {}
-        settings = DistillOptions(**({"batch": 2, "checkpoint_every": 1000} | taught | options))
-        adapter = adapters.build(settings.kind, self.base, fusion=fusion)
+        cls = METHODS.load(method)
         accelerator = Accelerator(
-            cpu=True, mixed_precision=mixed_precision, gradient_accumulation_steps=settings.accumulate
+            cpu=True,
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=settings.get("accumulate", 1),
         )
-        return Trainer(self.base, adapter, self.cache, settings, accelerator, total=total, folder=self.folder)
+        return Trainer(
+            self.base,
+            adapters.build(kind or cls.default_kind, self.base, **(adapter or {})),
+            self.cache,
+            cls(cls.Config(**(loss or {})), self.base.device),
+            TrainerSettings(**{"total": 6, "batch": 2, "checkpoint_every": 1000} | settings),
+            accelerator,
+            self.folder,
+        )
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    modules = {"student": trainer.student, "target": trainer.target}
+    """Return copies of the student's and the moving average's tensors."""
+    modules = {"student": trainer.student, "target": trainer.ema}
     return {f"{kind}/{k}": v.clone() for kind, module in modules.items() for k, v in module.state_dict().items()}
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two sets of tensors are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def quiet(event: dict[str, Any]) -> None:
-    """Nothing listens."""
+def quiet(event: Event) -> None:
+    """Ignore an event."""

@@ -1,0 +1,59 @@
+"""Which pairs and random numbers a training step uses: everything depends on (seed, step) and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from codi_hub import seeds
+
+
+@dataclass
+class PairStream:
+    """The endless sequence of training pairs: a new permutation in every epoch, shared out over processes.
+
+    One process with twice the batch sees the pairs that two see.
+
+    Attributes:
+        pairs: number of pairs.
+        batch: pairs per micro-batch and process.
+        accumulate: micro-batches per optimiser step.
+        seed: of the run.
+        processes, process: how many take part, and which this is.
+    """
+
+    pairs: int
+    batch: int
+    accumulate: int
+    seed: int
+    processes: int = 1
+    process: int = 0
+    _order: tuple[int, Tensor] | None = field(default=None, repr=False)
+
+    def rows(self, step: int, micro: int) -> tuple[Tensor, int]:
+        """Return (indices of pairs, position of the first in the stream) of a micro-batch of this process."""
+        start = ((step * self.accumulate + micro) * self.processes + self.process) * self.batch
+        return torch.tensor([self._at(start + k) for k in range(self.batch)]), start
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, self.pairs)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, torch.randperm(self.pairs, generator=seeds.training_order(self.seed, epoch))
+        return int(self._order[1][place])
+
+    def noise(self, start: int, shape: tuple[int, ...]) -> Tensor:
+        """Return eps of a micro-batch whose first pair is at `start`, float32 (batch, *shape)."""
+        generators = [seeds.training_noise(self.seed, start + k) for k in range(self.batch)]
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    def integers(self, step: int, start: int, low: int, high: int, shared: bool) -> Tensor:
+        """Return integers of [low, high), int64 (batch,).
+
+        Shared: one, the same in all processes and micro-batches of a step. Else each depends on its pair's position.
+        """
+        if shared:
+            return torch.randint(low, high, (1,), generator=seeds.shared_time(self.seed, step)).expand(self.batch)
+        positions = range(start, start + self.batch)
+        return torch.tensor([int(seeds.training_time(self.seed, place).integers(low, high)) for place in positions])
