@@ -79,7 +79,7 @@ def distill(
     ] = None,
     override: Annotated[
         list[str] | None,
-        typer.Option("-O", metavar="PATH=VALUE", help="Any field, as -O loss.grid=4; repeat for more"),
+        typer.Option("-O", metavar="PATH=VALUE", help="Any field, as loss.grid=4; repeat for more"),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

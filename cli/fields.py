@@ -85,7 +85,7 @@ def _given(fields: list[Declared], typed: dict[str, Any], named: dict[str, Any])
 
 
 def _identifier(one: Declared) -> str:
-    return one.path.replace(".", "__")
+    return "field_" + one.path.replace(".", "_")
 
 
 def _parameter(one: Declared) -> inspect.Parameter:

@@ -170,7 +170,7 @@ class Catalog:
         """Return the configuration of nested layers, the last on top, over what the task prefers and the defaults."""
         from codi_hub.training.compose import compose
 
-        return compose(self.load_task(name).distill, *layers)
+        return compose(name, self.load_task(name).distill, layers, self.registry.home)
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
         """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`.

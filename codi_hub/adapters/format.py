@@ -24,6 +24,7 @@ __all__ = [
     "BaseRecord",
     "check",
     "check_condition",
+    "completed_config",
     "load",
     "placed",
     "read_record",
@@ -98,7 +99,7 @@ def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mis
         )
     try:
         # files of the first edition that state no start_noise were made with half of it
-        adapter = skeleton(record.kind, base, **_first_edition(record.config))
+        adapter = skeleton(record.kind, base, **completed_config(record.config))
         adapter.load_state_dict(load_file(weights), assign=True)  # memory-mapped: a mismatch is refused unread
     except (UsageError, TypeError) as error:
         raise InvalidInput(f"{RECORD}: config: {one_line(error, 160)}") from error
@@ -113,7 +114,7 @@ def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mis
     return adapter.eval()
 
 
-def _first_edition(config: dict[str, Any]) -> dict[str, Any]:
+def completed_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with what the first edition left out where it was its default."""
     return {"start_noise": 0.5} | config if config.get("start", 1) != 1 else config
 

@@ -89,8 +89,8 @@ def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return nested({path_of(name) or "": value for name, value in options.items()})
 
 
-def read_run(folder: Path) -> DistillConfig:
-    """Return the configuration that a run folder of the first edition was started with.
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the configuration layer, with its `run`, that a run folder of the first edition was started with.
 
     Raises:
         InvalidInput: its `run.json` cannot be read.
@@ -116,4 +116,6 @@ def read_run(folder: Path) -> DistillConfig:
     weight = kept.pop("consistency_weight", 1.0)
     kept["consistency"] = weight if kept.get("consistency", True) else 0.0
     said = {name: value for name, value in kept.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
-    return DistillConfig(**layer_of(said), run=state)
+    layer = layer_of(said)
+    layer.setdefault("training", {})["batch"] = state.pairs_per_step  # how they were shared out is not recorded
+    return layer | {"run": state}

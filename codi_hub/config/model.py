@@ -97,8 +97,8 @@ class Declared:
 
     @property
     def metavar(self) -> str | None:
-        """How its value is written: the choices, or the placeholder it was declared with."""
-        return "|".join(map(str, self.choices)) or self._extra("metavar", None)
+        """How its value is written: the placeholder it was declared with, or the choices."""
+        return self._extra("metavar", None) or "|".join(map(str, self.choices)) or None
 
     @property
     def resumable(self) -> bool:

@@ -88,9 +88,17 @@ def started_with(job: Job) -> DistillConfig:
     """Return the configuration that the run in a job's folder was started with. Raises CodiError."""
     if (job.folder / CONFIG).exists():
         return DistillConfig(**read_yaml(job.folder / CONFIG))
-    config = first_edition.read_run(job.folder)
-    options = config.task or job.task_options
-    return DistillConfig(**(plan(replace(job, config=config, task_options=options)).config.values() | {"run": config.run}))
+    config = DistillConfig(**first_edition.read_run(job.folder))
+    decided = plan(replace(job, config=config, task_options=config.task or job.task_options)).config
+    return DistillConfig(**(decided.values() | {"run": config.run}))
+
+
+def started_layer(folder: Path) -> dict[str, Any]:
+    """Return what a run was started with as a layer for the run that resumes it. Raises CodiError."""
+    if not holds_run(folder):
+        raise UsageError(f"training.resume: {folder} holds no run to continue")
+    layer = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else first_edition.read_run(folder)
+    return {name: value for name, value in layer.items() if name != "run"}
 
 
 def _compare(now: DistillConfig, before: DistillConfig, folder: Path) -> None:

@@ -111,8 +111,7 @@ def plan(job: Job) -> Plan:
     _check_kind(config.loss.method, method, kind, form.trains_base, parent)
     adapter = _adapter_settings(config, form.Config, task.condition_channels, parent)
     loss = _loss_settings(config, method, adapter)
-    if getattr(loss, "guidance", None) == "relative" and task.condition_channels < 3:
-        raise UsageError(f"loss.guidance relative: the condition of {job.task_name} is not an image of three channels")
+    _check_guidance(getattr(loss, "guidance", "off"), job.task_name, task)
     training = config.training
     if training.train_steps is None and training.time_budget is None:
         training = training.replace(train_steps=DEFAULT_STEPS)
@@ -148,8 +147,8 @@ def _check_parent(config: DistillConfig, method: type[Method], kind: str, parent
         raise UsageError(f"adapter.kind {kind}: the parent {parent.ref} is of kind {parent.record.kind}, and stays so")
     if method.needs_teacher and parent.record.method not in ("", "conditional"):
         raise UsageError(
-            f"adapter.parent {parent.ref}: it was trained with method {parent.record.method}, and the teacher of {name} "
-            "must follow the whole ODE; train one with method conditional"
+            f"adapter.parent {parent.ref}: it was trained with method {parent.record.method}, and the teacher of "
+            f"{name} must follow the whole ODE; train one with method conditional"
         )
 
 
@@ -195,13 +194,17 @@ def _loss_settings(config: DistillConfig, method: type[Method], adapter: Adapter
     if config.loss.guidance is not None:
         asked["guidance"] = config.loss.guidance
     settings = _checked(method.Config, asked, "loss")
-    if getattr(settings, "guidance", "off") != "off":
-        _named(GUIDANCE, "loss.guidance", getattr(settings, "guidance"))  # noqa: B009  not a field of every method
     if "rollout" in method.Config.model_fields and getattr(settings, "rollout", None) is None:
         # a target without noise would be its own answer: the network would learn to leave the image as it is
         deterministic = adapter.start < 1 and adapter.start_noise == 0 and getattr(settings, "shared_t", True)
         settings = settings.model_copy(update={"rollout": float(deterministic)})
     return settings
+
+
+def _check_guidance(name: str, task_name: str, task: Task) -> None:
+    term = None if name == "off" else _named(GUIDANCE, "loss.guidance", name)
+    if getattr(term, "needs_image_condition", False) and task.condition_channels < 3:
+        raise UsageError(f"loss.guidance {name}: the condition of {task_name} is not an image of three channels")
 
 
 def _checked(model: Any, values: Mapping[str, Any], section: str) -> Any:
