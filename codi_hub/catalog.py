@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from codi_hub.config.options import DistillOptions
+    from codi_hub.config.distill import DistillConfig
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
@@ -80,19 +79,19 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.config.options import method_of
+        from codi_hub.adapters.record import RECORD, read_record
 
-        config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
+        record = read_record(self.registry.file(row, RECORD))
         names = self.registry.files(row)
         card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
         return (
             {"type": "adapter"}
             | adapter_json(row)
-            | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
+            | {"method": record.method, "loss": record.loss, "score": row.score, "parent": row.parent}
             | {
                 "created": str(row.created),
                 "files": {name: str(self.registry.file(row, name)) for name in names},
-                "config": config,
+                "config": record.model_dump(mode="json"),
                 "card": card,
             }
         )
@@ -167,16 +166,11 @@ class Catalog:
         entry = self.task(name)
         return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
 
-    def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
-        """What was given, over what the task prefers, over the defaults."""
-        from codi_hub.config.options import READS, DistillOptions
+    def distill_config(self, name: str, *layers: Mapping[str, Any]) -> DistillConfig:
+        """Return the configuration of nested layers, the last on top, over what the task prefers and the defaults."""
+        from codi_hub.training.compose import compose
 
-        preferred = dict(self.load_task(name).distill)
-        if given.get("method") or given.get("parent"):  # they say themselves what is trained
-            preferred.pop("kind", None)
-        if given.get("method") in READS:  # which have no guidance
-            preferred.pop("guidance", None)
-        return DistillOptions(**{**preferred, **given})
+        return compose(name, self.load_task(name).distill, layers, self.registry.home)
 
     def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
         """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.catalog import Catalog
-from codi_hub.config.options import ADAPTER_MEMORY
+from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.errors import Mismatch
 from codi_hub.reports import ExportResult
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from codi_hub.adapters import Adapter
     from codi_hub.backbones.unet import Fingerprint, FrozenBase
-    from codi_hub.config.options import ExportOptions
+    from codi_hub.config.export import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
 

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from codi_hub.config.options import RunOptions
+from codi_hub.config.run import RunOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.networks import Generate, Networks
 from codi_hub.reports import JobsReport, RunReport

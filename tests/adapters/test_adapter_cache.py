@@ -20,7 +20,7 @@ from codi_hub.errors import InvalidInput
 from codi_hub.hub import Hub
 from codi_hub.registry import store, verify
 
-every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
+every_kind = pytest.mark.parametrize("kind", adapters.KINDS.names())
 
 
 def write(base: FrozenBase, folder: Path, kind: str = "control", seed: int = 3, task: str = "superres") -> Path:

@@ -8,9 +8,20 @@ import pytest
 from PIL import Image
 
 from codi_hub import Catalog, tasks
+from codi_hub.adapters.record import AdapterRecord
 from codi_hub.cli import adapters
 
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
+RECORD = {
+    "task": "mine",
+    "kind": "control",
+    "base": {"name": "tiny"} | BASE,
+    "prediction_type": "epsilon",
+    "steps": 4,
+    "config": {"condition_channels": 3},
+    "method": "pe-codi",
+    "loss": {"guidance": 1.0, "consistency": 1.0},
+}
 
 
 @pytest.fixture
@@ -19,7 +30,7 @@ def adapter(home, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    (folder / "adapter.json").write_text(json.dumps({"task": "mine", "kind": "control"}))
+    (folder / "adapter.json").write_text(AdapterRecord(**RECORD).to_json())
     (folder / "README.md").write_text("# A card\n")
     with Catalog.open() as catalog:
         catalog.registry.add_base("tiny", "/models/tiny", **BASE)
@@ -139,7 +150,8 @@ def test_unknown_names_are_not_found(codi):
 def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
     shown = json.loads(codi("show", adapter, "--base", "tiny", "--json").out)
     assert (shown["type"], shown["ref"], shown["score"], shown["card"]) == ("adapter", "mine:1", 24.5, "# A card\n")
-    assert shown["config"] == {"task": "mine", "kind": "control"}
+    assert (shown["method"], shown["loss"]) == ("pe-codi", {"guidance": 1.0, "consistency": 1.0})
+    assert shown["config"] == AdapterRecord(**RECORD).model_dump()
     assert set(shown["files"]) == {"adapter.safetensors", "adapter.json", "README.md"}
     assert json.loads(codi("show", "mine", "--base", "tiny", "--json").out) == shown
     assert "# A card" in codi("show", "mine", "--base", "tiny").out
