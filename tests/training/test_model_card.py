@@ -48,8 +48,9 @@ def test_the_loss_the_start_and_the_settings_are_in_a_table() -> None:
     assert "| settings of the last training | batch 16 |" in text
     assert "| loss | not recorded |" in card()
     assert "| sampling starts from | noise, at the end of the schedule |" in card()
-    assert "under half of that time's noise" in card(config={"condition_channels": 3, "start": 0.3})
-    assert "under 0.2 times that time's noise" in card(config={"start": 0.3, "start_noise": 0.2})
+    assert "the condition with 0.2 of that time's noise, at 0.3 of the schedule" in card(
+        config={"start": 0.3, "start_noise": 0.2}
+    )
 
 
 def test_every_training_is_a_row_and_their_minutes_are_summed() -> None:
