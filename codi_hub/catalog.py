@@ -233,6 +233,13 @@ class Catalog:
     def remove_base(self, name: str) -> None:
         self.registry.bases.remove(name)
 
+    # ---- runs
+
+    def show_run(self, run_id: int) -> dict[str, Any]:
+        """Return a run of the log with its `items`, in the order in which they were computed. Raises NotFound."""
+        run = self.registry.runs.get(run_id)
+        return asdict(run) | {"items": [asdict(item) for item in self.registry.runs.items(run_id)]}
+
     # ---- health
 
     def verify(self) -> Sequence[Problem]:
