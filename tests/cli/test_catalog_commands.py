@@ -153,7 +153,7 @@ def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
 
 def test_task_add_list_show_and_rm(codi):
     added = codi("task", "add", "sharp", "--like", "superres", "--set", "scale=2")
-    assert added == (0, "Registered task sharp. Train its adapter with `codi distill sharp`.\n", "")
+    assert added == (0, "Registered task sharp; train its adapter with `codi distill sharp`.\n", "")
     entries = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
     assert entries["sharp"] == {"name": "sharp", "like": "superres", "options": {"scale": 2}, "builtin": False}
     assert entries["depth"] == {"name": "depth", "like": "depth", "options": {}, "builtin": True}
@@ -163,12 +163,44 @@ def test_task_add_list_show_and_rm(codi):
     assert "sharp" not in codi("task", "list", "-q").out.split()
 
 
-def test_adding_a_task_again_is_fine_unless_it_differs(codi):
-    assert codi("task", "add", "depth").code == 0
-    assert codi("task", "add", "depth").out.startswith("Already registered: task depth")
-    answer = codi("task", "add", "depth", "--set", "invert=true")
+def test_a_built_in_task_stays_built_in(codi):
+    before = codi("task", "list", "--json").out
+    line = "Task depth is built in already; train its adapter with `codi distill depth`.\n"
+    assert codi("task", "add", "depth") == codi("task", "add", "depth", "--like", "depth") == (0, line, "")
+    assert json.loads(codi("task", "add", "depth", "--json").out)["builtin"]
+    refused = "Error: task 'depth' is built in and takes no options: register a variant, like depth, under another name"
+    for options in (["--set", "invert=true"], ["--like", "depth", "--set", "invert=true"]):
+        answer = codi("task", "add", "depth", *options)
+        assert (answer.code, answer.out, answer.err.startswith(refused)) == (1, "", True)
+    assert codi("task", "list", "--json").out == before
+    assert codi("task", "add", "near", "--like", "depth", "--set", "invert=true").code == 0
+
+
+def test_adding_an_equal_task_again_changes_nothing_and_another_is_refused(codi):
+    add = ("task", "add", "sharp", "--like", "superres", "--scale", "2")
+    assert codi(*add).code == 0
+    again = "Task sharp is registered already; train its adapter with `codi distill sharp`.\n"
+    assert codi(*add) == (0, again, "")
+    answer = codi("task", "add", "sharp", "--like", "superres", "--scale", "4")
     assert (answer.code, answer.out) == (1, "")
-    assert "codi task rm depth" in answer.err
+    assert "codi task rm sharp" in answer.err
+
+
+def test_rows_of_built_in_names_from_the_first_edition(codi):
+    """The first edition registered a built-in task by its own name, with options or without."""
+    before = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
+    with Catalog.open() as catalog:
+        catalog.registry.tasks.add("superres", "superres", {})
+        catalog.registry.tasks.add("depth", "depth", {"invert": True})
+    entries = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
+    assert entries["superres"] == before["superres"] == json.loads(codi("task", "add", "superres", "--json").out)
+    assert "built-in task and cannot be removed" in codi("task", "rm", "superres").err
+    assert entries["depth"] == {"name": "depth", "like": "depth", "options": {"invert": True}, "builtin": False}
+    assert json.loads(codi("task", "show", "depth", "--json").out)["settings"]["invert"] is True
+    assert codi("task", "add", "depth", "--set", "invert=true").out.startswith("Task depth is registered already")
+    assert "codi task rm depth" in codi("task", "add", "depth").err
+    assert codi("task", "rm", "depth").code == 0
+    assert json.loads(codi("task", "list", "--json").out) == list(before.values())
 
 
 def test_a_variant_of_a_variant_has_the_options_of_both(codi):
@@ -181,7 +213,11 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["add", "mine"], 2, "say which task 'mine' is like: --like " + "|".join(tasks.builtin())),
+        (
+            ["add", "mine"],
+            2,
+            "like: say which task 'mine' is a variant of, one of " + ", ".join(tasks.builtin()),
+        ),
         (
             ["add", "depth", "--like", "superres"],
             1,

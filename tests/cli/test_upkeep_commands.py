@@ -55,8 +55,8 @@ def test_cp_gives_a_task_like_it_the_same_weights(codi, mine):
     [
         (
             ["mine", "depth"],
-            "mine:2 was made for a task like superres, and depth is like depth: copy it to one like superres "
-            "(`codi task add NAME --like superres`)",
+            "mine:2 was trained for a task like superres, and depth is like depth: copy it to a task like superres "
+            "(register one with `codi task add`)",
         ),
         (["mine:3", "other"], "no mine:3 for base tiny; there is mine:1|2|latest"),
         (["mine", "other:1"], "no task 'other:1'; there are "),
