@@ -93,24 +93,13 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.config.options import method_of
-
-        config = json.loads(self.registry.adapters.file(row, "adapter.json").read_text(encoding="utf-8"))
-        names = self.registry.adapters.files(row)
-        card = (
-            self.registry.adapters.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
-        )
-        return (
-            {"type": "adapter"}
-            | adapter_json(row)
-            | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
-            | {
-                "created": str(row.created),
-                "files": {name: str(self.registry.adapters.file(row, name)) for name in names},
-                "config": config,
-                "card": card,
-            }
-        )
+        adapters = self.registry.adapters
+        files = {name: str(adapters.file(row, name)) for name in adapters.files(row)}
+        record = _read_record(Path(files["adapter.json"]))
+        card = Path(files["README.md"]).read_text(encoding="utf-8") if "README.md" in files else None
+        labels = {"method": record.get("method", row.method), "loss": record.get("loss", {})}
+        more = {"score": row.score, "parent": row.parent, "created": row.created, "files": files}
+        return {"type": "adapter"} | adapter_json(row) | labels | more | {"config": record, "card": card}
 
     def tag(self, ref: str, name: str, remove: bool = False) -> AdapterRow:
         """Point a tag to a version, or remove it; return that version. Raises NotFound or UsageError."""
@@ -293,6 +282,12 @@ class Catalog:
         return [*diagnose(lambda: self.registry)]
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the content of an `adapter.json`: the one place of this module that knows its format."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
 def _builtin_json(name: str) -> dict[str, Any]:
     return {"name": name, "like": name, "options": {}, "builtin": True}
 
@@ -308,7 +303,20 @@ def _is_builtin(registered: dict[str, Any] | None, name: str) -> bool:
 
 def adapter_json(row: AdapterRow) -> dict[str, Any]:
     """Return an entry of `codi list --json`."""
-    keys = ("task", "version", "ref", "base", "kind", "steps", "parameters", "bytes", "sha256", "status", "bundled")
+    keys = (
+        "task",
+        "version",
+        "ref",
+        "base",
+        "kind",
+        "method",
+        "steps",
+        "parameters",
+        "bytes",
+        "sha256",
+        "status",
+        "bundled",
+    )
     return {key: getattr(row, key) for key in keys} | {"metrics": row.metrics, "tags": list(row.tags)}
 
 

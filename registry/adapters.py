@@ -15,12 +15,13 @@ from codi_hub.registry.bases import Bases
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
+from codi_hub.registry.record import recorded_method
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
 from codi_hub.registry.rows import AdapterRow, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
 from codi_hub.registry.verify import checked, remember
 
-WEIGHTS = "adapter.safetensors"
+WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 
 
 class Adapters:
@@ -115,6 +116,8 @@ class Adapters:
     ) -> tuple[AdapterRow, bool]:
         """Copy every file of `folder` into the store and record them as the next version of (task, base).
 
+        The method comes from its `adapter.json`.
+
         Args:
             metrics: values that JSON can hold; numbers that are not finite become null.
             score: held-out, higher is better; None or not finite means unknown.
@@ -133,6 +136,7 @@ class Adapters:
             raise InvalidInput(f"{folder} is not an adapter: it has no {WEIGHTS}")
         values = {"task": task, "base_id": base_id, "kind": kind, "steps": steps, "parameters": parameters}
         values |= {"metrics": versions.plain(metrics), "score": versions.finite(score), "parent": parent}
+        values["method"] = recorded_method(folder / RECORD)
         with self._storing(f"the adapter in {folder}"):
             return self._record(values, {name: self._store.put(path) for name, path in files.items()})
 
@@ -156,7 +160,7 @@ class Adapters:
                 )
             if existing:
                 return existing[-1], False
-            kept = ("kind", "steps", "parameters", "metrics", "score")
+            kept = ("kind", "steps", "parameters", "metrics", "score", "method")
             values = {"task": task, "base_id": base_id, "parent": source.ref}
             values |= {name: getattr(source, name) for name in kept}
             return self._record(values, {name: self._blob(source, name) for name in self.files(source)})[0], True

@@ -99,7 +99,7 @@ class Database:
                 return
             building = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
             try:
-                _upgrade(self._url.set(database=str(building)))
+                _upgrade(self._url.set(database=str(building)), self._home)
                 os.replace(building, file)
             finally:
                 for suffix in ("", "-wal", "-shm", "-journal"):
@@ -112,7 +112,7 @@ class Database:
                 return
             kept = f"a backup is at {_backup(self._file, self._home)}" if self._file else "nothing was changed"
             try:
-                _upgrade(self._url)
+                _upgrade(self._url, self._home)
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CodiError(
@@ -188,8 +188,8 @@ def _needs_migration(connection: Connection, name: str) -> bool:
     return current != known[-1]
 
 
-def _upgrade(url: URL) -> None:
-    """Runs what migrations are missing in one transaction: all of them, or none."""
+def _upgrade(url: URL, home: Path) -> None:
+    """Run the missing migrations in one transaction: all of them, or none."""
     from alembic import command
     from alembic.config import Config
 
@@ -198,7 +198,7 @@ def _upgrade(url: URL) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.execution_options(write=True).begin() as connection:
-            config.attributes["connection"] = connection
+            config.attributes |= {"connection": connection, "home": home}
             command.upgrade(config, "head")
             if engine.dialect.name == "sqlite":
                 broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()

@@ -44,7 +44,8 @@ class TaskRow:
 class AdapterRow:
     """One immutable version of a task's adapter for one base.
 
-    `bytes` and `sha256` are those of `adapter.safetensors`; `score` is held-out, higher is better, None if unknown.
+    `bytes` and `sha256` are those of `adapter.safetensors`. `score` is held-out, higher is better, None if unknown.
+    `method` is what was trained, such as "pe-codi" or "regression", None if not recorded.
     """
 
     id: int
@@ -63,9 +64,11 @@ class AdapterRow:
     parent: str | None
     tags: tuple[str, ...]
     created: str
+    method: str | None = None
 
     @property
     def ref(self) -> str:
+        """`task:version`."""
         return f"{self.task}:{self.version}"
 
 

@@ -10,6 +10,11 @@ from PIL import Image
 from codi_hub import Catalog, tasks
 from codi_hub.cli import adapters
 
+RECORD = {
+    "format_version": 2, "task": "mine", "kind": "control", "method": "pe-codi",
+    "base": {"name": "tiny", "family": "f" * 16, "sketch": {}}, "prediction_type": "epsilon", "steps": 4,
+    "config": {"condition_channels": 3}, "loss": {"guidance": 1.0, "consistency": 0.5},
+}  # fmt: skip
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
 
 
@@ -19,7 +24,7 @@ def adapter(home, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    (folder / "adapter.json").write_text(json.dumps({"task": "mine", "kind": "control"}))
+    (folder / "adapter.json").write_text(json.dumps(RECORD))
     (folder / "README.md").write_text("# A card\n")
     with Catalog.open() as catalog:
         catalog.registry.bases.add("tiny", "/models/tiny", **BASE)
@@ -93,6 +98,7 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
         "ref",
         "base",
         "kind",
+        "method",
         "steps",
         "parameters",
         "bytes",
@@ -104,7 +110,8 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
     ]
     assert (answer.code, answer.err, list(entry)) == (0, "", keys)
     assert entry | {"tags": 0, "sha256": 0, "status": 0, "bytes": 0} == {
-        "task": "mine", "version": 1, "ref": "mine:1", "base": "tiny", "kind": "control", "steps": 4, "parameters": 12,
+        "task": "mine", "version": 1, "ref": "mine:1", "base": "tiny", "kind": "control",
+        "method": "pe-codi", "steps": 4, "parameters": 12,
         "bytes": 0, "sha256": 0, "status": 0, "bundled": False, "metrics": {"psnr": 24.5}, "tags": 0,
     }  # fmt: skip
     assert codi("ls", "mine", "--json") == answer
@@ -112,8 +119,8 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
 
 def test_list_for_people_and_quietly(codi, adapter):
     head, line = codi("list", "mine", "--base", "tiny").out.splitlines()
-    assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "STEPS", "SIZE", "SCORE", "TAGS"]
-    assert line.split()[:6] == ["mine:1", "mine", "1", "tiny", "control", "4"]
+    assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "METHOD", "STEPS", "SIZE", "SCORE", "TAGS"]
+    assert line.split()[:7] == ["mine:1", "mine", "1", "tiny", "control", "pe-codi", "4"]
     assert "24.5" in line
     assert codi("list", "mine", "-q").out == "mine:1\n"
 
@@ -139,7 +146,8 @@ def test_unknown_names_are_not_found(codi):
 def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
     shown = json.loads(codi("show", adapter, "--base", "tiny", "--json").out)
     assert (shown["type"], shown["ref"], shown["score"], shown["card"]) == ("adapter", "mine:1", 24.5, "# A card\n")
-    assert shown["config"] == {"task": "mine", "kind": "control"}
+    assert (shown["method"], shown["loss"]) == ("pe-codi", {"guidance": 1.0, "consistency": 0.5})
+    assert shown["config"] == RECORD
     assert set(shown["files"]) == {"adapter.safetensors", "adapter.json", "README.md"}
     assert json.loads(codi("show", "mine", "--base", "tiny", "--json").out) == shown
     assert "# A card" in codi("show", "mine", "--base", "tiny").out

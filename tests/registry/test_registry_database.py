@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from alembic.script import ScriptDirectory
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
 from codi_hub.registry import Registry, database, models
+from codi_hub.registry.database import Database
 
 LAST = database.revisions()[-1]
 ADD = """
@@ -119,14 +123,24 @@ def test_a_failing_migration_changes_nothing(home: Path, nothing_bundled: Path, 
     assert _dump(backup) == before
 
 
-def test_a_registry_of_the_first_revision_keeps_its_runs(
-    home: Path, nothing_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(database.MIGRATIONS, tmp_path / "first")
-    for later in database.revisions()[1:]:
-        next((tmp_path / "first" / "versions").glob(f"{later}_*.py")).unlink()
-    with monkeypatch.context() as earlier:
-        earlier.setattr(database, "MIGRATIONS", tmp_path / "first")
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """Inside `with earlier("0001"):` the package knows no later revision."""
+
+    @contextmanager
+    def until(revision: str) -> Iterator[None]:
+        shutil.copytree(database.MIGRATIONS, tmp_path / "earlier")
+        for later in [name for name in database.revisions() if name > revision]:
+            next((tmp_path / "earlier" / "versions").glob(f"{later}_*.py")).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "MIGRATIONS", tmp_path / "earlier")
+            yield
+
+    return until
+
+
+def test_a_registry_of_the_first_revision_keeps_its_runs(home: Path, nothing_bundled: Path, earlier) -> None:
+    with earlier("0001"):
         _filled(home, nothing_bundled)
     with sqlite3.connect(home / "registry.db") as connection:
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
@@ -135,6 +149,84 @@ def test_a_registry_of_the_first_revision_keeps_its_runs(
         assert registry.runs.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
         assert registry.runs.items(1)[0].prompt is None
         assert registry.bases.get().name == "nano"
+
+
+LOSS = {"guidance": "latent", "ode": "own", "consistency": True, "weight": 1.0, "cap": True}
+REGRESSION = {"start": 0.1, "start_noise": 0.0}
+
+
+def _version_1(method: str, config: dict[str, float], **loss: object) -> str:
+    """Return a record of format version 1, as far as it names what was trained."""
+    training = {"method": f"{method}, side/zero_conv, random initialisation", "loss": json.dumps(LOSS | loss)}
+    return json.dumps({"format_version": 1, "config": config, "training": training})
+
+
+@pytest.mark.parametrize(
+    ("record", "method"),
+    [
+        (_version_1("pe-codi", {}), "pe-codi"),
+        (_version_1("codi", REGRESSION), "codi"),
+        (_version_1("pe-codi", REGRESSION, consistency=False), "regression"),
+        (_version_1("codi", REGRESSION, weight=0.0), "regression"),
+        (_version_1("pe-codi", {"start": 0.1}, consistency=False), "guidance-only"),
+        (_version_1("pe-codi", {}, consistency=False), "guidance-only"),
+        (_version_1("cm", {}, consistency=False), "cm"),
+        (json.dumps({"format_version": 2, "method": "gd"}), "gd"),
+        (json.dumps({"format_version": 2, "method": ""}), None),
+        (json.dumps({"format_version": 2, "method": "x" * 61}), None),
+        (json.dumps({"format_version": 2, "method": "a\nb"}), None),
+        (json.dumps({"format_version": 2, "method": ["gd"]}), None),
+        (json.dumps({"format_version": "2"}), None),
+        ("{}", None),
+        ("[]", None),
+        ("not JSON", None),
+        ("[" * 10_000, None),
+    ],
+)
+def test_the_method_comes_from_the_record(registry: Registry, folder: Callable[[str], Path], record, method) -> None:
+    (path := folder("w") / "adapter.json").write_text(record)
+    facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
+    assert registry.adapters.add(path.parent, task="depth", **facts)[0].method == method
+    assert registry.adapters.copy("depth", "fog")[0].method == method
+
+
+def test_adapters_of_the_first_edition_get_their_method(home: Path, bundle: Callable[..., Path], earlier) -> None:
+    root = bundle(("superres", 1, "sr"))
+    (root / "superres" / "adapter.json").write_text(_version_1("pe-codi", {}))
+    with earlier("0003"):
+        Database(home, None).close()
+    with sqlite3.connect(home / "registry.db") as connection:
+        connection.execute("INSERT INTO base VALUES (1, 'nano', 'base', 'f1', NULL, 1, '2026-01-01')")
+        manifest = hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
+        connection.execute("INSERT INTO setting VALUES ('bundled_manifest', ?)", [manifest])
+        values = "1, ?, 'side', 4, 9, 2, ?, 'ready', ?, '{}', NULL, NULL, '2026-01-01')"
+        connection.execute(f"INSERT INTO adapter VALUES (1, 'superres', {values}", [1, _sha256("sr"), "superres"])
+        connection.execute("INSERT INTO adapter_file VALUES (1, 'adapter.safetensors', ?, 2)", [_sha256("sr")])
+        records = [_version_1("pe-codi", REGRESSION, consistency=False), "not JSON", None]
+        for version, record in enumerate(records, 1):
+            contents = {"adapter.safetensors": f"w{version}", "adapter.json": record or "lost"}
+            row = [1 + version, version, _sha256(contents["adapter.safetensors"]), None]
+            connection.execute(f"INSERT INTO adapter VALUES (?, 'depth', {values}", row)
+            for name, content in contents.items():
+                digest = _sha256(content)
+                connection.execute("INSERT INTO adapter_file VALUES (?, ?, ?, 2)", [1 + version, name, digest])
+                blob = home / "blobs" / "sha256" / digest[:2] / digest
+                blob.parent.mkdir(parents=True, exist_ok=True)
+                if content != "lost":
+                    blob.write_text(content)
+    with Registry.open(home, bundled=root) as registry:
+        assert [(row.ref, row.kind, row.method) for row in registry.adapters.list()] == [
+            ("depth:1", "residual", "regression"),
+            ("depth:2", "residual", None),
+            ("depth:3", "residual", None),
+            ("superres:1", "control", "pe-codi"),  # as the manifest has it
+        ]
+        assert [problem.kind for problem in registry.verify()] == ["missing"]
+    assert len(list((home / "backups").iterdir())) == 1
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_newer_database_is_refused(home: Path, nothing_bundled: Path) -> None:
