@@ -142,6 +142,8 @@ def _parsed(url: str) -> URL:
 def _engine(url: URL, *, migrating: bool = False) -> Engine:
     """`migrating`: without foreign keys, which SQLite can only switch outside a transaction, and in WAL mode."""
     sqlite = url.get_backend_name() == "sqlite"
+    if url.drivername == "postgresql":  # SQLAlchemy 2.0 would look for psycopg2
+        url = url.set(drivername="postgresql+psycopg")
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {"pool_pre_ping": True}
     try:
         engine = create_engine(url, **options, **({"poolclass": NullPool} if migrating else {}))

@@ -9,6 +9,8 @@ import pytest
 from codi_hub.errors import Conflict, InvalidInput, NotFound, UsageError
 from codi_hub.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_the_first_base_comes_into_use_and_another_can(registry: Registry) -> None:
     assert [(row.name, row.default) for row in registry.bases.list()] == [("nano", True), ("sd15", False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
-from codi_hub.registry import Registry, database, models
+from codi_hub.registry import Registry, database, models, versions
 from codi_hub.registry.database import Database
 
 LAST = database.revisions()[-1]
@@ -190,30 +191,29 @@ def test_the_method_comes_from_the_record(registry: Registry, folder: Callable[[
     assert registry.adapters.copy("depth", "fog")[0].method == method
 
 
-def test_adapters_of_the_first_edition_get_their_method(home: Path, bundle: Callable[..., Path], earlier) -> None:
+def test_adapters_of_the_first_edition_get_their_method(
+    home: Path, bundle: Callable[..., Path], earlier, backend: str
+) -> None:
     root = bundle(("superres", 1, "sr"))
     (root / "superres" / "adapter.json").write_text(_version_1("pe-codi", {}))
+    digest = _sha256((root / "manifest.json").read_text())
+    records = [_version_1("pe-codi", REGRESSION, consistency=False), "not JSON", None]
     with earlier("0003"):
-        Database(home, None).close()
-    with sqlite3.connect(home / "registry.db") as connection:
-        connection.execute("INSERT INTO base VALUES (1, 'nano', 'base', 'f1', NULL, 1, '2026-01-01')")
-        manifest = hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
-        connection.execute("INSERT INTO setting VALUES ('bundled_manifest', ?)", [manifest])
-        values = "1, ?, 'side', 4, 9, 2, ?, 'ready', ?, '{}', NULL, NULL, '2026-01-01')"
-        connection.execute(f"INSERT INTO adapter VALUES (1, 'superres', {values}", [1, _sha256("sr"), "superres"])
-        connection.execute("INSERT INTO adapter_file VALUES (1, 'adapter.safetensors', ?, 2)", [_sha256("sr")])
-        records = [_version_1("pe-codi", REGRESSION, consistency=False), "not JSON", None]
-        for version, record in enumerate(records, 1):
-            contents = {"adapter.safetensors": f"w{version}", "adapter.json": record or "lost"}
-            row = [1 + version, version, _sha256(contents["adapter.safetensors"]), None]
-            connection.execute(f"INSERT INTO adapter VALUES (?, 'depth', {values}", row)
-            for name, content in contents.items():
-                digest = _sha256(content)
-                connection.execute("INSERT INTO adapter_file VALUES (?, ?, ?, 2)", [1 + version, name, digest])
-                blob = home / "blobs" / "sha256" / digest[:2] / digest
-                blob.parent.mkdir(parents=True, exist_ok=True)
-                if content != "lost":
-                    blob.write_text(content)
+        opened = Database(home, os.environ.get("CODI_REGISTRY_URL"))
+        with opened.write() as connection:
+            values = {"family": "f1", "bundled": True, "created": "2026"}
+            base_id = versions.insert(connection, models.base, {"name": "nano", "source": "base"} | values)
+            connection.execute(models.setting.insert().values(name="bundled_manifest", value=digest))
+            _first_edition(connection, base_id, "superres", 1, "sr", "superres")
+            for version, record in enumerate(records, 1):
+                adapter_id = _first_edition(connection, base_id, "depth", version, f"w{version}", None)
+                file = {"name": "adapter.json", "sha256": _sha256(record or "lost"), "bytes": 2}
+                connection.execute(models.adapter_file.insert(), [{"adapter_id": adapter_id} | file])
+        opened.close()
+    for content in ("w1", "w2", "w3", *filter(None, records)):
+        blob = home / "blobs" / "sha256" / _sha256(content)[:2] / _sha256(content)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_text(content)
     with Registry.open(home, bundled=root) as registry:
         assert [(row.ref, row.kind, row.method) for row in registry.adapters.list()] == [
             ("depth:1", "residual", "regression"),
@@ -222,7 +222,17 @@ def test_adapters_of_the_first_edition_get_their_method(home: Path, bundle: Call
             ("superres:1", "control", "pe-codi"),  # as the manifest has it
         ]
         assert [problem.kind for problem in registry.verify()] == ["missing"]
-    assert len(list((home / "backups").iterdir())) == 1
+    assert len(list(home.glob("backups/*"))) == (backend == "sqlite")
+
+
+def _first_edition(connection, base_id: int, task: str, version: int, weights: str, folder: str | None) -> int:
+    """Insert an adapter of kind `side` and its weights, as revision 0003 has them; return its id."""
+    key = {"task": task, "base_id": base_id, "version": version, "folder": folder, "sha256": _sha256(weights)}
+    values = {"kind": "side", "steps": 4, "parameters": 9, "bytes": 2, "status": "ready", "metrics": {}}
+    adapter_id = versions.insert(connection, models.adapter, key | values | {"created": "2026"})
+    file = {"adapter_id": adapter_id, "name": "adapter.safetensors", "sha256": _sha256(weights), "bytes": 2}
+    connection.execute(models.adapter_file.insert(), [file])
+    return adapter_id
 
 
 def _sha256(text: str) -> str:

@@ -13,6 +13,8 @@ from codi_hub.registry import Registry, store, verify
 
 WEIGHTS = "adapter.safetensors"
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def _overwrite(path: Path, content: str) -> None:
     path.chmod(0o644)

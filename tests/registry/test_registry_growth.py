@@ -34,6 +34,7 @@ def _plans(registry: Registry) -> Iterator[list[str]]:
         event.remove(engine, "before_cursor_execute", explain)
 
 
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
     for _ in range(3):
         add()

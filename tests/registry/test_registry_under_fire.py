@@ -23,7 +23,8 @@ def _start(script: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path, backend: str) -> None:
     processes = [_start("storm.py", home, tmp_path, number) for number in range(PROCESSES)]
     answers = [process.communicate(timeout=300) for process in processes]
     assert [(process.returncode, err) for process, (_, err) in zip(processes, answers, strict=True)] == [(0, "")] * 8
@@ -53,6 +54,7 @@ def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path) -> No
     assert len(blobs) == len(set(weights.values())) + 1  # and the adapter.json that all share
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.parametrize("operation", ["rm", "cp", "gc"])
 def test_killed_at_any_line_leaves_nothing_lost_and_nothing_half_done(

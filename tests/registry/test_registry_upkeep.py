@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageEr
 from codi_hub.registry import Registry, garbage, verify
 
 WEIGHTS = "adapter.safetensors"
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _blobs(home: Path) -> int:
@@ -243,7 +246,7 @@ def test_gc_under_another_database_would_lose_files_and_is_refused(
     registry: Registry, add, home: Path, nothing_bundled: Path, tmp_path: Path
 ) -> None:
     row = add()[0]
-    line = r"blobs also has files of registry\.db, which would be lost"
+    line = f"blobs also has files of {re.escape(registry.database.mark)}, which would be lost"
     url = f"sqlite:///{tmp_path / 'other.db'}"
     with Registry.open(home, url=url, bundled=nothing_bundled) as other, pytest.raises(Conflict, match=line):
         other.collect()
