@@ -257,7 +257,7 @@ def test_files_that_are_no_registry_are_refused_and_kept(home: Path, nothing_bun
     path.unlink()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE task (id INTEGER)")
-    with pytest.raises(InvalidInput, match="is no registry: it has a table task"):
+    with pytest.raises(InvalidInput, match="is not a registry: it has a table task"):
         Registry.open(home, bundled=nothing_bundled)
 
 

@@ -112,7 +112,7 @@ def test_latest_stays_where_another_version_goes(registry: Registry, add) -> Non
     [
         (["depth:1", "depth:9"], NotFound, r"no depth:9 for base nano; there is depth:1\|2\|latest"),
         (["depth:1", "depth"], UsageError, r"depth has 2 versions for base nano; say which: depth:1\|2\|latest"),
-        (["depth:1", "de/pth"], UsageError, "is no reference"),
+        (["depth:1", "de/pth"], UsageError, "is not a reference"),
         (["depth:1", "fog"], NotFound, "task 'fog' has no adapter yet"),
     ],
 )
@@ -225,15 +225,14 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add,
     registry.adapters.remove([gone.ref])
     assert [(problem.kind, problem.message) for problem in registry.verify()] == [
         ("orphan", "no adapter needs it; `codi gc` deletes it"),
-        ("leftover", "a process was killed while it wrote this; `codi gc` deletes it"),
+        ("leftover", "partial file of a killed process; `codi gc` deletes it"),
     ]
     told = registry.collect(dry_run=True)
     assert path.exists()
     assert all(file.exists() for file in stray)
     assert registry.collect() == told
     assert sorted((Path(entry.path), entry.bytes, entry.message) for entry in told) == sorted(
-        [(path, 4, "of depth:2 for nano, removed")]
-        + [(file, 5, "a process was killed while it wrote this") for file in stray]
+        [(path, 4, "of depth:2 for nano, removed")] + [(file, 5, "partial file of a killed process") for file in stray]
     )
     assert registry.collect() == []
     assert not path.exists()
@@ -246,7 +245,7 @@ def test_gc_under_another_database_would_lose_files_and_is_refused(
     registry: Registry, add, home: Path, nothing_bundled: Path, tmp_path: Path
 ) -> None:
     row = add()[0]
-    line = f"blobs also has files of {re.escape(registry.database.mark)}, which would be lost"
+    line = f"blobs also has files of {re.escape(registry.database.store_key)}, which would be lost"
     url = f"sqlite:///{tmp_path / 'other.db'}"
     with Registry.open(home, url=url, bundled=nothing_bundled) as other, pytest.raises(Conflict, match=line):
         other.collect()
@@ -263,7 +262,7 @@ def test_a_file_that_cannot_be_deleted_is_one_line(registry: Registry, add, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(garbage.Path, "unlink", denied)
-        with pytest.raises(CodiError, match="cannot be deleted: Permission denied; put that right and try again"):
+        with pytest.raises(CodiError, match="cannot be deleted: Permission denied; correct that and try again"):
             registry.collect()
     assert len(registry.collect()) == 3
 
@@ -272,14 +271,14 @@ def test_what_is_removed_while_verify_reads_is_not_missed(
     registry: Registry, add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(weights="a"), add(weights="b")
-    examine = verify._examine
+    examine = verify.examine
 
     def removed_first(*args: object) -> object:
-        monkeypatch.setattr(verify, "_examine", examine)
+        monkeypatch.setattr(verify, "examine", examine)
         registry.adapters.remove(["depth:1"])
         registry.collect()
         return examine(*args)
 
-    monkeypatch.setattr(verify, "_examine", removed_first)
+    monkeypatch.setattr(verify, "examine", removed_first)
     assert registry.verify() == []
     assert [row.ref for row in registry.adapters.list()] == ["depth:2"]
