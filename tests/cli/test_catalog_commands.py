@@ -46,14 +46,14 @@ def test_a_table_is_a_page_and_says_how_to_see_the_rest(codi, monkeypatch):
     names = codi("list", "-q").out.split()
     assert len(names) > 3
     monkeypatch.setattr(adapters, "PAGE", 2)
-    more = "There are more: --offset {} shows the next, --limit as many as you like.\n"
+    more = "There are more adapters: --offset {} shows the next, --limit N shows N.\n"
     first = codi("list")
     assert (_first_column(first.out), first.err) == (["ADAPTER", *names[:2]], more.format(2))
     second = codi("list", "--offset", "2", "--limit", "1")
     assert (_first_column(second.out), second.err) == (["ADAPTER", names[2]], more.format(3))
     rest = codi("list", "--offset", "1", "--limit", "1000")
     assert (_first_column(rest.out), rest.err) == (["ADAPTER", *names[1:]], "")
-    assert codi("list", "--offset", "99") == (0, "", "Nothing after the first 99.\n")
+    assert codi("list", "--offset", "99") == (0, "", "No adapters after the first 99.\n")
     assert [entry["ref"] for entry in json.loads(codi("list", "--json").out)] == codi("list", "-q").out.split() == names
     assert [entry["ref"] for entry in json.loads(codi("list", "--json", "--limit", "1", "--offset", "1").out)] == [
         names[1]
@@ -127,7 +127,7 @@ def test_list_for_people_and_quietly(codi, adapter):
 
 def test_an_empty_list_says_what_to_do(codi):
     codi("task", "add", "new", "--like", "superres")
-    assert codi("list", "new") == (0, "", "No adapters yet: make one with `codi distill TASK`.\n")
+    assert codi("list", "new") == (0, "", "No adapters yet: train one with `codi distill TASK`.\n")
     assert codi("list", "new", "--json") == (0, "[]\n", "")
 
 

@@ -126,7 +126,7 @@ def test_a_failing_migration_changes_nothing(home: Path, nothing_bundled: Path, 
 
 @pytest.fixture
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
-    """Inside `with earlier("0001"):` the package knows no later revision."""
+    """Hide all later revisions from the package, as in `with earlier("0001"): ...`."""
 
     @contextmanager
     def until(revision: str) -> Iterator[None]:
