@@ -172,7 +172,7 @@ class Catalog:
         return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
 
     def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
-        """Return the options of a training: those in `given`, else what the task prefers, else the defaults."""
+        """What was given, over what the task prefers, over the defaults."""
         from codi_hub.config.options import READS, DistillOptions
 
         preferred = dict(self.load_task(name).distill)
