@@ -337,3 +337,10 @@ def test_a_flag_for_an_option_the_task_lacks_is_refused(codi):
     answer = codi("task", "add", "mine", "--like", "deblur", "--mask", "m.png")
     has = "data, blur, noise, correct, correct_sigma"
     assert answer == (2, "", f"Error: task deblur: no option 'mask'; it has {has}\n")
+
+
+def test_bundled_adapters_say_how_they_were_trained(codi):
+    listed = {entry["ref"]: entry["method"] for entry in json.loads(codi("list", "--base", "nano", "--json").out)}
+    assert (listed["superres:1"], listed["inpaint:1"]) == ("regression", "pe-codi")
+    assert json.loads(codi("show", "superres:1", "--base", "nano", "--json").out)["method"] == "regression"
+    assert "regression" in codi("list", "superres").out
