@@ -212,9 +212,9 @@ class Catalog:
     def add_base(self, name: str, source: str | Path) -> BaseRow:
         """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
         source = _base_source(str(source))
-        from codi_hub.backbones.unet import FrozenBase
+        from codi_hub.backbones import load
 
-        mark = FrozenBase.load(source).fingerprint
+        mark = load(source).fingerprint
         return self.registry.add_base(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:

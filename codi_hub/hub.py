@@ -12,7 +12,7 @@ from codi_hub.runs import OnEvent, Runs, check_steps, silent
 from codi_hub.training.distributed import by_main, joined
 
 if TYPE_CHECKING:
-    from codi_hub.backbones.unet import FrozenBase
+    from codi_hub.backbones.backbone import Backbone
     from codi_hub.evaluation.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
@@ -114,7 +114,7 @@ class Hub(Runs):
             notes=list(made.notes),
         )
 
-    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
+    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[Backbone, list[Contestant]]:
         """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
         from codi_hub.evaluation.against import PromptOnly, entrants
         from codi_hub.evaluation.measured import Contestant

@@ -196,7 +196,7 @@ class Runs(Networks):
             sampler=options.sampler,
             temperature=options.temperature,
             compile=options.compile,
-            say=lambda text: on_event({"kind": "message", "text": text}),
+            on_message=lambda text: on_event({"kind": "message", "text": text}),
         )
 
 
