@@ -15,9 +15,9 @@ from codi_hub.errors import InvalidInput, UsageError, one_line
 FORMAT_VERSION = 2
 RECORD = "adapter.json"
 MAX_RECORD = 16 << 20  # bytes; a usual record has some ten thousand
-UNRECORDED_START_NOISE = 0.5  # of a config with `start` below 1 that does not name `start_noise`
 CODI_METHODS = ("pe-codi", "codi")  # methods whose loss has a guidance and a consistency term
-ONLY_TERM = {"conditional": "diffusion", "cm": "consistency", "gd": "progressive"}  # version 1: the one term of each
+START_NOISE_1 = 0.5  # version 1: `start_noise` of a config with `start` below 1 that does not name it
+ONLY_TERM = {"conditional": "diffusion", "cm": "consistency", "gd": "progressive"}  # methods whose loss has one term
 
 Method = Annotated[str, StringConstraints(max_length=60, pattern=r"^[\w .,()/-]*$")]
 """Name of a method; "" where it was not recorded."""
@@ -182,6 +182,8 @@ def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
         data["kind"] = "residual"
     if not isinstance(data.get("training", {}), dict) or not isinstance(data.get("config"), dict):
         return data  # refused by its types
+    if data["config"].get("start", 1) != 1:
+        data["config"] = {"start_noise": START_NOISE_1} | data["config"]
     old = _Training1.model_validate(data.get("training", {}))
     asked, _, start = old.method.partition(", ")
     start = start.partition(", ")[2]
@@ -195,9 +197,11 @@ def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
         settings |= {"guidance": switches.guidance, "ode": switches.ode, "consistency_cap": switches.cap}
     method = asked
     if terms:
-        config = data["config"]
-        noise = config.get("start_noise", UNRECORDED_START_NOISE)
-        starts = {"start": config.get("start", 1), "start_noise": noise if isinstance(noise, int | float) else 0}
+        noise = data["config"].get("start_noise", 0)
+        starts = {
+            "start": data["config"].get("start", 1),
+            "start_noise": noise if isinstance(noise, int | float) else 0,
+        }
         method = label(asked, consistency="consistency" in terms, guidance="guidance" in terms, **starts)
     last = TrainingRecord.model_validate(
         {"method": method, "data": old.data, "minutes": old.minutes, "steps": old.optimiser_steps, "start": start}

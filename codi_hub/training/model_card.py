@@ -80,12 +80,11 @@ def _facts(record: AdapterRecord) -> list[tuple[str, str]]:
     """Return the rows of the method's table."""
     terms = " + ".join(f"{weight:g} x {term}" for term, weight in record.loss.items())
     config = dict(record.config)
-    start, noise = config.pop("start", 1), config.pop("start_noise", None)
+    start, noise = config.pop("start", 1), config.pop("start_noise", 0)
     where = "noise, at the end of the schedule"
     if start != 1:
-        amount = "half of" if noise is None else f"{noise:g} times"
-        where = f"the condition, at {start:g} of the schedule, under {amount} that time's noise"
-        where = where if noise != 0 else f"the condition without noise, at {start:g} of the schedule"
+        amount = f"with {noise:g} of that time's noise" if noise else "without noise"
+        where = f"the condition {amount}, at {start:g} of the schedule"
     rows = [("method", record.method or UNKNOWN), ("loss", terms or UNKNOWN), ("sampling starts from", where)]
     rows += [(name, f"{value:g}") for name in ("shift", "guidance") if (value := getattr(record, name)) is not None]
     rows.append(("adapter", ", ".join([record.kind, *(f"{_words(name)} {config[name]}" for name in config)])))

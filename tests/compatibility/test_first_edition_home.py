@@ -52,7 +52,9 @@ def test_it_lists_and_verifies(codi: Callable[..., Any], first_home: Path) -> No
     assert shown["loss"] == {"guidance": 1.0, "consistency": 1.0}
 
 
-def test_a_finished_run_is_resumed_and_a_missing_image_made_the_same(codi: Callable[..., Any], first_home: Path) -> None:
+def test_a_finished_run_is_resumed_and_a_missing_image_made_the_same(
+    codi: Callable[..., Any], first_home: Path
+) -> None:
     gone = first_home / "imgs_x2" / "1.png"
     before = np.asarray(Image.open(gone)).astype(int)
     gone.unlink()
@@ -72,9 +74,7 @@ def test_an_interrupted_training_is_resumed(codi: Callable[..., Any], first_home
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("task", BUNDLED)
-def test_bundled_adapters_give_the_same_pixels(
-    codi: Callable[..., Any], tmp_path: Path, task: str, steps: int
-) -> None:
+def test_bundled_adapters_give_the_same_pixels(codi: Callable[..., Any], tmp_path: Path, task: str, steps: int) -> None:
     command = ["run", task, FIRST / "bundled" / task / "input", "-o", tmp_path / "out", "--steps", str(steps)]
     answer = codi(*command, "--dtype", "fp32", "--device", "cpu", "--seed", "7", "--json")
     assert answer.code == 0, answer.err
