@@ -179,7 +179,7 @@ def _adapter_settings(
                     f"adapter.{name} {shown(new)}: the parent {parent.ref} has {shown(old)}, and keeps it; "
                     "train without adapter.parent"
                 )
-    if config.adapter.start_noise is not None and settings.start == 1:
+    if config.adapter.start_noise and settings.start == 1:
         raise UsageError(
             f"adapter.start_noise {config.adapter.start_noise:g}: sampling starts from noise alone; set adapter.start "
             "below 1"
