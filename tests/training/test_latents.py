@@ -95,6 +95,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_pair(
     base: Backbone, tmp_path: Path, created: list[int]
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="data.cache_dir .*file: "):
+    with pytest.raises(UsageError, match=r"data\.cache_dir .*file: "):
         build(SPEC, range(5), base, tmp_path / "file")
     assert created == []
