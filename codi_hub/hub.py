@@ -42,7 +42,7 @@ class Hub(Runs):
         entry = self.task(name)
         task = self.load_task(name, config.task)
         task_options = {**entry["options"], **config.task}
-        base = self.registry.base(config.base or self._base)
+        base = self.registry.bases.get(config.base or self._base)
         folder = by_main(lambda: run_folder(self.registry.home, name, config.training))
         parent = self._parent(config, task, base.name) if config.adapter.parent else None
         job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent)
@@ -50,7 +50,7 @@ class Hub(Runs):
         return by_main(lambda: self._registered(job, finished))
 
     def _registered(self, job: Job, made: Finished) -> DistillResult:
-        row, _ = self.registry.add_adapter(
+        row, _ = self.registry.adapters.add(
             made.folder,
             task=job.task_name,
             base=job.base_name,
@@ -70,16 +70,16 @@ class Hub(Runs):
             seconds=made.seconds,
             metrics=made.record.metrics,
             score=made.score,
-            latest=self.registry.resolve(job.task_name, base=job.base_name).ref,
+            latest=self.registry.adapters.resolve(job.task_name, base=job.base_name).ref,
             run_dir=job.folder,
         )
 
     def _parent(self, config: DistillConfig, task: Task, base: str) -> Parent:
         from codi_hub.training.job import Parent
 
-        row = self.registry.resolve(config.adapter.parent or "", base=base)
+        row = self.registry.adapters.resolve(config.adapter.parent or "", base=base)
         self._check(row, task, config.adapter.allow_base_mismatch)
-        weights, record = (self.registry.file(row, name) for name in ("adapter.safetensors", "adapter.json"))
+        weights, record = (self.registry.adapters.file(row, name) for name in ("adapter.safetensors", "adapter.json"))
         return Parent.read(row.ref, weights, record)
 
     # ---- evaluate
@@ -93,7 +93,7 @@ class Hub(Runs):
         from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
-        row = self.registry.resolve(ref, base=options.base or self._base)
+        row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         began = time.perf_counter()
 
@@ -124,8 +124,8 @@ class Hub(Runs):
             row,
             task.name,
             options.steps,
-            resolve=lambda name: self.registry.resolve(name, base=row.base),
-            there=lambda: self.registry.adapters(row.task, row.base),
+            resolve=lambda name: self.registry.adapters.resolve(name, base=row.base),
+            there=lambda: self.registry.adapters.list(row.task, row.base),
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             check_steps(steps, row)

@@ -7,6 +7,7 @@ tell the network the image's size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet import TokenizerAndEncoder, UNetBackbone, load_parts, unet_config
 from codi_hub.errors import Mismatch
 
@@ -52,16 +54,22 @@ class SDXLBackbone(UNetBackbone):
     def _parts(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
         return load_parts(folder, dtype, ("text_encoder", "text_encoder_2"))
 
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """See `UNetBackbone.text_pipeline`."""
+        with quiet_libraries():
+            from diffusers import StableDiffusionXLPipeline
+
+        encoders = {"text_encoder": self.text_encoders[0], "text_encoder_2": self.text_encoders[1]}
+        tokenizers = {"tokenizer": self.tokenizers[0], "tokenizer_2": self.tokenizers[1]}
+        return StableDiffusionXLPipeline(vae=None, unet=None, scheduler=None, **encoders, **tokenizers)
+
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: `context` (B, tokens, both widths) and `pooled` (B, width)."""
-        hidden: list[Tensor] = []
-        pooled: Tensor | None = None
-        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            output = encoder(self.tokenize(tokenizer, encoder, texts), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
-            pooled = output[0]
-        assert pooled is not None  # there are two encoders
-        return Prompt({"context": torch.cat(hidden, dim=-1), "pooled": pooled})
+        context, _, pooled, _ = self.text_pipeline.encode_prompt(
+            list(texts), device=self.device, do_classifier_free_guidance=False
+        )
+        return Prompt({"context": context, "pooled": pooled})
 
     def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
         """Return the prompt with `time_ids` (B, 6): (H, W, 0, 0, H, W) in pixels."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -139,17 +140,27 @@ class UNetBackbone(Backbone):
                 digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """The family's diffusers pipeline with nothing but its text encoders, for its `encode_prompt`."""
+        with quiet_libraries():
+            from diffusers import StableDiffusionPipeline
+
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            length = encoder.config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, length)  # some files state 1e30
+        absent = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
+        return StableDiffusionPipeline(
+            text_encoder=self.text_encoders[0],
+            tokenizer=self.tokenizers[0],
+            requires_safety_checker=False,
+            **absent,
+        )
+
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: the last hidden states, `context` (B, tokens, width)."""
-        ids = self.tokenize(self.tokenizers[0], self.text_encoders[0], texts)
-        return Prompt({"context": self.text_encoders[0](ids)[0]})
-
-    def tokenize(self, tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
-        """Return token ids, padded and cut to the encoder's length, int64 (B, tokens)."""
-        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-        tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        ids: Tensor = tokens.input_ids.to(self.device)
-        return ids
+        context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
+        return Prompt({"context": context})
 
     @torch.no_grad()
     def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> UNetState:
