@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.evaluate import EvalOptions
+from codi_hub.diffusion import SAMPLERS
 from codi_hub.reports import DistillResult, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
 from codi_hub.training.distributed import by_main, joined
@@ -93,6 +94,7 @@ class Hub(Runs):
         from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
+        SAMPLERS.check(options.sampler, "sampler")
         row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         began = time.perf_counter()

@@ -17,6 +17,7 @@ from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
+from codi_hub.plugins import Plugins
 from codi_hub.tasks.base import Task
 from codi_hub.validation import problem, shown
 
@@ -127,9 +128,8 @@ def plan(job: Job) -> Plan:
     return Plan(job, decided, task, method, loss, kind, adapter)
 
 
-def _named(group: Any, path: str, name: str) -> Any:
-    if name not in group:
-        raise UsageError(f"{path} {shown(name)}: one of {', '.join(group.names())}")
+def _named(group: Plugins, path: str, name: str) -> Any:
+    group.check(name, path)
     return group.load(name)
 
 
