@@ -106,7 +106,7 @@ def test_flags_come_before_overrides_files_presets_and_what_the_task_prefers(cod
     file.write_text("training: {time_budget: 1m, lr: 3.0e-4, batch: 2, ema: 0.7}\ntask: {scale: 4, strength: 0.5}\n")
     arguments = ["--preset", "quick", "--config", file, "-O", "training.lr=4e-4", "-O", "training.batch=3"]
     assert codi("distill", "superres", *arguments, "--batch", "16", "--set", "scale=2").code == 0
-    task, config = hub.asked
+    _, config = hub.asked
     assert config == DistillConfig(
         data={"count": 800, "size": 8, "workers": 1},  # the preset's over the task's; the task's
         loss={"grid": 4},  # the preset's
