@@ -242,9 +242,9 @@ class Catalog:
             NotFound, InvalidInput: not a folder or hub id, or not a base model. And what `Bases.add` raises.
         """
         source = _base_source(str(source))
-        from codi_hub.backbones.unet import FrozenBase
+        from codi_hub.backbones import load
 
-        mark = FrozenBase.load(source).fingerprint
+        mark = load(source).fingerprint
         return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.evaluate import EvalOptions
+from codi_hub.diffusion import SAMPLERS
 from codi_hub.reports import DistillResult, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
 from codi_hub.training.distributed import by_main, joined
 
 if TYPE_CHECKING:
-    from codi_hub.backbones.unet import FrozenBase
+    from codi_hub.backbones.backbone import Backbone
     from codi_hub.evaluation.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
@@ -93,6 +94,7 @@ class Hub(Runs):
         from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
+        SAMPLERS.check(options.sampler, "sampler")
         row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         began = time.perf_counter()
@@ -114,7 +116,7 @@ class Hub(Runs):
             notes=list(made.notes),
         )
 
-    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
+    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[Backbone, list[Contestant]]:
         """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
         from codi_hub.evaluation.against import PromptOnly, entrants
         from codi_hub.evaluation.measured import Contestant

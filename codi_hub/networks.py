@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from codi_hub.adapters import Adapter
-    from codi_hub.backbones.unet import Fingerprint, FrozenBase
+    from codi_hub.backbones.backbone import Backbone
+    from codi_hub.backbones.fingerprint import Fingerprint
     from codi_hub.config.export import ExportOptions
     from codi_hub.registry import AdapterRow, BaseRow
     from codi_hub.tasks import Task
-
-PIXELS_TOGETHER = 1 << 20  # output pixels computed in one batch, unless --batch says otherwise
 
 Generate = Callable[..., "list[np.ndarray]"]
 
@@ -38,18 +37,18 @@ class Networks(Catalog):
         Raises:
             NotFound, InvalidInput, Mismatch: the base is not there or is not what was registered.
         """
-        from codi_hub.adapters.cache import Resident
-        from codi_hub.backbones.unet import FrozenBase
-        from codi_hub.inference.engine import choose_device, choose_dtype
+        from codi_hub.adapters.cache import AdapterCache
+        from codi_hub.backbones import load
+        from codi_hub.inference.devices import choose_device, choose_dtype
 
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         key = (name, str(where), str(precision))
         if key not in self._loaded:
             row = self.registry.bases.get(name)
-            base = FrozenBase.load(row.source, device=where, dtype=precision)
+            base = load(row.source, device=where, dtype=precision)
             _check_unchanged(row, base.fingerprint)
-            self._loaded[key] = base, Resident()
+            self._loaded[key] = base, AdapterCache()
         return self._loaded[key]
 
     def use(
@@ -60,7 +59,7 @@ class Networks(Catalog):
         dtype: str = "auto",
         allow_base_mismatch: bool = False,
         adapter_memory: int = ADAPTER_MEMORY,
-    ) -> tuple[FrozenBase, Adapter, AdapterRow]:
+    ) -> tuple[Backbone, Adapter, AdapterRow]:
         """An adapter on its loaded base; one that is resident already costs a dictionary lookup.
 
         Args:
@@ -79,7 +78,7 @@ class Networks(Catalog):
         dtype: str,
         allow_base_mismatch: bool = False,
         adapter_memory: int = ADAPTER_MEMORY,
-    ) -> tuple[FrozenBase, Adapter, AdapterRow]:
+    ) -> tuple[Backbone, Adapter, AdapterRow]:
         from codi_hub.adapters import format
 
         base, resident = self._loaded_base(row.base, device, dtype)
@@ -96,7 +95,7 @@ class Networks(Catalog):
     def _check(self, row: AdapterRow, task: Task, allow_base_mismatch: bool = False) -> None:
         """Raises Mismatch or InvalidInput for an adapter that its base or the task cannot use, before it is loaded."""
         from codi_hub.adapters import format
-        from codi_hub.backbones.unet import Fingerprint
+        from codi_hub.backbones.fingerprint import Fingerprint
 
         base = self.registry.bases.get(row.base)
         record = format.read_record(self.registry.adapters.file(row, format.RECORD))
@@ -135,38 +134,25 @@ class Networks(Catalog):
 
     def generator(
         self,
-        base: FrozenBase,
+        base: Backbone,
         adapter: Adapter,
         *,
         sampler: str = "ddim",
         temperature: float = 1.0,
         **compiling: Any,
     ) -> Generate:
-        """(conditions, prompts, seeds, steps) -> pictures, split so that one batch stays within `PIXELS_TOGETHER`.
+        """(conditions, prompts, seeds, steps) -> images.
 
         `compiling` is what `Engine` is told of it.
         """
-        from codi_hub.inference.engine import Engine
+        from codi_hub.inference.engine import Engine, Request, Sampling
 
         engine = Engine(base, **compiling)
 
         def generate(conditions: Any, prompts: Any, seeds: Any, steps: int, windows: Any = None) -> list[np.ndarray]:
-            height, width = conditions[0].shape[:2]
-            together = max(1, PIXELS_TOGETHER // (height * width))
-            made: list[np.ndarray] = []
-            for start in range(0, len(conditions), together):
-                part = slice(start, start + together)
-                made += engine.generate(
-                    adapter,
-                    conditions[part],
-                    prompts[part],
-                    seeds[part],
-                    steps=steps,
-                    sampler=sampler,
-                    temperature=temperature,
-                    windows=windows and windows[part],
-                )
-            return made
+            rows = zip(conditions, prompts, seeds, windows or [None] * len(conditions), strict=True)
+            requests = [Request(c, adapter, prompt, seed, window=window) for c, prompt, seed, window in rows]
+            return engine.generate(requests, Sampling(steps, sampler, temperature)).images
 
         return generate
 

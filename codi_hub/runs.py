@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from codi_hub.config.run import RunOptions
+from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.networks import Generate, Networks
 from codi_hub.reports import JobsReport, RunReport
@@ -125,6 +126,7 @@ class Runs(Networks):
         from codi_hub.folders import Tiling, plan
 
         Tiling.parse(options.tile)  # what is wrong with it is said before anything is looked for
+        SAMPLERS.check(options.sampler, "sampler")
         row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         items = plan(
@@ -196,7 +198,7 @@ class Runs(Networks):
             sampler=options.sampler,
             temperature=options.temperature,
             compile=options.compile,
-            say=lambda text: on_event({"kind": "message", "text": text}),
+            on_message=lambda text: on_event({"kind": "message", "text": text}),
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from codi_hub.adapters.adapter import FromNoise
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.backbone import Backbone as FrozenBase
 from codi_hub.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.backbone import Backbone as FrozenBase
 from codi_hub.config.evaluate import EvalOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.errors import InvalidInput
