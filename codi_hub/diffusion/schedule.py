@@ -81,8 +81,15 @@ class Schedule(ABC):
         """Return the times that few-step training draws from, ascending, float64 (points,).
 
         8 points contain the grids of 1, 2, 4 and 8 sampling steps.
+
+        Raises:
+            UsageError: more points than the schedule has.
         """
-        return torch.tensor(self.grid(points, start)[::-1], dtype=torch.float64)
+        try:
+            times = self.grid(points, start)
+        except UsageError as error:
+            raise UsageError(f"loss.grid {points}: {str(error).partition(': ')[2]}") from None
+        return torch.tensor(times[::-1], dtype=torch.float64)
 
     def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
         """Wrap a network, (z_t, t) -> its prediction, into a `Denoiser`; converted in float32 or better."""
