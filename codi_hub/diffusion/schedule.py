@@ -239,7 +239,7 @@ class RectifiedFlow(Schedule):
         """Return t = shift u / (1 + (shift - 1) u)."""
         if callable(self.shift):
             raise TypeError("the shift depends on the number of tokens: take `for_tokens(n)` first")
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return self.shift * u / (self.shift * u + (1 - u))  # written so that 1 stays 1 exactly
 
     def grid(self, steps: int, start: float = 1.0) -> list[float]:
         """Return the shifted times of u = start * k / steps.
@@ -247,7 +247,7 @@ class RectifiedFlow(Schedule):
         diffusers' pipelines shift themselves and are given u (`sigmas=[1, .75, .5, .25]`).
         """
         self._check_steps(steps, self.max_steps)
-        u = start * torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        u = start * (torch.arange(steps, 0, -1, dtype=torch.float64) / steps)
         return [float(t) for t in self.shifted(u)]
 
     def time_of(self, u: Tensor) -> Tensor:
