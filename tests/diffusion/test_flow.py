@@ -1,6 +1,7 @@
 """Rectified flow, and what every schedule has in common: conversions that are inverses, times that fit."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_grid_descends_from_its_start_and_never_reaches_clean(name: str, steps
         steps = min(steps, round(start * len(schedule)))
     grid = schedule.grid(steps, start)
     assert len(grid) == steps
-    assert all(later < earlier for earlier, later in zip(grid, grid[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(grid))
     assert CLEAN < grid[-1] <= grid[0] <= 1
     assert grid[0] == schedule.grid(1, start)[0]
     assert schedule.learning_grid(steps, start).tolist() == grid[::-1]

@@ -15,7 +15,6 @@ from codi_hub.diffusion import SAMPLERS
 from codi_hub.diffusion.samplers import ddim, dpmpp, rollout, sample
 from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow, Schedule, VariancePreserving
 
-
 STABLE_DIFFUSION = VariancePreserving.from_config(scheduler_config("v_prediction", zero_snr=True))
 FLOWS = pytest.mark.parametrize("shift", [1.0, 3.0])
 
