@@ -14,7 +14,6 @@ from codi_hub.losses.codi import CoDiConfig, PECoDi, latent_l2
 from codi_hub.losses.guidance import LEAST_CHANGE, VGG16, GuidanceInput, Lpips
 from codi_hub.plugins import Plugins
 
-
 CONDITION = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
