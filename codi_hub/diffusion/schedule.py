@@ -178,7 +178,8 @@ class VariancePreserving(Schedule):
 
     def time_of(self, u: Tensor) -> Tensor:
         """Return the times of uniformly drawn entries."""
-        return ((u * len(self)).floor() + 1) / len(self)
+        entry = (u * len(self) + 1e-9).floor().clamp(max=len(self) - 1)  # k / T * T may round to less than k
+        return (entry + 1) / len(self)
 
     def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Schedule.convert`.

@@ -147,6 +147,14 @@ def test_uniform_numbers_reach_every_table_entry_alike() -> None:
     assert schedule.index(schedule.time_of(torch.zeros(1))).tolist() == [0]
 
 
+@pytest.mark.parametrize("length", [100, 997, 1000])
+def test_a_uniform_number_on_the_edge_of_an_entry_is_that_entry(length: int) -> None:
+    schedule = VariancePreserving(torch.linspace(1, 0, length), torch.linspace(0, 1, length), "v_prediction")
+    u = torch.arange(length, dtype=torch.float64) / length
+    assert schedule.index(schedule.time_of(u)).tolist() == list(range(length))
+    assert schedule.time_of(torch.tensor([1 - 1e-12], dtype=torch.float64)).item() == 1.0
+
+
 @pytest.mark.parametrize("count", [0, -1, 1001])
 def test_a_grid_that_cannot_be_is_refused(count: int) -> None:
     schedule = VariancePreserving.from_config(scheduler_config("epsilon"))
