@@ -86,7 +86,7 @@ class ControlAdapter(Adapter):
     ) -> Residuals:
         """Return one residual per feature of the frozen encoder half."""
         timestep = backbone.schedule.model_time(t)
-        _, conditional = encode_features(self.encoder, z_t, timestep, prompt["context"], prepared[0])
+        _, conditional = encode_features(self.encoder, z_t, timestep, state.prompt, prepared[0])
         return self.fuse(state.features, conditional)
 
     def fuse(self, features: Features, conditional: Features) -> Residuals:

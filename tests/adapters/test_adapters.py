@@ -19,7 +19,7 @@ from codi_hub.adapters.controlnet import FUSIONS, LUMA_DEVIATION, WHITEN, initia
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.errors import InvalidInput, Mismatch, UsageError
 
-NO_GATES = ("side", "gate")  # it replaces no features
+NO_GATES = ("residual", "gate")  # it replaces no features
 
 
 def batch(base: FrozenBase, channels: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,9 +35,10 @@ def built(base: FrozenBase, kind: str = "control", **config: Any) -> ControlAdap
     return adapters.build(kind, base, **config)
 
 
-every_kind = pytest.mark.parametrize("kind", adapters.KINDS)
+every_kind = pytest.mark.parametrize("kind", adapters.KINDS.names())
 every_fusion = pytest.mark.parametrize(
-    ("kind", "fusion"), [(kind, fusion) for kind in adapters.KINDS for fusion in FUSIONS if (kind, fusion) != NO_GATES]
+    ("kind", "fusion"),
+    [(kind, fusion) for kind in adapters.KINDS.names() for fusion in FUSIONS if (kind, fusion) != NO_GATES],
 )
 
 
@@ -167,7 +168,7 @@ def test_a_full_adapter_runs_its_own_network_and_leaves_the_bases_alone(base: Fr
 
 
 def test_unknown_kinds_and_fusions_are_refused(base: FrozenBase) -> None:
-    with pytest.raises(UsageError, match="--kind pickle: one of control, lora, static, side, full"):
+    with pytest.raises(UsageError, match="no adapter kind 'pickle': one of control, lora, static, residual, full"):
         adapters.build("pickle", base)
     with pytest.raises(UsageError, match="--fusion sum: one of zero_conv, gate"):
         adapters.build("control", base, fusion="sum")
@@ -272,7 +273,7 @@ def edit_base(**changes: Any) -> Callable[[bytes], bytes]:
 
 
 TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "newer": (edit(format_version=2), "format version 2, this program reads up to 1: upgrade"),
+    "newer": (edit(format_version=3), "format version 3, this program reads up to 2: upgrade"),
     "cut": (lambda data: data[:60], "not an adapter record"),
     "empty": (lambda data: b"", "not an adapter record"),
     "binary": (lambda data: b"\xff\xfe\0", "not an adapter record"),
@@ -288,7 +289,7 @@ TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no version at all": (edit(format_version=0), "format_version: "),
     "kind": (
         edit(kind="pickle"),
-        "kind 'pickle', and this program knows control, lora, static, side, full: upgrade codi-hub",
+        "kind 'pickle', and this program knows control, lora, static, residual, full: upgrade codi-hub",
     ),
     "fusion": (edit(config={"fusion": "sum"}), "config: --fusion sum: one of zero_conv, gate"),
     "another's option": (edit(config={"base": 1}), "config: "),

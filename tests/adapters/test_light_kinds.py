@@ -155,13 +155,13 @@ def test_without_a_gain_every_time_gets_the_same(base: FrozenBase, fusion: str) 
 # ---- several in one batch
 
 
-KINDS = [kind for kind in adapters.KINDS if kind != "full"]
+KINDS = [kind for kind in adapters.KINDS.names() if kind != "full"]
 
 
 @pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
 def test_adapters_of_all_kinds_share_a_batch_and_each_makes_what_it_makes_alone(base: FrozenBase, fusion: str) -> None:
     torch.manual_seed(0)
-    forms = [{"fusion": fusion} if kind != "side" else {"levels": 2, "blocks": 1, "read": True} for kind in KINDS]
+    forms = [{"fusion": fusion} if kind != "residual" else {"levels": 2, "blocks": 1, "read": True} for kind in KINDS]
     made = [
         stir(adapters.build(kind, base, condition_channels=k + 1, **form)).eval()
         for k, (kind, form) in enumerate(zip(KINDS, forms, strict=True))

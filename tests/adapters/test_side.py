@@ -1,4 +1,4 @@
-"""The kind `side`: what it adds and where, what it reads, and how it comes back and goes on."""
+"""The kind `residual`: what it adds and where, what it reads, and how it comes back and goes on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ every_form = pytest.mark.parametrize("form", FORMS, ids=["flat", "reading"])
 
 def built(base: FrozenBase, **form: Any) -> Adapter:
     torch.manual_seed(0)
-    return stir(adapters.build("side", base, **form)).eval()
+    return stir(adapters.build("residual", base, **form)).eval()
 
 
 def given(base: FrozenBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,18 +63,18 @@ def test_only_one_that_reads_sees_the_prompt(base: FrozenBase, form: dict[str, A
 
 
 def test_a_text_is_read_in_what_it_differs_from_none(base: FrozenBase) -> None:
-    adapter = adapters.build("side", base, levels=2, blocks=1, read=True)
+    adapter = adapters.build("residual", base, levels=2, blocks=1, read=True)
     assert torch.equal(adapter.text.nothing, base.embed([""])[0])
 
 
 def test_it_runs_once_for_all_steps(base: FrozenBase) -> None:
     adapter = built(base, **FORMS[1])
     calls: list[str] = []
-    for name, part in (("side", adapter.stem), ("base", base.unet.mid_block)):
+    for name, part in (("residual", adapter.stem), ("base", base.unet.mid_block)):
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
     picture = [np.random.default_rng(0).random((16, 24, 3), np.float32)]
     Engine(base).generate(adapter, picture, ["a red ball"], [1], steps=4)
-    assert calls == ["side"] + ["base"] * 4
+    assert calls == ["residual"] + ["base"] * 4
 
 
 def test_its_levels_take_pictures_whose_halves_are_odd(base: FrozenBase) -> None:
@@ -131,20 +131,20 @@ def test_another_form_of_it_is_refused(base: FrozenBase, tmp_path: Path, wanted:
         ({"blocks": True}, "--blocks True: a number"),
         ({"levels": 3}, "--levels 3: a number from 1 to the base's 2"),
         ({"read": "yes"}, "read 'yes': true or false"),
-        ({"fusion": "gate"}, "--fusion 'gate': not with --kind side"),
+        ({"fusion": "gate"}, "--fusion 'gate': not with --kind residual"),
     ],
 )
 def test_what_cannot_be_is_refused(base: FrozenBase, config: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        adapters.build("side", base, **config)
+        adapters.build("residual", base, **config)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"fusion": "gate"}, "--fusion gate: not with --kind side"),
-        ({"attend": "all"}, "--attend all: not with --kind side"),
-        ({"top_down": True}, "--top-down: only with --kind control or full, not side"),
+        ({"fusion": "gate"}, "--fusion gate: not with --kind residual"),
+        ({"attend": "all"}, "--attend all: not with --kind residual"),
+        ({"top_down": True}, "--top-down: only with --kind control or full, not residual"),
     ],
 )
 def test_switches_of_other_kinds_are_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
@@ -154,14 +154,14 @@ def test_switches_of_other_kinds_are_refused(tmp_path: Path, options: dict[str, 
 
 @pytest.mark.parametrize("name", ["blocks", "levels", "read"])
 def test_its_switches_are_refused_with_other_kinds(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name} has a meaning with --kind side alone"):
+    with pytest.raises(UsageError, match=f"--{name} has a meaning with --kind residual alone"):
         DistillOptions(kind="static", **{name: 2})
 
 
 def test_more_levels_than_the_base_has_are_refused_before_pairs_are_made(
     codi: Callable[..., Any], tmp_path: Path
 ) -> None:
-    told = ("--kind", "side", "--levels", "9", "--count", "16", "--train-steps", "1", "--device", "cpu")
+    told = ("--kind", "residual", "--levels", "9", "--count", "16", "--train-steps", "1", "--device", "cpu")
     AcceleratorState._reset_state(True)
     answer = codi("distill", "edit", *told, "--run-dir", tmp_path / "run", "--quiet")
     AcceleratorState._reset_state(True)

@@ -26,7 +26,7 @@ from codi_hub.training.job import Job, settled
 from codi_hub.training.run import _new_adapter
 from codi_hub.training.trainer import Trainer
 
-KINDS = ("control", "lora", "static", "side", "full")
+KINDS = ("control", "lora", "static", "residual", "full")
 
 
 @pytest.mark.parametrize("share", [0.5, 0, 1.0])
