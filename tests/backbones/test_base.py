@@ -137,7 +137,7 @@ def test_large_images_are_decoded_one_by_one(
 def test_prompts_are_encoded_once_each_and_come_back_in_order(base_folder: Path) -> None:
     base = UNetBackbone.load(str(base_folder))
     calls: list[int] = []
-    base.text_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    base.text_encoders[0].register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     embedded = base.embed(["a", "b", "a"])
     context = embedded["context"]
     assert len(embedded) == 3
@@ -190,11 +190,11 @@ def test_a_fine_tune_is_refused_unless_allowed(base: UNetBackbone) -> None:
 def test_another_family_is_refused_by_both_names_even_if_fine_tunes_are_allowed(base: UNetBackbone, what: str) -> None:
     net = unet(block_out_channels=(8, 24)) if what == "shapes" else unet()
     config = scheduler_config("sample" if what == "prediction type" else "v_prediction", zero_snr=what != "noise")
-    vae = base.vae
+    vae, texts = base.vae, list(zip(base.tokenizers, base.text_encoders, strict=True))
     if what == "scale":
         vae = autoencoder("tiny")
         vae.register_to_config(scaling_factor=0.18215)
-    other = UNetBackbone(net, vae, base.text_encoder, base.tokenizer, config).fingerprint
+    other = UNetBackbone(net, vae, texts, config).fingerprint
     assert other.family != base.fingerprint.family
     with pytest.raises(Mismatch, match=f"{other.family}.*{base.fingerprint.family}") as caught:
         check(base.fingerprint, other, allow_fine_tune=True)
@@ -250,7 +250,7 @@ def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path, load: Any) -> No
 
 
 def test_a_base_is_loaded_by_its_family(base_folder: Path, base: UNetBackbone) -> None:
-    assert backbones.FAMILIES.names() == ["sd"]
+    assert "sd" in backbones.FAMILIES
     found = backbones.load(str(base_folder), dtype=torch.bfloat16)
     assert isinstance(found, UNetBackbone)
     assert (found.family, found.dtype, found.device.type) == ("sd", torch.bfloat16, "cpu")
