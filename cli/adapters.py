@@ -10,7 +10,7 @@ from codi_hub.catalog import Catalog, adapter_json
 from codi_hub.cli.common import Base, Json, Quiet
 from codi_hub.cli.output import Output, cell, details, size
 
-HEADER = ("adapter", "task", "version", "base", "kind", "steps", "size", "score", "tags")
+HEADER = ("adapter", "task", "version", "base", "kind", "method", "steps", "size", "score", "tags")
 REF = "TASK, TASK:VERSION or TASK:TAG"
 LATEST = "latest"
 MOST = 2**31 - 1
@@ -46,7 +46,8 @@ def list_adapters(
         found = catalog.list(task, base, most and most + 1, offset)
     rows = found[:most]
     table = [
-        (r.ref, r.task, r.version, r.base, r.kind, r.steps, size(r.bytes), r.score, ", ".join(r.tags)) for r in rows
+        (r.ref, r.task, r.version, r.base, r.kind, r.method, r.steps, size(r.bytes), r.score, ", ".join(r.tags))
+        for r in rows
     ]
     empty = f"Nothing after the first {offset}." if offset else "No adapters yet: make one with `codi distill TASK`."
     out.table([adapter_json(row) for row in rows], HEADER, table, empty)

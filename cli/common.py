@@ -1,4 +1,4 @@
-"""The options that many commands share, and how their values are read."""
+"""The options that many commands share, and the parsing of --set."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ Estimate = Annotated[
 ]
 
 Mask = Annotated[str | None, typer.Option("--mask", metavar="FILE", help="Hole of every input; --set mask=FILE")]
-# The task options that have a flag of their own, wherever --set is.
+# Task options with a flag of their own, in commands that run a task.
 FLAGS = {"scale": Scale, "estimate": Estimate, "mask": Mask}
 
 
 def parse_set(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
-    """`["scale=2", "invert=true", "estimate=org/model"]` -> values: JSON's numbers, booleans and null, else text.
+    """Return the values of `["scale=2", "invert=true", "estimate=org/model"]`: JSON's scalars, else text.
 
-    `named` holds the options that have a flag of their own; None means not given.
-    Raises UsageError for a pair without `=`, or for one key with two values.
+    Args:
+        pairs: KEY=VALUE, as typed.
+        named: options that have a flag of their own; None means that it was not typed.
+
+    Raises:
+        UsageError: a pair without `=`, or one key with two values.
     """
     settings: dict[str, Any] = {}
     for pair in pairs or []:

@@ -1,44 +1,106 @@
-"""codi distill: an adapter for a task, trained on the frozen base."""
+"""codi distill: train an adapter for a task on the frozen base."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, cell
 from codi_hub.cli.progress import Display
-from codi_hub.config.options import DistillOptions
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.first_edition import REMOVED, RENAMED
+from codi_hub.config.layers import merge, parse_override, preset_names, read_config, read_preset
+from codi_hub.errors import UsageError
 from codi_hub.reports import DistillResult
-from codi_hub.training.distributed import together
+from codi_hub.training.distributed import joined
+
+EPILOG = (
+    "From weakest to strongest: defaults, what the task prefers, --preset, --config, -O, flags. Every field, with its "
+    "meaning, is in the config.yaml of a run folder and in the reference of the documentation."
+)
+_NEGATIONS = {  # flags of the first edition that were not named after their field
+    "no-gain": ("gain", "false"),
+    "consistency": ("consistency", "1"),
+    "no-consistency": ("consistency", "0"),
+    "gain": ("gain", "true"),
+    "consistency-cap": ("consistency_cap", "true"),
+    "no-consistency-cap": ("consistency_cap", "false"),
+    "mixed-t": ("shared_t", "false"),
+    "shared-t": ("shared_t", "true"),
+    "read": ("read", "true"),
+    "no-read": ("read", "false"),
+    "allow-base-mismatch": ("allow_base_mismatch", "true"),
+}
+_TASK_OPTIONS = ("scale", "estimate", "mask")
+
+
+class _DistillCommand(TyperCommand):
+    """The command, with an answer to the flags of the first edition."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for arg in args[: args.index("--")] if "--" in args else args:
+            if arg.startswith("--") and (successor := _successor(arg[2:])):
+                raise UsageError(f"{arg.partition('=')[0]}: {successor}")
+        return super().parse_args(ctx, args)
+
+
+def _successor(typed: str) -> str | None:
+    """Return what to write instead of a flag that was removed, None for any other text."""
+    flag, _, value = typed.partition("=")
+    name = flag.replace("-", "_")
+    if name.removeprefix("no_") in REMOVED:
+        return f"removed with {REMOVED[name.removeprefix('no_')][1]}; adapters trained with it still run"
+    if name == "pairs":
+        return "use --cache-dir"
+    if flag in _TASK_OPTIONS:
+        return f"use --set {flag}={value or 'VALUE'}"
+    field, value = _NEGATIONS.get(flag, (name, value or "VALUE"))
+    return f"use -O {RENAMED[field]}={value}" if field in RENAMED and RENAMED[field] != "task" else None
 
 
 def register(app: typer.Typer) -> None:
-    app.command("distill")(distill)
+    app.command("distill", cls=_DistillCommand, epilog=EPILOG)(distill)
 
 
-@options_from(DistillOptions)
+@options_from(DistillConfig, task_flags=False)
 def distill(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Task to make an adapter for; see `codi task list`")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Task to train an adapter for; see `codi task list`")],
     given: dict[str, Any],
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help=f"Bundled configuration: {', '.join(preset_names())}")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML file, such as a run's config.yaml")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("-O", metavar="PATH=VALUE", help="Any field, as loss.grid=4; repeat for more"),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Distils an adapter that does the task in 1-4 steps, and registers it as a new version."""
-    with together(given.get("device") or "auto") as main:
-        DistillOptions(**given)  # what is wrong on the command line is said before torch loads
+    """Distil an adapter that does the task in 1-4 steps, and register it as a new version."""
+    layers = [read_preset(preset)] if preset else []
+    layers += [read_config(config)] if config else []
+    layers += [parse_override(text) for text in override or []]
+    layers.append(given)
+    early = DistillConfig(**merge(layers))  # errors in what was typed come before torch is loaded
+    with joined(early.training.device) as main:
         from codi_hub.hub import Hub
 
         out = Output(json, quiet)
-        with Hub.open(base=given.get("base")) as hub, Display(out) as display:
-            result = hub.distill(task, hub.distill_options(task, given), on_event=display)
+        with Hub.open(base=early.base) as hub, Display(out) as display:
+            result = hub.distill(task, hub.distill_config(task, *layers), on_event=display)
     if main:
-        _say(out, result)
+        _print(out, result)
 
 
-def _say(out: Output, result: DistillResult) -> None:
+def _print(out: Output, result: DistillResult) -> None:
     scores = ", ".join(f"{name} {cell(value)}" for name, value in result.metrics.items() if not isinstance(value, dict))
     lines = [f"Registered {result.adapter} for base {result.base} after {result.steps} steps: {scores or 'no scores'}"]
     if not result.moved_latest:

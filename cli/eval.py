@@ -10,7 +10,7 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
-from codi_hub.config.options import EvalOptions
+from codi_hub.config.evaluate import EvalOptions
 from codi_hub.evaluation.table import legend
 
 COLUMNS = "Columns, each the mean over the images, where the task has it:\n\n" + "\n\n".join(legend())

@@ -1,35 +1,48 @@
-"""Command-line options generated from an options dataclass of `codi_hub.config`."""
+"""Command-line options generated from the options of `codi_hub.config`, and errors that name the flags."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any, get_args, get_type_hints
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from codi_hub.cli.common import FLAGS, parse_set
+from codi_hub.config.layers import LayerError, nested
+from codi_hub.config.model import Declared, Options, declared
+from codi_hub.errors import UsageError
 
 Command = Callable[..., None]
 
 
-def options_from(dataclass: type) -> Callable[[Command], Command]:
-    """Gives a command one option per field of `dataclass`; it gets those that were typed as the dictionary `given`."""
+def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Command], Command]:
+    """Give a command one option per field of `model` that has a flag.
+
+    The command receives those that were typed as the nested mapping `given`. An error that begins with a field's path,
+    or mentions a dotted one, names the flag instead.
+
+    Args:
+        task_flags: whether the task options with a flag of their own, such as --scale, are among them.
+    """
+    fields = [one for one in declared(model) if one.flag]
+    flags = FLAGS if task_flags else {}
 
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-        made = list(_parameters(dataclass))
+        generated = [_parameter(one) for one in fields]
+        generated += [_keyword(name, annotation) for name, annotation in flags.items()]
 
         @functools.wraps(command)
         def with_options(**values: Any) -> None:
-            typed = {p.name: values.pop(p.name) for p in made}
-            given = {name: value for name, value in typed.items() if value is not None}
-            command(**values, given=_fold_settings(dataclass, given))
+            typed = {one.path: values.pop(_identifier(one)) for one in fields}
+            named = {name: values.pop(name) for name in flags}
+            with FlagNames(model):
+                command(**values, given=_given(fields, typed, named))
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *made]]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {p.name: p.annotation for p in parameters}
         return with_options
@@ -37,50 +50,64 @@ def options_from(dataclass: type) -> Callable[[Command], Command]:
     return decorate
 
 
-def _settings_field(dataclass: type) -> str:
-    return next(f.name for f in fields(dataclass) if f.default_factory is dict)
+class FlagNames:
+    """A context in which a UsageError about a field of `model` names the flag that was typed."""
+
+    def __init__(self, model: type[Options]) -> None:
+        self.flags = {one.path: one.flag for one in declared(model) if one.flag}
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if (
+            isinstance(error, UsageError)
+            and not isinstance(error, LayerError)
+            and (text := self.translated(str(error))) != str(error)
+        ):
+            raise type(error)(text) from error
+
+    def translated(self, text: str) -> str:
+        """Return a message with flags in place of field paths."""
+        for path, flag in self.flags.items():
+            end = r"(?=[\s:,;)]|$)"
+            anywhere = rf"(?<![\w.=]){re.escape(path)}{end}" if "." in path else rf"^{re.escape(path)}{end}"
+            text = re.sub(anywhere, flag, text)
+        return text
 
 
-def _fold_settings(dataclass: type, given: dict[str, Any]) -> dict[str, Any]:
-    """--set and the task options that have flags of their own become one dictionary."""
-    settings = parse_set(given.pop("set_", None), **{name: given.pop(name, None) for name in FLAGS})
-    return {**given, _settings_field(dataclass): settings} if settings else given
+def _given(fields: list[Declared], typed: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Return what was typed as a nested mapping; --set and the flags of task options are one mapping in it."""
+    given = {path: value for path, value in typed.items() if value is not None}
+    for one in fields:
+        if one.type == list[str] and (settings := parse_set(given.pop(one.path, None), **named)):
+            given[one.path] = settings
+    return nested(given)
 
 
-def _parameters(dataclass: type) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(dataclass)
-    for f in fields(dataclass):
-        name = "set_" if f.default_factory is dict else f.name
-        option = Annotated[_typed_as(f, hints[f.name]) | None, _option(f)]  # type: ignore[valid-type]
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-    for name, annotation in FLAGS.items():
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def _identifier(one: Declared) -> str:
+    return "field_" + one.path.replace(".", "_")
 
 
-def _typed_as(f: Field[Any], hint: Any) -> Any:
-    """What Typer parses: text for a field with a metavar, else the field's type without its None."""
-    if f.default_factory is dict:
-        return list[str]
-    if f.metadata["metavar"]:
-        return str
-    return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-
-
-def _option(f: Field[Any]) -> Any:
-    meta = f.metadata
-    return typer.Option(
-        *meta["flags"],
-        metavar="|".join(meta["choices"]) or meta["metavar"],
-        help=meta["help"] + _default(f),
-        rich_help_panel=meta["panel"] or "Options",
+def _parameter(one: Declared) -> inspect.Parameter:
+    option = typer.Option(
+        *one.flags,
+        metavar=one.metavar,
+        help=one.help + _default(one),
+        rich_help_panel=one.panel,
         show_default=False,
     )
+    return _keyword(_identifier(one), Annotated[one.type | None, option])
 
 
-def _default(f: Field[Any]) -> str:
-    if f.default is None or f.default is MISSING or f.default == "" or "(default" in f.metadata["help"]:
-        return ""
-    if isinstance(f.default, bool):
-        return " (on by default)" if f.default else ""
-    text = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-    return f" (default: {text})"
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _default(one: Declared) -> str:
+    default = one.field.default
+    if not one.field.is_required() and one.field.default_factory is None and "(default" not in one.help:
+        if isinstance(default, bool):
+            return " (on by default)" if default else ""
+        if default is not None and default != "" and default != ():
+            return f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+    return ""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.cli.output import Output, cell
 from codi_hub.errors import printable
+from codi_hub.events import Event, Message, TrainingStep
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,7 +38,9 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Any) -> None:
+        if not isinstance(event, dict):
+            event = _as_mapping(event)
         kind = event["kind"]
         if kind == "message":
             self._say(event["text"])
@@ -67,6 +71,13 @@ class Display:
             self._live.add_task(unit, total=total, text="")
             self._live.start()
         self._live.update(self._live.task_ids[0], completed=done, total=total, text=text)
+
+
+def _as_mapping(event: Event) -> dict[str, Any]:
+    if isinstance(event, Message):
+        return {"kind": "message", "text": event.text}
+    assert isinstance(event, TrainingStep)
+    return {"kind": "step", **asdict(event)}
 
 
 def _bar() -> Progress:

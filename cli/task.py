@@ -1,4 +1,4 @@
-"""codi task: the tasks there are, built in and registered."""
+"""codi task: list, show, register and remove tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from codi_hub.catalog import Catalog
 from codi_hub.cli.common import Estimate, Json, Mask, Quiet, Scale, Set, parse_set
 from codi_hub.cli.output import Output, details
 
-app = typer.Typer(help="Registers, lists, shows and removes tasks.", no_args_is_help=True)
+app = typer.Typer(help="Register, list, show and remove tasks.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -23,7 +23,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
 @app.command()
 def add(
     name: Name,
-    like: Annotated[str | None, typer.Option("--like", metavar="TASK", help="Task it is a variant of")] = None,
+    like: Annotated[str | None, typer.Option("--like", metavar="TASK", help="Task of which it is a variant")] = None,
     set_: Set = None,
     scale: Scale = None,
     estimate: Estimate = None,
@@ -34,18 +34,19 @@ def add(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Registers a task: a built-in one, or a variant of one with its own options."""
+    """Register a variant of a task with options of its own. A built-in task needs no registration."""
     with Catalog.open() as catalog:
         settings = parse_set(set_, scale=scale, estimate=estimate, mask=mask, data=data)
-        _, created = catalog.add_task(name, like, settings)
-        document = catalog.task(name)
-    verb = "Registered" if created else "Already registered:"
-    Output(json, quiet).result(document, f"{verb} task {name}. Train its adapter with `codi distill {name}`.", name)
+        document, created = catalog.add_task(name, like, settings)
+    state = f"Registered task {name}" if created else f"Task {name} is registered already"
+    if document["builtin"]:
+        state = f"Task {name} is built in already"
+    Output(json, quiet).result(document, f"{state}; train its adapter with `codi distill {name}`.", name)
 
 
 @app.command("list")
 def list_tasks(json: Json = False, quiet: Quiet = False) -> None:
-    """Lists the tasks, built in and registered."""
+    """List the built-in and registered tasks."""
     with Catalog.open() as catalog:
         entries = catalog.task_list()
     rows = [(e["name"], e["like"], _settings(e["options"]), "yes" if e["builtin"] else "no") for e in entries]
@@ -57,7 +58,7 @@ app.command("ls", hidden=True)(list_tasks)
 
 @app.command()
 def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
-    """Shows a task with every option's value."""
+    """Show a task with the value of every option."""
     with Catalog.open() as catalog:
         document = catalog.show_task(name)
     Output(json, quiet).result(document, details(document), name)
@@ -65,11 +66,11 @@ def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Tasks to forget")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Registered tasks")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Forgets registered tasks. Built-in ones stay."""
+    """Remove registered tasks; their adapters stay."""
     with Catalog.open() as catalog:
         for name in names:
             catalog.remove_task(name)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
-    from codi_hub.config.options import DistillOptions, EvalOptions, RunOptions
+    from codi_hub.config.distill import DistillConfig
+    from codi_hub.config.evaluate import EvalOptions
+    from codi_hub.config.export import ExportOptions
+    from codi_hub.config.run import RunOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
     from codi_hub.reports import DistillResult, EvalReport, RunReport
@@ -21,15 +24,16 @@ _WHERE = {
     "Catalog": "catalog",
     "CodiError": "errors",
     "Conflict": "errors",
-    "DistillOptions": "config.options",
+    "DistillConfig": "config.distill",
     "DistillResult": "reports",
-    "EvalOptions": "config.options",
+    "EvalOptions": "config.evaluate",
     "EvalReport": "reports",
+    "ExportOptions": "config.export",
     "Hub": "hub",
     "InvalidInput": "errors",
     "Mismatch": "errors",
     "NotFound": "errors",
-    "RunOptions": "config.options",
+    "RunOptions": "config.run",
     "RunReport": "reports",
     "UsageError": "errors",
 }
@@ -38,10 +42,11 @@ __all__ = [
     "Catalog",
     "CodiError",
     "Conflict",
-    "DistillOptions",
+    "DistillConfig",
     "DistillResult",
     "EvalOptions",
     "EvalReport",
+    "ExportOptions",
     "Hub",
     "InvalidInput",
     "Mismatch",

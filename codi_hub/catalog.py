@@ -1,10 +1,9 @@
-"""The torch-free half of the Hub: what exists. Tasks, bases, adapter versions, and whether all is well."""
+"""The catalogue: tasks, bases, adapter versions, runs and the state of the registry. Importing it needs no torch."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Self
 from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from codi_hub.config.options import DistillOptions
+    from codi_hub.config.distill import DistillConfig
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
-NAMED = 20  # tasks that a message names, at most
-PROBED_SIZE = 64  # px, of the one pair that is made to see whether data can be used
+MAX_NAMES = 20  # of tasks in a message
+PROBE_SIZE = 64  # px, of the pair that is read to check training data
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Catalog:
-    """Looks things up and registers them; `Hub` adds to it what needs torch. The registry opens when first asked."""
+    """Look up and register adapters, tasks and bases. The registry is opened by the first method that needs it."""
 
     def __init__(self, home: Path | None = None, base: str | None = None) -> None:
         self._home = home
@@ -31,16 +30,23 @@ class Catalog:
 
     @classmethod
     def open(cls, home: Path | str | None = None, base: str | None = None) -> Self:
-        """`home`: state folder (default: CODI_HOME, or the user's data folder). `base`: instead of the one in use."""
+        """Return a catalogue.
+
+        Args:
+            home: state folder; default CODI_HOME, else the user's data folder.
+            base: name of the base to use; default the base in use.
+        """
         return cls(Path(home) if home else None, base)
 
     @cached_property
     def registry(self) -> Registry:
+        """The open registry. Raises CodiError where it cannot be opened."""
         from codi_hub.registry import Registry
 
         return Registry.open(self._home)
 
     def close(self) -> None:
+        """Close the registry, if it was opened."""
         if "registry" in self.__dict__:
             self.registry.close()
             del self.registry
@@ -56,98 +62,98 @@ class Catalog:
     def list(
         self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
     ) -> Sequence[AdapterRow]:
-        """Every version, or those of one task or base, `limit` at most. Raises NotFound for one that does not exist."""
-        rows = self.registry.adapters(task=task, base=base or self._base, limit=limit, offset=offset)
+        """Return all versions, or those of one task or base, at most `limit`. Raises NotFound for an unknown name."""
+        rows = self.registry.adapters.list(task=task, base=base or self._base, limit=limit, offset=offset)
         if not rows and task is not None:
             self.task(task)
         if not rows and base is not None:
-            self.registry.base(base)
+            self.registry.bases.get(base)
         return rows
 
     def show(self, ref: str) -> dict[str, Any]:
-        """One adapter, task or base in full, told apart by `type`. An adapter comes with its description and card."""
+        """Return all fields of an adapter, task or base; `type` says which it is.
+
+        An adapter comes with its `method` (such as "pe-codi" or "regression"), its record as `config`, and its card.
+
+        Raises:
+            UsageError: not a reference. NotFound: no adapter, task or base of that name.
+        """
         try:
-            return self._show_adapter(self.registry.resolve(ref, base=self._base))
+            return self._show_adapter(self.registry.adapters.resolve(ref, base=self._base))
         except NotFound:
             if ":" in ref:
                 raise
         if self._task(ref):
             return self.show_task(ref)
         if ref in {row.name for row in self.bases()}:
-            return {"type": "base"} | asdict(self.registry.base(ref))
+            return {"type": "base"} | asdict(self.registry.bases.get(ref))
         raise NotFound(
             f"no adapter, task or base is called {ref!r}; see `codi list`, `codi task list`, `codi base list`"
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.config.options import method_of
+        from codi_hub.adapters.record import RECORD, read_record
 
-        config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
-        names = self.registry.files(row)
-        card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
-        return (
-            {"type": "adapter"}
-            | adapter_json(row)
-            | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
-            | {
-                "created": str(row.created),
-                "files": {name: str(self.registry.file(row, name)) for name in names},
-                "config": config,
-                "card": card,
-            }
-        )
+        adapters = self.registry.adapters
+        files = {name: str(adapters.file(row, name)) for name in adapters.files(row)}
+        record = read_record(Path(files[RECORD]))
+        card = Path(files["README.md"]).read_text(encoding="utf-8") if "README.md" in files else None
+        labels = {"method": record.method, "loss": record.loss}
+        more = {"score": row.score, "parent": row.parent, "created": row.created, "files": files}
+        config = record.model_dump(mode="json")
+        return {"type": "adapter"} | adapter_json(row) | labels | more | {"config": config, "card": card}
 
     def tag(self, ref: str, name: str, remove: bool = False) -> AdapterRow:
-        """Points a tag to a version, or takes it away again; the version. Raises NotFound or UsageError."""
-        change = self.registry.untag if remove else self.registry.tag
+        """Point a tag to a version, or remove it; return that version. Raises NotFound or UsageError."""
+        change = self.registry.adapters.untag if remove else self.registry.adapters.tag
         return change(ref, name, self._base)
 
     def copy(self, ref: str, task: str) -> tuple[AdapterRow, bool]:
-        """An adapter as the next version of another task with the same template; the version, and whether it is new.
+        """Add an adapter as the next version of another task; return the version, and whether it is new.
 
         Raises:
-            Mismatch: tasks of different kinds. And what `Registry.copy_adapter` raises.
+            Mismatch: the tasks are variants of different built-in tasks. And what `Adapters.copy` raises.
         """
-        source = self.registry.resolve(ref, self._base)
+        source = self.registry.adapters.resolve(ref, self._base)
         like, wanted = self.task(source.task)["like"], self.task(task)["like"]
         if like != wanted:
             raise Mismatch(
-                f"{source.ref} was made for a task like {like}, and {task} is like {wanted}: copy it to one like "
-                f"{like} (`codi task add NAME --like {like}`)"
+                f"{source.ref} was trained for a task like {like}, and {task} is like {wanted}: copy it to a task like "
+                f"{like} (register one with `codi task add`)"
             )
-        return self.registry.copy_adapter(source.ref, task, source.base)
+        return self.registry.adapters.copy(source.ref, task, source.base)
 
     def remove(self, refs: Sequence[str]) -> Removal:
-        """Removes versions, all of them or none; their files go with `collect`. See `Registry.remove_adapters`."""
-        return self.registry.remove_adapters(refs, self._base)
+        """Remove versions, all of them or none; `collect` deletes their files. See `Adapters.remove`."""
+        return self.registry.adapters.remove(refs, self._base)
 
     # ---- tasks
 
     def task_list(self) -> Sequence[dict[str, Any]]:
-        """Built-in and registered tasks by name: `name`, `like`, `options`, `builtin`."""
+        """Return built-in and registered tasks sorted by name: `name`, `like`, `options`, `builtin`."""
         from codi_hub import tasks
 
-        known = {name: _builtin_json(name) for name in tasks.builtin()}
-        known |= {row.name: _task_json(row) for row in self.registry.tasks()}
+        known = {row.name: _registered_json(row) for row in self.registry.tasks.list()}
+        known |= {name: _builtin_json(name) for name in tasks.builtin() if _is_builtin(known.get(name), name)}
         return [known[name] for name in sorted(known)]
 
     def task(self, name: str) -> dict[str, Any]:
-        """One entry of `task_list`. Raises NotFound with names that there are."""
-        if found := self._task(name):
-            return found
+        """Return one entry of `task_list`. Raises NotFound, naming tasks that exist."""
+        if entry := self._task(name):
+            return entry
         names = [entry["name"] for entry in self.task_list()]
-        there = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+        there = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
         raise NotFound(f"no task {name!r}; there are {there} (register one with `codi task add`)")
 
     def _task(self, name: str) -> dict[str, Any] | None:
         from codi_hub import tasks
 
-        if row := self.registry.task(name):
-            return _task_json(row)
-        return _builtin_json(name) if name in tasks.builtin() else None
+        row = self.registry.tasks.get(name)
+        entry = _registered_json(row) if row else None
+        return _builtin_json(name) if name in tasks.builtin() and _is_builtin(entry, name) else entry
 
     def show_task(self, name: str) -> dict[str, Any]:
-        """A task with what it is for, every option's value in force, and its adapters."""
+        """Return a task with its summary, the value of every option, and its adapters."""
         entry = self.task(name)
         task = self.load_task(name)
         return (
@@ -156,114 +162,157 @@ class Catalog:
             | {
                 "summary": task.summary,
                 "settings": task.options.model_dump(mode="json"),
-                "adapters": [row.ref for row in self.registry.adapters(task=name)],
+                "adapters": [row.ref for row in self.registry.adapters.list(task=name)],
             }
         )
 
     def load_task(self, name: str, overrides: dict[str, Any] | None = None) -> Task:
-        """The task object, its registered options overridden by `overrides`. Raises NotFound or UsageError."""
+        """Return the task object; `overrides` replace its registered options. Raises NotFound or UsageError."""
         from codi_hub import tasks
 
         entry = self.task(name)
         return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
 
-    def distill_options(self, name: str, given: dict[str, Any]) -> DistillOptions:
-        """What was given, over what the task prefers, over the defaults."""
-        from codi_hub.config.options import READS, DistillOptions
+    def distill_config(self, name: str, *layers: Mapping[str, Any]) -> DistillConfig:
+        """Return the configuration of nested layers, the last on top, over what the task prefers and the defaults."""
+        from codi_hub.training.compose import compose
 
-        preferred = dict(self.load_task(name).distill)
-        if given.get("method") or given.get("parent"):  # they say themselves what is trained
-            preferred.pop("kind", None)
-        if given.get("method") in READS:  # which have no guidance
-            preferred.pop("guidance", None)
-        return DistillOptions(**{**preferred, **given})
+        return compose(name, self.load_task(name).distill, layers, self.registry.home)
 
-    def add_task(self, name: str, like: str | None = None, options: dict[str, Any] | None = None) -> tuple[Any, bool]:
-        """Registers a task; `(row, created)`. `like` may be a built-in or a registered task, and defaults to `name`.
+    def add_task(
+        self, name: str, like: str | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """Register a variant of a task; return its entry of `task_list`, and whether it is new.
+
+        A built-in name without options, and a task that is registered already, change nothing.
+
+        Args:
+            like: a built-in or a registered task; a built-in `name` needs none.
+            options: those that differ from the defaults; a variant of a variant has the options of both.
 
         Raises:
-            UsageError, Conflict: a name, a template or options that cannot be.
+            UsageError: a name, a template or options that are not allowed.
+            Conflict: another task of that name, or options for a built-in one.
             NotFound, InvalidInput: training data (the option `data`) that the task cannot use.
         """
         from codi_hub import tasks
         from codi_hub.data.sources import open_source
 
-        builtin = tasks.builtin()
-        if like is None and name not in builtin:
-            raise UsageError(f"say which task {name!r} is like: --like {'|'.join(builtin)}")
-        if like not in (None, name) and name in builtin:
-            raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
-        like, options = like or name, options or {}
-        if (
-            like != name or name not in builtin
-        ):  # a variant of a variant is one of the built-in task, with both's options
+        builtin, options = tasks.builtin(), options or {}
+        if name in builtin:
+            entry = self.task(name)
+            if like not in (None, name):
+                raise Conflict(f"{name!r} is a built-in task and cannot be like {like!r}; choose another name")
+            if not options and entry["builtin"]:
+                return entry, False
+            if entry["builtin"]:
+                raise Conflict(
+                    f"task {name!r} is built in and takes no options: register a variant, like {name}, under another "
+                    "name with `codi task add`"
+                )
+            like = name  # with options of its own since the first edition
+        elif like is None:
+            raise UsageError(f"like: say which task {name!r} is a variant of, one of {', '.join(builtin)}")
+        else:
             parent = self.task(like)
             like, options = parent["like"], {**parent["options"], **options}
         task = tasks.load(like, options)
         if task.options.data:
-            open_source(task.options.data, task, size=PROBED_SIZE)
-        return self.registry.add_task(name, like, task.options.model_dump(mode="json", include=set(options)))
+            open_source(task.options.data, task, size=PROBE_SIZE)
+        stored = task.options.model_dump(mode="json", include=set(options))
+        row, created = self.registry.tasks.add(name, like, stored)
+        return _registered_json(row), created
 
     def remove_task(self, name: str) -> None:
-        """Forgets a registered task. Raises Conflict for a built-in one."""
+        """Delete a registered task; its adapters stay. Raises NotFound, or Conflict for a built-in one."""
         if self.task(name)["builtin"]:
             raise Conflict(f"{name!r} is a built-in task and cannot be removed")
-        self.registry.remove_task(name)
+        self.registry.tasks.remove(name)
 
     # ---- bases
 
     def bases(self) -> Sequence[BaseRow]:
-        return self.registry.bases()
+        """Return every base, sorted by name."""
+        return self.registry.bases.list()
 
     def add_base(self, name: str, source: str | Path) -> BaseRow:
-        """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
+        """Register a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch).
+
+        Raises:
+            NotFound, InvalidInput: not a folder or hub id, or not a base model. And what `Bases.add` raises.
+        """
         source = _base_source(str(source))
         from codi_hub.backbones.unet import FrozenBase
 
         mark = FrozenBase.load(source).fingerprint
-        return self.registry.add_base(name, source, family=mark.family, sketch=mark.sketch)
+        return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:
-        """Makes it the base of every command that names none."""
-        self.registry.use_base(name)
-        return self.registry.base(name)
+        """Make a base the default of every command. Raises NotFound."""
+        return self.registry.bases.use(name)
 
     def remove_base(self, name: str) -> None:
-        self.registry.remove_base(name)
+        """Delete a base's row; its files stay. Raises NotFound, or Conflict for one that cannot go."""
+        self.registry.bases.remove(name)
 
-    # ---- health
+    # ---- runs
+
+    def show_run(self, run_id: int) -> dict[str, Any]:
+        """Return a run of the log with its `items`, in the order in which they were computed. Raises NotFound."""
+        run = self.registry.runs.get(run_id)
+        return asdict(run) | {"items": [asdict(item) for item in self.registry.runs.items(run_id)]}
+
+    # ---- state
 
     def verify(self) -> Sequence[Problem]:
-        """Rehashes every file; an empty list means that files and records agree."""
+        """Rehash every file; an empty list means that files and records agree."""
         return self.registry.verify()
 
     def collect(self, *, dry_run: bool = False) -> Sequence[Garbage]:
-        """Deletes the files that nothing needs any more, or with `dry_run` only says which. Raises CodiError."""
+        """Delete the files that no adapter needs, or with `dry_run` only return them. Raises CodiError."""
         return self.registry.collect(dry_run=dry_run)
 
     def doctor(self) -> Sequence[dict[str, Any]]:
-        """What works on this machine: one `{"check", "ok", "detail"}` each, none of which can fail the others."""
+        """Check Python, torch, the device, the home, the registry and the bundled models; see `doctor.diagnose`."""
         from codi_hub.doctor import diagnose
 
-        return [*diagnose(self)]
+        return [*diagnose(lambda: self.registry)]
 
 
 def _builtin_json(name: str) -> dict[str, Any]:
     return {"name": name, "like": name, "options": {}, "builtin": True}
 
 
-def _task_json(row: TaskRow) -> dict[str, Any]:
-    return {"name": row.name, "like": row.like, "options": row.options, "builtin": row.builtin}
+def _registered_json(row: TaskRow) -> dict[str, Any]:
+    return {"name": row.name, "like": row.like, "options": row.options, "builtin": False}
+
+
+def _is_builtin(registered: dict[str, Any] | None, name: str) -> bool:
+    """Return whether a built-in name has no row, or one without options, which the first edition could add."""
+    return registered is None or (registered["like"], registered["options"]) == (name, {})
 
 
 def adapter_json(row: AdapterRow) -> dict[str, Any]:
-    """An entry of `codi list --json`."""
-    keys = ("task", "version", "ref", "base", "kind", "steps", "parameters", "bytes", "sha256", "status", "bundled")
+    """Return an entry of `codi list --json`."""
+    keys = (
+        "task",
+        "version",
+        "ref",
+        "base",
+        "kind",
+        "method",
+        "steps",
+        "parameters",
+        "bytes",
+        "sha256",
+        "status",
+        "bundled",
+    )
     return {key: getattr(row, key) for key in keys} | {"metrics": row.metrics, "tags": list(row.tags)}
 
 
 def _base_source(source: str) -> str:
-    """An absolute folder, or the hub id as it is. Raises NotFound or InvalidInput before anything heavy is loaded."""
+    """Return an absolute folder, or the hub id unchanged. Raises NotFound or InvalidInput; needs no torch."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "unet" / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What works on this machine, and what does not."""
+"""Check what works on this machine."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ from typing import TYPE_CHECKING, Any
 from codi_hub.errors import CodiError, NotFound
 
 if TYPE_CHECKING:
-    from codi_hub.catalog import Catalog
+    from codi_hub.registry import Registry
 
 
-def diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
-    """One `{"check", "ok", "detail"}` per part; none can fail the others."""
+def diagnose(registry: Callable[[], Registry]) -> Iterator[dict[str, Any]]:
+    """Yield one `{"check", "ok", "detail"}` per part; a check that fails does not stop the others.
 
-    def bundled() -> str:
-        rows = catalog.registry.bundled()
-        bases = [row.name for row in catalog.bases() if row.bundled]
-        if not bases:
-            raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
-        for row in rows:
-            catalog.registry.file(row, "adapter.safetensors")
-        return f"base {', '.join(bases)}; adapters {', '.join(row.ref for row in rows) or 'none'}"
-
+    Args:
+        registry: opens the registry, or returns the open one; called within the checks, since it can fail too.
+    """
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: f"{platform.python_version()} on {platform.platform()}",
         "codi-hub": lambda: version("codi-hub"),
         "torch": _torch_version,
         "device": _device,
-        "home": lambda: _writable(catalog.registry.home),
-        "registry": lambda: f"{catalog.registry.count()} adapters, {len(catalog.bases())} bases",
-        "bundled": bundled,
+        "home": lambda: _writable(registry().home),
+        "registry": lambda: f"{registry().adapters.count()} adapters, {len(registry().bases.list())} bases",
+        "bundled": lambda: _bundled(registry()),
     }
     for name, check in checks.items():
         try:
@@ -61,3 +55,13 @@ def _device() -> str:
 def _writable(home: Path) -> str:
     with tempfile.TemporaryFile(dir=home):
         return str(home)
+
+
+def _bundled(registry: Registry) -> str:
+    rows = registry.adapters.bundled()
+    bases = [row.name for row in registry.bases.list() if row.bundled]
+    if not bases:
+        raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
+    for row in rows:
+        registry.adapters.file(row, "adapter.safetensors")
+    return f"base {', '.join(bases)}; adapters {', '.join(row.ref for row in rows) or 'none'}"

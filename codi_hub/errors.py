@@ -36,8 +36,8 @@ class InvalidInput(CodiError):
     """A file whose content cannot be used: truncated, of another type, too large, tampered with."""
 
 
-class Told(CodiError):
-    """What another process of the same run has said already: nothing is printed."""
+class AlreadyReported(CodiError):
+    """A failure that another process of the same run has reported: nothing more is printed."""
 
 
 class Mismatch(CodiError):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_hub.config.options import DistillOptions, EvalOptions
-from codi_hub.errors import UsageError
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.evaluate import EvalOptions
 from codi_hub.reports import DistillResult, EvalReport
 from codi_hub.runs import OnEvent, Runs, check_steps, silent
-from codi_hub.training.distributed import by_main, together
+from codi_hub.training.distributed import by_main, joined
 
 if TYPE_CHECKING:
     from codi_hub.backbones.unet import FrozenBase
     from codi_hub.evaluation.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
-    from codi_hub.training.run import Job, Made
+    from codi_hub.training.finish import Finished
+    from codi_hub.training.job import Job, Parent
 
 
 class Hub(Runs):
@@ -26,30 +25,32 @@ class Hub(Runs):
 
     # ---- distil
 
-    def distill(self, name: str, options: DistillOptions, on_event: OnEvent = silent) -> DistillResult:
-        """Distils an adapter for a task and registers it as a new version.
+    def distill(self, name: str, config: DistillConfig, on_event: OnEvent = silent) -> DistillResult:
+        """Distil an adapter for a task and register it as a new version.
 
         Raises:
-            CodiError: options or data that cannot be used; nothing is registered then.
+            CodiError: a configuration or data that cannot be used; nothing is registered then.
         """
-        with together(options.device) as main:
-            return self._distilled(name, options, on_event if main else silent)
+        with joined(config.training.device) as main:
+            return self._distilled(name, config, on_event if main else silent)
 
-    def _distilled(self, name: str, options: DistillOptions, on_event: OnEvent) -> DistillResult:
-        from codi_hub.training.run import Job, distil
+    def _distilled(self, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+        from codi_hub.training.folder import run_folder
+        from codi_hub.training.job import Job
+        from codi_hub.training.run import distil
 
         entry = self.task(name)
-        task = self.load_task(name, options.options)
-        task_options = {**entry["options"], **options.options}
-        base = self.registry.base(options.base or self._base)
-        folder = by_main(lambda: self._run_folder(name, options))
-        parent = self._parent(options.parent, task, options, base.name) if options.parent else None
-        job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
-        made = distil(job, on_event)
-        return by_main(lambda: self._registered(job, made))
+        task = self.load_task(name, config.task)
+        task_options = {**entry["options"], **config.task}
+        base = self.registry.bases.get(config.base or self._base)
+        folder = by_main(lambda: run_folder(self.registry.home, name, config.training))
+        parent = self._parent(config, task, base.name) if config.adapter.parent else None
+        job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent)
+        finished = distil(job, on_event)
+        return by_main(lambda: self._registered(job, finished))
 
-    def _registered(self, job: Job, made: Made) -> DistillResult:
-        row, _ = self.registry.add_adapter(
+    def _registered(self, job: Job, made: Finished) -> DistillResult:
+        row, _ = self.registry.adapters.add(
             made.folder,
             task=job.task_name,
             base=job.base_name,
@@ -58,7 +59,7 @@ class Hub(Runs):
             parameters=made.parameters,
             metrics=made.record.metrics,
             score=made.score,
-            parent=job.parent[0] if job.parent else None,
+            parent=job.parent.ref if job.parent else None,
         )
         return DistillResult(
             task=job.task_name,
@@ -69,34 +70,17 @@ class Hub(Runs):
             seconds=made.seconds,
             metrics=made.record.metrics,
             score=made.score,
-            latest=self.registry.resolve(job.task_name, base=job.base_name).ref,
+            latest=self.registry.adapters.resolve(job.task_name, base=job.base_name).ref,
             run_dir=job.folder,
         )
 
-    def _run_folder(self, name: str, options: DistillOptions) -> Path:
-        """The folder of checkpoints: the one given, the task's latest with --resume, or a new one.
+    def _parent(self, config: DistillConfig, task: Task, base: str) -> Parent:
+        from codi_hub.training.job import Parent
 
-        Raises:
-            UsageError: nothing to resume, or a new run where one lies already.
-        """
-        given = options.resume if isinstance(options.resume, Path) else options.run_dir
-        if given is None and not options.resume:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            return self.registry.home / "distill" / f"{name}-{stamp}-{secrets.token_hex(3)}"
-        if given is None:
-            begun = sorted((self.registry.home / "distill").glob(f"{name}-*-*/run.json"))
-            begun = [path for path in begun if path.parent.name.rsplit("-", 3)[0] == name]
-            if not begun:
-                raise UsageError(f"--resume: no distillation of {name!r} has been begun in {self.registry.home}")
-            given = begun[-1].parent
-        if not options.resume and (given / "run.json").exists():
-            raise UsageError(f"--run-dir {given}: a run lies there already; add --resume to go on with it")
-        return given.absolute()
-
-    def _parent(self, ref: str, task: Task, options: DistillOptions, base: str) -> tuple[str, Path, Path]:
-        row = self.registry.resolve(ref, base=base)
-        self._check(row, task, options.allow_base_mismatch)
-        return row.ref, self.registry.file(row, "adapter.safetensors"), self.registry.file(row, "adapter.json")
+        row = self.registry.adapters.resolve(config.adapter.parent or "", base=base)
+        self._check(row, task, config.adapter.allow_base_mismatch)
+        weights, record = (self.registry.adapters.file(row, name) for name in ("adapter.safetensors", "adapter.json"))
+        return Parent.read(row.ref, weights, record)
 
     # ---- evaluate
 
@@ -109,7 +93,7 @@ class Hub(Runs):
         from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
-        row = self.registry.resolve(ref, base=options.base or self._base)
+        row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         began = time.perf_counter()
 
@@ -140,8 +124,8 @@ class Hub(Runs):
             row,
             task.name,
             options.steps,
-            resolve=lambda name: self.registry.resolve(name, base=row.base),
-            there=lambda: self.registry.adapters(row.task, row.base),
+            resolve=lambda name: self.registry.adapters.resolve(name, base=row.base),
+            there=lambda: self.registry.adapters.list(row.task, row.base),
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             check_steps(steps, row)

@@ -31,7 +31,7 @@ class Plugins:
         return list(self._places())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places()
+        return name in self.own or name in self._places()
 
     def load(self, name: str) -> Any:
         """Return the implementation of a name.
@@ -41,7 +41,7 @@ class Plugins:
         """
         if name in self._added:
             return self._added[name]
-        places = self._places()
+        places: Mapping[str, Any] = self.own if name in self.own else self._places()
         if name not in places:
             raise UsageError(f"no {self.what} {str(name)[:40]!r}: one of {', '.join(places)}")
         module, _, attribute = str(places[name]).partition(":")

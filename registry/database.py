@@ -43,8 +43,8 @@ class Database:
         self.mark = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
         if self._file and not _has_content(self._file):
             self._create(self._file)
-        self._engine = _engine(self._url)
-        self._writer = self._engine.execution_options(write=True)
+        self.engine = _engine(self._url)
+        self._writer = self.engine.execution_options(write=True)
         try:
             if self._is_old():
                 self._migrate()
@@ -53,12 +53,12 @@ class Database:
             raise
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view. Raises CodiError when the database cannot be used."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._explained(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -99,7 +99,7 @@ class Database:
                 return
             building = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
             try:
-                _upgrade(self._url.set(database=str(building)))
+                _upgrade(self._url.set(database=str(building)), self._home)
                 os.replace(building, file)
             finally:
                 for suffix in ("", "-wal", "-shm", "-journal"):
@@ -112,7 +112,7 @@ class Database:
                 return
             kept = f"a backup is at {_backup(self._file, self._home)}" if self._file else "nothing was changed"
             try:
-                _upgrade(self._url)
+                _upgrade(self._url, self._home)
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CodiError(
@@ -142,6 +142,8 @@ def _parsed(url: str) -> URL:
 def _engine(url: URL, *, migrating: bool = False) -> Engine:
     """`migrating`: without foreign keys, which SQLite can only switch outside a transaction, and in WAL mode."""
     sqlite = url.get_backend_name() == "sqlite"
+    if url.drivername == "postgresql":  # SQLAlchemy 2.0 would look for psycopg2
+        url = url.set(drivername="postgresql+psycopg")
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {"pool_pre_ping": True}
     try:
         engine = create_engine(url, **options, **({"poolclass": NullPool} if migrating else {}))
@@ -188,8 +190,8 @@ def _needs_migration(connection: Connection, name: str) -> bool:
     return current != known[-1]
 
 
-def _upgrade(url: URL) -> None:
-    """Runs what migrations are missing in one transaction: all of them, or none."""
+def _upgrade(url: URL, home: Path) -> None:
+    """Run the missing migrations in one transaction: all of them, or none."""
     from alembic import command
     from alembic.config import Config
 
@@ -198,7 +200,7 @@ def _upgrade(url: URL) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.execution_options(write=True).begin() as connection:
-            config.attributes["connection"] = connection
+            config.attributes |= {"connection": connection, "home": home}
             command.upgrade(config, "head")
             if engine.dialect.name == "sqlite":
                 broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()

@@ -84,6 +84,7 @@ adapter = Table(
     Column("score", Float),
     Column("parent", String(160)),
     Column("created", String(32), nullable=False),
+    Column("method", String(60)),  # null: not recorded
     UniqueConstraint("task", "base_id", "version"),
     # In the order of the lists, status included, so that a far page is found in the index alone.
     Index(None, "status", "task", "base_id", "version"),

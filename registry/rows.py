@@ -12,6 +12,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+def storable(value: object) -> str:
+    """Return the value as text that any database stores: bytes of file names that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class BaseRow:
     """A base. `source`: an absolute folder or a hub id. `default`: the one in use."""
@@ -32,7 +37,6 @@ class TaskRow:
     name: str
     like: str
     options: dict[str, Any]
-    builtin: bool
     created: str
 
 
@@ -40,7 +44,8 @@ class TaskRow:
 class AdapterRow:
     """One immutable version of a task's adapter for one base.
 
-    `bytes` and `sha256` are those of `adapter.safetensors`; `score` is held-out, higher is better, None if unknown.
+    `bytes` and `sha256` are those of `adapter.safetensors`. `score` is held-out, higher is better, None if unknown.
+    `method` is what was trained, such as "pe-codi" or "regression", None if not recorded.
     """
 
     id: int
@@ -59,9 +64,11 @@ class AdapterRow:
     parent: str | None
     tags: tuple[str, ...]
     created: str
+    method: str | None = None
 
     @property
     def ref(self) -> str:
+        """`task:version`."""
         return f"{self.task}:{self.version}"
 
 

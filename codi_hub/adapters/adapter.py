@@ -54,11 +54,13 @@ class Adapter(nn.Module, ABC):
         kind: the kind's name.
         Config: the class of what it can be told.
         scalable: whether `strength` has a meaning for it.
+        trains_base: whether it trains a copy of the base's network too.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     scalable: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Any, device: torch.device | None = None) -> None:
         super().__init__()

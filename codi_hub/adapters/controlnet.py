@@ -45,7 +45,8 @@ class ControlConfig(AdapterConfig):
     @model_validator(mode="after")
     def _has_the_form(self) -> Self:
         if not self.first_edition_forms and (self.attend != "base" or self.top_down):
-            raise ValueError("attend all and top_down: only with kinds control and full")
+            setting = "top_down true" if self.top_down else f"attend {self.attend}"
+            raise ValueError(f"{setting}: only with kinds control and full")
         return self
 
     @model_validator(mode="after")
@@ -94,7 +95,7 @@ class ControlAdapter(Adapter):
     ) -> Residuals:
         """Return one residual per feature of the frozen encoder half."""
         timestep = backbone.schedule.model_time(t)
-        _, conditional = encode_features(self.encoder, z_t, timestep, prompt["context"], prepared[0])
+        _, conditional = encode_features(self.encoder, z_t, timestep, state.prompt, prepared[0])
         return self.fuse(state.features, conditional)
 
     def fuse(self, features: Features, conditional: Features) -> Residuals:

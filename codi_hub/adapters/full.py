@@ -24,6 +24,7 @@ class FullAdapter(ControlAdapter):
 
     kind: ClassVar[str] = "full"
     scalable: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = True
 
     def __init__(self, backbone: UNetBackbone, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)
@@ -49,7 +50,7 @@ class FullAdapter(ControlAdapter):
         """
         if strength is not None:
             raise UsageError("an adapter of kind full has no strength: it brings a network of its own")
-        context, timestep = prompt["context"], backbone.schedule.model_time(t)
-        state = UNetState(*encode_features(self.unet, z_t, timestep, context))
+        prompt = backbone.sized(prompt, z_t)
+        state = UNetState(*encode_features(self.unet, z_t, backbone.schedule.model_time(t), prompt), prompt)
         residuals = self.residuals(backbone, state, z_t, t, prompt, prepared)
-        return decode_fused(self.unet, state, residuals, context)
+        return decode_fused(self.unet, state, residuals)

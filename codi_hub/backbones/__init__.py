@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
     from codi_hub.backbones.backbone import Backbone
 
-FAMILIES = Plugins("base family", "codi_hub.backbones", {"sd": "codi_hub.backbones.unet:UNetBackbone"})
+FAMILIES = Plugins(
+    "base family",
+    "codi_hub.backbones",
+    {"sd": "codi_hub.backbones.unet:UNetBackbone", "sdxl": "codi_hub.backbones.sdxl:SDXLBackbone"},
+)
 
 
 def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,20 +27,28 @@ SKETCHED = ("conv_in.weight", "time_embedding.linear_1.weight", "mid_block.resne
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's condition stem; one stride of 2 between neighbours
 OUTPUT = "output"  # name of the residual that is added to the prediction
 
+TokenizerAndEncoder = tuple[Any, Any]
 Features = list[Tensor]
 """Features of an encoder half: of conv_in, of every layer on the way down, of the middle."""
 
 
 @dataclass(frozen=True)
 class UNetState:
-    """What the frozen encoder half computed at z_t: the time embedding (B, width) and its features."""
+    """What the frozen encoder half computed at z_t.
+
+    Attributes:
+        emb: embedding of the time and, in networks that have one, of the text as a whole, (B, width).
+        features: of the encoder half.
+        prompt: the prompt as the network takes it, with what depends on the image's size.
+    """
 
     emb: Tensor
     features: Features
+    prompt: Prompt
 
     def rows(self, index: Index) -> UNetState:
         """Return the rows of an index."""
-        return UNetState(self.emb[index], [feature[index] for feature in self.features])
+        return UNetState(self.emb[index], [feature[index] for feature in self.features], self.prompt.rows(index))
 
 
 class UNetBackbone(Backbone):
@@ -53,17 +62,23 @@ class UNetBackbone(Backbone):
     """
 
     family: ClassVar[str] = "sd"
+    addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
+    default_cells: ClassVar[int] = 64
 
-    def __init__(self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler_config: Mapping[str, Any]):
+    def __init__(
+        self, unet: Any, vae: Any, texts: Sequence[TokenizerAndEncoder], scheduler_config: Mapping[str, Any]
+    ) -> None:
         super().__init__()
-        check_supported(unet.config)
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        self.tokenizer = tokenizer
+        check_supported(unet.config, self.addition_embed_type)
+        self.unet, self.vae = unet, vae
+        self.tokenizers = [tokenizer for tokenizer, _ in texts]
+        self.text_encoders = nn.ModuleList(encoder for _, encoder in texts)
         self.schedule: VariancePreserving = VariancePreserving.from_config(scheduler_config)
         levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
         factor = 2 ** (len(levels) - 1)
         multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-        self.latents = LatentSpec(unet.config.in_channels, factor, multiple, unet.config.sample_size * factor)
+        native = factor * native_cells(unet.config.sample_size, self.default_cells)
+        self.latents = LatentSpec(unet.config.in_channels, factor, multiple, native)
         self.scaling_factor = float(vae.config.scaling_factor)
         self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
         self.requires_grad_(False).eval()
@@ -72,7 +87,13 @@ class UNetBackbone(Backbone):
     @classmethod
     def matches(cls, folder: Path) -> bool:
         """Whether a model folder is of this family."""
-        return (folder / "unet" / "config.json").is_file()
+        config = unet_config(folder)
+        return bool(config) and config.get("addition_embed_type") in cls.addition_embed_type
+
+    @classmethod
+    def _parts(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Load what the constructor takes."""
+        return load_parts(folder, dtype, ("text_encoder",))
 
     @classmethod
     def load(cls, source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -80,11 +101,11 @@ class UNetBackbone(Backbone):
         folder = local_folder(source)
         try:
             with quiet_libraries():
-                parts = _load_parts(folder, dtype)
+                parts = cls._parts(folder, dtype)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
         base = cls(*parts).to(torch.device(device))
-        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> torch.device:
@@ -100,13 +121,13 @@ class UNetBackbone(Backbone):
 
     def encode(self, images: Tensor) -> Tensor:
         """See `Backbone.encode`; the mean of the autoencoder's distribution."""
-        encoded = self.vae.encode((2 * images - 1).to(self.device, self.dtype))
+        encoded = self.vae.encode((2 * images - 1).to(self.device, self.vae.dtype))
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return (latents.float() - self.shift_factor) * self.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; `DECODED_TOGETHER` pixels at a time."""
-        z = (latents / self.scaling_factor + self.shift_factor).to(self.dtype)
+        z = (latents / self.scaling_factor + self.shift_factor).to(self.vae.dtype)
         together = max(1, DECODED_TOGETHER // (self.latents.factor**2 * z[0, 0].numel()))
         images = [self.vae.decode(part).sample for part in z.split(together)]
         return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
@@ -119,18 +140,37 @@ class UNetBackbone(Backbone):
                 digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def embed_texts(self, texts: Sequence[str]) -> Prompt:
-        """See `Backbone.embed_texts`: the last hidden states, (B, tokens, width)."""
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """The family's diffusers pipeline with nothing but its text encoders, for its `encode_prompt`."""
+        with quiet_libraries():
+            from diffusers import StableDiffusionPipeline
+
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            length = encoder.config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, length)  # some files state 1e30
+        absent = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
+        return StableDiffusionPipeline(
+            text_encoder=self.text_encoders[0],
+            tokenizer=self.tokenizers[0],
+            requires_safety_checker=False,
+            **absent,
         )
-        return Prompt({"context": self.text_encoder(tokens.input_ids.to(self.device))[0]})
+
+    def embed_texts(self, texts: Sequence[str]) -> Prompt:
+        """See `Backbone.embed_texts`: the last hidden states, `context` (B, tokens, width)."""
+        context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
+        return Prompt({"context": context})
 
     @torch.no_grad()
     def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> UNetState:
         """Run the frozen encoder half; nothing in it is trained, so no gradient is kept."""
-        return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt["context"]))
+        prompt = self.sized(prompt, z_t)
+        return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt), prompt)
+
+    def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
+        """Return the prompt with what the network is told of the image's size; this family's is told nothing."""
+        return prompt
 
     def predict(
         self,
@@ -146,7 +186,7 @@ class UNetBackbone(Backbone):
         if concat is not None:
             raise Mismatch(f"bases of family {self.family} have no further input channels")
         state = state or self.state(z_t, t, prompt)
-        return decode_fused(self.unet, state, residuals, prompt["context"])
+        return decode_fused(self.unet, state, residuals)
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
@@ -166,19 +206,49 @@ class UNetBackbone(Backbone):
         return net
 
 
-def _load_parts(folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Load (unet, vae, text encoder, tokenizer, scheduler config) of a diffusers folder, safetensors only."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+def native_cells(sample_size: int | Sequence[int] | None, default: int) -> int:
+    """Return the side in latent cells that a U-Net's `sample_size` states: a number, (height, width), or nothing."""
+    if sample_size is None:
+        return default
+    return sample_size if isinstance(sample_size, int) else max(sample_size)
 
-    kind = json.loads((folder / "vae" / "config.json").read_text()).get("_class_name", "AutoencoderKL")
-    autoencoder = AutoencoderTiny if kind == "AutoencoderTiny" else AutoencoderKL
-    options = {"torch_dtype": dtype, "use_safetensors": True, "low_cpu_mem_usage": True}
+
+def unet_config(folder: Path) -> dict[str, Any]:
+    """Return the U-Net's config of a model folder, empty where there is none."""
+    path = folder / "unet" / "config.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def load_parts(folder: Path, dtype: torch.dtype, text_encoders: Sequence[str]) -> tuple[Any, ...]:
+    """Load (unet, vae, texts, scheduler config) of a diffusers folder, safetensors only.
+
+    Args:
+        folder: the model.
+        dtype: precision of the networks; the autoencoder stays in float32 where half precision overflows
+            (`force_upcast`).
+        text_encoders: subfolders of the text encoders; a tokenizer's is named likewise. An encoder after the first has
+            a projection.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    autoencoder = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    wide = torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
+    options = {"use_safetensors": True, "low_cpu_mem_usage": True}
+    texts = [
+        (
+            CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer")),
+            (CLIPTextModelWithProjection if k else CLIPTextModel).from_pretrained(
+                folder / name, dtype=dtype, use_safetensors=True
+            ),
+        )
+        for k, name in enumerate(text_encoders)
+    ]
     return (
-        UNet2DConditionModel.from_pretrained(folder / "unet", **options),
-        autoencoder.from_pretrained(folder / "vae", **options),
-        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True),
-        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options),
+        autoencoder.from_pretrained(folder / "vae", torch_dtype=wide, **options),
+        texts,
         json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
     )
 
@@ -192,7 +262,7 @@ def _fingerprint(unet: nn.Module, schedule: VariancePreserving, scaling_factor: 
 
 
 def encode_features(
-    net: Any, z_t: Tensor, timestep: Tensor, context: Tensor, added: Tensor | float = 0.0
+    net: Any, z_t: Tensor, timestep: Tensor, prompt: Prompt, added: Tensor | float = 0.0
 ) -> tuple[Tensor, Features]:
     """Run an encoder half: the U-Net's own, or a conditional encoder built like it.
 
@@ -200,16 +270,19 @@ def encode_features(
         net: has conv_in, time_proj, time_embedding, down_blocks and mid_block.
         z_t: latents (B, C, h, w).
         timestep: what the network is given as its time, (B,) or one for all.
-        context: prompt embeddings (B, tokens, width).
+        prompt: of B rows, as `UNetBackbone.sized` returns it.
         added: added after conv_in; a conditional encoder's view of its condition.
 
     Returns:
         the embedding of the time and, in networks that have one, of the text as a whole; and the features.
     """
     emb = net.time_embedding(net.time_proj(timestep.expand(len(z_t))).to(z_t.dtype))
-    if hasattr(net, "add_embedding"):  # config: addition_embed_type="text"
-        emb = emb + net.add_embedding(context)
-    return emb, descend(net, emb, net.conv_in(z_t) + added, context)
+    if net.config.addition_embed_type == "text":
+        emb = emb + net.add_embedding(prompt["context"])
+    elif net.config.addition_embed_type == "text_time":
+        sizes = net.add_time_proj(prompt["time_ids"].flatten()).view(len(z_t), -1)
+        emb = emb + net.add_embedding(torch.cat([prompt["pooled"], sizes.to(emb.dtype)], dim=-1))
+    return emb, descend(net, emb, net.conv_in(z_t) + added, prompt["context"])
 
 
 def descend(net: Any, emb: Tensor, hidden: Tensor, context: Tensor | None) -> Features:
@@ -236,9 +309,9 @@ def decode_features(net: Any, emb: Tensor, features: Features, context: Tensor) 
     return output
 
 
-def decode_fused(net: Any, state: UNetState, residuals: Residuals | None, context: Tensor) -> Tensor:
+def decode_fused(net: Any, state: UNetState, residuals: Residuals | None) -> Tensor:
     """Add residuals to an encoder half's features, run the decoder half, add the output's residual."""
-    features = state.features
+    features, context = state.features, state.prompt["context"]
     if residuals is None:
         return decode_features(net, state.emb, features, context)
     names = map(str, range(len(features)))
@@ -249,28 +322,28 @@ def decode_fused(net: Any, state: UNetState, residuals: Residuals | None, contex
 
 def match_text_heads(net: Any, unet: Any) -> None:
     """Give a ControlNet the U-Net's number of heads in the embedding of the text, where diffusers always takes 64."""
-    if hasattr(net, "add_embedding"):
+    if hasattr(getattr(net, "add_embedding", None), "pool"):
         pool, like = net.add_embedding.pool, unet.add_embedding.pool
         pool.num_heads, pool.dim_per_head = like.num_heads, like.dim_per_head
         net.register_to_config(addition_embed_type_num_heads=like.num_heads)
 
 
-def check_supported(config: Any) -> None:
-    """Refuse U-Nets that want inputs a Stable-Diffusion-style model does not have.
+def check_supported(config: Any, addition_embed_type: Sequence[str | None]) -> None:
+    """Refuse U-Nets that want inputs their family does not have.
+
+    Args:
+        config: of the U-Net.
+        addition_embed_type: what that entry may be.
 
     Raises:
         Mismatch: naming the config entry.
     """
-    for name in (
-        "addition_embed_type",
-        "class_embed_type",
-        "encoder_hid_dim_type",
-        "time_embedding_act_fn",
-        "timestep_post_act",
-    ):
-        if config.get(name) and (name, config[name]) != ("addition_embed_type", "text"):
+    allowed: dict[str, Sequence[str | None]] = {"addition_embed_type": addition_embed_type}
+    names = ("class_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "timestep_post_act")
+    for name, values in (allowed | dict.fromkeys(names, (None,))).items():
+        if config.get(name) not in values:
             raise Mismatch(
-                f"this U-Net has {name}={config[name]!r}: only Stable-Diffusion-style models (SD 1.x and 2.x) work here"
+                f"this U-Net has {name}={config[name]!r}: only models like SD 1.x, SD 2.x and SDXL are supported"
             )
     if config.get("center_input_sample") or config.get("time_cond_proj_dim"):
         raise Mismatch(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import EvalOptions
+from codi_hub.config.evaluate import EvalOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluation.depth import evaluate_depth, held_out_scenes
@@ -63,7 +63,7 @@ def evaluate_task(
         def progress(done: int, total: int, before: int = k) -> None:
             on_progress(before * total + done, len(contestants) * total)
 
-        part = measure(task, base, one.generate, replace(options, steps=one.steps), progress)
+        part = measure(task, base, one.generate, options.replace(steps=one.steps), progress)
         parts.append(named(part, one, alone=len(contestants) == 1))
     measured = merged(parts, contestants)
     if features:

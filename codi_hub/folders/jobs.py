@@ -9,14 +9,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from codi_hub import jsonl
-from codi_hub.config.options import RunOptions
+from codi_hub.config.run import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.images.io import shown
 
@@ -32,7 +30,7 @@ WHOLE = (  # for all jobs
     "allow_base_mismatch",
     "compile",
 )
-OPTIONS = tuple(f.name for f in fields(RunOptions) if f.name not in (*WHOLE, "out"))
+OPTIONS = tuple(name for name in RunOptions.model_fields if name not in (*WHOLE, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)
 
 
@@ -78,14 +76,11 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     if type(said.get("tile")) is int:
         said["tile"] = str(said["tile"])
     try:
-        options = _OPTIONS.validate_python(asdict(common) | said)
-        options = replace(options, set={**common.set, **options.set})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = "output" if problem["loc"][:1] == ("out",) else ".".join(map(str, problem["loc"]))
-        raise InvalidInput(f"{where}: {name}: {problem['msg'].lower()}, not {problem['input']!r:.60}") from None
+        options = RunOptions(**(dict(common) | said))
+        options = options.replace(set={**common.set, **options.set})
     except UsageError as error:
-        raise InvalidInput(f"{where}: {error}") from error
+        text = str(error)
+        raise InvalidInput(f"{where}: {'output' + text[3:] if text.startswith('out ') else text}") from error
     return task, [Path(path) for path in inputs], options
 
 
@@ -95,6 +90,3 @@ def _can_name(value: str) -> bool:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
         return False
-
-
-_OPTIONS = TypeAdapter(RunOptions)

@@ -14,7 +14,6 @@ from torch import Tensor
 from codi_hub.adapters import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
 from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import method_of
 from codi_hub.diffusion.schedule import sampling_timesteps
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
@@ -163,7 +162,7 @@ def readme(record: AdapterRecord, base: FrozenBase, *, ref: str, base_name: str)
         base=base_name,
         ref=ref,
         kind=record.kind,
-        made="was fine-tuned, not distilled" if method_of(record.training) == "conditional" else "was distilled",
+        made="was fine-tuned, not distilled" if record.method == "conditional" else "was distilled",
         steps=record.steps,
         family=record.base.family,
         prediction=record.prediction_type.removesuffix("_prediction"),

@@ -54,6 +54,7 @@ class PECoDi(Method):
     """CoDi for the adapter alone: the base stays frozen (parameter-efficient CoDi)."""
 
     Config: ClassVar[type[MethodConfig]] = CoDiConfig
+    trains_base: ClassVar[bool | None] = False
     default_kind: ClassVar[str] = "static"
     config: CoDiConfig
 
@@ -132,7 +133,7 @@ class PECoDi(Method):
 class CoDi(PECoDi):
     """CoDi for everything: the adapter and a copy of the base's network are trained."""
 
-    trains_base: ClassVar[bool] = True
+    trains_base: ClassVar[bool | None] = True
     default_kind: ClassVar[str] = "full"
 
 

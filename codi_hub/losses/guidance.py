@@ -48,11 +48,18 @@ def on_images(term: Any) -> Any:
     return term
 
 
+def relative_to_condition(term: Any) -> Any:
+    """Mark a term that compares with the condition, which must be an image of three channels."""
+    term.needs_image_condition = True
+    return term
+
+
 def latent(g: GuidanceInput) -> Tensor:
     """Mean squared error in latent space, the paper's default."""
     return (g.x_hat - g.x).square().mean()
 
 
+@relative_to_condition
 def relative(g: GuidanceInput) -> Tensor:
     """Mean over pairs of the latent error divided by the change from the condition to the target.
 

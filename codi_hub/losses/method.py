@@ -71,14 +71,14 @@ class Method(ABC):
     Attributes:
         Config: the class of its switches.
         needs_teacher: whether a version of the task must be named as the frozen teacher.
-        trains_base: whether it trains a copy of the base's network too.
+        trains_base: whether its adapter kind must train a copy of the base's network too; None: either.
         steps: sampling steps its adapters are for.
         default_kind: adapter kind, unless the task or the user says otherwise.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_teacher: ClassVar[bool] = False
-    trains_base: ClassVar[bool] = False
+    trains_base: ClassVar[bool | None] = None
     steps: ClassVar[int] = 4
     default_kind: ClassVar[str] = "control"
 

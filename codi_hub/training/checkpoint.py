@@ -1,4 +1,6 @@
-"""Checkpoints that survive kill -9: one safetensors file, written beside the old one and renamed over it. No pickle."""
+"""Checkpoints that survive kill -9: one safetensors file, written beside the old one and renamed over it; no pickle."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -9,13 +11,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, one_line
 
 NAME = "checkpoint.safetensors"
 
 
 def save(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Writes modules, optimiser moments and a JSON-able `state`."""
+    """Write the modules, the optimiser's moments and a `state` of plain values.
+
+    Args:
+        path: the file; it is replaced at once when the new one is complete.
+        modules: by their names in the file.
+        optimiser: whose moments are kept.
+        state: as JSON.
+    """
     from safetensors.torch import save_file
 
     tensors = {f"{kind}/{name}": v for kind, module in modules.items() for name, v in module.state_dict().items()}
@@ -30,7 +39,7 @@ def save(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
 
 
 def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts a checkpoint back in place and returns its `state`.
+    """Load a checkpoint into modules and optimiser; return its `state`.
 
     Raises:
         InvalidInput: damaged, or of a run with another adapter.
@@ -38,17 +47,16 @@ def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
     try:
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         for kind, module in modules.items():
             module.load_state_dict(_under(tensors, f"{kind}/"))
     except Exception as error:  # safetensors raises its own kinds, torch RuntimeError, json ValueError
-        reason = " ".join(str(error).split())[:160]
-        raise InvalidInput(f"{path}: not a checkpoint of this run: {reason}; start anew without --resume") from error
+        raise InvalidInput(f"{path}: not a checkpoint of this run: {one_line(error, 160)}; start a new run") from error
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimiser/").items():
         index, key = name.split("/")
-        # in the parameter's memory layout: on the CPU a fused optimiser reads them side by side without looking
+        # in the memory layout of the parameter, which a fused optimiser on the CPU assumes
         like = parameters[int(index)]
         moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value) if value.ndim else value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

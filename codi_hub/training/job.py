@@ -1,88 +1,219 @@
-"""What is to be distilled, and whether the version it goes on from suits the method."""
+"""What is to be distilled, and the plan of it: every field decided, every part checked, nothing loaded yet."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codi_hub import adapters
-from codi_hub.adapters import format
-from codi_hub.adapters.adapter import START_NOISE
-from codi_hub.config.options import READS, TAUGHT, DistillOptions, check_kind, method_of
+from pydantic import BaseModel, ValidationError
+
+from codi_hub import tasks
+from codi_hub.adapters import KINDS
+from codi_hub.adapters.adapter import AdapterConfig
+from codi_hub.adapters.format import AdapterRecord, completed_config, read_record
+from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
+from codi_hub.losses import GUIDANCE, METHODS
+from codi_hub.losses.method import Method, MethodConfig
+from codi_hub.tasks.base import Task
+from codi_hub.validation import problem, shown
+
+DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
+CHANGEABLE = ("start_noise", "init")  # of an adapter that continues from a parent; the rest of its form is the parent's
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The adapter version that a training continues from, or distils.
+
+    Attributes:
+        ref: its name, TASK:VERSION.
+        weights: its `adapter.safetensors`.
+        record: its `adapter.json`.
+    """
+
+    ref: str
+    weights: Path
+    record: AdapterRecord
+
+    @classmethod
+    def read(cls, ref: str, weights: Path, record: Path) -> Parent:
+        """Read the record of a version. Raises InvalidInput."""
+        return cls(ref, weights, read_record(record))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is distilled: a task by its name, its built-in kind and options, on a base, with training options."""
+    """What is distilled, as the registry knows it.
+
+    Attributes:
+        task_name: the task.
+        like: the built-in task it is a variant of.
+        task_options: its options, those of the configuration over the registered ones.
+        base_name, base_source: the frozen base.
+        config: what was asked for.
+        folder: the run folder.
+        parent: the version to continue from, if any.
+    """
 
     task_name: str
     like: str
     task_options: dict[str, Any]
     base_name: str
     base_source: str
-    options: DistillOptions
+    config: DistillConfig
     folder: Path
-    parent: tuple[str, Path, Path] | None = None  # reference, weights and record of the version to go on from
+    parent: Parent | None = None
 
 
-def _check_kept(ref: str, options: DistillOptions, config: dict[str, Any]) -> None:
-    """Raises UsageError for a form that the version gone on from does not have."""
-    if options.rank not in (None, config.get("rank")):
-        raise UsageError(f"--rank {options.rank}: --from {ref} is of rank {config.get('rank')}, and stays so")
-    for name in ("blocks", "levels", "read"):
-        if (value := getattr(options, name)) and value != config.get(name):
-            raise UsageError(f"--{name} {value}: --from {ref} has {config.get(name)}, and keeps it")
-    if not options.gain and config.get("gain", True):
-        raise UsageError(f"--no-gain: --from {ref} has a gain, and keeps it: distil it without --from")
-    if options.start not in (1, config.get("start", 1)):
-        raise UsageError(f"--start {options.start:g}: --from {ref} starts at {config.get('start', 1)}, and goes on so")
+@dataclass(frozen=True)
+class Plan:
+    """A job with everything decided.
+
+    Attributes:
+        job: what it is a plan of.
+        config: the configuration, every field of its kind and method in it.
+        task: the task.
+        method: the class of the training method.
+        loss: the method's settings.
+        kind: the adapter kind.
+        adapter: the kind's settings.
+    """
+
+    job: Job
+    config: DistillConfig
+    task: Task
+    method: type[Method]
+    loss: MethodConfig
+    kind: str
+    adapter: AdapterConfig
+
+    @property
+    def models(self) -> dict[str, type[BaseModel]]:
+        """The classes whose fields stand in sections of the configuration."""
+        return {"adapter": type(self.adapter), "loss": type(self.loss)}
 
 
-def settled(job: Job) -> Job:
-    """The job with the kind and fusion that will be trained: where it goes on from a version, that one's.
+def plan(job: Job) -> Plan:
+    """Decide what a job leaves open, and check it: method, kind, their settings and the parent.
 
     Raises:
-        UsageError: an unknown kind, or a version that the method cannot go on from.
+        UsageError: an unknown kind or method, a setting that they do not have, or parts that do not fit each other.
     """
-    options, begins, noise = job.options, job.options.start, job.options.start_noise
-    if job.parent:
-        ref, _, record_file = job.parent
-        record = format.read_record(record_file)
-        if options.kind not in ("", record.kind):
-            raise UsageError(f"--kind {options.kind}: --from {ref} is of kind {record.kind}, and stays so")
-        check_kind(options.method, record.kind, f"--from {ref} of kind")
-        made_by = method_of(record.training)
-        if options.method in TAUGHT and made_by not in ("", "conditional"):
+    config, parent = job.config, job.parent
+    method = _named(METHODS, "loss.method", config.loss.method)
+    kind = config.adapter.kind or (parent.record.kind if parent else method.default_kind)
+    task = tasks.load(job.like, job.task_options)
+    _check_parent(config, method, kind, parent)
+    form = _named(KINDS, "adapter.kind", kind)
+    _check_kind(config.loss.method, method, kind, form.trains_base, parent)
+    adapter = _adapter_settings(config, form.Config, task.condition_channels, parent)
+    loss = _loss_settings(config, method, adapter)
+    _check_guidance(getattr(loss, "guidance", "off"), job.task_name, task)
+    training = config.training
+    if training.train_steps is None and training.time_budget is None:
+        training = training.replace(train_steps=DEFAULT_STEPS)
+    common = {"kind": kind, "parent": parent and parent.ref, "allow_base_mismatch": config.adapter.allow_base_mismatch}
+    decided = DistillConfig(
+        data=config.data.replace(source=config.data.source or task.training_data),
+        base=job.base_name,
+        adapter=common | {name: value for name, value in _values(adapter).items() if name != "condition_channels"},
+        loss={"method": config.loss.method} | _values(loss),
+        training=training,
+        task=job.task_options,
+    )
+    return Plan(job, decided, task, method, loss, kind, adapter)
+
+
+def _named(group: Any, path: str, name: str) -> Any:
+    if name not in group:
+        raise UsageError(f"{path} {shown(name)}: one of {', '.join(group.names())}")
+    return group.load(name)
+
+
+def _check_parent(config: DistillConfig, method: type[Method], kind: str, parent: Parent | None) -> None:
+    """Refuse a parent that the method cannot use, or another kind than its."""
+    name = config.loss.method
+    if parent is None:
+        if method.needs_teacher:
             raise UsageError(
-                f"--from {ref} was made with --method {made_by}, and the teacher of {options.method} must follow the "
-                "whole ODE: train one with --method conditional"
+                f"loss.method {name}: it needs a teacher; train one with method conditional and name it as "
+                "adapter.parent TASK:VERSION"
             )
-        _check_kept(ref, options, record.config)
-        begins = record.config.get("start", 1)
-        noise = record.config.get("start_noise", START_NOISE) if noise is None else noise
-        options = replace(
-            options,
-            rank=None,
-            blocks=None,
-            levels=None,
-            read=False,
-            gain=True,
-            kind=record.kind,
-            fusion=record.config.get("fusion", options.fusion),
-            attend=record.config.get("attend", options.attend),
-            top_down=record.config.get("top_down", options.top_down),
+        return
+    if kind != parent.record.kind:
+        raise UsageError(f"adapter.kind {kind}: the parent {parent.ref} is of kind {parent.record.kind}, and stays so")
+    if method.needs_teacher and parent.record.method not in ("", "conditional"):
+        raise UsageError(
+            f"adapter.parent {parent.ref}: it was trained with method {parent.record.method}, and the teacher of "
+            f"{name} must follow the whole ODE; train one with method conditional"
         )
-    if options.kind not in adapters.KINDS:
-        raise UsageError(f"--kind {options.kind}: one of {', '.join(adapters.KINDS)}")
-    if options.attend == "all" and options.kind in ("static", "lora", "side"):
-        raise UsageError(f"--attend all: not with --kind {options.kind}, which has no attention of its own")
-    if options.fusion == "gate" and options.kind == "side":
-        raise UsageError("--fusion gate: not with --kind side, which replaces no features")
-    if options.top_down and options.kind in ("static", "lora", "side"):
-        raise UsageError(f"--top-down: only with --kind control or full, not {options.kind}")
-    if options.start_noise is not None and begins == 1:
-        raise UsageError(f"--start-noise {options.start_noise:g}: sampling begins with nothing but noise: add --start")
-    if options.rollout is None and options.method not in READS:
-        # a target under as little noise as there is gives itself away: what would be learnt is to leave it as it is
-        options = replace(options, rollout=float(begins < 1 and not noise and options.shared_t))
-    return replace(job, options=options)
+
+
+def _check_kind(name: str, method: type[Method], kind: str, trains_base: bool, parent: Parent | None) -> None:
+    if method.trains_base is None or method.trains_base == trains_base:
+        return
+    other = next(other for other in METHODS.names() if METHODS.load(other).trains_base == trains_base)
+    which = f"kind {kind}" + (f" of {parent.ref}" if parent else "")
+    if trains_base:
+        raise UsageError(f"loss.method {name}: it keeps the base frozen, and {which} trains it; use method {other}")
+    raise UsageError(f"loss.method {name}: it trains everything, and {which} keeps the base frozen; use method {other}")
+
+
+def _adapter_settings(
+    config: DistillConfig, model: type[AdapterConfig], condition_channels: int, parent: Parent | None
+) -> AdapterConfig:
+    """Return the settings of the adapter: the parent's where there is one, and what was asked for."""
+    asked = {"start": config.adapter.start, "start_noise": config.adapter.start_noise}
+    asked = {name: value for name, value in asked.items() if value is not None} | config.adapter.extras
+    before = completed_config(parent.record.config) if parent else {}
+    settings = _checked(model, before | asked | {"condition_channels": condition_channels}, "adapter")
+    if parent:
+        kept = _checked(model, before, "adapter")
+        for name in asked:
+            old, new = getattr(kept, name), getattr(settings, name)
+            if old != new and name not in CHANGEABLE:
+                raise UsageError(
+                    f"adapter.{name} {shown(new)}: the parent {parent.ref} has {shown(old)}, and keeps it; "
+                    "train without adapter.parent"
+                )
+    if config.adapter.start_noise is not None and settings.start == 1:
+        raise UsageError(
+            f"adapter.start_noise {config.adapter.start_noise:g}: sampling starts from noise alone; set adapter.start "
+            "below 1"
+        )
+    settings.check_trainable()
+    return settings
+
+
+def _loss_settings(config: DistillConfig, method: type[Method], adapter: AdapterConfig) -> MethodConfig:
+    """Return the settings of the loss; `rollout` is 1 where sampling starts from an image without noise."""
+    asked = config.loss.extras
+    if config.loss.guidance is not None:
+        asked["guidance"] = config.loss.guidance
+    settings = _checked(method.Config, asked, "loss")
+    if "rollout" in method.Config.model_fields and getattr(settings, "rollout", None) is None:
+        # a target without noise would be its own answer: the network would learn to leave the image as it is
+        deterministic = adapter.start < 1 and adapter.start_noise == 0 and getattr(settings, "shared_t", True)
+        settings = settings.model_copy(update={"rollout": float(deterministic)})
+    return settings
+
+
+def _check_guidance(name: str, task_name: str, task: Task) -> None:
+    term = None if name == "off" else _named(GUIDANCE, "loss.guidance", name)
+    if getattr(term, "needs_image_condition", False) and task.condition_channels < 3:
+        raise UsageError(f"loss.guidance {name}: the condition of {task_name} is not an image of three channels")
+
+
+def _checked(model: Any, values: Mapping[str, Any], section: str) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UsageError(problem(error, model, section)) from None
+
+
+def _values(settings: BaseModel) -> dict[str, Any]:
+    """Return all fields, those too that a record leaves out."""
+    return {name: getattr(settings, name) for name in type(settings).model_fields}

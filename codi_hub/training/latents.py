@@ -1,11 +1,13 @@
-"""Training pairs, encoded once: latents, conditions and prompts kept in memory and in a folder that runs may share."""
+"""Training pairs, encoded once: latents, conditions and prompts in memory, and in a folder that runs may share."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,18 +19,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from codi_hub import seeds
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
 
-ENCODED_TOGETHER = 16
-HELD_OUT = 24  # pairs that are never trained on, at most; a tenth of a small data set
-Message = Callable[[str], None]
+ENCODE_BATCH = 16
+REPORT_EVERY = 16 * ENCODE_BATCH  # pairs between messages
+HELD_OUT = 24  # largest number of pairs that are never trained on; a tenth of a small data set
+OnText = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class PairsSpec:
-    """What pairs are made of; enough for another process to make pair k."""
+    """What pairs are made of; enough for another process to make pair k.
+
+    Attributes:
+        like: built-in task.
+        options: its options.
+        data: source, as `codi_hub.data.sources.open_source` takes it.
+        count: number of pairs; None: all.
+        size: side of the images in pixels.
+        seed: of the data.
+    """
 
     like: str
     options: dict[str, Any]
@@ -52,7 +65,7 @@ class Cache:
 
 
 def open_pairs(spec: PairsSpec) -> tuple[Any, Task]:
-    """The source and the task a spec names."""
+    """Open the source and the task that a spec names."""
     from codi_hub import tasks
     from codi_hub.data.sources import open_source
 
@@ -69,8 +82,8 @@ def _start_worker(spec: PairsSpec) -> None:
 
 
 def pair_at(source: Any, task: Task, seed: int, index: int) -> Pair:
-    """Pair `index` of a source, always the same."""
-    return task.make_pair(source[index], np.random.default_rng([seed, 1, index]))
+    """Return pair `index` of a source, the same at every call."""
+    return task.make_pair(source[index], seeds.pair(seed, index))
 
 
 def _pair(index: int) -> Pair:
@@ -79,18 +92,21 @@ def _pair(index: int) -> Pair:
 
 
 def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
-    """Pairs in order, made by `workers` processes (0: one per core, at most 8), or by this one, begun as a worker."""
+    """Yield pairs in order, made by `workers` processes (0: one per core, at most 8).
+
+    Few pairs are made by this process, in which `_start_worker` has run.
+    """
     workers = min(workers or min(8, os.cpu_count() or 1), len(indices))
-    if workers <= 1 or len(indices) < 4 * ENCODED_TOGETHER:
+    if workers <= 1 or len(indices) < 4 * ENCODE_BATCH:
         yield from map(_pair, indices)
         return
-    # spawned, not forked: a fork of a process whose torch threads run may never come back
+    # spawned, not forked: a fork of a process with running torch threads can deadlock
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
         yield from pool.map(_pair, indices, chunksize=8)
 
 
 def split(length: int) -> tuple[range, range]:
-    """(training, held out) indices of a source: the last ones are held out.
+    """Split the indices of a source into (training, held out); the last ones are held out.
 
     Raises:
         InvalidInput: fewer than two pairs.
@@ -99,8 +115,8 @@ def split(length: int) -> tuple[range, range]:
         raise InvalidInput(
             f"the data has {length} usable pair{'s' * (length != 1)}: at least 2 are needed, one to hold out"
         )
-    held = min(HELD_OUT, max(1, length // 10))
-    return range(length - held), range(length - held, length)
+    held_out = min(HELD_OUT, max(1, length // 10))
+    return range(length - held_out), range(length - held_out, length)
 
 
 def build(
@@ -110,95 +126,91 @@ def build(
     folder: Path,
     *,
     workers: int = 0,
-    mirror: bool = False,
     with_targets: bool = False,
-    message: Message = lambda text: None,
+    message: OnText = lambda text: None,
 ) -> Cache:
-    """Encodes the pairs of `indices`, or reads them from `folder` where they lie encoded already.
+    """Encode the pairs of `indices`, or read them from `folder` where they are cached.
 
-    With `mirror`, each is followed by its mirror image.
-
-    The files are called by what the pairs are made of and encoded with, and by what the first one looks like. So runs
-    of several kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
+    A file's name is a hash of what the pairs are made of and encoded with, and of the first pair. So runs of several
+    kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
 
     Raises:
         UsageError: `folder` cannot be written to.
+        InvalidInput: pairs whose sides the base cannot encode.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--pairs {folder}: {error.strerror or error}") from error
+        raise UsageError(f"data.cache_dir {folder}: {error.strerror or error}") from error
     _start_worker(spec)
-    marks = [
+    parts = [
         spec.__dict__,
         [indices.start, indices.stop],
         base.latents_digest(),
-        _pair_mark(_pair(indices[0])),
+        _pair_digest(_pair(indices[0])),
         with_targets,
-        *["mirror"] * mirror,
     ]
-    mark = json.dumps(marks)
-    path = folder / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.safetensors"
-    words = path.with_suffix(".json")
-    if kept := _kept(path, words, mark):
-        return kept
-    with ExitStack() as stack:
-        pairs = make_pairs(spec, indices, workers)
-        stack.callback(pairs.close)  # type: ignore[attr-defined]
-        both = (one for pair in pairs for one in (pair, pair.mirrored()))
-        made = _encoded(both if mirror else pairs, len(indices) * (1 + mirror), base, with_targets, message)
-    tensors = {"x": made.x, "conditions": made.conditions} | ({} if made.targets is None else {"targets": made.targets})
-    own = folder / f"{path.stem}.{os.getpid()}.part"  # another run may be making the same
-    try:
-        save_file(tensors, own)
-        os.replace(own, path)
-        own.write_text(json.dumps({"mark": mark, "prompts": made.prompts}))
-        os.replace(own, words)  # last: where it is, the tensors are whole
-    finally:
-        own.unlink(missing_ok=True)
-    return made
+    key = json.dumps(parts)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    if cached := _read(path, key):
+        return cached
+    with closing(make_pairs(spec, indices, workers)) as pairs:  # type: ignore[type-var]
+        cache = _encoded(pairs, len(indices), base, with_targets, message)
+    _write(path, key, cache)
+    return cache
 
 
-def _encoded(pairs: Iterator[Pair], count: int, base: Backbone, with_targets: bool, message: Message) -> Cache:
-    """The pairs with their targets encoded, `ENCODED_TOGETHER` at a time.
-
-    Raises:
-        InvalidInput: pairs whose sides the base cannot encode.
-    """
+def _encoded(pairs: Iterator[Pair], count: int, base: Backbone, with_targets: bool, message: OnText) -> Cache:
+    """Encode the targets of pairs, `ENCODE_BATCH` at a time. Raises InvalidInput."""
     rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
     prompts: list[str] = []
-    for group in _batched(pairs, ENCODED_TOGETHER):
+    multiple = base.latents.multiple
+    for group in _batched(pairs, ENCODE_BATCH):
         targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
-        if targets.shape[2] % base.latents.multiple or targets.shape[3] % base.latents.multiple:
-            raise InvalidInput(
-                f"pairs of {targets.shape[3]}x{targets.shape[2]} px: sides must be multiples of {base.latents.multiple}"
-            )
+        if targets.shape[2] % multiple or targets.shape[3] % multiple:
+            height, width = targets.shape[2:]
+            raise InvalidInput(f"pairs of {width}x{height} px: sides must be multiples of {multiple}")
         with torch.no_grad():
             rows["x"].append(base.encode(targets.float() / 255).half().cpu())
         rows["conditions"].append(torch.from_numpy(np.stack([pair.condition for pair in group])).permute(0, 3, 1, 2))
         if with_targets:
             rows["targets"].append(targets)
         prompts += [pair.prompt for pair in group]
-        if len(prompts) % (16 * ENCODED_TOGETHER) == 0:
-            message(f"{len(prompts)} of {count} pairs made and encoded")
+        if len(prompts) % REPORT_EVERY == 0:
+            message(f"{len(prompts)} of {count} pairs encoded")
     x, conditions = (torch.cat(rows[name]).contiguous() for name in ("x", "conditions"))
     return Cache(x, conditions, prompts, torch.cat(rows["targets"]).contiguous() if with_targets else None)
 
 
-def _kept(path: Path, words: Path, mark: str) -> Cache | None:
-    """The pairs that lie there; None where there are none, or they are damaged."""
+def _write(path: Path, key: str, cache: Cache) -> None:
+    """Write the tensors, then the prompts: where those are, the tensors are complete."""
+    tensors = {"x": cache.x, "conditions": cache.conditions}
+    if cache.targets is not None:
+        tensors["targets"] = cache.targets
+    part = path.with_suffix(f".{os.getpid()}.part")  # another run may be encoding the same pairs
     try:
-        known = json.loads(words.read_text())
+        save_file(tensors, part)
+        os.replace(part, path)
+        part.write_text(json.dumps({"mark": key, "prompts": cache.prompts}))
+        os.replace(part, path.with_suffix(".json"))
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path: Path, key: str) -> Cache | None:
+    """Return the cached pairs; None where there are none, or they are damaged."""
+    try:
+        described = json.loads(path.with_suffix(".json").read_text())
         tensors = load_file(path)
     except (OSError, ValueError, SafetensorError):
         return None
-    if known["mark"] != mark:
+    if described["mark"] != key:
         return None
-    return Cache(tensors["x"], tensors["conditions"], known["prompts"], tensors.get("targets"))
+    return Cache(tensors["x"], tensors["conditions"], described["prompts"], tensors.get("targets"))
 
 
-def _pair_mark(pair: Pair) -> str:
-    """What tells pairs apart that were made otherwise: a hash of one."""
+def _pair_digest(pair: Pair) -> str:
+    """Return a hash of a pair, which tells it from one that is made otherwise."""
     parts = (pair.target.tobytes(), pair.condition.tobytes(), pair.prompt.encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

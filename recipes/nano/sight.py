@@ -148,7 +148,7 @@ def run(workspace: Path, name: str, sight: Sight, times: float, device: str = "c
     base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
     torch.manual_seed(0)
     form = FORM | {"start": sight.start, "condition_channels": tasks.load(name).condition_channels}
-    model = Learner(adapters.build("side", base, **form)).to(device, memory_format=torch.channels_last)
+    model = Learner(adapters.build("residual", base, **form)).to(device, memory_format=torch.channels_last)
     top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1], device=base.device)
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
     sizes = sorted({size for one in sight.passes for size in one.sizes})
@@ -276,7 +276,7 @@ def _register(
     mark = base.fingerprint
     record = format.AdapterRecord(
         task=name,
-        kind="side",
+        kind="residual",
         base=format.BaseRecord(name=bundle.BASE, family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,
         steps=1,
@@ -287,7 +287,7 @@ def _register(
     format.write(folder, adapter, record, CARD)
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
-        row, _ = registry.add_adapter(
-            folder, task=name, base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
+        row, _ = registry.adapters.add(
+            folder, task=name, base=bundle.BASE, kind="residual", steps=1, parameters=count, metrics=metrics
         )
     (run_folder / bundle.DONE).write_text(row.ref)

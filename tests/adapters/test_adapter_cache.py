@@ -13,7 +13,7 @@ from tiny import record_of, stir
 
 from codi_hub.adapters import format
 from codi_hub.backbones.unet import UNetBackbone
-from codi_hub.config.options import RunOptions
+from codi_hub.config.run import RunOptions
 from codi_hub.hub import Hub
 from codi_hub.registry import store, verify
 
@@ -36,7 +36,7 @@ def tiny(codi: Callable[..., Any], base: UNetBackbone, base_folder: Path, tmp_pa
         for seed in (1, 2, 3):
             values = {"kind": "control", "steps": 1, "parameters": 1, "metrics": {}}
             refs.append(
-                hub.registry.add_adapter(write(base, tmp_path, seed=seed), task="superres", base="tiny", **values)[
+                hub.registry.adapters.add(write(base, tmp_path, seed=seed), task="superres", base="tiny", **values)[
                     0
                 ].ref
             )
@@ -54,7 +54,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_as_many_stay_loaded_as_the_memory_given_holds(tiny: list[str], loads: list[Path]) -> None:
     with Hub.open() as hub:
-        size = 2 * hub.registry.resolve(tiny[0]).bytes  # in float32, with what else the file holds
+        size = 2 * hub.registry.adapters.resolve(tiny[0]).bytes  # in float32, with what else the file holds
 
         def use(k: int, count: float) -> torch.nn.Module:
             return hub.use(tiny[k], device="cpu", dtype="fp32", adapter_memory=int(count * size))[1]
@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], res
     """150 swaps between three adapters, all of which fit, or two: 100 leaked ones would take 10 MB."""
     process = psutil.Process()
     with Hub.open() as hub:
-        row = hub.registry.resolve(tiny[0])
+        row = hub.registry.adapters.resolve(tiny[0])
         memory = 10**9 if resident else 4 * row.bytes
 
         def swaps(count: int) -> int:

@@ -68,7 +68,7 @@ def test_the_rank_is_that_of_every_delta(base: UNetBackbone, rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, -1, 10**6, 2.5, True])
 def test_an_impossible_rank_is_refused(base: UNetBackbone, rank: object) -> None:
-    with pytest.raises(UsageError, match=rf"adapter\.rank: .*, not {rank}"):
+    with pytest.raises(UsageError, match=r"adapter\.rank .+: (at least 1|at most 1024|a whole number)$"):
         built(base, "lora", rank=rank)
 
 

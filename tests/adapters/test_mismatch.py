@@ -1,4 +1,4 @@
-"""An adapter that does not fit is refused by the commands in one line, before any picture is read or made."""
+"""Commands refuse an adapter that does not match its base or task in one line, before any image is read or written."""
 
 import json
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from tiny import save_base, scheduler_config, stir
 
 from codi_hub import adapters
 from codi_hub.adapters import format
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.hub import Hub
 from codi_hub.tasks.depth import Depth
 
 Change = Callable[[dict[str, Any]], object]
 
 
-def add(base: FrozenBase, folder: Path, change: Change, *, task: str = "depth", channels: int = 1) -> str:
-    """Registers an adapter of the base `tiny` whose record was changed."""
+def add(base: UNetBackbone, folder: Path, change: Change, *, task: str = "depth", channels: int = 1) -> str:
+    """Register an adapter of the base `tiny` with a changed record; return the path of its weights."""
     torch.manual_seed(0)
     adapter = stir(adapters.build("control", base, condition_channels=channels))
     mark = base.fingerprint
@@ -37,10 +37,10 @@ def add(base: FrozenBase, folder: Path, change: Change, *, task: str = "depth", 
     change(content)
     (folder / format.RECORD).write_text(json.dumps(content), "utf-8")
     with Hub.open() as hub:
-        row, _ = hub.registry.add_adapter(
+        row, _ = hub.registry.adapters.add(
             folder, task=task, base="tiny", kind="control", steps=1, parameters=1, metrics={}
         )
-        return str(hub.registry.file(row, format.WEIGHTS))
+        return str(hub.registry.adapters.file(row, format.WEIGHTS))
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("distilled on other weights of the same family", "add --allow-base-mismatch"),
     ),
     "newer": (
-        lambda r: r.update(format_version=2),
-        ("format version 2, this program reads up to 1: upgrade codi-hub",),
+        lambda r: r.update(format_version=3),
+        ("format version 3, this program reads up to 2: upgrade codi-hub",),
     ),
     "another kind": (
         lambda r: r.update(kind="spell"),
-        ("kind 'spell', and this program knows control, lora, static, side, full: upgrade",),
+        ("kind 'spell', and this program knows control, lora, static, residual, full: upgrade",),
     ),
     "another number of channels": (
         lambda r: r["config"].update(condition_channels=4),
@@ -87,9 +87,9 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("command", ["run", "eval", "distill"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_before_networks_are_loaded(
+def test_a_mismatch_is_refused_before_networks_are_loaded(
     tiny: Callable[..., Any],
-    base: FrozenBase,
+    base: UNetBackbone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     case: str,
@@ -97,8 +97,8 @@ def test_it_is_refused_before_networks_are_loaded(
 ) -> None:
     change, said = REFUSED[case]
     add(base, tmp_path / "a", change)
-    monkeypatch.setattr(FrozenBase, "load", lambda *a, **k: pytest.fail("networks were loaded"))
-    monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("a picture was loaded"))
+    monkeypatch.setattr(UNetBackbone, "load", lambda *a, **k: pytest.fail("networks were loaded"))
+    monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("an image was loaded"))
     out = tmp_path / "out"
     arguments: dict[str, list[Any]] = {
         "run": ["depth", tmp_path / "in", "-o", out, "--json"],
@@ -108,17 +108,17 @@ def test_it_is_refused_before_networks_are_loaded(
     assert refused(tiny(command, *arguments[command]), out, *said)
 
 
-def test_another_prediction_is_refused_before_a_picture_is_loaded(
-    tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_prediction_type_is_refused_before_an_image_is_loaded(
+    tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(base, tmp_path / "a", lambda r: r.update(prediction_type="epsilon"))
-    monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("a picture was loaded"))
+    monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("an image was loaded"))
     said = "the adapter predicts epsilon, this base v_prediction: distil the task on this base"
     assert refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
 
 
-def test_a_registered_task_that_became_another_is_refused(
-    tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path
+def test_a_task_with_another_number_of_condition_channels_is_refused(
+    tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path
 ) -> None:
     assert tiny("task", "add", "mine", "--like", "colorize").code == 0
     add(base, tmp_path / "a", lambda r: None, task="mine", channels=3)
@@ -126,9 +126,7 @@ def test_a_registered_task_that_became_another_is_refused(
     assert refused(tiny("run", "mine", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
 
 
-def test_a_file_that_changed_in_the_store_is_refused(
-    tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path
-) -> None:
+def test_a_changed_file_in_the_store_is_refused(tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path) -> None:
     weights = Path(add(base, tmp_path / "a", lambda r: None))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -140,8 +138,8 @@ def test_a_file_that_changed_in_the_store_is_refused(
     assert refused(tiny("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", "is missing at")
 
 
-def test_a_base_that_changed_since_it_was_registered_is_named(
-    codi: Callable[..., Any], base: FrozenBase, tmp_path: Path
+def test_a_base_that_changed_after_its_registration_is_named(
+    codi: Callable[..., Any], base: UNetBackbone, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "in" / "0.png")

@@ -48,7 +48,7 @@ def test_every_channel_is_weighed_by_the_time(any_base: UNetBackbone) -> None:
     with torch.no_grad():
         assert [part.shape[1] for part in adapter.prepare(condition, prompt)] == adapter.widths
         ones = [torch.ones(2, width, 1, 1) for width in adapter.widths]
-        state = UNetState(emb, [one * 0 for one in ones])
+        state = UNetState(emb, [one * 0 for one in ones], prompt)
         residuals = adapter.residuals(any_base, state, z_t, t, prompt, ones)
         expected = adapter.gain(nn.functional.silu(emb))
     added = [residuals[str(k)] for k in range(len(ones))]
@@ -64,7 +64,7 @@ def test_without_a_gain_the_residuals_do_not_depend_on_the_time(base: UNetBackbo
         prepared = adapter.prepare(condition, prompt)
         features = [torch.randn_like(part) for part in prepared]
         early, late = (
-            adapter.residuals(base, UNetState(emb, features), z_t, t, prompt, prepared).tensors
+            adapter.residuals(base, UNetState(emb, features, prompt), z_t, t, prompt, prepared).tensors
             for emb in torch.randn(2, 2, 8)
         )
     assert early.keys() == late.keys()

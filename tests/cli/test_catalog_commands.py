@@ -8,9 +8,25 @@ import pytest
 from PIL import Image
 
 from codi_hub import Catalog, tasks
+from codi_hub.adapters.record import AdapterRecord
 from codi_hub.cli import adapters
 
+RECORD = {
+    "format_version": 2, "task": "mine", "kind": "control", "method": "pe-codi",
+    "base": {"name": "tiny", "family": "f" * 16, "sketch": {}}, "prediction_type": "epsilon", "steps": 4,
+    "config": {"condition_channels": 3}, "loss": {"guidance": 1.0, "consistency": 0.5},
+}  # fmt: skip
 BASE = {"family": "f" * 16, "sketch": {"conv_in.weight": [0.5] * 16}}
+RECORD = {
+    "task": "mine",
+    "kind": "control",
+    "base": {"name": "tiny"} | BASE,
+    "prediction_type": "epsilon",
+    "steps": 4,
+    "config": {"condition_channels": 3},
+    "method": "pe-codi",
+    "loss": {"guidance": 1.0, "consistency": 1.0},
+}
 
 
 @pytest.fixture
@@ -19,12 +35,12 @@ def adapter(home, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    (folder / "adapter.json").write_text(json.dumps({"task": "mine", "kind": "control"}))
+    (folder / "adapter.json").write_text(AdapterRecord(**RECORD).to_json())
     (folder / "README.md").write_text("# A card\n")
     with Catalog.open() as catalog:
-        catalog.registry.add_base("tiny", "/models/tiny", **BASE)
+        catalog.registry.bases.add("tiny", "/models/tiny", **BASE)
         catalog.add_task("mine", "superres", {"scale": 2})
-        row, _ = catalog.registry.add_adapter(
+        row, _ = catalog.registry.adapters.add(
             folder,
             task="mine",
             base="tiny",
@@ -70,7 +86,7 @@ def test_no_page_is_wrong_usage(codi, args):
 def test_a_task_that_is_not_there_among_many(codi):
     with Catalog.open() as catalog:
         for k in range(30):
-            catalog.registry.add_task(f"variant-{k:02}", "depth", {})
+            catalog.registry.tasks.add(f"variant-{k:02}", "depth", {})
     answer = codi("task", "show", "nosuch")
     there = ", ".join([*tasks.builtin(), *(f"variant-{k:02}" for k in range(12))])
     assert answer == (
@@ -93,6 +109,7 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
         "ref",
         "base",
         "kind",
+        "method",
         "steps",
         "parameters",
         "bytes",
@@ -104,7 +121,8 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
     ]
     assert (answer.code, answer.err, list(entry)) == (0, "", keys)
     assert entry | {"tags": 0, "sha256": 0, "status": 0, "bytes": 0} == {
-        "task": "mine", "version": 1, "ref": "mine:1", "base": "tiny", "kind": "control", "steps": 4, "parameters": 12,
+        "task": "mine", "version": 1, "ref": "mine:1", "base": "tiny", "kind": "control",
+        "method": "pe-codi", "steps": 4, "parameters": 12,
         "bytes": 0, "sha256": 0, "status": 0, "bundled": False, "metrics": {"psnr": 24.5}, "tags": 0,
     }  # fmt: skip
     assert codi("ls", "mine", "--json") == answer
@@ -112,8 +130,8 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
 
 def test_list_for_people_and_quietly(codi, adapter):
     head, line = codi("list", "mine", "--base", "tiny").out.splitlines()
-    assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "STEPS", "SIZE", "SCORE", "TAGS"]
-    assert line.split()[:6] == ["mine:1", "mine", "1", "tiny", "control", "4"]
+    assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "METHOD", "STEPS", "SIZE", "SCORE", "TAGS"]
+    assert line.split()[:7] == ["mine:1", "mine", "1", "tiny", "control", "pe-codi", "4"]
     assert "24.5" in line
     assert codi("list", "mine", "-q").out == "mine:1\n"
 
@@ -139,7 +157,8 @@ def test_unknown_names_are_not_found(codi):
 def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
     shown = json.loads(codi("show", adapter, "--base", "tiny", "--json").out)
     assert (shown["type"], shown["ref"], shown["score"], shown["card"]) == ("adapter", "mine:1", 24.5, "# A card\n")
-    assert shown["config"] == {"task": "mine", "kind": "control"}
+    assert (shown["method"], shown["loss"]) == ("pe-codi", {"guidance": 1.0, "consistency": 1.0})
+    assert shown["config"] == AdapterRecord(**RECORD).model_dump()
     assert set(shown["files"]) == {"adapter.safetensors", "adapter.json", "README.md"}
     assert json.loads(codi("show", "mine", "--base", "tiny", "--json").out) == shown
     assert "# A card" in codi("show", "mine", "--base", "tiny").out
@@ -153,7 +172,7 @@ def test_show_tells_adapters_tasks_and_bases_apart(codi, adapter):
 
 def test_task_add_list_show_and_rm(codi):
     added = codi("task", "add", "sharp", "--like", "superres", "--set", "scale=2")
-    assert added == (0, "Registered task sharp. Train its adapter with `codi distill sharp`.\n", "")
+    assert added == (0, "Registered task sharp; train its adapter with `codi distill sharp`.\n", "")
     entries = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
     assert entries["sharp"] == {"name": "sharp", "like": "superres", "options": {"scale": 2}, "builtin": False}
     assert entries["depth"] == {"name": "depth", "like": "depth", "options": {}, "builtin": True}
@@ -163,12 +182,44 @@ def test_task_add_list_show_and_rm(codi):
     assert "sharp" not in codi("task", "list", "-q").out.split()
 
 
-def test_adding_a_task_again_is_fine_unless_it_differs(codi):
-    assert codi("task", "add", "depth").code == 0
-    assert codi("task", "add", "depth").out.startswith("Already registered: task depth")
-    answer = codi("task", "add", "depth", "--set", "invert=true")
+def test_a_built_in_task_stays_built_in(codi):
+    before = codi("task", "list", "--json").out
+    line = "Task depth is built in already; train its adapter with `codi distill depth`.\n"
+    assert codi("task", "add", "depth") == codi("task", "add", "depth", "--like", "depth") == (0, line, "")
+    assert json.loads(codi("task", "add", "depth", "--json").out)["builtin"]
+    refused = "Error: task 'depth' is built in and takes no options: register a variant, like depth, under another name"
+    for options in (["--set", "invert=true"], ["--like", "depth", "--set", "invert=true"]):
+        answer = codi("task", "add", "depth", *options)
+        assert (answer.code, answer.out, answer.err.startswith(refused)) == (1, "", True)
+    assert codi("task", "list", "--json").out == before
+    assert codi("task", "add", "near", "--like", "depth", "--set", "invert=true").code == 0
+
+
+def test_adding_an_equal_task_again_changes_nothing_and_another_is_refused(codi):
+    add = ("task", "add", "sharp", "--like", "superres", "--scale", "2")
+    assert codi(*add).code == 0
+    again = "Task sharp is registered already; train its adapter with `codi distill sharp`.\n"
+    assert codi(*add) == (0, again, "")
+    answer = codi("task", "add", "sharp", "--like", "superres", "--scale", "4")
     assert (answer.code, answer.out) == (1, "")
-    assert "codi task rm depth" in answer.err
+    assert "codi task rm sharp" in answer.err
+
+
+def test_rows_of_built_in_names_from_the_first_edition(codi):
+    """The first edition registered a built-in task by its own name, with options or without."""
+    before = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
+    with Catalog.open() as catalog:
+        catalog.registry.tasks.add("superres", "superres", {})
+        catalog.registry.tasks.add("depth", "depth", {"invert": True})
+    entries = {entry["name"]: entry for entry in json.loads(codi("task", "list", "--json").out)}
+    assert entries["superres"] == before["superres"] == json.loads(codi("task", "add", "superres", "--json").out)
+    assert "built-in task and cannot be removed" in codi("task", "rm", "superres").err
+    assert entries["depth"] == {"name": "depth", "like": "depth", "options": {"invert": True}, "builtin": False}
+    assert json.loads(codi("task", "show", "depth", "--json").out)["settings"]["invert"] is True
+    assert codi("task", "add", "depth", "--set", "invert=true").out.startswith("Task depth is registered already")
+    assert "codi task rm depth" in codi("task", "add", "depth").err
+    assert codi("task", "rm", "depth").code == 0
+    assert json.loads(codi("task", "list", "--json").out) == list(before.values())
 
 
 def test_a_variant_of_a_variant_has_the_options_of_both(codi):
@@ -181,7 +232,11 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["add", "mine"], 2, "say which task 'mine' is like: --like " + "|".join(tasks.builtin())),
+        (
+            ["add", "mine"],
+            2,
+            "like: say which task 'mine' is a variant of, one of " + ", ".join(tasks.builtin()),
+        ),
         (
             ["add", "depth", "--like", "superres"],
             1,
@@ -206,8 +261,8 @@ def test_task_options_are_checked_when_registered(options, codi):
 
 def test_bases_are_listed_shown_chosen_and_removed(codi, home):
     with Catalog.open() as catalog:
-        catalog.registry.add_base("a", "/models/a", **BASE)
-        catalog.registry.add_base("b", "owner/b", **BASE)
+        catalog.registry.bases.add("a", "/models/a", **BASE)
+        catalog.registry.bases.add("b", "owner/b", **BASE)
     assert codi("base", "use", "b") == (0, "Base b is in use.\n", "")
     entries = {entry["name"]: entry for entry in json.loads(codi("base", "list", "--json").out)}
     assert [entries[name]["default"] for name in "ab"] == [False, True]
@@ -231,7 +286,7 @@ def test_what_is_no_base_is_refused_before_torch_loads(codi, tmp_path):
 def test_verify_is_silent_until_a_file_differs(codi, adapter):
     assert json.loads(codi("verify", "--json").out) == {"ok": True, "problems": []}
     with Catalog.open() as catalog:
-        path = catalog.registry.file(catalog.registry.resolve(adapter, base="tiny"), "README.md")
+        path = catalog.registry.adapters.file(catalog.registry.adapters.resolve(adapter, base="tiny"), "README.md")
     path.chmod(0o644)
     path.write_text("# Changed\n")
     answer = codi("verify", "--json")

@@ -90,10 +90,10 @@ def test_a_short_training_registers_an_adapter_to_go_on_from(
     base = FrozenBase.load(str(NANO / "base"))
     base._prompts.clear()
     with Registry.open(tmp_path / "home") as registry:
-        row = registry.resolve(ref, base=bundle.BASE)
-        record = format.read_record(registry.file(row, format.RECORD))
-        adapter = format.load(registry.file(row, format.WEIGHTS), record, base)
-    assert (row.kind, record.task) == ("side", task)
+        row = registry.adapters.resolve(ref, base=bundle.BASE)
+        record = format.read_record(registry.adapters.file(row, format.RECORD))
+        adapter = format.load(registry.adapters.file(row, format.WEIGHTS), record, base)
+    assert (row.kind, record.task) == ("residual", task)
     with torch.no_grad():
         first, added = adapter.prepare(
             torch.rand(1, {"edit": 3, "depth": 1}[task], 64, 64), base.embed(["remove the box"])
@@ -106,7 +106,7 @@ def test_a_short_training_registers_an_adapter_to_go_on_from(
 
 def test_what_the_base_makes_alone_is_what_an_adapter_that_adds_nothing_makes() -> None:
     base = FrozenBase.load(str(NANO / "base"))
-    adapter = adapters.build("side", base, **sight.FORM, start=0.05)
+    adapter = adapters.build("residual", base, **sight.FORM, start=0.05)
     made = sight.labelled("edit", 3, 64, seed=3)
     condition = torch.from_numpy(made["condition"]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():

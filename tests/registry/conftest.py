@@ -1,18 +1,22 @@
-"""A real registry on a real SQLite file, and adapter folders to put in it."""
+"""A real registry on a real SQLite file or a real PostgreSQL server, and adapter folders to put in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from codi_hub.registry import AdapterRow, Registry
 
 Add = Callable[..., tuple[AdapterRow, bool]]
+SERVER = os.environ.get("CODI_TEST_POSTGRES")
 
 
 @pytest.fixture
@@ -21,11 +25,36 @@ def nothing_bundled(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(home: Path, nothing_bundled: Path) -> Iterator[Registry]:
+def postgres_url() -> Iterator[str]:
+    """An empty schema of the server's database."""
+    if not SERVER:
+        pytest.skip("CODI_TEST_POSTGRES names no server")
+    server = make_url(SERVER).set(drivername="postgresql+psycopg")
+    schema = f"codi_{uuid.uuid4().hex}"
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+    in_schema = make_url(SERVER).update_query_dict({"options": f"-csearch_path={schema}"})
+    yield in_schema.render_as_string(hide_password=False)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", *(["postgresql"] if SERVER else [])])
+def backend(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every registry that a test opens is on this backend; on both, one after the other, where there is a server."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("CODI_REGISTRY_URL", request.getfixturevalue("postgres_url"))
+    return str(request.param)
+
+
+@pytest.fixture
+def registry(home: Path, nothing_bundled: Path, backend: str) -> Iterator[Registry]:
     """Two bases, `nano` (in use) and `sd15`; no adapters."""
     with Registry.open(home, bundled=nothing_bundled) as opened:
-        opened.add_base("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
-        opened.add_base("sd15", "runwayml/sd15", family="f2")
+        opened.bases.add("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
+        opened.bases.add("sd15", "runwayml/sd15", family="f2")
         yield opened
 
 
@@ -50,7 +79,7 @@ def add(registry: Registry, folder: Callable[[str], Path]) -> Add:
 
     def run(task: str = "depth", base: str = "nano", weights: str = "weights", **more: Any) -> tuple[AdapterRow, bool]:
         facts = {"kind": "control", "steps": 4, "parameters": 7, "metrics": {"psnr": 20.0}} | more
-        return registry.add_adapter(folder(weights), task=task, base=base, **facts)
+        return registry.adapters.add(folder(weights), task=task, base=base, **facts)
 
     return run
 

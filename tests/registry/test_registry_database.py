@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
-from codi_hub.registry import Registry, database, models
+from codi_hub.registry import Registry, database, models, versions
+from codi_hub.registry.database import Database
 
 LAST = database.revisions()[-1]
 ADD = """
@@ -25,9 +30,9 @@ from pathlib import Path
 from codi_hub.registry import Registry, versions
 {setup}
 with Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[1]) / "none") as registry:
-    registry.add_base("nano", "/nano", family="f")
+    registry.bases.add("nano", "/nano", family="f")
     for _ in range({times}):
-        row, moved = registry.add_adapter(Path(sys.argv[2]), task="depth", base="nano", kind="control", steps=4,
+        row, moved = registry.adapters.add(Path(sys.argv[2]), task="depth", base="nano", kind="control", steps=4,
                                           parameters=1, metrics={{}})
         print(row.version)
 """
@@ -38,7 +43,7 @@ def _python(code: str, *args: Path) -> subprocess.Popen[str]:
 
 
 def test_the_migrations_make_what_the_models_say(home: Path, nothing_bundled: Path) -> None:
-    with Registry.open(home, bundled=nothing_bundled) as registry, registry._database.read() as connection:
+    with Registry.open(home, bundled=nothing_bundled) as registry, registry.database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), models.metadata) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
@@ -56,7 +61,7 @@ def test_an_open_that_changes_nothing_imports_neither_alembic_nor_torch(home: Pa
 import sys
 from pathlib import Path
 from codi_hub.registry import Registry
-Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[2])).adapters()
+Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[2])).adapters.list()
 print(sorted({"torch", "alembic", "sqlalchemy.orm", "numpy", "filelock"} & set(sys.modules)))
 """
     assert _python(code, home, nothing_bundled).communicate()[0].strip() == "[]"
@@ -77,8 +82,8 @@ def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 def _filled(home: Path, nothing_bundled: Path) -> None:
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        registry.add_base("nano", "/nano", family="f")
-        registry.add_task("fog", "depth", {})
+        registry.bases.add("nano", "/nano", family="f")
+        registry.tasks.add("fog", "depth", {})
 
 
 def _dump(path: Path) -> list[str]:
@@ -91,7 +96,7 @@ def test_a_migration_runs_after_a_backup(home: Path, nothing_bundled: Path, migr
     before = _dump(home / "registry.db")
     migrations('op.execute("ALTER TABLE task ADD COLUMN note TEXT")')
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.base().name == "nano"
+        assert registry.bases.get().name == "nano"
     assert any("note" in line for line in _dump(home / "registry.db"))
     (backup,) = (home / "backups").iterdir()
     assert _dump(backup) == before
@@ -119,22 +124,119 @@ def test_a_failing_migration_changes_nothing(home: Path, nothing_bundled: Path, 
     assert _dump(backup) == before
 
 
-def test_a_registry_of_the_first_revision_keeps_its_runs(
-    home: Path, nothing_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(database.MIGRATIONS, tmp_path / "first")
-    for later in database.revisions()[1:]:
-        next((tmp_path / "first" / "versions").glob(f"{later}_*.py")).unlink()
-    with monkeypatch.context() as earlier:
-        earlier.setattr(database, "MIGRATIONS", tmp_path / "first")
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """Inside `with earlier("0001"):` the package knows no later revision."""
+
+    @contextmanager
+    def until(revision: str) -> Iterator[None]:
+        shutil.copytree(database.MIGRATIONS, tmp_path / "earlier")
+        for later in [name for name in database.revisions() if name > revision]:
+            next((tmp_path / "earlier" / "versions").glob(f"{later}_*.py")).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "MIGRATIONS", tmp_path / "earlier")
+            yield
+
+    return until
+
+
+def test_a_registry_of_the_first_revision_keeps_its_runs(home: Path, nothing_bundled: Path, earlier) -> None:
+    with earlier("0001"):
         _filled(home, nothing_bundled)
     with sqlite3.connect(home / "registry.db") as connection:
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
         connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
-        assert registry.run_items(1)[0].prompt is None
-        assert registry.base().name == "nano"
+        assert registry.runs.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
+        assert registry.runs.items(1)[0].prompt is None
+        assert registry.bases.get().name == "nano"
+
+
+LOSS = {"guidance": "latent", "ode": "own", "consistency": True, "weight": 1.0, "cap": True}
+REGRESSION = {"start": 0.1, "start_noise": 0.0}
+
+
+def _version_1(method: str, config: dict[str, float], **loss: object) -> str:
+    """Return a record of format version 1, as far as it names what was trained."""
+    training = {"method": f"{method}, side/zero_conv, random initialisation", "loss": json.dumps(LOSS | loss)}
+    return json.dumps({"format_version": 1, "config": config, "training": training})
+
+
+@pytest.mark.parametrize(
+    ("record", "method"),
+    [
+        (_version_1("pe-codi", {}), "pe-codi"),
+        (_version_1("codi", REGRESSION), "codi"),
+        (_version_1("pe-codi", REGRESSION, consistency=False), "regression"),
+        (_version_1("codi", REGRESSION, weight=0.0), "regression"),
+        (_version_1("pe-codi", {"start": 0.1}, consistency=False), "guidance-only"),
+        (_version_1("pe-codi", {}, consistency=False), "guidance-only"),
+        (_version_1("cm", {}, consistency=False), "cm"),
+        (json.dumps({"format_version": 2, "method": "gd"}), "gd"),
+        (json.dumps({"format_version": 2, "method": ""}), None),
+        (json.dumps({"format_version": 2, "method": "x" * 61}), None),
+        (json.dumps({"format_version": 2, "method": "a\nb"}), None),
+        (json.dumps({"format_version": 2, "method": ["gd"]}), None),
+        (json.dumps({"format_version": "2"}), None),
+        ("{}", None),
+        ("[]", None),
+        ("not JSON", None),
+        ("[" * 10_000, None),
+    ],
+)
+def test_the_method_comes_from_the_record(registry: Registry, folder: Callable[[str], Path], record, method) -> None:
+    (path := folder("w") / "adapter.json").write_text(record)
+    facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
+    assert registry.adapters.add(path.parent, task="depth", **facts)[0].method == method
+    assert registry.adapters.copy("depth", "fog")[0].method == method
+
+
+def test_adapters_of_the_first_edition_get_their_method(
+    home: Path, bundle: Callable[..., Path], earlier, backend: str
+) -> None:
+    root = bundle(("superres", 1, "sr"))
+    (root / "superres" / "adapter.json").write_text(_version_1("pe-codi", {}))
+    digest = _sha256((root / "manifest.json").read_text())
+    records = [_version_1("pe-codi", REGRESSION, consistency=False), "not JSON", None]
+    with earlier("0003"):
+        opened = Database(home, os.environ.get("CODI_REGISTRY_URL"))
+        with opened.write() as connection:
+            values = {"family": "f1", "bundled": True, "created": "2026"}
+            base_id = versions.insert(connection, models.base, {"name": "nano", "source": "base"} | values)
+            connection.execute(models.setting.insert().values(name="bundled_manifest", value=digest))
+            _first_edition(connection, base_id, "superres", 1, "sr", "superres")
+            for version, record in enumerate(records, 1):
+                adapter_id = _first_edition(connection, base_id, "depth", version, f"w{version}", None)
+                file = {"name": "adapter.json", "sha256": _sha256(record or "lost"), "bytes": 2}
+                connection.execute(models.adapter_file.insert(), [{"adapter_id": adapter_id} | file])
+        opened.close()
+    for content in ("w1", "w2", "w3", *filter(None, records)):
+        blob = home / "blobs" / "sha256" / _sha256(content)[:2] / _sha256(content)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_text(content)
+    with Registry.open(home, bundled=root) as registry:
+        assert [(row.ref, row.kind, row.method) for row in registry.adapters.list()] == [
+            ("depth:1", "residual", "regression"),
+            ("depth:2", "residual", None),
+            ("depth:3", "residual", None),
+            ("superres:1", "control", "pe-codi"),  # as the manifest has it
+        ]
+        assert [problem.kind for problem in registry.verify()] == ["missing"]
+    assert len(list(home.glob("backups/*"))) == (backend == "sqlite")
+
+
+def _first_edition(connection, base_id: int, task: str, version: int, weights: str, folder: str | None) -> int:
+    """Insert an adapter of kind `side` and its weights, as revision 0003 has them; return its id."""
+    key = {"task": task, "base_id": base_id, "version": version, "folder": folder, "sha256": _sha256(weights)}
+    values = {"kind": "side", "steps": 4, "parameters": 9, "bytes": 2, "status": "ready", "metrics": {}}
+    adapter_id = versions.insert(connection, models.adapter, key | values | {"created": "2026"})
+    file = {"adapter_id": adapter_id, "name": "adapter.safetensors", "sha256": _sha256(weights), "bytes": 2}
+    connection.execute(models.adapter_file.insert(), [file])
+    return adapter_id
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_newer_database_is_refused(home: Path, nothing_bundled: Path) -> None:
@@ -179,7 +281,7 @@ def test_processes_that_create_and_add_at_the_same_time(home: Path, folder: Call
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(int(version) for lines in printed for version in lines) == list(range(1, 25))
     with Registry.open(home, bundled=home / "none") as registry:
-        assert registry.resolve("depth").version == 24
+        assert registry.adapters.resolve("depth").version == 24
         assert registry.verify() == []
 
 
@@ -189,10 +291,10 @@ def test_killed_between_blob_and_record_leaves_only_orphans(home: Path, folder: 
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     with Registry.open(home, bundled=home / "none") as registry:
-        assert registry.adapters() == []
+        assert registry.adapters.list() == []
         assert [problem.kind for problem in registry.verify()] == ["orphan"] * 3
         facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-        assert registry.add_adapter(folder("w"), task="depth", **facts)[0].ref == "depth:1"
+        assert registry.adapters.add(folder("w"), task="depth", **facts)[0].ref == "depth:1"
         assert registry.verify() == []
 
 
@@ -204,4 +306,4 @@ def test_killed_while_writing_a_blob_leaves_a_leftover(home: Path, folder: Calla
     assert process.returncode == -signal.SIGKILL
     with Registry.open(home, bundled=home / "none") as registry:
         assert [problem.kind for problem in registry.verify()] == ["leftover"]
-        assert registry.adapters() == []
+        assert registry.adapters.list() == []

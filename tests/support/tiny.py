@@ -113,7 +113,8 @@ def save_base(folder: Path, scheduler: dict[str, Any], *, vae: str = "tiny", **u
 def with_unet(base: UNetBackbone, net: UNet2DConditionModel, scheduler: dict[str, Any] | None = None) -> UNetBackbone:
     """`base` with another U-Net, and with another schedule if one is given."""
     scheduler = scheduler or scheduler_config(base.schedule.prediction_type, zero_snr=True)
-    return UNetBackbone(net, base.vae, base.text_encoder, base.tokenizer, scheduler)
+    texts = list(zip(base.tokenizers, base.text_encoders, strict=True))
+    return UNetBackbone(net, base.vae, texts, scheduler)
 
 
 def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn.Module:

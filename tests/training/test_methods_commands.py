@@ -22,13 +22,24 @@ def tiny(codi: Callable[..., Any], base_folder: Path) -> Callable[..., Any]:
     return codi
 
 
+TERMS = {
+    "pe-codi": {"guidance": 1.0, "consistency": 1.0},
+    "codi": {"guidance": 1.0, "consistency": 1.0},
+    "conditional": {"diffusion": 1.0},
+    "cm": {"consistency": 1.0},
+    "gd": {"progressive": 1.0},
+}
+
+
 def distilled(codi: Callable[..., Any], method: str, *more: str) -> dict[str, Any]:
     answer = codi("distill", "depth", "--method", method, *SMALL, *more, "--json")
     assert answer.code == 0, answer.err
     made = json.loads(answer.out)
     shown = json.loads(codi("show", made["adapter"], "--base", "tiny", "--json").out)
     assert shown["method"] == method
-    assert shown["config"]["training"]["method"].startswith(f"{method}, {shown['kind']}/")
+    last = shown["config"]["lineage"][-1]
+    assert (last["method"], last["kind"], last["steps"]) == (method, shown["kind"], made["steps"])
+    assert shown["loss"] == TERMS[method]
     return made | {"shown": shown}
 
 
@@ -42,7 +53,7 @@ def test_a_teacher_its_students_and_codi_are_distilled_shown_and_run(tiny: Calla
     assert [s["steps"] for s in shown.values()] == [50, 4, 4, 4]
     assert [s["parent"] for s in shown.values()] == [None, None, "depth:1", "depth:1"]
     assert "50" in shown["conditional"]["config"]["metrics"]["by_steps"]
-    words = {"conditional": "nothing distilled", "codi": "Mei et al.", "cm": "Song et al.", "gd": "Salimans & Ho"}
+    words = {"conditional": "not distilled", "codi": "Mei et al.", "cm": "Song et al.", "gd": "Salimans & Ho"}
     assert all(words[method] in s["card"] for method, s in shown.items())
     assert shown["codi"]["bytes"] > shown["cm"]["bytes"]
     tensors = {m: load_file(s["files"]["adapter.safetensors"]) for m, s in shown.items()}
@@ -80,7 +91,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         ("--rank", "4", "--from", plain["adapter"]): "Error: --rank 4: --from depth:1 is of rank None, and stays so\n",
         ("--no-gain", "--from", plain["adapter"]): "Error: --no-gain: --from depth:1 has a gain, and keeps it: distil "
         "it without --from\n",
-        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, side, full\n",
+        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, residual, full\n",
         (
             "--attend",
             "all",
@@ -93,7 +104,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         assert tiny("distill", "depth", *SMALL, *options) == (2, "", line)
     on = distilled(tiny, "pe-codi", "--from", plain["adapter"])  # the fusion is the parent's
     assert on["shown"]["config"]["config"]["fusion"] == "gate"
-    assert on["shown"]["config"]["training"]["method"] == "pe-codi, static/gate, from depth:1"
+    assert [one["start"] for one in on["shown"]["config"]["lineage"]] == ["pretrained initialisation", "from depth:1"]
 
 
 def test_an_interrupted_student_is_resumed_with_its_own_teacher_only(tiny: Callable[..., Any], tmp_path: Path) -> None:

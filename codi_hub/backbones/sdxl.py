@@ -1,0 +1,78 @@
+"""The `sdxl` family: SDXL, its Turbo, Lightning and distilled relatives (Podell et al., 2023).
+
+Two text encoders, whose penultimate hidden states are concatenated, the second's pooled output, and six numbers that
+tell the network the image's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.sources import quiet_libraries
+from codi_hub.backbones.unet import TokenizerAndEncoder, UNetBackbone, load_parts, unet_config
+from codi_hub.errors import Mismatch
+
+SIZE_NUMBERS = 6  # original height and width, crop top and left, target height and width
+
+
+class SDXLBackbone(UNetBackbone):
+    """U-Net with `addition_embed_type=text_time`, and two text encoders.
+
+    Raises:
+        Mismatch: the refiner, which takes an aesthetic score and one text encoder.
+    """
+
+    family: ClassVar[str] = "sdxl"
+    addition_embed_type: ClassVar[tuple[str | None, ...]] = ("text_time",)
+    default_cells: ClassVar[int] = 128
+
+    def __init__(
+        self, unet: Any, vae: Any, texts: Sequence[TokenizerAndEncoder], scheduler_config: Mapping[str, Any]
+    ) -> None:
+        super().__init__(unet, vae, texts, scheduler_config)
+        pooled = self.text_encoders[-1].config.projection_dim
+        expected = pooled + SIZE_NUMBERS * unet.config.addition_time_embed_dim
+        if unet.config.projection_class_embeddings_input_dim != expected:
+            raise Mismatch(
+                f"this U-Net's pooled embedding has {unet.config.projection_class_embeddings_input_dim} channels, and "
+                f"SDXL's has {expected}: the refiner is no base, use the base model"
+            )
+
+    @classmethod
+    def matches(cls, folder: Path) -> bool:
+        """Whether a model folder is of this family."""
+        return unet_config(folder).get("addition_embed_type") == "text_time"
+
+    @classmethod
+    def _parts(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
+        return load_parts(folder, dtype, ("text_encoder", "text_encoder_2"))
+
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """See `UNetBackbone.text_pipeline`."""
+        with quiet_libraries():
+            from diffusers import StableDiffusionXLPipeline
+
+        encoders = {"text_encoder": self.text_encoders[0], "text_encoder_2": self.text_encoders[1]}
+        tokenizers = {"tokenizer": self.tokenizers[0], "tokenizer_2": self.tokenizers[1]}
+        return StableDiffusionXLPipeline(vae=None, unet=None, scheduler=None, **encoders, **tokenizers)
+
+    def embed_texts(self, texts: Sequence[str]) -> Prompt:
+        """See `Backbone.embed_texts`: `context` (B, tokens, both widths) and `pooled` (B, width)."""
+        context, _, pooled, _ = self.text_pipeline.encode_prompt(
+            list(texts), device=self.device, do_classifier_free_guidance=False
+        )
+        return Prompt({"context": context, "pooled": pooled})
+
+    def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
+        """Return the prompt with `time_ids` (B, 6): (H, W, 0, 0, H, W) in pixels."""
+        height, width = (side * self.latents.factor for side in z_t.shape[2:])
+        ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=z_t.dtype)
+        return Prompt(prompt.tensors | {"time_ids": ids.expand(len(z_t), -1)})

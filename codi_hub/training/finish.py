@@ -1,0 +1,174 @@
+"""The end of a run: scores on held-out pairs, a sheet of them, and the adapter's folder with its record and card."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from codi_hub import adapters
+from codi_hub.adapters import format
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.adapters.record import TrainingRecord, label
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.config.write import plain
+from codi_hub.evaluation.pairs import held_out_scores
+from codi_hub.images.metrics import psnr
+from codi_hub.images.sheets import sheet
+from codi_hub.inference.engine import Engine, Request, Sampling
+from codi_hub.tasks.base import Pair
+from codi_hub.training.distributed import count
+from codi_hub.training.job import Plan
+from codi_hub.training.latents import PairsSpec
+from codi_hub.training.model_card import write_card
+from codi_hub.training.trainer import Trainer
+
+SAMPLING_STEPS = (1, 2, 4, 8)
+DEFAULT_SAMPLING = 4  # steps at which versions are compared, whatever their method
+SHOWN = 8  # pairs on the sheet
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose trainer is ready.
+
+    Attributes:
+        work: what it is a run of.
+        base: the frozen base.
+        pairs: held-out pairs, never trained on.
+        trainer: the trainer.
+        spec: what its pairs are made of.
+    """
+
+    work: Plan
+    base: Backbone
+    pairs: list[Pair]
+    trainer: Trainer
+    spec: PairsSpec
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished distillation; its three files are in `folder`."""
+
+    folder: Path
+    record: format.AdapterRecord
+    parameters: int
+    steps: int
+    seconds: float
+    score: float | None
+
+
+def generator(base: Backbone, adapter: Adapter) -> Any:
+    """Return (conditions, prompts, seeds, steps) -> images, as evaluations call it."""
+    engine = Engine(base)
+
+    def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
+        requests = [
+            Request(condition, adapter, prompt, seed)
+            for condition, prompt, seed in zip(conditions, prompts, seeds, strict=True)
+        ]
+        return engine.generate(requests, Sampling(steps), batch=len(requests)).images
+
+    return generate
+
+
+def inference_copy(base: Backbone, adapter: Adapter) -> Adapter:
+    """Return the trained adapter as it will run: in the base's dtype, without gradients."""
+    copy = adapters.build(adapter.kind, base, **adapter.config)
+    copy.load_state_dict(adapter.state_dict())
+    return copy.to(base.dtype).requires_grad_(False).eval()
+
+
+def finish(run: Run) -> Finished:
+    """Measure the moving average on the held-out pairs and write the adapter's folder."""
+    work, trainer, folder = run.work, run.trainer, run.work.job.folder / "adapter"
+    metrics, images = _scores(run)
+    _held_out_sheet(run, images).save(work.job.folder / "held-out.png")
+    fingerprint = run.base.fingerprint
+    loss = trainer.method.weights()
+    method = label(
+        work.config.loss.method,
+        consistency="consistency" in loss,
+        guidance="guidance" in loss,
+        start=work.adapter.start,
+        start_noise=work.adapter.start_noise,
+    )
+    parent = work.job.parent
+    record = format.AdapterRecord(
+        task=work.job.task_name,
+        kind=work.kind,
+        base=format.BaseRecord(name=work.job.base_name, family=fingerprint.family, sketch=fingerprint.sketch),
+        prediction_type=run.base.schedule.prediction_type,  # type: ignore[arg-type]
+        steps=trainer.method.steps,
+        config=trainer.ema.config,
+        method=method,
+        loss=loss,
+        training=_settings(run),
+        lineage=[*(parent.record.lineage if parent else ()), _training(run, method)],
+        metrics=metrics,
+    )
+    parameters = sum(parameter.numel() for parameter in trainer.ema.parameters())
+    format.write(folder, trainer.ema, record, write_card(record, parameters))
+    progress = trainer.progress
+    return Finished(folder, record, parameters, progress.step, progress.seconds, work.task.latest_score(metrics))
+
+
+def _scores(run: Run) -> tuple[dict[str, Any], dict[int, list[np.ndarray]]]:
+    """Return the record's metrics, and the outputs by numbers of steps."""
+    generate = generator(run.base, inference_copy(run.base, run.trainer.ema))
+    counts = [*dict.fromkeys((*SAMPLING_STEPS, run.trainer.method.steps))]
+    scores, images = held_out_scores(run.work.task, run.pairs, generate, steps=counts)
+    metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}
+    metrics |= {"held_out": len(run.pairs), "by_steps": {str(steps): row for steps, row in scores.items()}}
+    if run.pairs[0].condition.shape[2] == 3:
+        metrics["condition_psnr"] = float(np.mean([psnr(pair.condition, pair.target) for pair in run.pairs]))
+    return metrics, images
+
+
+def _held_out_sheet(run: Run, images: dict[int, list[np.ndarray]]) -> Any:
+    rows = [
+        [pair.condition, *(images[steps][k] for steps in SAMPLING_STEPS), pair.target]
+        for k, pair in enumerate(run.pairs[:SHOWN])
+    ]
+    columns = ["condition", *(f"{steps} step{'s' * (steps > 1)}" for steps in SAMPLING_STEPS), "target"]
+    return sheet(rows, columns=columns, width=160)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return the settings of this training that decide what the adapter is."""
+    config = run.work.config
+    loss = {name: value for name, value in config.values()["loss"].items() if name not in ("method", "consistency")}
+    training = config.training
+    batch = training.batch * training.accumulate * count()
+    settings = loss | {"batch": batch, "lr": training.lr, "ema": training.ema, "seed": training.seed}
+    return dict(plain(settings)) | {"task_options": run.work.job.task_options}
+
+
+def _training(run: Run, method: str) -> TrainingRecord:
+    """Return the record of this training, the last of the adapter's lineage."""
+    work, trainer, spec = run.work, run.trainer, run.spec
+    init = getattr(work.adapter, "init", "random")  # a kind without it has no weights of the base
+    start = f"from {work.job.parent.ref}" if work.job.parent else f"{init} initialisation"
+    return TrainingRecord(
+        method=method,
+        data=f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
+        minutes=round(trainer.progress.seconds / 60, 1),
+        steps=trainer.progress.step,
+        start=start,
+        task=work.job.task_name,
+        kind=work.kind,
+        hardware=_hardware(trainer),
+    )
+
+
+def _hardware(trainer: Trainer) -> str:
+    device = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    if trainer.accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name()
+    processes = f"{count()} x {device}" if count() > 1 else device
+    return f"{processes}, {trainer.accelerator.mixed_precision} mixed precision"

@@ -1,0 +1,127 @@
+"""The folder of a run: where it is, its `config.yaml`, and whether a resumed run is the same one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from codi_hub.config import first_edition
+from codi_hub.config.distill import DistillConfig, RunState, TrainingConfig
+from codi_hub.config.layers import read_yaml
+from codi_hub.config.model import declared
+from codi_hub.config.write import plain, to_yaml
+from codi_hub.errors import CodiError, UsageError
+from codi_hub.training.job import Job, Plan, plan
+from codi_hub.validation import shown
+
+CONFIG = "config.yaml"
+RECORDS = (CONFIG, first_edition.RUN_FILE)  # a folder with one of them is a run's
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in a folder, by this edition or the first."""
+    return any((folder / name).exists() for name in RECORDS)
+
+
+def run_folder(home: Path, task: str, training: TrainingConfig) -> Path:
+    """Return the folder of a run: the one asked for, the task's latest to resume, or a new one.
+
+    Args:
+        home: the state folder; runs are in its `distill`.
+        task: the task's name.
+        training: its `run_dir` and `resume`.
+
+    Raises:
+        UsageError: nothing to resume, or a new run where one was started already.
+    """
+    folder = training.run_dir
+    if folder is None and not training.resume:
+        return home / "distill" / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    if folder is None:
+        runs = [path for path in sorted((home / "distill").glob(f"{task}-*-*")) if holds_run(path)]
+        runs = [path for path in runs if path.name.rsplit("-", 3)[0] == task]
+        if not runs:
+            raise UsageError(f"training.resume: no distillation of {task!r} was started in {home}")
+        folder = runs[-1]
+    if not training.resume and holds_run(folder):
+        raise UsageError(f"training.run_dir {folder}: a run was started there; add training.resume to continue it")
+    return folder.absolute()
+
+
+def claim(work: Plan, processes: int) -> None:
+    """Write the run's configuration into its folder; when it is resumed, compare the one that is there first.
+
+    Args:
+        work: the plan.
+        processes: how many take part: a run may be resumed with others, where the pairs per step stay the same.
+
+    Raises:
+        UsageError: nothing to resume, or a field that a resumed run cannot change.
+    """
+    job, config = work.job, work.config
+    state = RunState(
+        task=job.task_name,
+        like=job.like,
+        pairs_per_step=config.training.batch * config.training.accumulate * processes,
+        teacher=job.parent.ref if job.parent and work.method.needs_teacher else None,
+    )
+    now = DistillConfig(**(config.values() | {"run": state}))
+    if config.training.resume:
+        if not holds_run(job.folder):
+            raise UsageError(f"training.resume: {job.folder} holds no run to continue")
+        _compare(now, started_with(job), job.folder)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        part = job.folder / f"{CONFIG}.part"
+        heading = f"codi distill {job.task_name} --config {CONFIG}"
+        part.write_text(to_yaml(now, work.models, heading), encoding="utf-8")
+        os.replace(part, job.folder / CONFIG)
+    except OSError as error:
+        raise CodiError(f"training.run_dir {job.folder}: {error.strerror or error}") from error
+
+
+def started_with(job: Job) -> DistillConfig:
+    """Return the configuration that the run in a job's folder was started with. Raises CodiError."""
+    if (job.folder / CONFIG).exists():
+        return DistillConfig(**read_yaml(job.folder / CONFIG))
+    config = DistillConfig(**first_edition.read_run(job.folder))
+    decided = plan(replace(job, config=config, task_options=config.task or job.task_options)).config
+    return DistillConfig(**(decided.values() | {"run": config.run}))
+
+
+def started_layer(folder: Path) -> dict[str, Any]:
+    """Return what a run was started with as a layer for the run that resumes it. Raises CodiError."""
+    if not holds_run(folder):
+        raise UsageError(f"training.resume: {folder} holds no run to continue")
+    layer = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else first_edition.read_run(folder)
+    return {name: value for name, value in layer.items() if name != "run"}
+
+
+def _compare(now: DistillConfig, before: DistillConfig, folder: Path) -> None:
+    """Raise UsageError for the first field that differs, of those that a resumed run cannot change."""
+    free = {one.path for one in declared(DistillConfig) if one.resumable}
+    new, old = _flat(now), _flat(before)
+    for path in dict.fromkeys([*new, *old]):
+        if path in free or new.get(path) == old.get(path):
+            continue
+        value, earlier = shown(new.get(path)), shown(old.get(path))
+        if path == "run.pairs_per_step":
+            raise UsageError(
+                f"training.batch: the run in {folder} has {earlier} pairs per step (batch x accumulate x processes), "
+                f"not {value}"
+            )
+        named = {"run.teacher": "adapter.parent"}.get(path, path)
+        raise UsageError(f"{named} {value}: the run in {folder} was started with {earlier}")
+
+
+def _flat(config: DistillConfig) -> dict[str, Any]:
+    """Return the values by their paths; `task` is one value."""
+    flat: dict[str, Any] = {}
+    for name, value in plain(config.values()).items():
+        inner = value if isinstance(value, dict) and name != "task" else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": one for key, one in inner.items()}
+    return flat
