@@ -29,6 +29,8 @@ class LoraAdapterConfig(ControlConfig):
     rank: int = Field(16, ge=1, le=1024)
     """Rank of the deltas of every convolution and linear layer."""
 
+    first_edition_forms: ClassVar[bool] = False
+
     def check_trainable(self) -> None:
         """Raise UsageError for `init` random: the encoder is the base's."""
         super().check_trainable()
