@@ -18,9 +18,9 @@ from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
 from codi_hub.config.options import ExportOptions, RunOptions
 from codi_hub.data.synthetic.leaves import leaves
-from codi_hub.folders.plan import item_seed
 from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
 from codi_hub.runs import DEFAULT_BATCH
+from codi_hub.seeds import image_seed
 
 PICTURES, SIDE, STEPS = 16, 256, 4
 TASK = "pairs"  # whose condition is the picture itself, as the pipeline takes it
@@ -132,7 +132,7 @@ class Contest:
         ours, theirs, side = self.run("control", pictures, dtype), pipe.scheduler, SIDE // pipe.vae_scale_factor
         pipe.scheduler = peers.walking_like_us(self.source)
         for path in pictures:
-            drawn = noise((pipe.unet.config.in_channels, side, side), item_seed(0, path.name))[None]
+            drawn = noise((pipe.unet.config.in_channels, side, side), image_seed(0, path.name))[None]
             image, z_t = Image.open(path).convert("RGB"), drawn.to(self.device, DTYPES[dtype])
             made = pipe(PROMPT, image=image, latents=z_t, num_inference_steps=STEPS, guidance_scale=1.0).images[0]
             there = np.asarray(Image.open(ours / path.name)).astype(int)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import codi_hub
-from codi_hub.errors import CodiError, Told, one_line
+from codi_hub.errors import AlreadyReported, CodiError, one_line
 
 # The commands of each module, in the order of the help. One module is imported for one command, so that `codi list`
 # does not wait for the options of `codi distill`; all of them for the help, and for what is none of these.
@@ -104,7 +104,7 @@ def _report(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error, file=sys.stderr)
         return 2
-    if not isinstance(error, Told):
+    if not isinstance(error, AlreadyReported):
         print(f"Error: {one_line(_text(error))}", file=sys.stderr)
     return error.exit_code if isinstance(error, CodiError | typer.TyperException) else 1
 

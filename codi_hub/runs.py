@@ -253,9 +253,9 @@ def _naming(where: str) -> Iterator[None]:
 
 def _recorded(output: Any) -> str:
     """An output's path as the run log knows it, whatever the working directory was."""
-    from codi_hub.images.io import text
+    from codi_hub.paths import path_text
 
-    return os.path.abspath(text(output))
+    return os.path.abspath(path_text(output))
 
 
 def _is_done(item: Item, digest: str, finished: Mapping[str, tuple[str | None, str | None, int]]) -> bool:

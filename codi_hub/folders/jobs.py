@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from codi_hub import jsonl
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.images.io import shown
+from codi_hub.paths import display_path
 
 WHOLE = (  # for all jobs
     "device",
@@ -54,10 +54,12 @@ def read_jobs(file: Path, common: RunOptions) -> Iterator[Job]:
     """
     number = 0
     for number, row in jsonl.objects(file):
-        where = f"{shown(file)} line {number}"
+        where = f"{display_path(file)} line {number}"
         yield Job(where, *_read(row, common, where))
     if not number:
-        raise InvalidInput(f'{shown(file)} has no job: write lines such as {{"task": "superres", "input": "imgs"}}')
+        raise InvalidInput(
+            f'{display_path(file)} has no job: write lines such as {{"task": "superres", "input": "imgs"}}'
+        )
 
 
 def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, list[Path], RunOptions]:

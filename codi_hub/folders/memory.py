@@ -3,7 +3,7 @@
 import threading
 
 
-class Room:
+class MemoryBudget:
     """Bytes that lie ready: while they are `size` or more nothing new is begun, but for what is waited for."""
 
     def __init__(self, size: int) -> None:

@@ -4,7 +4,6 @@ Everything that can be refused is refused here, before anything is computed.
 """
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,9 @@ from typing import Protocol
 
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.folders.prompts import METADATA, beside, checked, listed
-from codi_hub.images.io import WRITABLE, has_alpha, shown
+from codi_hub.images.io import WRITABLE, has_alpha
+from codi_hub.paths import display_path
+from codi_hub.seeds import image_seed
 
 ONE_CASE = sys.platform in ("win32", "darwin")  # where A.png and a.png are one file, on most disks
 
@@ -60,12 +61,6 @@ class _Root:
     exact: bool = False
 
 
-def item_seed(seed: int, name: str) -> int:
-    """The seed of one item in [0, 2^63), from the run's seed and the item's relative name and nothing else."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def plan(
     inputs: Sequence[Path],
     out: Path | None,
@@ -107,11 +102,11 @@ def plan(
         for relative, error in _found(root, task, outs, recursive):
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, suffix, wanted)
-            item = Item(source, output, relative, item_seed(seed, relative), error, common)
+            item = Item(source, output, relative, image_seed(seed, relative), error, common)
             items.append(_with_own_prompt(item, prompts) if own else item)
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
-        raise UsageError(f"no images in {', '.join(shown(root.path) for root in roots)}: looked for {kinds}")
+        raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
     check_outputs(items)
     if task.needs_prompt:
         _check_prompts(items, task.name)
@@ -127,17 +122,17 @@ def _check_options(suffix: str, ext: str) -> None:
 
 def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
     if not os.path.exists(path):  # unlike Path.exists, never raises
-        raise NotFound(f"no such file or folder: {shown(path)}")
+        raise NotFound(f"no such file or folder: {display_path(path)}")
     is_folder = os.path.isdir(path)
     if out is None:
         named = path if path.name not in ("", "..") else path.resolve()
         stem = named.name if is_folder else named.stem
         if not stem:
-            raise UsageError(f"{shown(path)} has no folder beside it: say where to write with -o")
+            raise UsageError(f"{display_path(path)} has no folder beside it: say where to write with -o")
         return _Root(path, named.with_name(f"{stem}_{label}"), is_folder)
     exact = alone and not is_folder and out.suffix.lower().lstrip(".") in WRITABLE and not os.path.isdir(out)
     if not exact and os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"the output {shown(out)} is a file: name a folder")
+        raise UsageError(f"the output {display_path(out)} is a file: name a folder")
     return _Root(path, out, is_folder, exact)
 
 
@@ -145,7 +140,9 @@ def _check_roots(roots: Sequence[_Root]) -> None:
     folders = {os.path.realpath(root.path): root.path for root in roots if root.is_folder}
     for root in roots:
         if (taken := folders.get(os.path.realpath(root.out))) is not None:
-            raise UsageError(f"the output folder {shown(root.out)} is the input {shown(taken)}: name another with -o")
+            raise UsageError(
+                f"the output folder {display_path(root.out)} is the input {display_path(taken)}: name another with -o"
+            )
 
 
 def _found(root: _Root, task: Planned, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
@@ -209,7 +206,7 @@ def _with_own_prompt(item: Item, prompts: Mapping[str, str]) -> Item:
 
 
 def _check_prompts(items: Sequence[Item], task: str) -> None:
-    lacking = [shown(item.input) for item in items if item.prompt is None and item.error is None]
+    lacking = [display_path(item.input) for item in items if item.prompt is None and item.error is None]
     if lacking:
         some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
         raise UsageError(
@@ -252,12 +249,13 @@ def check_outputs(items: Sequence[Item]) -> None:
         key = place(item.output)
         if key in inputs:
             raise UsageError(
-                f"the output of {shown(item.input)} would replace the input {shown(inputs[key].input)}: "
+                f"the output of {display_path(item.input)} would replace the input {display_path(inputs[key].input)}: "
                 "name another folder with -o, or give a --suffix"
             )
         if key in taken:
             raise UsageError(
-                f"{shown(taken[key].input)} and {shown(item.input)} would both be written to {shown(item.output)}: "
+                f"{display_path(taken[key].input)} and {display_path(item.input)} "
+                f"would both be written to {display_path(item.output)}: "
                 "rename one, or run them into two folders"
             )
         taken[key] = item

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from codi_hub import jsonl
 from codi_hub.errors import InvalidInput
-from codi_hub.images.io import shown
+from codi_hub.paths import display_path
 
 METADATA = "metadata.jsonl"
 KEYS = ("prompt", "edit_prompt", "instruction", "text", "caption")  # the first that a line has is its prompt
@@ -23,7 +23,7 @@ def listed(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return found
     for number, row in jsonl.objects(file):
-        where = f"{shown(file)} line {number}"
+        where = f"{display_path(file)} line {number}"
         name = row.get("file_name")
         if not isinstance(name, str):
             raise InvalidInput(f'{where} has no file_name: write {{"file_name": "a.png", "prompt": "..."}}')
@@ -35,7 +35,7 @@ def listed(folder: Path) -> dict[str, str]:
         prompt = checked(row[key], f"{where}: {key}")
         name = posixpath.normpath(name)
         if prompt and found.setdefault(name, prompt) != prompt:
-            raise InvalidInput(f"{where} gives {shown(Path(name))} a second prompt: keep one line for it")
+            raise InvalidInput(f"{where} gives {display_path(Path(name))} a second prompt: keep one line for it")
     return found
 
 
@@ -45,7 +45,7 @@ def beside(image: Path) -> str | None:
     Raises InvalidInput for a file that cannot be read, is too long or is no UTF-8 text.
     """
     path = image.with_suffix(".txt")
-    where = f"the prompt beside it, {shown(Path(path.name))},"
+    where = f"the prompt beside it, {display_path(Path(path.name))},"
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):

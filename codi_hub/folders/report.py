@@ -22,9 +22,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.folders.plan import Item
-from codi_hub.images.io import explain, open_image, picture, replacing, shown, text, to_srgb
+from codi_hub.images.io import atomic_file, decode_image, open_image, to_srgb
+from codi_hub.paths import display_path, path_text
 from codi_hub.reports import JobsReport, RunReport
 
 SIDE = 512  # pixels of a picture's longer side, at most
@@ -64,12 +65,12 @@ class Page:
             with contextlib.suppress(FileNotFoundError):
                 folder = stat.S_ISDIR(os.lstat(self.path).st_mode)
         except OSError as exc:
-            raise UsageError(f"--report {self} cannot be written: {explain(exc)}") from exc
+            raise UsageError(f"--report {self} cannot be written: {describe(exc)}") from exc
         if folder or self._taken():
             raise UsageError(f"--report {self} is a folder or an input: name another file")
 
     def __str__(self) -> str:
-        return shown(self.path)
+        return display_path(self.path)
 
     def _taken(self) -> bool:
         """Whether an input has that very name, or the folder of outputs will have it."""
@@ -91,24 +92,28 @@ class Page:
             finished=time.strftime("%Y-%m-%d %H:%M"),
         )
         try:
-            with warnings.catch_warnings(), replacing(self.path) as file:
+            with warnings.catch_warnings(), atomic_file(self.path) as file:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 page.dump(file, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             made = f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped"
-            raise CodiError(f"the run is over ({made}), but --report {self}: {explain(exc)}") from exc
+            raise CodiError(f"the run is over ({made}), but --report {self}: {describe(exc)}") from exc
 
     def _entries(self, report: RunReport | JobsReport) -> Iterator[dict[str, Any]]:
         """What the template shows of each item that has a row; an interrupted run has not come to all of them."""
         rows, left = deque(report.items), PICTURED
         for item in self.items:
-            if not rows or (rows[0]["input"], rows[0]["output"]) != (text(item.input), text(item.output)):
+            if not rows or (rows[0]["input"], rows[0]["output"]) != (path_text(item.input), path_text(item.output)):
                 continue
             row = rows.popleft()
             before = thumbnail(item.input) if left else None
             after = thumbnail(item.output) if left and row["status"] != "failed" else None
             left -= before is not None or after is not None
-            names = {"name": shown(Path(item.name)), "input": shown(item.input), "output": shown(item.output)}
+            names = {
+                "name": display_path(Path(item.name)),
+                "input": display_path(item.input),
+                "output": display_path(item.output),
+            }
             yield {**row, "prompt": item.prompt, **names, "before": before, "after": after}
 
 
@@ -119,7 +124,7 @@ def thumbnail(path: Path) -> Thumbnail | None:
     try:
         image = open_image(path)
         image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG can be decoded at a fraction of its size
-        shot = picture(image)
+        shot = decode_image(image)
         whole = shot.with_alpha()
         if not isinstance(whole, Image.Image):
             return None

@@ -17,12 +17,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from codi_hub.errors import CodiError, InvalidInput
-from codi_hub.folders.memory import Room
+from codi_hub.errors import CodiError, InvalidInput, describe
+from codi_hub.folders.memory import MemoryBudget
 from codi_hub.folders.plan import Item
-from codi_hub.images.io import Picture, explain, input_hash, open_image, picture, save_image, text, with_alpha
+from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image, save_image, with_alpha
 from codi_hub.inference import tiling as tiles
 from codi_hub.inference.tiling import NOT_FINITE, Tiling, Window, generate_tiled
+from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
 Generate = Callable[..., list[np.ndarray]]
@@ -187,7 +188,7 @@ class _Run:
         self.rows: dict[int, Row] = {}
         self.loaders = ThreadPoolExecutor(LOADERS, "codi-load")
         self.savers = ThreadPoolExecutor(SAVERS, "codi-save")
-        self.room = Room(WAITING_BYTES)
+        self.room = MemoryBudget(WAITING_BYTES)
         self.saving: deque[tuple[_Loaded, Future[float]]] = deque()
 
     def todo(self, overwrite: bool, resume: bool, done: Callable[[Item, str], bool] | None) -> list[int]:
@@ -208,7 +209,7 @@ class _Run:
         for index, future in self._ahead(self._load, todo, depth=self.batch + LOADERS):
             self._collect(at_most=2 * self.batch)
             if (error := future.exception()) is not None:
-                self._row(index, "failed", error=explain(error))
+                self._row(index, "failed", error=describe(error))
                 continue
             loaded = future.result()
             self.room.put(-loaded.bytes)
@@ -284,7 +285,7 @@ class _Run:
         if item.input.suffix.lower() != ".npy":
             open_image(item.input).close()  # a task's own loader need not know what a hostile header can do
         loaded = self.task.load(item.input)
-        shot = picture(loaded) if isinstance(loaded, Image.Image) else Picture(loaded)
+        shot = decode_image(loaded) if isinstance(loaded, Image.Image) else LoadedImage(loaded)
         image = shot.with_alpha() if self.task.reads_alpha else shot.image
         prepared = self.task.prepare(image, path=item.input, rng=np.random.default_rng(item.seed))
         ready = _Loaded(index, item, digest, shot.alpha, shot.icc, prepared, time.perf_counter() - began)
@@ -321,7 +322,7 @@ class _Run:
                 return [self._tiled(group[0], prompts, seeds)], ""
             outputs = self.generate([loaded.prepared.condition for loaded in group], prompts, seeds)
         except Exception as exc:  # noqa: BLE001 - whatever one image does to the networks, the rest go on
-            return None, explain(exc)
+            return None, describe(exc)
         if len(outputs) != len(group):
             return None, f"{len(outputs)} outputs came back for {len(group)} images"
         return list(outputs), ""
@@ -350,7 +351,7 @@ class _Run:
         try:
             save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.icc)
         except OSError as exc:
-            raise CodiError(f"the output cannot be written: {explain(exc)}") from exc
+            raise CodiError(f"the output cannot be written: {describe(exc)}") from exc
         return time.perf_counter() - began
 
     def _collect(self, at_most: int) -> None:
@@ -366,11 +367,11 @@ class _Run:
                 loaded.seconds += future.result()
                 self._row(loaded.index, "ok", loaded)
             else:
-                self._row(loaded.index, "failed", loaded, explain(error))
+                self._row(loaded.index, "failed", loaded, describe(error))
 
     def _row(self, index: int, status: str, loaded: _Loaded | None = None, error: str | None = None) -> None:
         item = self.items[index]
-        row: Row = {"input": text(item.input), "output": text(item.output)}
+        row: Row = {"input": path_text(item.input), "output": path_text(item.output)}
         seconds = loaded.seconds if loaded is not None else 0.0
         row |= {"status": status, "seed": item.seed, "error": error, "seconds": seconds}
         if item.prompt is not None:
@@ -379,7 +380,7 @@ class _Run:
             try:
                 self.record({**row, "input_hash": loaded.digest if loaded is not None else None})
             except Exception as exc:  # noqa: BLE001 - a full disk under the registry must not end the run either
-                why = f"not recorded: {explain(exc)}"
+                why = f"not recorded: {describe(exc)}"
                 row |= {"status": "failed", "error": f"{error}; {why}" if error else f"written, but {why}"}
         self.rows[index] = row
         if self.on_item is not None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from codi_hub.errors import CodiError, Told
+from codi_hub.errors import AlreadyReported, CodiError
 
 T = TypeVar("T")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # where accelerate looks
@@ -28,7 +28,7 @@ def together(device: str) -> Iterator[bool]:
     """Joins the processes launched beside this one, if any; gives whether this is the main one. May be nested.
 
     Raises:
-        Told: where a failure of this process follows from another's, or is the same.
+        AlreadyReported: where a failure of this process follows from another's, or is the same.
         CodiError: another process has gone without a word.
     """
     if not launched():
@@ -37,11 +37,11 @@ def together(device: str) -> Iterator[bool]:
     _join(device)
     try:
         yield is_main()
-    except Told:
+    except AlreadyReported:
         raise
     except BaseException as error:
         if not _first_to_fail():
-            raise Told("another process of this run has failed, and has said why") from error
+            raise AlreadyReported("another process of this run has failed, and has said why") from error
         if _lost(error):
             raise CodiError(f"another process of this run has gone; go on with --resume ({error})") from error
         raise
@@ -107,12 +107,12 @@ def by_main(make: Callable[[], T]) -> T:
     """What the main process makes, in all of them.
 
     Raises:
-        Told: in the others, where the main process failed. It raises its own error itself.
+        AlreadyReported: in the others, where the main process failed. It raises its own error itself.
     """
     if not is_main():
         well, made = agreed(None)
         if not well:
-            raise Told("the main process of this run has failed, and has said why")
+            raise AlreadyReported("the main process of this run has failed, and has said why")
         return made
     try:
         made = make()

@@ -9,7 +9,8 @@ from PIL import Image
 
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.folders import plan
-from codi_hub.folders.plan import item_seed, walk
+from codi_hub.folders.plan import walk
+from codi_hub.seeds import image_seed
 
 
 def touch(*paths: Path) -> None:
@@ -60,7 +61,7 @@ def test_alpha_forces_png(tmp_path, task):
 
 def test_seeds_come_from_the_relative_name_alone(images, task, tmp_path):
     expected = int.from_bytes(hashlib.sha256(b"7/sub/e.png").digest()[:8], "big") >> 1
-    assert item_seed(7, "sub/e.png") == expected
+    assert image_seed(7, "sub/e.png") == expected
     assert {item.name: item.seed for item in plan([images], tmp_path / "x", task, seed=7)}["sub/e.png"] == expected
     moved = images.rename(tmp_path / "elsewhere")
     assert {item.name: item.seed for item in plan([moved], None, task, seed=7)}["sub/e.png"] == expected
@@ -70,7 +71,7 @@ def test_seeds_come_from_the_relative_name_alone(images, task, tmp_path):
 def test_single_files(images, task, tmp_path):
     (item,) = plan([images / "a.png"], None, task)
     assert item.output == images / "a_double" / "a.png"
-    assert (item.name, item.seed) == ("a.png", item_seed(0, "a.png"))
+    assert (item.name, item.seed) == ("a.png", image_seed(0, "a.png"))
     assert plan([images / "a.png"], tmp_path / "o", task)[0].output == tmp_path / "o" / "a.png"
     assert plan([images / "a.png"], tmp_path / "big.jpg", task)[0].output == tmp_path / "big.jpg"
 

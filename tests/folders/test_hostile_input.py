@@ -19,14 +19,14 @@ from PIL import Image
 
 from codi_hub.config.options import RunOptions
 from codi_hub.hub import Hub
-from codi_hub.images.io import text
+from codi_hub.paths import path_text
 
 ONE_STEP = ["--steps", "1", "--device", "cpu", "--dtype", "fp32", "--batch", "1"]
 Codi = Callable[..., Any]
 
 
 def files_below(folder: Path) -> set[str]:
-    return {text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return {path_text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
 def looks_like(made: Path, picture: Image.Image) -> bool:
@@ -52,10 +52,10 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
     assert "Traceback" not in answer.out + answer.err
     assert all(line.isprintable() for line in answer.err.splitlines())
     rows = {Path(row["input"]).name: row for row in json.loads(answer.out)["items"]}
-    assert rows.keys() == {text(Path(name)) for name in outcomes}
+    assert rows.keys() == {path_text(Path(name)) for name in outcomes}
     made = set()
     for name, outcome in outcomes.items():
-        row = rows[text(Path(name))]
+        row = rows[path_text(Path(name))]
         if isinstance(outcome, str):
             assert row["status"] == "failed", name
             assert re.search(outcome, row["error"]), (name, row["error"])
@@ -66,7 +66,7 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
             made.add(row["output"])
             output = out / Path(name).with_suffix(".jpg" if name.endswith(".jpg") and task != "inpaint" else ".png")
             assert task == "depth" or looks_like(output, outcome), name
-    assert files_below(out) == {text(Path(path).relative_to(out)) for path in made}  # nothing half-written
+    assert files_below(out) == {path_text(Path(path).relative_to(out)) for path in made}  # nothing half-written
     assert not (folder / "executed").exists()
     best = next(name for name, outcome in outcomes.items() if not isinstance(outcome, str))
     assert codi("run", task, folder / best, "-o", alone, *ONE_STEP).code == 0
