@@ -74,30 +74,32 @@ def questions(catalog: Catalog, adapters: int) -> dict[str, Callable[[], object]
         there.copy(f"{name}:{version}", wanted)
 
     def removed() -> None:
-        row, _ = registry.add_adapter(added, task="short-lived", base=base_name, **facts)
+        row, _ = registry.adapters.add(added, task="short-lived", base=base_name, **facts)
         there.remove([row.ref])
 
     def run_begun() -> None:
-        registry.start_run(name, f"{name}:{version}", OPTIONS)
+        registry.runs.start(name, f"{name}:{version}", OPTIONS)
 
     return {
-        "resolve `task`": lambda: there.registry.resolve(name, base_name),
-        "resolve `task:version`": lambda: registry.resolve(f"{name}:{version}", base_name),
-        "resolve `task:tag`": lambda: registry.resolve(f"{name}:prod", base_name),
+        "resolve `task`": lambda: there.registry.adapters.resolve(name, base_name),
+        "resolve `task:version`": lambda: registry.adapters.resolve(f"{name}:{version}", base_name),
+        "resolve `task:tag`": lambda: registry.adapters.resolve(f"{name}:prod", base_name),
         "show": lambda: there.show(f"{name}:{version}"),
         "list of a task": lambda: catalog.list(name),
         "list, first page": lambda: catalog.list(limit=PAGE),
         "list, last page": lambda: catalog.list(limit=PAGE, offset=max(0, adapters - PAGE)),
         "list of a base, first page": lambda: catalog.list(base=base_name, limit=PAGE),
         "task show": lambda: catalog.show_task(name),
-        "file of an adapter, checked": lambda: registry.file(registry.resolve(name, base_name), "adapter.safetensors"),
-        "add": lambda: registry.add_adapter(added, task=name, base=base_name, **facts),
+        "file of an adapter, checked": lambda: registry.adapters.file(
+            registry.adapters.resolve(name, base_name), "adapter.safetensors"
+        ),
+        "add": lambda: registry.adapters.add(added, task=name, base=base_name, **facts),
         "tag": lambda: there.tag(f"{name}:{version}", "prod"),
         "task add, cp": copied,
         "add, rm": removed,
         "start of a run": run_begun,
-        "outputs of a new run": lambda: registry.finished_outputs(f"{name}:{version}", OPTIONS, []),
-        "outputs of a finished run": lambda: registry.finished_outputs("superres:1", OPTIONS, outputs),
+        "outputs of a new run": lambda: registry.runs.finished_outputs(f"{name}:{version}", OPTIONS, []),
+        "outputs of a finished run": lambda: registry.runs.finished_outputs("superres:1", OPTIONS, outputs),
         "gc --dry-run": lambda: catalog.collect(dry_run=True),
     }
 
@@ -116,13 +118,13 @@ def _output(k: int) -> str:
 
 def _fill(catalog: Catalog, folder: Path, adapters: int) -> None:
     registry = catalog.registry
-    sketch = registry.base("nano").sketch
+    sketch = registry.bases.get("nano").sketch
     for k in range(BASES):
-        registry.add_base(f"base-{k}", f"/models/base-{k}", family=f"{k:064x}", sketch=sketch)
+        registry.bases.add(f"base-{k}", f"/models/base-{k}", family=f"{k:064x}", sketch=sketch)
     facts: dict[str, Any] = {"kind": "lora", "steps": 4, "parameters": 1, "metrics": {}}
-    stored, _ = registry.add_adapter(folder, task="first", base="base-0", **facts)
+    stored, _ = registry.adapters.add(folder, task="first", base="base-0", **facts)
     metrics = catalog.list("superres")[0].metrics
-    with registry._database.write() as connection:
+    with registry.database.write() as connection:
         ids = {row.name: row.id for row in connection.execute(base.select())}
         files = connection.execute(adapter_file.select().where(adapter_file.c.adapter_id == stored.id)).all()
         tasks = [_task(k) for k in range(0, adapters, VERSIONS * BASES)]

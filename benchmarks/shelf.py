@@ -40,8 +40,8 @@ class Shelf(NamedTuple):
         return self.file(ref, format.WEIGHTS)
 
     def file(self, ref: str, name: str) -> Path:
-        row = self.hub.registry.resolve(ref, self.hub._base)
-        return self.hub.registry.file(row, name)
+        row = self.hub.registry.adapters.resolve(ref, self.hub._base)
+        return self.hub.registry.adapters.file(row, name)
 
     def load(self, ref: str) -> adapters.ControlAdapter:
         """An adapter that no one keeps."""
@@ -86,6 +86,6 @@ def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapt
     )
     format.write(folder, adapter, record, "# Random weights\n")
     values = {"kind": kind, "steps": 4, "parameters": 0, "metrics": {}}
-    row, _ = shelf.hub.registry.add_adapter(folder, task=task, base=name, **values)
+    row, _ = shelf.hub.registry.adapters.add(folder, task=task, base=name, **values)
     shutil.rmtree(folder)
     return row.ref

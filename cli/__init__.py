@@ -28,8 +28,9 @@ COMMANDS = {
     "health": ("verify", "gc", "doctor"),
     "task": ("task",),
     "base": ("base",),
+    "runs": ("runs",),
 }
-LOOKUPS = {name for module in ("adapters", "health", "task", "base") for name in COMMANDS[module]}
+LOOKUPS = {name for module in ("adapters", "health", "task", "base", "runs") for name in COMMANDS[module]}
 
 
 def app(command: str | None = None) -> typer.Typer:

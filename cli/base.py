@@ -57,7 +57,7 @@ app.command("ls", hidden=True)(list_bases)
 def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
     """Shows a base in full."""
     with Catalog.open() as catalog:
-        document = _json(catalog.registry.base(name))
+        document = _json(catalog.registry.bases.get(name))
     Output(json, quiet).result(document, details(document), name)
 
 

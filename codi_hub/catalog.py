@@ -57,24 +57,24 @@ class Catalog:
         self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
     ) -> Sequence[AdapterRow]:
         """Every version, or those of one task or base, `limit` at most. Raises NotFound for one that does not exist."""
-        rows = self.registry.adapters(task=task, base=base or self._base, limit=limit, offset=offset)
+        rows = self.registry.adapters.list(task=task, base=base or self._base, limit=limit, offset=offset)
         if not rows and task is not None:
             self.task(task)
         if not rows and base is not None:
-            self.registry.base(base)
+            self.registry.bases.get(base)
         return rows
 
     def show(self, ref: str) -> dict[str, Any]:
         """One adapter, task or base in full, told apart by `type`. An adapter comes with its description and card."""
         try:
-            return self._show_adapter(self.registry.resolve(ref, base=self._base))
+            return self._show_adapter(self.registry.adapters.resolve(ref, base=self._base))
         except NotFound:
             if ":" in ref:
                 raise
         if self._task(ref):
             return self.show_task(ref)
         if ref in {row.name for row in self.bases()}:
-            return {"type": "base"} | asdict(self.registry.base(ref))
+            return {"type": "base"} | asdict(self.registry.bases.get(ref))
         raise NotFound(
             f"no adapter, task or base is called {ref!r}; see `codi list`, `codi task list`, `codi base list`"
         )
@@ -82,16 +82,18 @@ class Catalog:
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
         from codi_hub.config.options import method_of
 
-        config = json.loads(self.registry.file(row, "adapter.json").read_text(encoding="utf-8"))
-        names = self.registry.files(row)
-        card = self.registry.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
+        config = json.loads(self.registry.adapters.file(row, "adapter.json").read_text(encoding="utf-8"))
+        names = self.registry.adapters.files(row)
+        card = (
+            self.registry.adapters.file(row, "README.md").read_text(encoding="utf-8") if "README.md" in names else None
+        )
         return (
             {"type": "adapter"}
             | adapter_json(row)
             | {"method": method_of(config.get("training", {})), "score": row.score, "parent": row.parent}
             | {
                 "created": str(row.created),
-                "files": {name: str(self.registry.file(row, name)) for name in names},
+                "files": {name: str(self.registry.adapters.file(row, name)) for name in names},
                 "config": config,
                 "card": card,
             }
@@ -99,27 +101,27 @@ class Catalog:
 
     def tag(self, ref: str, name: str, remove: bool = False) -> AdapterRow:
         """Points a tag to a version, or takes it away again; the version. Raises NotFound or UsageError."""
-        change = self.registry.untag if remove else self.registry.tag
+        change = self.registry.adapters.untag if remove else self.registry.adapters.tag
         return change(ref, name, self._base)
 
     def copy(self, ref: str, task: str) -> tuple[AdapterRow, bool]:
         """An adapter as the next version of another task with the same template; the version, and whether it is new.
 
         Raises:
-            Mismatch: tasks of different kinds. And what `Registry.copy_adapter` raises.
+            Mismatch: tasks of different kinds. And what `Adapters.copy` raises.
         """
-        source = self.registry.resolve(ref, self._base)
+        source = self.registry.adapters.resolve(ref, self._base)
         like, wanted = self.task(source.task)["like"], self.task(task)["like"]
         if like != wanted:
             raise Mismatch(
                 f"{source.ref} was made for a task like {like}, and {task} is like {wanted}: copy it to one like "
                 f"{like} (`codi task add NAME --like {like}`)"
             )
-        return self.registry.copy_adapter(source.ref, task, source.base)
+        return self.registry.adapters.copy(source.ref, task, source.base)
 
     def remove(self, refs: Sequence[str]) -> Removal:
-        """Removes versions, all of them or none; their files go with `collect`. See `Registry.remove_adapters`."""
-        return self.registry.remove_adapters(refs, self._base)
+        """Removes versions, all of them or none; their files go with `collect`. See `Adapters.remove`."""
+        return self.registry.adapters.remove(refs, self._base)
 
     # ---- tasks
 
@@ -128,7 +130,7 @@ class Catalog:
         from codi_hub import tasks
 
         known = {name: _builtin_json(name) for name in tasks.builtin()}
-        known |= {row.name: _task_json(row) for row in self.registry.tasks()}
+        known |= {row.name: _task_json(row) for row in self.registry.tasks.list()}
         return [known[name] for name in sorted(known)]
 
     def task(self, name: str) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class Catalog:
     def _task(self, name: str) -> dict[str, Any] | None:
         from codi_hub import tasks
 
-        if row := self.registry.task(name):
+        if row := self.registry.tasks.get(name):
             return _task_json(row)
         return _builtin_json(name) if name in tasks.builtin() else None
 
@@ -156,7 +158,7 @@ class Catalog:
             | {
                 "summary": task.summary,
                 "settings": task.options.model_dump(mode="json"),
-                "adapters": [row.ref for row in self.registry.adapters(task=name)],
+                "adapters": [row.ref for row in self.registry.adapters.list(task=name)],
             }
         )
 
@@ -202,18 +204,18 @@ class Catalog:
         task = tasks.load(like, options)
         if task.options.data:
             open_source(task.options.data, task, size=PROBED_SIZE)
-        return self.registry.add_task(name, like, task.options.model_dump(mode="json", include=set(options)))
+        return self.registry.tasks.add(name, like, task.options.model_dump(mode="json", include=set(options)))
 
     def remove_task(self, name: str) -> None:
         """Forgets a registered task. Raises Conflict for a built-in one."""
         if self.task(name)["builtin"]:
             raise Conflict(f"{name!r} is a built-in task and cannot be removed")
-        self.registry.remove_task(name)
+        self.registry.tasks.remove(name)
 
     # ---- bases
 
     def bases(self) -> Sequence[BaseRow]:
-        return self.registry.bases()
+        return self.registry.bases.list()
 
     def add_base(self, name: str, source: str | Path) -> BaseRow:
         """Registers a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch)."""
@@ -221,15 +223,22 @@ class Catalog:
         from codi_hub.backbones.unet import FrozenBase
 
         mark = FrozenBase.load(source).fingerprint
-        return self.registry.add_base(name, source, family=mark.family, sketch=mark.sketch)
+        return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:
         """Makes it the base of every command that names none."""
-        self.registry.use_base(name)
-        return self.registry.base(name)
+        self.registry.bases.use(name)
+        return self.registry.bases.get(name)
 
     def remove_base(self, name: str) -> None:
-        self.registry.remove_base(name)
+        self.registry.bases.remove(name)
+
+    # ---- runs
+
+    def show_run(self, run_id: int) -> dict[str, Any]:
+        """Return a run of the log with its `items`, in the order in which they were computed. Raises NotFound."""
+        run = self.registry.runs.get(run_id)
+        return asdict(run) | {"items": [asdict(item) for item in self.registry.runs.items(run_id)]}
 
     # ---- health
 
@@ -253,7 +262,7 @@ def _builtin_json(name: str) -> dict[str, Any]:
 
 
 def _task_json(row: TaskRow) -> dict[str, Any]:
-    return {"name": row.name, "like": row.like, "options": row.options, "builtin": row.builtin}
+    return {"name": row.name, "like": row.like, "options": row.options, "builtin": False}
 
 
 def adapter_json(row: AdapterRow) -> dict[str, Any]:

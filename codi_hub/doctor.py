@@ -19,12 +19,12 @@ def diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
     """One `{"check", "ok", "detail"}` per part; none can fail the others."""
 
     def bundled() -> str:
-        rows = catalog.registry.bundled()
+        rows = catalog.registry.adapters.bundled()
         bases = [row.name for row in catalog.bases() if row.bundled]
         if not bases:
             raise NotFound("no base is bundled; add one with `codi base add NAME FOLDER` and `codi base use NAME`")
         for row in rows:
-            catalog.registry.file(row, "adapter.safetensors")
+            catalog.registry.adapters.file(row, "adapter.safetensors")
         return f"base {', '.join(bases)}; adapters {', '.join(row.ref for row in rows) or 'none'}"
 
     checks: dict[str, Callable[[], str]] = {
@@ -33,7 +33,7 @@ def diagnose(catalog: Catalog) -> Iterator[dict[str, Any]]:
         "torch": _torch_version,
         "device": _device,
         "home": lambda: _writable(catalog.registry.home),
-        "registry": lambda: f"{catalog.registry.count()} adapters, {len(catalog.bases())} bases",
+        "registry": lambda: f"{catalog.registry.adapters.count()} adapters, {len(catalog.bases())} bases",
         "bundled": bundled,
     }
     for name, check in checks.items():

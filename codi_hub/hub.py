@@ -41,7 +41,7 @@ class Hub(Runs):
         entry = self.task(name)
         task = self.load_task(name, options.options)
         task_options = {**entry["options"], **options.options}
-        base = self.registry.base(options.base or self._base)
+        base = self.registry.bases.get(options.base or self._base)
         folder = by_main(lambda: self._run_folder(name, options))
         parent = self._parent(options.parent, task, options, base.name) if options.parent else None
         job = Job(name, task.name, task_options, base.name, base.source, options, folder, parent)
@@ -49,7 +49,7 @@ class Hub(Runs):
         return by_main(lambda: self._registered(job, made))
 
     def _registered(self, job: Job, made: Made) -> DistillResult:
-        row, _ = self.registry.add_adapter(
+        row, _ = self.registry.adapters.add(
             made.folder,
             task=job.task_name,
             base=job.base_name,
@@ -69,7 +69,7 @@ class Hub(Runs):
             seconds=made.seconds,
             metrics=made.record.metrics,
             score=made.score,
-            latest=self.registry.resolve(job.task_name, base=job.base_name).ref,
+            latest=self.registry.adapters.resolve(job.task_name, base=job.base_name).ref,
             run_dir=job.folder,
         )
 
@@ -94,9 +94,13 @@ class Hub(Runs):
         return given.absolute()
 
     def _parent(self, ref: str, task: Task, options: DistillOptions, base: str) -> tuple[str, Path, Path]:
-        row = self.registry.resolve(ref, base=base)
+        row = self.registry.adapters.resolve(ref, base=base)
         self._check(row, task, options.allow_base_mismatch)
-        return row.ref, self.registry.file(row, "adapter.safetensors"), self.registry.file(row, "adapter.json")
+        return (
+            row.ref,
+            self.registry.adapters.file(row, "adapter.safetensors"),
+            self.registry.adapters.file(row, "adapter.json"),
+        )
 
     # ---- evaluate
 
@@ -109,7 +113,7 @@ class Hub(Runs):
         from codi_hub.evaluation.run import evaluate_task
 
         options = options or EvalOptions()
-        row = self.registry.resolve(ref, base=options.base or self._base)
+        row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         began = time.perf_counter()
 
@@ -140,8 +144,8 @@ class Hub(Runs):
             row,
             task.name,
             options.steps,
-            resolve=lambda name: self.registry.resolve(name, base=row.base),
-            there=lambda: self.registry.adapters(row.task, row.base),
+            resolve=lambda name: self.registry.adapters.resolve(name, base=row.base),
+            there=lambda: self.registry.adapters.list(row.task, row.base),
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             check_steps(steps, row)

@@ -46,7 +46,7 @@ class Networks(Catalog):
         precision = choose_dtype(dtype, where)
         key = (name, str(where), str(precision))
         if key not in self._loaded:
-            row = self.registry.base(name)
+            row = self.registry.bases.get(name)
             base = FrozenBase.load(row.source, device=where, dtype=precision)
             _check_unchanged(row, base.fingerprint)
             self._loaded[key] = base, Resident()
@@ -67,9 +67,9 @@ class Networks(Catalog):
             adapter_memory: bytes of the base's adapters to keep; those used least recently go first.
 
         Raises:
-            NotFound, InvalidInput, Mismatch: see `Registry.resolve`, `Registry.file` and `adapters.format.load`.
+            NotFound, InvalidInput, Mismatch: see `registry.adapters` and `adapters.format.load`.
         """
-        row = self.registry.resolve(ref, base=self._base)
+        row = self.registry.adapters.resolve(ref, base=self._base)
         return self._resident(row, device, dtype, allow_base_mismatch, adapter_memory)
 
     def _resident(
@@ -86,8 +86,8 @@ class Networks(Catalog):
         resident.budget = adapter_memory
 
         def load() -> Adapter:
-            record = format.read_record(self.registry.file(row, format.RECORD))
-            weights = self.registry.file(row, format.WEIGHTS)
+            record = format.read_record(self.registry.adapters.file(row, format.RECORD))
+            weights = self.registry.adapters.file(row, format.WEIGHTS)
             return format.load(weights, record, base, allow_base_mismatch=allow_base_mismatch)
 
         expected = row.bytes * base.dtype.itemsize // format.ITEMSIZE
@@ -98,11 +98,13 @@ class Networks(Catalog):
         from codi_hub.adapters import format
         from codi_hub.backbones.unet import Fingerprint
 
-        base = self.registry.base(row.base)
-        record = format.read_record(self.registry.file(row, format.RECORD))
+        base = self.registry.bases.get(row.base)
+        record = format.read_record(self.registry.adapters.file(row, format.RECORD))
         format.check_condition(record, row.ref, task.name, task.condition_channels)
         mark = Fingerprint(base.family, base.sketch or {})
-        format.check(record, self.registry.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch)
+        format.check(
+            record, self.registry.adapters.file(row, format.WEIGHTS), mark, allow_base_mismatch=allow_base_mismatch
+        )
 
     def export(self, ref: str, options: ExportOptions) -> ExportResult:
         """Writes an adapter as another tool reads it.
@@ -114,8 +116,8 @@ class Networks(Catalog):
         from codi_hub.interop import diffusers, folders
 
         folder = folders.check_free(options.out, diffusers.is_export, options.overwrite)
-        row = self.registry.resolve(ref, base=self._base)
-        file = self.registry.file(row, format.RECORD)
+        row = self.registry.adapters.resolve(ref, base=self._base)
+        file = self.registry.adapters.file(row, format.RECORD)
         record = format.read_record(file)
         diffusers.check_exportable(record, row.ref)
         base, adapter, _ = self._resident(row, "cpu", options.dtype)

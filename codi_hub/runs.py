@@ -125,7 +125,7 @@ class Runs(Networks):
         from codi_hub.folders import Tiling, plan
 
         Tiling.parse(options.tile)  # what is wrong with it is said before anything is looked for
-        row = self.registry.resolve(ref, base=options.base or self._base)
+        row = self.registry.adapters.resolve(ref, base=options.base or self._base)
         task = self.load_task(row.task, options.set)
         items = plan(
             list(inputs),
@@ -151,9 +151,9 @@ class Runs(Networks):
         @cache
         def finished() -> dict[str, tuple[str | None, str | None, int]]:
             outputs = [_recorded(item.output) for item in work.items]
-            return self.registry.finished_outputs(row.ref, work.made_with, outputs)
+            return self.registry.runs.finished_outputs(row.ref, work.made_with, outputs)
 
-        run_id: Any = None if options.dry_run else self.registry.start_run(row.task, row.ref, work.made_with)
+        run_id: Any = None if options.dry_run else self.registry.runs.start(row.task, row.ref, work.made_with)
         status = "failed"
         try:
             report = run_folder(
@@ -170,7 +170,7 @@ class Runs(Networks):
                 dry_run=options.dry_run,
                 begin=lambda: ready.append(self._ready(work, on_event)),
                 done=lambda item, digest: _is_done(item, digest, finished()),
-                record=lambda made: self.registry.add_item(run_id, **made | {"output": _recorded(made["output"])}),
+                record=lambda made: self.registry.runs.add_item(run_id, **made | {"output": _recorded(made["output"])}),
                 on_item=on_item,
             )
             status = "failed" if report.failed else "ok"
@@ -180,7 +180,7 @@ class Runs(Networks):
         finally:
             if run_id is not None:
                 with suppress(CodiError):  # the rows are there; the log of the run's end is not worth its report
-                    self.registry.finish_run(run_id, status)
+                    self.registry.runs.finish(run_id, status)
         return report
 
     def _ready(self, work: Work, on_event: OnEvent) -> Generate:

@@ -140,7 +140,7 @@ def main() -> None:
     )
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:
-        there = {row.task for row in hub.registry.adapters(base="nano")}
+        there = {row.task for row in hub.registry.adapters.list(base="nano")}
         for name in parser.parse_args().tasks or [name for name in PICTURES if name in there]:
             rows, columns, labels = PICTURES[name](Run(hub, name))
             sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)

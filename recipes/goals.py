@@ -215,8 +215,8 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"parts": {}}
     with Hub.open() as hub:
-        base = hub.registry.base("nano").family
-        there = {"autoencoder", "speed"} | {row.task for row in hub.registry.adapters(base="nano")}
+        base = hub.registry.bases.get("nano").family
+        there = {"autoencoder", "speed"} | {row.task for row in hub.registry.adapters.list(base="nano")}
         if figures.get("base") != base:
             figures = {"base": base, "parts": {}}
         for part in parts or [part for part in PARTS if part in there]:

@@ -43,8 +43,8 @@ class Database:
         self.mark = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
         if self._file and not _has_content(self._file):
             self._create(self._file)
-        self._engine = _engine(self._url)
-        self._writer = self._engine.execution_options(write=True)
+        self.engine = _engine(self._url)
+        self._writer = self.engine.execution_options(write=True)
         try:
             if self._is_old():
                 self._migrate()
@@ -53,12 +53,12 @@ class Database:
             raise
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view. Raises CodiError when the database cannot be used."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._explained(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager

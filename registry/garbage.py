@@ -6,8 +6,7 @@ from pathlib import Path
 
 from codi_hub.errors import CodiError, Conflict
 from codi_hub.registry.database import Database
-from codi_hub.registry.rows import Garbage
-from codi_hub.registry.runs import text
+from codi_hub.registry.rows import Garbage, storable
 from codi_hub.registry.store import Store
 from codi_hub.registry.verify import needed, owners
 
@@ -39,9 +38,11 @@ def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]
 
 def _collected(path: Path, message: str, dry_run: bool) -> Garbage:
     try:
-        garbage = Garbage(text(path), path.lstat().st_size, message)
+        garbage = Garbage(storable(path), path.lstat().st_size, message)
         if not dry_run:
             path.unlink()
     except OSError as error:
-        raise CodiError(f"{text(path)} cannot be deleted: {error.strerror}; put that right and try again") from error
+        raise CodiError(
+            f"{storable(path)} cannot be deleted: {error.strerror}; put that right and try again"
+        ) from error
     return garbage

@@ -12,6 +12,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+def storable(value: object) -> str:
+    """Return the value as text that any database stores: bytes of file names that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class BaseRow:
     """A base. `source`: an absolute folder or a hub id. `default`: the one in use."""
@@ -32,7 +37,6 @@ class TaskRow:
     name: str
     like: str
     options: dict[str, Any]
-    builtin: bool
     created: str
 
 

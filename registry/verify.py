@@ -11,8 +11,7 @@ from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, adapter, adapter_file, base, verified
-from codi_hub.registry.rows import Problem
-from codi_hub.registry.runs import text
+from codi_hub.registry.rows import Problem, storable
 from codi_hub.registry.store import Stamp, Store, sha256
 
 NAMED = 5  # adapters that a message about a file they share names
@@ -20,12 +19,12 @@ NAMED = 5  # adapters that a message about a file they share names
 
 def unchanged(connection: Connection, path: Path, digest: str, stamp: Stamp) -> bool:
     """Whether the file had this hash when it was last read, and looks the same since."""
-    row = connection.execute(select(verified).where(verified.c.path == text(path))).first()
+    row = connection.execute(select(verified).where(verified.c.path == storable(path))).first()
     return row is not None and row.sha256 == digest and Stamp(row.inode, row.bytes, row.mtime_ns) == stamp
 
 
 def remember(connection: Connection, path: Path, digest: str, stamp: Stamp) -> None:
-    versions.put(connection, verified, {"path": text(path)}, {"sha256": digest} | stamp._asdict())
+    versions.put(connection, verified, {"path": storable(path)}, {"sha256": digest} | stamp._asdict())
 
 
 def checked(database: Database, path: Path, digest: str, what: str) -> Path:
@@ -70,10 +69,10 @@ def verify(database: Database, store: Store, manifest: Manifest | None) -> list[
         elif stamp:
             good.append((path, digest, stamp))
     for path in sorted(blobs - expected.keys()):
-        problems[path] = Problem("orphan", text(path), "no adapter needs it; `codi gc` deletes it")
+        problems[path] = Problem("orphan", storable(path), "no adapter needs it; `codi gc` deletes it")
     for path in sorted(leftovers):
         problems[path] = Problem(
-            "leftover", text(path), "a process was killed while it wrote this; `codi gc` deletes it"
+            "leftover", storable(path), "a process was killed while it wrote this; `codi gc` deletes it"
         )
     with database.write() as connection:
         connection.execute(delete(verified))
@@ -110,9 +109,11 @@ def _examine(path: Path, digest: str, refs: str) -> tuple[Problem | None, Stamp 
         stamp = Stamp.of(path)
         found = sha256(path)
     except FileNotFoundError:
-        return Problem("missing", text(path), f"needed by {refs}; restore it from a backup"), None
+        return Problem("missing", storable(path), f"needed by {refs}; restore it from a backup"), None
     except OSError as error:
-        return Problem("drift", text(path), f"cannot be read ({error.strerror}); needed by {refs}"), None
+        return Problem("drift", storable(path), f"cannot be read ({error.strerror}); needed by {refs}"), None
     if found != digest:
-        return Problem("drift", text(path), f"content has changed; needed by {refs}; restore it from a backup"), None
+        return Problem(
+            "drift", storable(path), f"content has changed; needed by {refs}; restore it from a backup"
+        ), None
     return None, stamp

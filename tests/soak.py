@@ -190,7 +190,7 @@ class Soak:
             out = args[args.index("-o") + 1]
             lying = len(list(Path(out).glob("*.png")))
             with Registry.open() as registry:
-                rows = [row for run in registry.runs(limit=None) for row in registry.run_items(run.id)]
+                rows = [row for run in registry.runs.list(limit=None) for row in registry.runs.items(run.id)]
             recorded = sum(row.status == "ok" and str(row.output).startswith(f"{out}/") for row in rows)
             report = self.codi(name, *args, "--json").report
             assert (report["ok"] + report["skipped"], report["failed"]) == (PICTURES, 0)
@@ -203,13 +203,13 @@ class Soak:
             problems = registry.verify()
             assert {problem.kind for problem in problems} <= {"orphan", "leftover"}, problems
             assert all("`codi gc` deletes it" in problem.message for problem in problems), problems
-            rows = {row.ref: row for row in registry.adapters(base="tiny")}
+            rows = {row.ref: row for row in registry.adapters.list(base="tiny")}
             lost = {ref for ref, sure in self.versions.items() if sure} - rows.keys()
             assert not lost, f"reported as registered, and gone: {lost}"
             self.versions = {ref: True for ref in self.versions if ref in rows}
             for row in rows.values():
-                assert {"adapter.safetensors", "adapter.json"} <= set(registry.files(row))
-            lost = self.tasks - {task.name for task in registry.tasks()}
+                assert {"adapter.safetensors", "adapter.json"} <= set(registry.adapters.files(row))
+            lost = self.tasks - {task.name for task in registry.tasks.list()}
             assert not lost, f"reported as registered, and gone: {lost}"
         for path in (self.folder / "out").rglob("*.png"):
             with Image.open(path) as image:

@@ -100,7 +100,7 @@ def register_base(workspace: Path) -> None:
     source = workspace / "base"
     mark = FrozenBase.load(str(source)).fingerprint
     with Registry.open(workspace / "home", bundled=workspace / "nothing-bundled") as registry:
-        registry.add_base(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
+        registry.bases.add(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
 
 
 def distil(workspace: Path, task: str, minutes: float, device: str, threads: int) -> None:

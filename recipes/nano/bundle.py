@@ -71,11 +71,11 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     adapters = []
     with Registry.open(workspace / "home") as registry:
         for task, count in rounds.items():
-            row = registry.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
+            row = registry.adapters.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
             folder = ROOT / task
             folder.mkdir()
-            for name in registry.files(row):
-                shutil.copyfile(registry.file(row, name), folder / name)
+            for name in registry.adapters.files(row):
+                shutil.copyfile(registry.adapters.file(row, name), folder / name)
             adapters.append(
                 {
                     "task": task,
@@ -113,14 +113,14 @@ def mean(workspace: Path, task: str, refs: Sequence[str]) -> str:
     folder = run_folder(workspace, f"mean-{task}", 1) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
     with Registry.open(workspace / "home") as registry:
-        rows = [registry.resolve(ref, base=BASE) for ref in refs]
-        weights = [load_file(registry.file(row, WEIGHTS)) for row in rows]
+        rows = [registry.adapters.resolve(ref, base=BASE) for ref in refs]
+        weights = [load_file(registry.adapters.file(row, WEIGHTS)) for row in rows]
         tensors = {name: torch.stack([one[name].float() for one in weights]).mean(0).half() for name in weights[0]}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         last = rows[-1]
         for name in (RECORD, ADAPTER_CARD):
-            shutil.copyfile(registry.file(last, name), folder / name)
-        row, _ = registry.add_adapter(
+            shutil.copyfile(registry.adapters.file(last, name), folder / name)
+        row, _ = registry.adapters.add(
             folder, task=task, base=BASE, kind=last.kind, steps=last.steps, parameters=last.parameters, metrics={}
         )
     return row.ref

@@ -287,7 +287,7 @@ def _register(
     format.write(folder, adapter, record, CARD)
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
-        row, _ = registry.add_adapter(
+        row, _ = registry.adapters.add(
             folder, task=name, base=bundle.BASE, kind="side", steps=1, parameters=count, metrics=metrics
         )
     (run_folder / bundle.DONE).write_text(row.ref)

@@ -118,7 +118,7 @@ class Bench:
         if not kept:
             made = self.held_out(task).references(base)
             kept = {name: self.held_out(task).figures(images, self.features) for name, images in made.items()}
-        there = self.hub.registry.adapters(task, self.hub.registry.base().name)
+        there = self.hub.registry.adapters.list(task, self.hub.registry.bases.get().name)
         bundled = [row.ref for row in there if row.bundled]
         for ref, at in product(bundled, ONE_AND_FOUR):
             name = f"the bundled adapter, {at_key(at)}"
@@ -159,7 +159,7 @@ class Bench:
     def _is_there(self, kept: dict[str, Any]) -> bool:
         """Whether this home has the adapter itself, and not another under its name."""
         try:
-            return self.hub.registry.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
+            return self.hub.registry.adapters.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
         except NotFound:
             return False
 
@@ -183,7 +183,7 @@ class Bench:
         self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
         made = self.hub.distill(row.task, options)
         shutil.rmtree(folder)
-        sha256 = self.hub.registry.resolve(made.adapter, base=None).sha256
+        sha256 = self.hub.registry.adapters.resolve(made.adapter, base=None).sha256
         seconds = round(made.seconds, 1)
         return {"adapter": made.adapter, "sha256": sha256, "seconds": seconds, "machine": machine(self.device)}
 

@@ -22,9 +22,9 @@ def adapter(home, tmp_path):
     (folder / "adapter.json").write_text(json.dumps({"task": "mine", "kind": "control"}))
     (folder / "README.md").write_text("# A card\n")
     with Catalog.open() as catalog:
-        catalog.registry.add_base("tiny", "/models/tiny", **BASE)
+        catalog.registry.bases.add("tiny", "/models/tiny", **BASE)
         catalog.add_task("mine", "superres", {"scale": 2})
-        row, _ = catalog.registry.add_adapter(
+        row, _ = catalog.registry.adapters.add(
             folder,
             task="mine",
             base="tiny",
@@ -70,7 +70,7 @@ def test_no_page_is_wrong_usage(codi, args):
 def test_a_task_that_is_not_there_among_many(codi):
     with Catalog.open() as catalog:
         for k in range(30):
-            catalog.registry.add_task(f"variant-{k:02}", "depth", {})
+            catalog.registry.tasks.add(f"variant-{k:02}", "depth", {})
     answer = codi("task", "show", "nosuch")
     there = ", ".join([*tasks.builtin(), *(f"variant-{k:02}" for k in range(12))])
     assert answer == (
@@ -206,8 +206,8 @@ def test_task_options_are_checked_when_registered(options, codi):
 
 def test_bases_are_listed_shown_chosen_and_removed(codi, home):
     with Catalog.open() as catalog:
-        catalog.registry.add_base("a", "/models/a", **BASE)
-        catalog.registry.add_base("b", "owner/b", **BASE)
+        catalog.registry.bases.add("a", "/models/a", **BASE)
+        catalog.registry.bases.add("b", "owner/b", **BASE)
     assert codi("base", "use", "b") == (0, "Base b is in use.\n", "")
     entries = {entry["name"]: entry for entry in json.loads(codi("base", "list", "--json").out)}
     assert [entries[name]["default"] for name in "ab"] == [False, True]
@@ -231,7 +231,7 @@ def test_what_is_no_base_is_refused_before_torch_loads(codi, tmp_path):
 def test_verify_is_silent_until_a_file_differs(codi, adapter):
     assert json.loads(codi("verify", "--json").out) == {"ok": True, "problems": []}
     with Catalog.open() as catalog:
-        path = catalog.registry.file(catalog.registry.resolve(adapter, base="tiny"), "README.md")
+        path = catalog.registry.adapters.file(catalog.registry.adapters.resolve(adapter, base="tiny"), "README.md")
     path.chmod(0o644)
     path.write_text("# Changed\n")
     answer = codi("verify", "--json")

@@ -13,7 +13,7 @@ from codi_hub import Catalog
 def mine(home, tmp_path):
     """Tasks `mine` and `other`, like superres; mine:1 (score 1) and mine:2 (score 2) on the base `tiny`, in use."""
     with Catalog.open() as catalog:
-        catalog.registry.add_base("tiny", "/models/tiny", family="f")
+        catalog.registry.bases.add("tiny", "/models/tiny", family="f")
         catalog.use_base("tiny")
         catalog.add_task("mine", "superres")
         catalog.add_task("other", "superres", {"scale": 2})
@@ -22,7 +22,7 @@ def mine(home, tmp_path):
             folder.mkdir()
             (folder / "adapter.safetensors").write_text(f"weights {score}")
             facts = {"kind": "control", "steps": 4, "parameters": 12, "metrics": {}, "score": score}
-            catalog.registry.add_adapter(folder, task="mine", base="tiny", **facts)
+            catalog.registry.adapters.add(folder, task="mine", base="tiny", **facts)
 
 
 def test_tag_names_a_version_until_it_is_taken_away(codi, mine):

@@ -216,7 +216,7 @@ def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: 
     from codi_hub.registry import Registry
 
     with Registry.open() as registry:
-        assert len(registry.runs()) == 1
+        assert len(registry.runs.list()) == 1
 
 
 def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
@@ -227,7 +227,7 @@ def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
         {"task": "superres", "input": "in/a.png", "output": "out"},
         {"task": "inpaint", "input": "in/hole.png", "output": "out"},
     )
-    start, started = RunLog.start_run, []
+    start, started = RunLog.start, []
 
     def once(*args: Any) -> int:
         started.append(args)
@@ -235,7 +235,7 @@ def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
             raise CodiError("the registry cannot be used: disk is full")
         return start(*args)
 
-    monkeypatch.setattr(RunLog, "start_run", once)
+    monkeypatch.setattr(RunLog, "start", once)
     answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--steps", "1")
     assert (answer.code, json.loads(answer.out)["ok"]) == (1, 1)
     assert "Error: inpaint:1: the registry cannot be used: disk is full\n" in answer.err

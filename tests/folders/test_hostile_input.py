@@ -133,8 +133,8 @@ def test_files_that_go_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mo
             shutil.rmtree(out, ignore_errors=True)
 
     with Hub.open() as hub:
-        begun = hub.registry.start_run
-        monkeypatch.setattr(hub.registry, "start_run", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
+        begun = hub.registry.runs.start
+        monkeypatch.setattr(hub.registry.runs, "start", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
         report = hub.run("superres", [folder], options, on_event=event)
         errors = [row["error"] for row in report.items]
         assert errors[:2] == [None, "the file cannot be read: No such file or directory"]

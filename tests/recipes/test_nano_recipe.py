@@ -105,9 +105,9 @@ def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> No
     (tmp_path / "base").symlink_to(NANO / "base")
     register_base(tmp_path)
     with Registry.open(tmp_path / "home") as registry:  # as every command does, with the bundle
-        assert registry.base(None).name == bundle.BASE
-        assert registry.base(None).source == str(tmp_path / "base")
-        assert not registry.adapters("superres", base=bundle.BASE)
+        assert registry.bases.get(None).name == bundle.BASE
+        assert registry.bases.get(None).source == str(tmp_path / "base")
+        assert not registry.adapters.list("superres", base=bundle.BASE)
 
 
 def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
@@ -158,7 +158,7 @@ def test_a_round_may_begin_with_the_mean_of_those_before(tmp_path: Path, monkeyp
         weights = {name: torch.full_like(value, number) for name, value in load_file(folder / WEIGHTS).items()}
         save_file(weights, folder / WEIGHTS)
         with Registry.open(workspace / "home") as registry:
-            row, _ = registry.add_adapter(
+            row, _ = registry.adapters.add(
                 folder, task=task, base=bundle.BASE, kind="side", steps=4, parameters=1, metrics={}
             )
         Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_a_round_may_begin_with_the_mean_of_those_before(tmp_path: Path, monkeyp
     nano.distil(tmp_path, "deblur", 4.0, "cpu", 1)
     assert len(set(parents)) == 4
     with Registry.open(tmp_path / "home") as registry:
-        row = registry.resolve(parents[-1], base=bundle.BASE)
+        row = registry.adapters.resolve(parents[-1], base=bundle.BASE)
         assert row.kind == "side"
-        weights = load_file(registry.file(row, WEIGHTS))
+        weights = load_file(registry.adapters.file(row, WEIGHTS))
     assert all((value == 1.5).all() for value in weights.values())  # of the versions filled with 1 and with 2

@@ -90,9 +90,9 @@ def test_a_short_training_registers_an_adapter_to_go_on_from(
     base = FrozenBase.load(str(NANO / "base"))
     base._prompts.clear()
     with Registry.open(tmp_path / "home") as registry:
-        row = registry.resolve(ref, base=bundle.BASE)
-        record = format.read_record(registry.file(row, format.RECORD))
-        adapter = format.load(registry.file(row, format.WEIGHTS), record, base)
+        row = registry.adapters.resolve(ref, base=bundle.BASE)
+        record = format.read_record(registry.adapters.file(row, format.RECORD))
+        adapter = format.load(registry.adapters.file(row, format.WEIGHTS), record, base)
     assert (row.kind, record.task) == ("side", task)
     with torch.no_grad():
         first, added = adapter.prepare(

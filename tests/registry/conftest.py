@@ -24,8 +24,8 @@ def nothing_bundled(tmp_path: Path) -> Path:
 def registry(home: Path, nothing_bundled: Path) -> Iterator[Registry]:
     """Two bases, `nano` (in use) and `sd15`; no adapters."""
     with Registry.open(home, bundled=nothing_bundled) as opened:
-        opened.add_base("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
-        opened.add_base("sd15", "runwayml/sd15", family="f2")
+        opened.bases.add("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
+        opened.bases.add("sd15", "runwayml/sd15", family="f2")
         yield opened
 
 
@@ -50,7 +50,7 @@ def add(registry: Registry, folder: Callable[[str], Path]) -> Add:
 
     def run(task: str = "depth", base: str = "nano", weights: str = "weights", **more: Any) -> tuple[AdapterRow, bool]:
         facts = {"kind": "control", "steps": 4, "parameters": 7, "metrics": {"psnr": 20.0}} | more
-        return registry.add_adapter(folder(weights), task=task, base=base, **facts)
+        return registry.adapters.add(folder(weights), task=task, base=base, **facts)
 
     return run
 

@@ -15,8 +15,8 @@ from codi_hub.registry import Registry
 
 CODE = str(Path(codi_hub.registry.__file__).parent)
 OPERATIONS = {
-    "rm": lambda registry: registry.remove_adapters(["depth:2", "mist:1"]),
-    "cp": lambda registry: registry.copy_adapter("superres", "x2"),
+    "rm": lambda registry: registry.adapters.remove(["depth:2", "mist:1"]),
+    "cp": lambda registry: registry.adapters.copy("superres", "x2"),
     "gc": lambda registry: registry.collect(),
 }
 
@@ -49,10 +49,10 @@ def look(home: Path, bundle: Path, operation: str) -> None:
         problems = registry.verify()
         assert {problem.kind for problem in problems} <= {"orphan", "leftover"}, problems
         assert all("`codi gc` deletes it" in problem.message for problem in problems)
-        rows = {row.ref: row for row in registry.adapters()}
+        rows = {row.ref: row for row in registry.adapters.list()}
         for row in rows.values():
-            for name in registry.files(row):
-                registry.file(row, name)
+            for name in registry.adapters.files(row):
+                registry.adapters.file(row, name)
         tags = {f"{row.task}:{tag}": row.ref for row in rows.values() for tag in row.tags}
         there = {"depth:1", "superres:1"} | rows.keys() & {"x2:1"}
         if "mist:1" in rows:

@@ -30,7 +30,7 @@ class Worker:
         weights = self.random.choice(["everyone's", f"of {self.number}, {len(self.made)}"])
         (self.folder / WEIGHTS).write_text(weights)
         (self.folder / "adapter.json").write_text("{}")
-        row, _ = self.registry.add_adapter(self.folder, task="depth", score=self.random.random(), **FACTS)
+        row, _ = self.registry.adapters.add(self.folder, task="depth", score=self.random.random(), **FACTS)
         self.made.append(row.ref)
         self.weights[row.ref] = weights
 
@@ -39,7 +39,7 @@ class Worker:
         if own:
             source = self.random.choice(own)
             copies = {text for ref, text in self.weights.items() if ref.startswith("copy:")}
-            row, created = self.registry.copy_adapter(source, "copy")
+            row, created = self.registry.adapters.copy(source, "copy")
             assert created == (self.weights[source] not in copies)
             if created:
                 self.made.append(row.ref)
@@ -48,22 +48,22 @@ class Worker:
     def tag(self) -> None:
         if self.weights:
             ref = self.random.choice(list(self.weights))
-            self.registry.tag(ref, f"w{self.number}")
+            self.registry.adapters.tag(ref, f"w{self.number}")
             self.tags[f"{ref.partition(':')[0]}:w{self.number}"] = ref
 
     def remove(self) -> None:
         if self.weights:
             refs = self.random.sample(list(self.weights), k=min(2, len(self.weights)))
-            assert {row.ref for row in self.registry.remove_adapters(refs).rows} == set(refs)
+            assert {row.ref for row in self.registry.adapters.remove(refs).rows} == set(refs)
             self.weights = {ref: text for ref, text in self.weights.items() if ref not in refs}
             self.tags = {tag: ref for tag, ref in self.tags.items() if ref not in refs}
 
     def run(self) -> None:
-        run = self.registry.start_run("depth", "depth:1", {"worker": self.number})
+        run = self.registry.runs.start("depth", "depth:1", {"worker": self.number})
         item = {"output": "o", "input_hash": "h", "status": "ok", "seed": 1, "error": None, "seconds": 0.1}
         for k in range(2):
-            self.registry.add_item(run, input=k, **item)
-        self.registry.finish_run(run, "ok")
+            self.registry.runs.add_item(run, input=k, **item)
+        self.registry.runs.finish(run, "ok")
         self.runs += 1
 
     def collect(self) -> None:
@@ -74,8 +74,8 @@ class Worker:
 
     def look(self) -> None:
         for ref in self.random.sample(list(self.weights), k=min(2, len(self.weights))):
-            row = self.registry.resolve(ref)
-            assert self.registry.file(row, WEIGHTS).read_text() == self.weights[ref]
+            row = self.registry.adapters.resolve(ref)
+            assert self.registry.adapters.file(row, WEIGHTS).read_text() == self.weights[ref]
 
     def work(self) -> None:
         doings = [self.add, self.add, self.add, self.copy, self.tag, self.remove, self.run, self.collect, self.verify]
@@ -87,7 +87,7 @@ class Worker:
 if __name__ == "__main__":
     home, number = Path(sys.argv[1]), int(sys.argv[3])
     with Registry.open(home, bundled=home / "none") as registry:
-        registry.add_base("nano", "/nano", family="f")
+        registry.bases.add("nano", "/nano", family="f")
         worker = Worker(registry, Path(sys.argv[2]) / str(number), number)
         worker.work()
     print(json.dumps({name: getattr(worker, name) for name in ("made", "weights", "tags", "runs")}))

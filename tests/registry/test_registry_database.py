@@ -25,9 +25,9 @@ from pathlib import Path
 from codi_hub.registry import Registry, versions
 {setup}
 with Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[1]) / "none") as registry:
-    registry.add_base("nano", "/nano", family="f")
+    registry.bases.add("nano", "/nano", family="f")
     for _ in range({times}):
-        row, moved = registry.add_adapter(Path(sys.argv[2]), task="depth", base="nano", kind="control", steps=4,
+        row, moved = registry.adapters.add(Path(sys.argv[2]), task="depth", base="nano", kind="control", steps=4,
                                           parameters=1, metrics={{}})
         print(row.version)
 """
@@ -38,7 +38,7 @@ def _python(code: str, *args: Path) -> subprocess.Popen[str]:
 
 
 def test_the_migrations_make_what_the_models_say(home: Path, nothing_bundled: Path) -> None:
-    with Registry.open(home, bundled=nothing_bundled) as registry, registry._database.read() as connection:
+    with Registry.open(home, bundled=nothing_bundled) as registry, registry.database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), models.metadata) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
@@ -56,7 +56,7 @@ def test_an_open_that_changes_nothing_imports_neither_alembic_nor_torch(home: Pa
 import sys
 from pathlib import Path
 from codi_hub.registry import Registry
-Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[2])).adapters()
+Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[2])).adapters.list()
 print(sorted({"torch", "alembic", "sqlalchemy.orm", "numpy", "filelock"} & set(sys.modules)))
 """
     assert _python(code, home, nothing_bundled).communicate()[0].strip() == "[]"
@@ -77,8 +77,8 @@ def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 def _filled(home: Path, nothing_bundled: Path) -> None:
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        registry.add_base("nano", "/nano", family="f")
-        registry.add_task("fog", "depth", {})
+        registry.bases.add("nano", "/nano", family="f")
+        registry.tasks.add("fog", "depth", {})
 
 
 def _dump(path: Path) -> list[str]:
@@ -91,7 +91,7 @@ def test_a_migration_runs_after_a_backup(home: Path, nothing_bundled: Path, migr
     before = _dump(home / "registry.db")
     migrations('op.execute("ALTER TABLE task ADD COLUMN note TEXT")')
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.base().name == "nano"
+        assert registry.bases.get().name == "nano"
     assert any("note" in line for line in _dump(home / "registry.db"))
     (backup,) = (home / "backups").iterdir()
     assert _dump(backup) == before
@@ -132,9 +132,9 @@ def test_a_registry_of_the_first_revision_keeps_its_runs(
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
         connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
-        assert registry.run_items(1)[0].prompt is None
-        assert registry.base().name == "nano"
+        assert registry.runs.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
+        assert registry.runs.items(1)[0].prompt is None
+        assert registry.bases.get().name == "nano"
 
 
 def test_a_newer_database_is_refused(home: Path, nothing_bundled: Path) -> None:
@@ -179,7 +179,7 @@ def test_processes_that_create_and_add_at_the_same_time(home: Path, folder: Call
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(int(version) for lines in printed for version in lines) == list(range(1, 25))
     with Registry.open(home, bundled=home / "none") as registry:
-        assert registry.resolve("depth").version == 24
+        assert registry.adapters.resolve("depth").version == 24
         assert registry.verify() == []
 
 
@@ -189,10 +189,10 @@ def test_killed_between_blob_and_record_leaves_only_orphans(home: Path, folder: 
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     with Registry.open(home, bundled=home / "none") as registry:
-        assert registry.adapters() == []
+        assert registry.adapters.list() == []
         assert [problem.kind for problem in registry.verify()] == ["orphan"] * 3
         facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-        assert registry.add_adapter(folder("w"), task="depth", **facts)[0].ref == "depth:1"
+        assert registry.adapters.add(folder("w"), task="depth", **facts)[0].ref == "depth:1"
         assert registry.verify() == []
 
 
@@ -204,4 +204,4 @@ def test_killed_while_writing_a_blob_leaves_a_leftover(home: Path, folder: Calla
     assert process.returncode == -signal.SIGKILL
     with Registry.open(home, bundled=home / "none") as registry:
         assert [problem.kind for problem in registry.verify()] == ["leftover"]
-        assert registry.adapters() == []
+        assert registry.adapters.list() == []

@@ -25,8 +25,8 @@ def _kinds(registry: Registry) -> list[tuple[str, str]]:
 
 def test_equal_files_are_stored_once_under_their_hash(registry: Registry, add, home: Path) -> None:
     one, two = add()[0], add("x")[0]
-    assert registry.file(one, WEIGHTS) == registry.file(two, WEIGHTS)
-    path = registry.file(one, WEIGHTS)
+    assert registry.adapters.file(one, WEIGHTS) == registry.adapters.file(two, WEIGHTS)
+    path = registry.adapters.file(one, WEIGHTS)
     assert path.relative_to(home) == Path("blobs", "sha256", one.sha256[:2], one.sha256)
     assert store.sha256(path) == one.sha256
     assert registry.verify() == []
@@ -38,45 +38,45 @@ def test_a_file_is_read_again_only_when_it_looks_different(
     row = add()[0]
     read: list[Path] = []
     monkeypatch.setattr(verify, "sha256", lambda path: read.append(path) or store.sha256(path))
-    path = registry.file(row, WEIGHTS)
+    path = registry.adapters.file(row, WEIGHTS)
     assert read == []
     os.utime(path)
-    registry.file(row, WEIGHTS)
-    registry.file(row, WEIGHTS)
+    registry.adapters.file(row, WEIGHTS)
+    registry.adapters.file(row, WEIGHTS)
     assert read == [path]
 
 
 def test_drift_is_refused_and_reported(registry: Registry, add) -> None:
     row = add(weights="good")[0]
-    path = registry.file(row, WEIGHTS)
+    path = registry.adapters.file(row, WEIGHTS)
     _overwrite(path, "evil")
     with pytest.raises(InvalidInput, match=r"adapter\.safetensors of depth:1 at .* is not what was registered"):
-        registry.file(row, WEIGHTS)
+        registry.adapters.file(row, WEIGHTS)
     assert _kinds(registry) == [("drift", path.name)]
     assert "needed by depth:1 for nano" in registry.verify()[0].message
     path.unlink()
     with pytest.raises(NotFound, match="is missing at"):
-        registry.file(row, WEIGHTS)
+        registry.adapters.file(row, WEIGHTS)
     assert _kinds(registry) == [("missing", path.name)]
 
 
 def test_drift_that_verify_found_is_refused_though_the_file_looks_the_same(registry: Registry, add) -> None:
     row = add(weights="good")[0]
-    path = registry.file(row, WEIGHTS)
+    path = registry.adapters.file(row, WEIGHTS)
     times = path.stat()
     _overwrite(path, "evil")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert registry.file(row, WEIGHTS) == path  # nothing short of reading it can tell
+    assert registry.adapters.file(row, WEIGHTS) == path  # nothing short of reading it can tell
     assert _kinds(registry) == [("drift", path.name)]
     with pytest.raises(InvalidInput):
-        registry.file(row, WEIGHTS)
+        registry.adapters.file(row, WEIGHTS)
 
 
 def test_adding_the_same_content_mends_a_damaged_blob(registry: Registry, add) -> None:
     row = add(weights="good")[0]
-    _overwrite(registry.file(row, WEIGHTS), "evil")
+    _overwrite(registry.adapters.file(row, WEIGHTS), "evil")
     add("other", weights="good")
-    assert registry.file(row, WEIGHTS).read_text() == "good"
+    assert registry.adapters.file(row, WEIGHTS).read_text() == "good"
     assert registry.verify() == []
 
 
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_nothing_behind(registry: Registry, add, monkeypatch:
         patch.setattr(store.os, "fsync", full)
         with pytest.raises(CodiError, match=r"could not be stored under .*: No space left on device"):
             add()
-    assert registry.adapters() == []
+    assert registry.adapters.list() == []
     assert registry.verify() == []
 
 
@@ -104,11 +104,11 @@ def test_bundled_models_are_registered_where_they_lie(home: Path, bundle: Callab
     root = bundle(("superres", 1, "sr"), ("depth", 1, "d"))
     for _ in range(2):  # again: nothing changes
         with Registry.open(home, bundled=root) as registry:
-            assert [row.ref for row in registry.adapters()] == ["depth:1", "superres:1"]
-            row = registry.resolve("superres")
+            assert [row.ref for row in registry.adapters.list()] == ["depth:1", "superres:1"]
+            row = registry.adapters.resolve("superres")
             assert (row.bundled, row.base, row.tags, row.bytes) == (True, "nano", ("latest",), 2)
-            assert registry.file(row, WEIGHTS) == root / "superres" / WEIGHTS
-            base = registry.base()
+            assert registry.adapters.file(row, WEIGHTS) == root / "superres" / WEIGHTS
+            base = registry.bases.get()
             assert (base.name, base.bundled, base.default, base.source) == ("nano", True, True, str(root / "base"))
             assert registry.verify() == []
     assert not any((home / "blobs").rglob("*[0-9a-f]"))
@@ -119,26 +119,26 @@ def test_the_user_s_versions_follow_the_bundled_ones(
 ) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"))) as registry:
         facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-        row, moved = registry.add_adapter(folder("mine"), task="depth", **facts)
+        row, moved = registry.adapters.add(folder("mine"), task="depth", **facts)
         assert (row.ref, moved) == ("depth:2", True)
     with Registry.open(home, bundled=bundle(("depth", 1, "new"), score=99.0)) as registry:
-        assert [(row.version, row.bundled) for row in registry.adapters()] == [(2, False), (3, True)]
-        assert registry.resolve("depth") == registry.resolve("depth:2")
+        assert [(row.version, row.bundled) for row in registry.adapters.list()] == [(2, False), (3, True)]
+        assert registry.adapters.resolve("depth") == registry.adapters.resolve("depth:2")
         with pytest.raises(NotFound, match="depth:1 came with another CoDi Hub and has been replaced"):
-            registry.resolve("depth:1")
+            registry.adapters.resolve("depth:1")
 
 
 def test_a_changed_manifest_changes_the_rows(home: Path, bundle: Callable[..., Path]) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"), ("old", 1, "o"))) as registry:
-        before = registry.resolve("old")
+        before = registry.adapters.resolve("old")
     with Registry.open(home, bundled=bundle(("depth", 1, "d"), score=7.0)) as registry:
-        assert [(row.ref, row.score, row.tags) for row in registry.adapters()] == [("depth:1", 7.0, ("latest",))]
+        assert [(row.ref, row.score, row.tags) for row in registry.adapters.list()] == [("depth:1", 7.0, ("latest",))]
         with pytest.raises(NotFound):
-            registry.file(before, "nothing")
+            registry.adapters.file(before, "nothing")
     with Registry.open(home, bundled=bundle(("depth", 2, "better"))) as registry:
-        assert registry.resolve("depth").ref == "depth:2"
+        assert registry.adapters.resolve("depth").ref == "depth:2"
     with Registry.open(home, bundled=bundle(("depth", 1, "d"), ("old", 1, "o"))) as registry:  # the old package again
-        assert [(row.ref, row.tags) for row in registry.adapters()] == [
+        assert [(row.ref, row.tags) for row in registry.adapters.list()] == [
             ("depth:1", ("latest",)),
             ("old:1", ("latest",)),
         ]
@@ -148,11 +148,11 @@ def test_a_base_of_the_user_s_with_the_bundled_name_is_kept(
     home: Path, bundle: Callable[..., Path], nothing_bundled: Path
 ) -> None:
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        registry.add_base("nano", "/mine", family="mine")
+        registry.bases.add("nano", "/mine", family="mine")
     with Registry.open(home, bundled=bundle(("depth", 1, "d"))) as registry:
-        assert [(row.name, row.bundled) for row in registry.bases()] == [("nano", False), ("nano-bundled", True)]
-        assert registry.base().source == "/mine"
-        assert registry.resolve("depth", "nano-bundled").bundled
+        assert [(row.name, row.bundled) for row in registry.bases.list()] == [("nano", False), ("nano-bundled", True)]
+        assert registry.bases.get().source == "/mine"
+        assert registry.adapters.resolve("depth", "nano-bundled").bundled
 
 
 def test_bundled_files_are_verified_too(home: Path, bundle: Callable[..., Path]) -> None:
@@ -162,7 +162,7 @@ def test_bundled_files_are_verified_too(home: Path, bundle: Callable[..., Path])
     with Registry.open(home, bundled=root) as registry:
         assert _kinds(registry) == [("drift", "model.safetensors"), ("drift", WEIGHTS)]
         with pytest.raises(InvalidInput, match="is not what was registered"):
-            registry.file(registry.resolve("depth"), WEIGHTS)
+            registry.adapters.file(registry.adapters.resolve("depth"), WEIGHTS)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"base": {}}', '{"base": {"name": "nano"}, "adapters": []}'])

@@ -20,7 +20,7 @@ GROWING = ("adapter", "adapter_file", "tag", "task", "run", "run_item", "verifie
 def _plans(registry: Registry) -> Iterator[list[str]]:
     """How SQLite goes about every SELECT inside the block, one line for each table."""
     lines: list[str] = []
-    engine = registry._database._engine
+    engine = registry.database.engine
 
     def explain(connection, cursor, statement, parameters, context, executemany) -> None:
         if statement.lstrip().startswith("SELECT"):
@@ -37,26 +37,26 @@ def _plans(registry: Registry) -> Iterator[list[str]]:
 def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
     for _ in range(3):
         add()
-    registry.add_task("fog", "depth", {})
+    registry.tasks.add("fog", "depth", {})
     with _plans(registry) as plans:
-        row = registry.tag("depth:2", "prod")
+        row = registry.adapters.tag("depth:2", "prod")
         for ref in ("depth", "depth:2", "depth:prod"):
-            registry.file(registry.resolve(ref), WEIGHTS)
+            registry.adapters.file(registry.adapters.resolve(ref), WEIGHTS)
         with pytest.raises(NotFound):
-            registry.resolve("depth:9")
+            registry.adapters.resolve("depth:9")
         with pytest.raises(NotFound):
-            registry.resolve("depth", base="sd15")
-        registry.task("fog")
-        registry.adapters(task="depth", limit=1)
-        registry.adapters(base="nano", limit=1, offset=1)
-        registry.adapters(limit=1, offset=1)
-        registry.files(row)
-        registry.copy_adapter("depth:2", "fog")
+            registry.adapters.resolve("depth", base="sd15")
+        registry.tasks.get("fog")
+        registry.adapters.list(task="depth", limit=1)
+        registry.adapters.list(base="nano", limit=1, offset=1)
+        registry.adapters.list(limit=1, offset=1)
+        registry.adapters.files(row)
+        registry.adapters.copy("depth:2", "fog")
         add()
-        registry.remove_adapters(["depth:1"])
-        run = registry.start_run("depth", "depth:2", {})
-        registry.finished_outputs("depth:2", {}, ["a", "b"])
-        registry.finish_run(run, "ok")
+        registry.adapters.remove(["depth:1"])
+        run = registry.runs.start("depth", "depth:2", {})
+        registry.runs.finished_outputs("depth:2", {}, ["a", "b"])
+        registry.runs.finish(run, "ok")
     assert len(plans) > 40
     whole = re.compile(rf"SCAN ({'|'.join(GROWING)})\b")
     assert [line for line in plans if whole.match(line)] == []
@@ -64,7 +64,7 @@ def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
 
 def test_a_file_of_many_adapters_names_some(registry: Registry, add) -> None:
     rows = [add()[0] for _ in range(7)]
-    path = registry.file(rows[0], WEIGHTS)
+    path = registry.adapters.file(rows[0], WEIGHTS)
     path.unlink()
     missing = next(problem for problem in registry.verify() if problem.path == str(path))
     named = ", ".join(f"depth:{k} for nano" for k in range(1, 6))
@@ -74,18 +74,18 @@ def test_a_file_of_many_adapters_names_some(registry: Registry, add) -> None:
 def test_what_is_not_there_names_the_last_of_many(registry: Registry, add) -> None:
     for _ in range(13):
         add()
-    registry.tag("depth:1", "first")
+    registry.adapters.tag("depth:1", "first")
     last = "|".join(str(k) for k in range(4, 14))
     with pytest.raises(
         NotFound, match=rf"^no depth:99 for base nano; there is depth:{re.escape(last)}\|first\|latest$"
     ):
-        registry.resolve("depth:99")
+        registry.adapters.resolve("depth:99")
     with pytest.raises(UsageError, match=rf"depth has 13 versions .*: depth:{re.escape(last)}\|first\|latest$"):
-        registry.remove_adapters(["depth"])
+        registry.adapters.remove(["depth"])
 
 
 def test_counts_and_what_is_bundled(registry: Registry, add) -> None:
     add(), add(), add("edit")
-    registry.remove_adapters(["depth:1"])
-    assert registry.count() == 2
-    assert registry.bundled() == []
+    registry.adapters.remove(["depth:1"])
+    assert registry.adapters.count() == 2
+    assert registry.adapters.bundled() == []

@@ -39,19 +39,19 @@ def test_adapters_added_at_the_same_time(url: str, home: Path, folder: Callable[
 
     def add(_: int) -> int:
         with Registry.open(home, url=url, bundled=home) as registry:
-            registry.add_base("nano", "/nano", family="f", sketch={"w": [1.0]})
-            return registry.add_adapter(weights, **facts)[0].version
+            registry.bases.add("nano", "/nano", family="f", sketch={"w": [1.0]})
+            return registry.adapters.add(weights, **facts)[0].version
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(add, range(4))) == [1, 2, 3, 4]
     with Registry.open(home, url=url, bundled=home) as registry:
-        assert registry.resolve("depth").version == 4
-        assert registry.tag("depth:2", "prod").tags == ("prod",)
+        assert registry.adapters.resolve("depth").version == 4
+        assert registry.adapters.tag("depth:2", "prod").tags == ("prod",)
         assert registry.verify() == []
-        run = registry.start_run("depth", "depth:2", {"steps": 4})
+        run = registry.runs.start("depth", "depth:2", {"steps": 4})
         item = {"status": "ok", "seed": 2**63 - 1, "error": None, "seconds": 0.1}
-        registry.add_item(run, input="a", output="o", input_hash="h", prompt="a red box", **item)
-        assert registry.finished_outputs("depth:2", {"steps": 4}, ["o"]) == {"o": ("h", "a red box", 2**63 - 1)}
-        with registry._database.read() as connection:
+        registry.runs.add_item(run, input="a", output="o", input_hash="h", prompt="a red box", **item)
+        assert registry.runs.finished_outputs("depth:2", {"steps": 4}, ["o"]) == {"o": ("h", "a red box", 2**63 - 1)}
+        with registry.database.read() as connection:
             context = MigrationContext.configure(connection)
             assert compare_metadata(context, models.metadata) == []

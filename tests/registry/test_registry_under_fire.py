@@ -34,13 +34,15 @@ def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path) -> No
     weights = {ref: text for account in accounts for ref, text in account["weights"].items()}
     tags = {tag: ref for account in accounts for tag, ref in account["tags"].items()}
     with Registry.open(home, bundled=home / "none") as registry:
-        rows = {row.ref: row for row in registry.adapters()}
-        assert {ref: registry.file(row, "adapter.safetensors").read_text() for ref, row in rows.items()} == weights
+        rows = {row.ref: row for row in registry.adapters.list()}
+        assert {
+            ref: registry.adapters.file(row, "adapter.safetensors").read_text() for ref, row in rows.items()
+        } == weights
         found = {f"{row.task}:{tag}": ref for ref, row in rows.items() for tag in row.tags}
         latest = {f"{row.task}:latest" for row in rows.values()}
         assert {tag: ref for tag, ref in found.items() if tag not in latest} == tags
         assert latest <= found.keys()
-        runs = registry.runs(limit=None)
+        runs = registry.runs.list(limit=None)
         assert Counter(run.options["worker"] for run in runs) == Counter(
             {number: account["runs"] for number, account in enumerate(accounts)}
         )
@@ -60,9 +62,9 @@ def test_killed_at_any_line_leaves_nothing_lost_and_nothing_half_done(
     with Registry.open(home, bundled=root) as registry:
         facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
         for task, weights in (("depth", "a"), ("depth", "b"), ("mist", "c"), ("old", "d"), ("old", "e")):
-            registry.add_adapter(folder(weights), task=task, **facts)
-        registry.tag("depth", "prod")
-        registry.remove_adapters(["old:1", "old:2"])
+            registry.adapters.add(folder(weights), task=task, **facts)
+        registry.adapters.tag("depth", "prod")
+        registry.adapters.remove(["old:1", "old:2"])
         (home / "blobs" / "tmp" / "half.part").write_text("half")
     out, err = _start("killed.py", home, root, operation, 29).communicate(timeout=300)  # 1: at every single line
     assert err == ""

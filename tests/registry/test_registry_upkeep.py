@@ -19,12 +19,12 @@ def _blobs(home: Path) -> int:
 
 def test_a_tag_is_taken_only_from_the_version_that_has_it(registry: Registry, add) -> None:
     add(weights="a"), add(weights="b")
-    registry.tag("depth:1", "prod")
+    registry.adapters.tag("depth:1", "prod")
     with pytest.raises(NotFound, match="the tag 'prod' is not on depth:2 but on depth:1; name that, or the task"):
-        registry.untag("depth:2", "prod")
-    assert registry.untag("depth:1", "prod").tags == ()
-    registry.tag("depth:2", "prod")
-    assert registry.untag("depth", "prod").tags == ("latest",)
+        registry.adapters.untag("depth:2", "prod")
+    assert registry.adapters.untag("depth:1", "prod").tags == ()
+    registry.adapters.tag("depth:2", "prod")
+    assert registry.adapters.untag("depth", "prod").tags == ("latest",)
 
 
 # ---- rm
@@ -34,40 +34,40 @@ def test_what_is_removed_is_nowhere_but_says_so(registry: Registry, add) -> None
     for weights in "abc":
         add(weights=weights)
     add("depth", "sd15")
-    registry.tag("depth:2", "prod")
-    row = registry.resolve("depth:2")
-    assert [row.ref for row in registry.remove_adapters(["depth:prod"]).rows] == ["depth:2"]
-    assert [(row.version, row.base) for row in registry.adapters()] == [(1, "nano"), (3, "nano"), (1, "sd15")]
+    registry.adapters.tag("depth:2", "prod")
+    row = registry.adapters.resolve("depth:2")
+    assert [row.ref for row in registry.adapters.remove(["depth:prod"]).rows] == ["depth:2"]
+    assert [(row.version, row.base) for row in registry.adapters.list()] == [(1, "nano"), (3, "nano"), (1, "sd15")]
     gone = r"depth:2 for base nano has been removed"
     for refused in (
-        lambda: registry.resolve("depth:2"),
-        lambda: registry.tag("depth:2", "again"),
-        lambda: registry.copy_adapter("depth:2", "fog"),
-        lambda: registry.remove_adapters(["depth:2"]),
+        lambda: registry.adapters.resolve("depth:2"),
+        lambda: registry.adapters.tag("depth:2", "again"),
+        lambda: registry.adapters.copy("depth:2", "fog"),
+        lambda: registry.adapters.remove(["depth:2"]),
     ):
         with pytest.raises(NotFound, match=gone + r"; there is depth:1\|3\|latest$"):
             refused()
     with pytest.raises(NotFound, match=gone + "; see `codi list depth`"):  # looked up before it was removed
-        registry.file(row, WEIGHTS)
+        registry.adapters.file(row, WEIGHTS)
     with pytest.raises(NotFound, match="no depth:prod for base nano"):
-        registry.resolve("depth:prod")
-    registry.remove_adapters(["depth:1", "depth:3"])
+        registry.adapters.resolve("depth:prod")
+    registry.adapters.remove(["depth:1", "depth:3"])
     with pytest.raises(NotFound, match=gone + ", and task 'depth' has no adapter for base nano, but for sd15"):
-        registry.resolve("depth:2")
-    registry.remove_adapters(["depth"], "sd15")
+        registry.adapters.resolve("depth:2")
+    registry.adapters.remove(["depth"], "sd15")
     with pytest.raises(NotFound, match=gone + ", and task 'depth' has no adapter yet"):
-        registry.resolve("depth:2")
+        registry.adapters.resolve("depth:2")
 
 
 def test_a_number_never_comes_twice(registry: Registry, add) -> None:
     add(weights="a"), add(weights="b")
-    registry.remove_adapters(["depth:1", "depth:2"])
+    registry.adapters.remove(["depth:1", "depth:2"])
     registry.collect()
     assert add(weights="b")[0].ref == "depth:3"
     with pytest.raises(Conflict, match=r"1 adapters were distilled on it \(depth:3\); remove them first with `codi rm"):
-        registry.remove_base("nano")
-    registry.remove_adapters(["depth:3"])
-    registry.remove_base("nano")
+        registry.bases.remove("nano")
+    registry.adapters.remove(["depth:3"])
+    registry.bases.remove("nano")
     registry.collect()
     assert registry.verify() == []
 
@@ -86,22 +86,22 @@ def test_a_number_never_comes_twice(registry: Registry, add) -> None:
 def test_latest_goes_to_the_best_that_is_left(registry: Registry, add, scores, removed, latest) -> None:
     for k, score in enumerate(scores):
         add(score=score, weights=f"w{k}")
-    registry.tag(f"depth:{removed[0]}", "latest")
-    moved = registry.remove_adapters([f"depth:{version}" for version in removed]).latest
+    registry.adapters.tag(f"depth:{removed[0]}", "latest")
+    moved = registry.adapters.remove([f"depth:{version}" for version in removed]).latest
     assert {task: row and (row.version, row.tags) for task, row in moved.items()} == {
         "depth": latest and (latest, ("latest",))
     }
     if latest:
-        assert registry.resolve("depth").version == latest
+        assert registry.adapters.resolve("depth").version == latest
     else:
         assert add(score=-9.0, weights="new")[1]
 
 
 def test_latest_stays_where_another_version_goes(registry: Registry, add) -> None:
     add(score=2.0, weights="a"), add(score=1.0, weights="b"), add("depth", "sd15")
-    assert registry.remove_adapters(["depth:2"]).latest == {}
-    assert registry.resolve("depth").version == 1
-    assert registry.resolve("depth", "sd15").version == 1
+    assert registry.adapters.remove(["depth:2"]).latest == {}
+    assert registry.adapters.resolve("depth").version == 1
+    assert registry.adapters.resolve("depth", "sd15").version == 1
 
 
 @pytest.mark.parametrize(
@@ -116,25 +116,25 @@ def test_latest_stays_where_another_version_goes(registry: Registry, add) -> Non
 def test_several_are_removed_together_or_not_at_all(registry: Registry, add, refs, error, line) -> None:
     add(weights="a"), add(weights="b")
     with pytest.raises(error, match=line):
-        registry.remove_adapters(refs)
-    assert [row.version for row in registry.adapters()] == [1, 2]
-    assert [row.ref for row in registry.remove_adapters(["depth:2", "depth:latest", "depth:02"]).rows] == ["depth:2"]
-    assert [row.ref for row in registry.remove_adapters(["depth"]).rows] == ["depth:1"]
+        registry.adapters.remove(refs)
+    assert [row.version for row in registry.adapters.list()] == [1, 2]
+    assert [row.ref for row in registry.adapters.remove(["depth:2", "depth:latest", "depth:02"]).rows] == ["depth:2"]
+    assert [row.ref for row in registry.adapters.remove(["depth"]).rows] == ["depth:1"]
 
 
 def test_the_bundled_stay(home: Path, bundle: Callable[..., Path]) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"))) as registry:
         with pytest.raises(Conflict, match="depth:1 comes with CoDi Hub and cannot be removed"):
-            registry.remove_adapters(["depth"])
+            registry.adapters.remove(["depth"])
         assert registry.collect() == []
-        assert registry.resolve("depth").bundled
+        assert registry.adapters.resolve("depth").bundled
 
 
 def test_a_removed_adapter_s_runs_stay(registry: Registry, add) -> None:
     add()
-    registry.finish_run(registry.start_run("depth", "depth:1", {}), "ok")
-    registry.remove_adapters(["depth"])
-    assert [(run.adapter, run.status) for run in registry.runs()] == [("depth:1", "ok")]
+    registry.runs.finish(registry.runs.start("depth", "depth:1", {}), "ok")
+    registry.adapters.remove(["depth"])
+    assert [(run.adapter, run.status) for run in registry.runs.list()] == [("depth:1", "ok")]
 
 
 def test_latest_is_the_user_s_where_the_bundle_has_none_any_more(
@@ -142,10 +142,10 @@ def test_latest_is_the_user_s_where_the_bundle_has_none_any_more(
 ) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"), ("fog", 1, "f"))) as registry:
         facts = {"base": "nano", "kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-        registry.add_adapter(folder("mine"), task="fog", **facts)
-        registry.tag("fog:1", "latest")
+        registry.adapters.add(folder("mine"), task="fog", **facts)
+        registry.adapters.tag("fog:1", "latest")
     with Registry.open(home, bundled=bundle(("depth", 1, "d"))) as registry:
-        assert registry.resolve("fog").ref == "fog:2"
+        assert registry.adapters.resolve("fog").ref == "fog:2"
 
 
 # ---- cp
@@ -154,57 +154,57 @@ def test_latest_is_the_user_s_where_the_bundle_has_none_any_more(
 def test_a_copy_shares_the_files(registry: Registry, add, home: Path) -> None:
     source = add(score=2.0, weights="good", metrics={"psnr": 21.0}, parent="depth:9")[0]
     before = _blobs(home)
-    times = registry.file(source, WEIGHTS).stat().st_mtime_ns
-    row, created = registry.copy_adapter("depth", "fog")
+    times = registry.adapters.file(source, WEIGHTS).stat().st_mtime_ns
+    row, created = registry.adapters.copy("depth", "fog")
     assert (row.ref, row.base, row.parent, row.tags, created) == ("fog:1", "nano", "depth:1", ("latest",), True)
     same = ("kind", "steps", "parameters", "metrics", "score", "sha256", "bytes")
     assert [getattr(row, name) for name in same] == [getattr(source, name) for name in same]
-    assert registry.files(row) == registry.files(source)
-    assert (_blobs(home), registry.file(row, WEIGHTS).stat().st_mtime_ns) == (before, times)
-    assert registry.copy_adapter("depth:1", "fog") == (row, False)
-    assert registry.copy_adapter("fog", "depth") == (source, False)
-    registry.remove_adapters(["depth"])
+    assert registry.adapters.files(row) == registry.adapters.files(source)
+    assert (_blobs(home), registry.adapters.file(row, WEIGHTS).stat().st_mtime_ns) == (before, times)
+    assert registry.adapters.copy("depth:1", "fog") == (row, False)
+    assert registry.adapters.copy("fog", "depth") == (source, False)
+    registry.adapters.remove(["depth"])
     assert registry.collect() == []
-    assert registry.file(row, WEIGHTS).read_text() == "good"
-    assert registry.copy_adapter("fog", "depth")[0].ref == "depth:2"
+    assert registry.adapters.file(row, WEIGHTS).read_text() == "good"
+    assert registry.adapters.copy("fog", "depth")[0].ref == "depth:2"
 
 
 def test_a_copy_belongs_to_the_base_of_its_source(registry: Registry, add) -> None:
     add("depth", "sd15")
     add("fog", "nano", weights="weights")
     with pytest.raises(NotFound, match="but for sd15"):
-        registry.copy_adapter("depth", "fog")
-    row, created = registry.copy_adapter("depth", "fog", "sd15")
+        registry.adapters.copy("depth", "fog")
+    row, created = registry.adapters.copy("depth", "fog", "sd15")
     assert (row.ref, row.base, created) == ("fog:1", "sd15", True)
 
 
 def test_a_copy_that_scores_worse_is_not_the_latest(registry: Registry, add) -> None:
     add(score=1.0, weights="a"), add("fog", score=2.0, weights="b")
-    row, _ = registry.copy_adapter("depth", "fog")
-    assert (row.ref, row.tags, registry.resolve("fog").ref) == ("fog:2", (), "fog:1")
+    row, _ = registry.adapters.copy("depth", "fog")
+    assert (row.ref, row.tags, registry.adapters.resolve("fog").ref) == ("fog:2", (), "fog:1")
 
 
 def test_a_bundled_adapter_s_copy_has_files_of_its_own(home: Path, bundle: Callable[..., Path]) -> None:
     root = bundle(("depth", 1, "d"))
     with Registry.open(home, bundled=root) as registry:
-        row, _ = registry.copy_adapter("depth", "fog")
-        path = registry.file(row, WEIGHTS)
+        row, _ = registry.adapters.copy("depth", "fog")
+        path = registry.adapters.file(row, WEIGHTS)
         assert (row.bundled, path.is_relative_to(home), path.read_text()) == (False, True, "d")
         path.chmod(0o644)
         path.write_text("evil")
-        registry.copy_adapter("depth", "mist")  # mends it
-        assert registry.file(row, WEIGHTS).read_text() == "d"
+        registry.adapters.copy("depth", "mist")  # mends it
+        assert registry.adapters.file(row, WEIGHTS).read_text() == "d"
         (root / "depth" / WEIGHTS).write_text("x")
         path.unlink()
         with pytest.raises(InvalidInput, match="is not what was registered"):
-            registry.copy_adapter("depth", "haze")
+            registry.adapters.copy("depth", "haze")
 
 
 def test_a_damaged_adapter_is_not_copied(registry: Registry, add) -> None:
-    registry.file(add()[0], WEIGHTS).unlink()
+    registry.adapters.file(add()[0], WEIGHTS).unlink()
     with pytest.raises(NotFound, match=r"adapter\.safetensors of depth:1 is missing at"):
-        registry.copy_adapter("depth", "fog")
-    assert registry.adapters("fog") == []
+        registry.adapters.copy("depth", "fog")
+    assert registry.adapters.list("fog") == []
 
 
 # ---- gc
@@ -213,13 +213,13 @@ def test_a_damaged_adapter_is_not_copied(registry: Registry, add) -> None:
 def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add, home: Path) -> None:
     kept = add(weights="kept")[0]
     gone = add(weights="gone")[0]
-    path = registry.file(gone, WEIGHTS)
+    path = registry.adapters.file(gone, WEIGHTS)
     stray = [home / "blobs" / "tmp" / "half.part", home / ".registry.db.0a.part-wal", home / "backups" / "r.part"]
     others = [home / "distill" / "depth-1" / "run.json", home / "blobs" / "tmp" / "folder" / "x", home / "mine.part"]
     for file in (*stray, *others):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("12345")
-    registry.remove_adapters([gone.ref])
+    registry.adapters.remove([gone.ref])
     assert [(problem.kind, problem.message) for problem in registry.verify()] == [
         ("orphan", "no adapter needs it; `codi gc` deletes it"),
         ("leftover", "a process was killed while it wrote this; `codi gc` deletes it"),
@@ -235,7 +235,7 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add,
     assert registry.collect() == []
     assert not path.exists()
     assert all(file.exists() for file in others)
-    assert registry.file(kept, WEIGHTS).read_text() == "kept"
+    assert registry.adapters.file(kept, WEIGHTS).read_text() == "kept"
     assert registry.verify() == []
 
 
@@ -247,13 +247,13 @@ def test_gc_under_another_database_would_lose_files_and_is_refused(
     url = f"sqlite:///{tmp_path / 'other.db'}"
     with Registry.open(home, url=url, bundled=nothing_bundled) as other, pytest.raises(Conflict, match=line):
         other.collect()
-    assert registry.file(row, WEIGHTS).exists()
+    assert registry.adapters.file(row, WEIGHTS).exists()
     assert registry.collect() == []
 
 
 def test_a_file_that_cannot_be_deleted_is_one_line(registry: Registry, add, monkeypatch: pytest.MonkeyPatch) -> None:
     add()
-    registry.remove_adapters(["depth"])
+    registry.adapters.remove(["depth"])
 
     def denied(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -273,10 +273,10 @@ def test_what_is_removed_while_verify_reads_is_not_missed(
 
     def removed_first(*args: object) -> object:
         monkeypatch.setattr(verify, "_examine", examine)
-        registry.remove_adapters(["depth:1"])
+        registry.adapters.remove(["depth:1"])
         registry.collect()
         return examine(*args)
 
     monkeypatch.setattr(verify, "_examine", removed_first)
     assert registry.verify() == []
-    assert [row.ref for row in registry.adapters()] == ["depth:2"]
+    assert [row.ref for row in registry.adapters.list()] == ["depth:2"]

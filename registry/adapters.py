@@ -1,0 +1,274 @@
+"""Adapter versions: list, resolve, add, copy, tag and remove them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
+from codi_hub.registry import lookup, versions
+from codi_hub.registry.bases import Bases
+from codi_hub.registry.bundled import Manifest
+from codi_hub.registry.database import Database
+from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
+from codi_hub.registry.references import LATEST, check_tag, check_task, parse
+from codi_hub.registry.rows import AdapterRow, Removal, now, storable
+from codi_hub.registry.store import Stamp, Store
+from codi_hub.registry.verify import checked, remember
+
+WEIGHTS = "adapter.safetensors"
+
+
+class Adapters:
+    """The adapter versions of every task and base. Versions never change, and no number is used twice.
+
+    Args:
+        manifest: of the bundled models; None where nothing is bundled.
+    """
+
+    def __init__(self, database: Database, store: Store, bases: Bases, manifest: Manifest | None) -> None:
+        self._database = database
+        self._store = store
+        self._bases = bases
+        self._manifest = manifest
+
+    # ---- queries
+
+    def list(
+        self, task: str | None = None, base: str | None = None, limit: int | None = None, offset: int = 0
+    ) -> Sequence[AdapterRow]:
+        """Return adapters sorted by task, base and version, from the `offset`th on.
+
+        Raises NotFound for an unknown base; an unknown task has none.
+        """
+        with self._database.read() as connection:
+            where = [adapter.c.status == READY]
+            if task is not None:
+                where.append(adapter.c.task == storable(task))
+            if base is not None:
+                where.append(adapter.c.base_id == self._bases.find(connection, base)[1])
+            return lookup.adapter_rows(connection, where, limit, offset)
+
+    def count(self) -> int:
+        """Return the number of adapters."""
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).where(adapter.c.status == READY)) or 0
+
+    def bundled(self) -> Sequence[AdapterRow]:
+        """Return the adapters that come with the package."""
+        with self._database.read() as connection:
+            return lookup.adapter_rows(connection, (adapter.c.status == READY, adapter.c.folder.is_not(None)))
+
+    def resolve(self, ref: str, base: str | None = None) -> AdapterRow:
+        """Return the adapter that `task`, `task:version` or `task:tag` means, on the base in use unless named.
+
+        Raises:
+            UsageError: not a reference. NotFound: no such adapter; the message names what exists instead.
+        """
+        reference = parse(ref)
+        with self._database.read() as connection:
+            base_row, base_id = self._bases.find(connection, base)
+            return lookup.resolve(connection, reference, base_row.name, base_id)
+
+    def files(self, row: AdapterRow) -> Sequence[str]:
+        """Return the names of an adapter's files, sorted."""
+        query = select(adapter_file.c.name).where(adapter_file.c.adapter_id == row.id).order_by(adapter_file.c.name)
+        with self._database.read() as connection:
+            return [*connection.scalars(query)]
+
+    def file(self, row: AdapterRow, name: str) -> Path:
+        """Return the path of an adapter's file, whose content is checked whenever the file has changed.
+
+        Raises:
+            NotFound: not one of its files, or a missing one. InvalidInput: its content is not what was registered.
+        """
+        with self._database.read() as connection:
+            record = lookup.file_record(connection, row, name)
+        if record.status == REMOVED:  # after `row` was read
+            raise NotFound(f"{row.ref} for base {row.base} has been removed; see `codi list {row.task}`")
+        if record.folder is None:
+            path = self._store.path(record.sha256)
+        elif self._manifest and row.status == READY:
+            path = self._manifest.root / record.folder / name
+        else:
+            raise NotFound(f"{row.ref} came with another CoDi Hub, and this one lacks its files; use {row.task}:latest")
+        return checked(self._database, path, record.sha256, f"{name} of {row.ref}")
+
+    # ---- additions
+
+    def add(
+        self,
+        folder: Path,
+        *,
+        task: str,
+        base: str,
+        kind: str,
+        steps: int,
+        parameters: int,
+        metrics: dict[str, Any],
+        score: float | None = None,
+        parent: str | None = None,
+    ) -> tuple[AdapterRow, bool]:
+        """Copy every file of `folder` into the store and record them as the next version of (task, base).
+
+        Args:
+            metrics: values that JSON can hold; numbers that are not finite become null.
+            score: held-out, higher is better; None or not finite means unknown.
+
+        Returns:
+            The new version, and whether `latest` moved to it: it does unless its score is worse than the holder's.
+
+        Raises:
+            NotFound: no such base. InvalidInput: no `adapter.safetensors` in the folder. CodiError: not stored.
+        """
+        check_task(task)
+        with self._database.read() as connection:
+            base_id = self._bases.find(connection, base)[1]
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        if WEIGHTS not in files:
+            raise InvalidInput(f"{folder} is not an adapter: it has no {WEIGHTS}")
+        values = {"task": task, "base_id": base_id, "kind": kind, "steps": steps, "parameters": parameters}
+        values |= {"metrics": versions.plain(metrics), "score": versions.finite(score), "parent": parent}
+        with self._storing(f"the adapter in {folder}"):
+            return self._record(values, {name: self._store.put(path) for name, path in files.items()})
+
+    def copy(self, ref: str, task: str, base: str | None = None) -> tuple[AdapterRow, bool]:
+        """Record an adapter's files as the next version of another task on the same base, with it as the parent.
+
+        Returns:
+            The version, and whether it is new: nothing happens where the task has equal weights already.
+
+        Raises:
+            NotFound, UsageError: see `resolve`. NotFound, InvalidInput: see `file`. CodiError: not stored.
+        """
+        check_task(task)
+        with self._storing(ref):  # the store stays locked, so that no file is collected before it is recorded again
+            source = self.resolve(ref, base)
+            with self._database.read() as connection:
+                base_id = self._bases.find(connection, source.base)[1]
+                same = (adapter.c.status == READY, adapter.c.sha256 == source.sha256)
+                existing = lookup.adapter_rows(
+                    connection, (*same, adapter.c.task == task, adapter.c.base_id == base_id)
+                )
+            if existing:
+                return existing[-1], False
+            kept = ("kind", "steps", "parameters", "metrics", "score")
+            values = {"task": task, "base_id": base_id, "parent": source.ref}
+            values |= {name: getattr(source, name) for name in kept}
+            return self._record(values, {name: self._blob(source, name) for name in self.files(source)})[0], True
+
+    def _blob(self, row: AdapterRow, name: str) -> tuple[str, int]:
+        """Return (sha256, bytes) of an adapter's file in the store; a bundled file is copied there. See `file`."""
+        with self._database.read() as connection:
+            record = lookup.file_record(connection, row, name)
+        path = self._store.path(record.sha256)
+        try:
+            checked(self._database, path, record.sha256, f"{name} of {row.ref}")
+        except (NotFound, InvalidInput):
+            if record.folder is None:
+                raise
+            return self._store.put(self.file(row, name))
+        return record.sha256, path.stat().st_size
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
+        """Hold the store's lock for a whole addition, until it is recorded. Raises CodiError for a failed write."""
+        try:
+            with self._store.locked():
+                self._store.note(self._database.mark)
+                yield
+        except OSError as error:
+            where, why = self._store.root, error.strerror or error
+            raise CodiError(f"{what} could not be stored under {where}: {why}") from error
+
+    def _record(self, values: dict[str, Any], stored: dict[str, tuple[str, int]]) -> tuple[AdapterRow, bool]:
+        digest, size = stored[WEIGHTS]
+        values |= {"sha256": digest, "bytes": size, "status": READY, "created": now()}
+        with self._database.write() as connection:
+            holder = versions.latest(connection, values["task"], values["base_id"])
+            values["version"] = versions.next_version(connection, values["task"], values["base_id"])
+            adapter_id = versions.insert(connection, adapter, values)
+            rows = [
+                {"adapter_id": adapter_id, "name": name, "sha256": d, "bytes": n} for name, (d, n) in stored.items()
+            ]
+            connection.execute(adapter_file.insert(), rows)
+            row = connection.execute(adapter.select().where(adapter.c.id == adapter_id)).one()
+            moved = versions.move_latest(connection, row, holder)
+            for digest, _ in stored.values():
+                path = self._store.path(digest)
+                remember(connection, path, digest, Stamp.of(path))
+            return lookup.adapter_row(connection, adapter_id), moved
+
+    # ---- tags and removals
+
+    def tag(self, ref: str, name: str, base: str | None = None) -> AdapterRow:
+        """Point a tag, `latest` included, to a version. Raises NotFound or UsageError."""
+        check_tag(name)
+        with self._database.write() as connection:
+            row = self._resolve(connection, ref, base)
+            versions.move_tag(connection, name, connection.execute(select(adapter).where(adapter.c.id == row.id)).one())
+            return lookup.adapter_row(connection, row.id)
+
+    def untag(self, ref: str, name: str, base: str | None = None) -> AdapterRow:
+        """Remove a tag from the task of `ref` on one base; return the version that had it.
+
+        Raises:
+            UsageError: the tag `latest`. NotFound: no such tag, or `ref` is a version that does not have it.
+        """
+        if name == LATEST:
+            raise UsageError("every task has a latest version; move it with `codi tag TASK:VERSION latest`")
+        reference = parse(ref)
+        with self._database.write() as connection:
+            base_row, base_id = self._bases.find(connection, base)
+            held = versions.tagged(connection, reference.task, base_id, name)
+            if held is None:
+                raise NotFound(f"{reference.task} has no tag {name!r} for base {base_row.name}; see `codi list`")
+            if ":" in ref and lookup.resolve(connection, reference, base_row.name, base_id).id != held.id:
+                raise NotFound(
+                    f"the tag {name!r} is not on {ref} but on {held.task}:{held.version}; name that, or the task"
+                )
+            mine = (tag.c.task == held.task, tag.c.base_id == base_id, tag.c.name == name)
+            connection.execute(tag.delete().where(*mine))
+            return lookup.adapter_row(connection, held.id)
+
+    def remove(self, refs: Sequence[str], base: str | None = None) -> Removal:
+        """Remove versions and their tags: all of them, or none. Their files stay until `Registry.collect`.
+
+        Raises:
+            NotFound: one does not exist. Conflict: one is bundled.
+            UsageError: not a reference, or a task alone that has several versions.
+        """
+        with self._database.write() as connection:
+            base_row, base_id = self._bases.find(connection, base)
+            removable = [_removable(connection, ref, base_row.name, base_id) for ref in refs]
+            rows = {row.id: row for row in removable}
+            for row in rows.values():
+                connection.execute(update(adapter).where(adapter.c.id == row.id).values(status=REMOVED))
+                versions.drop_tags(connection, row.task, base_id, row.version)
+            latest: dict[str, AdapterRow | None] = {}
+            for row in rows.values():
+                if LATEST in row.tags:
+                    best = versions.settle_latest(connection, row.task, base_id)
+                    latest[row.task] = lookup.adapter_row(connection, best.id) if best else None
+            return Removal(base_row.name, tuple(rows.values()), latest)
+
+    def _resolve(self, connection: Connection, ref: str, base: str | None) -> AdapterRow:
+        base_row, base_id = self._bases.find(connection, base)
+        return lookup.resolve(connection, parse(ref), base_row.name, base_id)
+
+
+def _removable(connection: Connection, ref: str, base_name: str, base_id: int) -> AdapterRow:
+    row = lookup.resolve(connection, parse(ref), base_name, base_id)
+    if ":" not in ref:
+        mine = (adapter.c.status == READY, adapter.c.task == row.task, adapter.c.base_id == base_id)
+        several = connection.scalar(select(func.count()).where(*mine)) or 0
+        if several > 1:
+            there = lookup.choices(connection, row.task, base_id)
+            raise UsageError(f"{ref} has {several} versions for base {base_name}; say which: {there}")
+    if row.bundled:
+        raise Conflict(f"{row.ref} comes with CoDi Hub and cannot be removed")
+    return row
