@@ -19,10 +19,10 @@ from benchmarks.table import Row, Work, in_turn, ratios
 from codi_hub.config.options import ExportOptions, RunOptions
 from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
-from codi_hub.runs import DEFAULT_BATCH
 from codi_hub.seeds import image_seed
 
 PICTURES, SIDE, STEPS = 16, 256, 4
+BATCH = 16  # what `Hub.run` takes of this size on a CPU
 TASK = "pairs"  # whose condition is the picture itself, as the pipeline takes it
 PROMPT = "a photograph"
 WHAT = f"folder of {PICTURES}, end to end, {STEPS} steps"
@@ -117,8 +117,8 @@ class Contest:
     def batches(self, pipe: peers.Pipe, pictures: Sequence[Path]) -> None:
         """As many at a time as `Hub.run` takes."""
         out = self.out("batches")
-        for start in range(0, len(pictures), DEFAULT_BATCH):
-            paths = pictures[start : start + DEFAULT_BATCH]
+        for start in range(0, len(pictures), BATCH):
+            paths = pictures[start : start + BATCH]
             images, generator = [Image.open(path).convert("RGB") for path in paths], torch.manual_seed(start)
             prompts = [PROMPT] * len(paths)
             made = pipe(prompts, image=images, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)

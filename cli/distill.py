@@ -33,7 +33,7 @@ def distill(
 
         out = Output(json, quiet)
         with Hub.open(base=given.get("base")) as hub, Display(out) as display:
-            result = hub.distill(task, hub.distill_options(task, given), on_event=display)
+            result = hub.distill(task, hub.catalog.distill_options(task, given), on_event=display)
     if main:
         _say(out, result)
 

@@ -16,6 +16,7 @@ from codi_hub.backbones.unet import FrozenBase
 from codi_hub.config.options import READS, TAUGHT, DistillOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.evaluation.pairs import held_out_scores, outputs
+from codi_hub.events import Event, Message, OnEvent, TrainingStep
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import sheet
 from codi_hub.inference.engine import Engine, choose_device, choose_dtype
@@ -24,7 +25,7 @@ from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.job import Job, settled
 from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at, split
 from codi_hub.training.model_card import write_card
-from codi_hub.training.trainer import OnEvent, Trainer
+from codi_hub.training.trainer import Trainer
 
 DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
 SAMPLING_STEPS = (1, 2, 4, 8)
@@ -110,7 +111,7 @@ def distil(job: Job, on_event: OnEvent) -> Made:
 
 
 def _speaker(on_event: OnEvent) -> Any:
-    return lambda text: on_event({"kind": "message", "text": text})
+    return lambda text: on_event(Message(text))
 
 
 def _machine(job: Job) -> tuple[Accelerator, FrozenBase]:
@@ -235,10 +236,10 @@ class _Watcher:
 
             self.board = SummaryWriter(str(job.folder / "tensorboard"))
 
-    def on_step(self, event: dict[str, Any]) -> None:
-        if self.main:
-            for name, value in event["losses"].items():
-                self.board.add_scalar(f"loss/{name}", value, event["step"])
+    def on_step(self, event: Event) -> None:
+        if self.main and isinstance(event, TrainingStep):
+            for name, value in event.losses.items():
+                self.board.add_scalar(f"loss/{name}", value, event.step)
             self.on_event(event)
 
     def on_sample(self, step: int) -> None:

@@ -20,6 +20,7 @@ from codi_hub.backbones.unet import FrozenBase
 from codi_hub.config.options import TAUGHT, DistillOptions
 from codi_hub.diffusion.schedule import Denoiser, learning_timesteps
 from codi_hub.errors import InvalidInput
+from codi_hub.events import OnEvent, TrainingStep
 from codi_hub.losses.codi import LossOptions, update_ema
 from codi_hub.losses.guidance import Lpips
 from codi_hub.training import checkpoint
@@ -33,8 +34,6 @@ WARM_UP_STEPS = 30
 FALL = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
-
-OnEvent = Callable[[dict[str, Any]], object]
 
 
 @dataclass
@@ -241,8 +240,7 @@ class Trainer:
                 self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
                 step = self.progress.step
                 images = self.options.batch * self.options.accumulate * self.accelerator.num_processes
-                event = {"kind": "step", "step": step, "total": self.total, "losses": losses}
-                on_event(event | {"images_per_s": images / spent, "eta": self.eta()})
+                on_event(TrainingStep(step, self.total, losses, images / spent, self.eta()))
                 if step % self.options.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()

@@ -38,8 +38,8 @@ def test_interrupted_and_restored_training_gives_the_same_weights(
     whole.run(quiet)
     (tmp_path / checkpoint.NAME).unlink()
 
-    def interrupt(event: dict[str, Any]) -> None:
-        if event["step"] == 3:
+    def interrupt(event: Any) -> None:
+        if event.step == 3:
             raise KeyboardInterrupt
 
     broken = make(**options)

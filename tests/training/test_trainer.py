@@ -232,16 +232,16 @@ def test_switches_reach_the_loss(make: Make) -> None:
 
 def test_the_run_reports_each_step_and_keeps_its_rhythm(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(total=7, batch=2, accumulate=2, sample_every=3, checkpoint_every=2)
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     sampled: list[int] = []
     saved: list[int] = []
     monkeypatch.setattr(trainer, "save", lambda: saved.append(trainer.progress.step))
     trainer.run(events.append, sampled.append)
-    assert [event["step"] for event in events] == list(range(1, 8))
-    assert all(event["kind"] == "step" and event["total"] == 7 for event in events)
-    assert all(event["losses"].keys() == {"guidance", "consistency"} for event in events)
-    assert all(event["images_per_s"] > 0 and event["eta"] >= 0 for event in events)
-    assert events[-1]["eta"] == 0
+    assert [event.step for event in events] == list(range(1, 8))
+    assert all(event.total == 7 for event in events)
+    assert all(event.losses.keys() == {"guidance", "consistency"} for event in events)
+    assert all(event.images_per_s > 0 and event.eta >= 0 for event in events)
+    assert events[-1].eta == 0
     assert sampled == [3, 6]
     assert saved == [2, 4, 6, 7]
 
