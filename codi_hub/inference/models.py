@@ -160,7 +160,7 @@ class AdapterGenerator:
         """Generate one image per condition, float32 (H, W, C) in [0, 1]; see `Engine.generate`."""
         from codi_hub.inference.requests import Request
 
-        places = windows or [None] * len(conditions)
+        places: Sequence[Window | None] = windows or [None] * len(conditions)
         requests = [
             Request(condition, self.adapter, prompt, seed, self.strength, window)
             for condition, prompt, seed, window in zip(conditions, prompts, seeds, places, strict=True)

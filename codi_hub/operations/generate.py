@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.config.options import SAMPLERS
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import CodiError, UsageError, one_line
 from codi_hub.folders.prompts import clean_prompt
 from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
@@ -132,7 +132,7 @@ def _inputs(
     context: Context, refs: str | Sequence[str], images: Sequence[Any], options: GenerateOptions
 ) -> list[Input]:
     if not images:
-        raise UsageError("images: none to work on")
+        raise UsageError("images: at least one is needed")
     count = len(images)
     names = _each("ref", refs, count, str)
     masks = _each("masks", options.masks, count, Image.Image | np.ndarray)
@@ -162,12 +162,18 @@ def _each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
     if value is None or isinstance(value, kind):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:
-        given = f"{len(value)} values" if isinstance(value, Sequence) else f"a {type(value).__name__}"
-        raise UsageError(f"{name}: {given} for {count} image{'s' * (count != 1)}: give one for all, or one each")
+        if not isinstance(value, Sequence):
+            raise UsageError(f"{name}: {_named(value)} cannot be used")
+        values = f"{len(value)} value{'s' * (len(value) != 1)} for {count} image{'s' * (count != 1)}"
+        raise UsageError(f"{name}: {values}: give one for all, or one each")
     for k, one in enumerate(value):
         if not isinstance(one, kind) and (one is not None or name == "ref"):
-            raise UsageError(f"{name}[{k}]: a {type(one).__name__} cannot be used")
+            raise UsageError(f"{name}[{k}]: {_named(one)} cannot be used")
     return list(value)
+
+
+def _named(value: Any) -> str:
+    return one_line(f"{type(value).__name__} {value!r}", 40)
 
 
 def _check(options: GenerateOptions) -> None:
@@ -214,7 +220,9 @@ def _alpha(mask: AnyImage, size: tuple[int, int]) -> Image.Image:
         pixels = mask[..., 0] if mask.shape[2:] == (1,) else mask
         pixels = pixels if pixels.dtype == np.uint8 else to_uint8(pixels.astype(np.float32))
     if pixels.ndim != 2 or pixels.shape[::-1] != size:
-        raise UsageError(f"masks: a mask of shape {pixels.shape} for an image of {size[0]}x{size[1]} pixels")
+        raise UsageError(
+            f"masks: a mask of {'x'.join(map(str, pixels.shape[::-1]))} pixels for an image of {size[0]}x{size[1]}"
+        )
     return Image.fromarray(255 - pixels)
 
 
