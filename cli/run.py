@@ -69,10 +69,10 @@ def _summary(report: RunReport | JobsReport, dry_run: bool) -> str:
         return "\n".join([*lines, f"{counts} ({report.summary})"])
     return (
         f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
-        f"({report.summary}){_where(report.items)}"
+        f"({report.summary}){_folders(report.items)}"
     )
 
 
-def _where(items: list[dict[str, Any]]) -> str:
+def _folders(items: list[dict[str, Any]]) -> str:
     folders = sorted({str(Path(item["output"]).parent) for item in items if item.get("output")})
     return f" -> {folders[0]}" + (f" and {len(folders) - 1} more folders" if folders[1:] else "") if folders else ""
