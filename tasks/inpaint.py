@@ -147,10 +147,10 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 def _read(file: Path) -> np.ndarray:
     """The hole in a mask file, bool (H, W): white, and not transparent. Raises InvalidInput."""
-    from codi_hub.images.io import open_image, picture
+    from codi_hub.images.io import decode_image, open_image
 
     try:
-        found = picture(open_image(file))
+        found = decode_image(open_image(file))
     except InvalidInput as error:
         raise InvalidInput(f"the mask {file}: {error}") from error
     white = found.image.convert("L")  # type: ignore[union-attr]

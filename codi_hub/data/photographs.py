@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.errors import InvalidInput, NotFound, UsageError
-from codi_hub.images.io import open_image, picture
+from codi_hub.images.io import decode_image, open_image
 
 BUNDLED = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")  # CC0 or public domain; in scikit-image's wheel
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -73,7 +73,7 @@ def _folder(path: Path, count: int | None) -> list[Photograph]:
     for file in files[:count]:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
-            made.append(_fitted(name, np.asarray(picture(open_image(file)).image)))
+            made.append(_fitted(name, np.asarray(decode_image(open_image(file)).image)))
         except InvalidInput as exc:
             raise InvalidInput(f"{file}: {exc}") from exc
     return made

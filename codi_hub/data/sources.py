@@ -265,9 +265,9 @@ def _opened(value: Any) -> Image.Image:
 
 
 def _picture(value: Any) -> np.ndarray:
-    from codi_hub.images.io import picture
+    from codi_hub.images.io import decode_image
 
-    return np.asarray(picture(_opened(value)).image)
+    return np.asarray(decode_image(_opened(value)).image)
 
 
 def _depth(value: Any) -> np.ndarray:

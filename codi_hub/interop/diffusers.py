@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codi_hub.adapters import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.diffusion.schedule import sampling_timesteps
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
@@ -95,12 +95,12 @@ def check_exportable(record: AdapterRecord, ref: str) -> None:
         )
 
 
-def control(adapter: ControlAdapter, base: FrozenBase) -> Tensors:
+def control(adapter: ControlAdapter, base: Backbone) -> Tensors:
     """It is a ControlNet."""
     return adapter.encoder.state_dict()
 
 
-def lora(adapter: Any, base: FrozenBase) -> Tensors:
+def lora(adapter: Any, base: Backbone) -> Tensors:
     """The base's weights with the deltas added."""
     parts = {path: part for path, part in adapter.encoder.named_modules() if "lora_" not in path}
     tensors: Tensors = {}
@@ -114,7 +114,7 @@ def lora(adapter: Any, base: FrozenBase) -> Tensors:
     return tensors
 
 
-def static(adapter: Any, base: FrozenBase) -> Tensors:
+def static(adapter: Any, base: Backbone) -> Tensors:
     """A ControlNet that is blind to z_t (its first layer is zero), to the time (its embedding is that of t = 0) and to
     the text (what attends to it adds nothing).
     """
@@ -128,11 +128,11 @@ def static(adapter: Any, base: FrozenBase) -> Tensors:
     return tensors
 
 
-CONTROLNETS: dict[str, Callable[[Any, FrozenBase], Tensors]] = {"control": control, "lora": lora, "static": static}
+CONTROLNETS: dict[str, Callable[[Any, Backbone], Tensors]] = {"control": control, "lora": lora, "static": static}
 """Kind of adapter -> the weights of the ControlNet that it is on its base."""
 
 
-def write(out: Path, adapter: Any, base: FrozenBase, record: Path, readme: str, *, overwrite: bool = False) -> None:
+def write(out: Path, adapter: Any, base: Backbone, record: Path, readme: str, *, overwrite: bool = False) -> None:
     """Writes the folder: a ControlNet's configuration and weights in the base's dtype, its record, and a README.
 
     Raises:
@@ -153,7 +153,7 @@ def write(out: Path, adapter: Any, base: FrozenBase, record: Path, readme: str, 
         raise CodiError(f"the export could not be written to {out}: {why}") from error
 
 
-def readme(record: AdapterRecord, base: FrozenBase, *, ref: str, base_name: str) -> str:
+def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str) -> str:
     """How the folder is used, in Markdown."""
     channels = record.config.get("condition_channels", 3)
     picture = "an RGB picture" if channels == 3 else f"a tensor (1, {channels}, H, W) in [0, 1]"
@@ -167,7 +167,7 @@ def readme(record: AdapterRecord, base: FrozenBase, *, ref: str, base_name: str)
         family=record.base.family,
         prediction=record.prediction_type.removesuffix("_prediction"),
         condition=picture,
-        multiple=base.multiple,
+        multiple=base.latents.multiple,
         timesteps=", ".join(map(str, sampling_timesteps(record.steps, len(base.schedule)))),
         length=len(base.schedule),
         record=RECORD,
