@@ -19,7 +19,7 @@ from codi_hub.evaluation.depth import held_out_scenes
 from codi_hub.evaluation.edit import held_out_edits
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, harmonic, to_uint8
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
@@ -143,7 +143,7 @@ def main() -> None:
         there = {row.task for row in hub.registry.adapters(base="nano")}
         for name in parser.parse_args().tasks or [name for name in PICTURES if name in there]:
             rows, columns, labels = PICTURES[name](Run(hub, name))
-            sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
+            contact_sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
             print(OUT / f"{name}.png")
 
 

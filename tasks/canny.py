@@ -11,8 +11,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from codi_hub.images.filters import luma
-from codi_hub.images.metrics import correlation, gradient_magnitude, smooth
-from codi_hub.images.metrics import luma as brightness
+from codi_hub.images.metrics import blur, correlation, gradient_magnitude, luminance
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 
 
@@ -68,8 +67,8 @@ class Canny(Task):
         """
         if np.ptp(condition) == 0:
             return None
-        changes = np.sqrt(gradient_magnitude(smooth(brightness(output), 1.0)))
-        return correlation(smooth(changes, 2.0), smooth(condition[..., 0], 2.0))
+        changes = np.sqrt(gradient_magnitude(blur(luminance(output), 1.0)))
+        return correlation(blur(changes, 2.0), blur(condition[..., 0], 2.0))
 
     def _edges(self, image: np.ndarray, factor: float = 1.0) -> np.ndarray:
         """Edges of a uint8 (H, W, 3) picture as 255, uint8 (H, W); `factor` on both thresholds."""

@@ -30,7 +30,7 @@ from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.evaluation.plot import MISSING, can_plot, plot_quality
 from codi_hub.evaluation.superres import evaluate_superres
 from codi_hub.evaluation.table import Table, legend
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
 from codi_hub.tasks.base import Task
 from codi_hub.training.latents import split
 
@@ -90,7 +90,7 @@ def write(measured: Measured, title: str, folder: Path) -> Measured:
     remarks = "".join(f"- {line}\n" for line in [*legend(measured.table.columns), *measured.notes])
     (folder / "table.md").write_text(f"# {title}\n\n{measured.table.as_markdown()}\n\n{remarks}")
     rows = list(measured.pictures.values())
-    picture = sheet([list(row.values()) for row in rows], columns=list(rows[0]), labels=list(measured.pictures))
+    picture = contact_sheet([list(row.values()) for row in rows], columns=list(rows[0]), labels=list(measured.pictures))
     picture.save(folder / "sheet.png")
     return measured
 

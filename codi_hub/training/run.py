@@ -17,7 +17,7 @@ from codi_hub.config.options import READS, TAUGHT, DistillOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.evaluation.pairs import held_out_scores, outputs
 from codi_hub.images.metrics import psnr
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet as sheet
 from codi_hub.inference.engine import Engine, choose_device, choose_dtype
 from codi_hub.tasks.base import Pair, Task
 from codi_hub.training.distributed import by_main, count, main_first
