@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from codi_hub.cli.common import FLAGS, parse_set
+from codi_hub.cli.common import parse_set, task_flags
 
 Command = Callable[..., None]
 
@@ -21,13 +21,14 @@ def options_from(dataclass: type) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-        made = list(_parameters(dataclass))
+        flags = task_flags()
+        made = list(_parameters(dataclass, flags))
 
         @functools.wraps(command)
         def with_options(**values: Any) -> None:
             typed = {p.name: values.pop(p.name) for p in made}
             given = {name: value for name, value in typed.items() if value is not None}
-            command(**values, given=_fold_settings(dataclass, given))
+            command(**values, given=_fold_settings(dataclass, given, list(flags)))
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *made]]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -41,19 +42,19 @@ def _settings_field(dataclass: type) -> str:
     return next(f.name for f in fields(dataclass) if f.default_factory is dict)
 
 
-def _fold_settings(dataclass: type, given: dict[str, Any]) -> dict[str, Any]:
+def _fold_settings(dataclass: type, given: dict[str, Any], flags: list[str]) -> dict[str, Any]:
     """--set and the task options that have flags of their own become one dictionary."""
-    settings = parse_set(given.pop("set_", None), **{name: given.pop(name, None) for name in FLAGS})
+    settings = parse_set(given.pop("set_", None), **{name: given.pop(name, None) for name in flags})
     return {**given, _settings_field(dataclass): settings} if settings else given
 
 
-def _parameters(dataclass: type) -> Iterator[inspect.Parameter]:
+def _parameters(dataclass: type, flags: dict[str, Any]) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(dataclass)
     for f in fields(dataclass):
         name = "set_" if f.default_factory is dict else f.name
         option = Annotated[_typed_as(f, hints[f.name]) | None, _option(f)]  # type: ignore[valid-type]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-    for name, annotation in FLAGS.items():
+    for name, annotation in flags.items():
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

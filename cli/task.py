@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from codi_hub.catalog import Catalog
-from codi_hub.cli.common import Estimate, Json, Mask, Quiet, Scale, Set, parse_set
+from codi_hub.cli.common import Json, Quiet, Set, parse_set, with_task_flags
 from codi_hub.cli.output import Output, details
 
 app = typer.Typer(help="Registers, lists, shows and removes tasks.", no_args_is_help=True)
@@ -21,13 +21,12 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
 
 
 @app.command()
+@with_task_flags
 def add(
     name: Name,
+    flags: dict[str, Any],
     like: Annotated[str | None, typer.Option("--like", metavar="TASK", help="Task it is a variant of")] = None,
     set_: Set = None,
-    scale: Scale = None,
-    estimate: Estimate = None,
-    mask: Mask = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Training data kept with the task, as in `codi distill --data`")
     ] = None,
@@ -36,7 +35,7 @@ def add(
 ) -> None:
     """Registers a task: a built-in one, or a variant of one with its own options."""
     with Catalog.open() as catalog:
-        settings = parse_set(set_, scale=scale, estimate=estimate, mask=mask, data=data)
+        settings = parse_set(set_, **flags, data=data)
         _, created = catalog.add_task(name, like, settings)
         document = catalog.task(name)
     verb = "Registered" if created else "Already registered:"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 NAMED = 20  # tasks that a message names, at most
 PROBED_SIZE = 64  # px, of the one pair that is made to see whether data can be used
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Catalog:
@@ -202,7 +200,7 @@ class Catalog:
         task = tasks.load(like, options)
         if task.options.data:
             open_source(task.options.data, task, size=PROBED_SIZE)
-        return self.registry.add_task(name, like, task.options.model_dump(mode="json", include=set(options)))
+        return self.registry.add_task(name, like, task.options.model_dump(mode="json", exclude_unset=True))
 
     def remove_task(self, name: str) -> None:
         """Forgets a registered task. Raises Conflict for a built-in one."""
@@ -264,6 +262,8 @@ def adapter_json(row: AdapterRow) -> dict[str, Any]:
 
 def _base_source(source: str) -> str:
     """An absolute folder, or the hub id as it is. Raises NotFound or InvalidInput before anything heavy is loaded."""
+    from codi_hub.data.sources import HUB_ID
+
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "unet" / "config.json").is_file():
@@ -271,6 +271,6 @@ def _base_source(source: str) -> str:
         return str(path.resolve())
     if path.exists():
         raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")
-    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+    if source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
         raise NotFound(f"no folder {source}; a base is a diffusers folder or a hub id such as owner/name")
     return source

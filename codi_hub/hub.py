@@ -132,16 +132,17 @@ class Hub(Runs):
 
     def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
         """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
-        from codi_hub.evaluation.against import PromptOnly, entrants
+        from codi_hub.evaluation.against import entrants
         from codi_hub.evaluation.measured import Contestant
+        from codi_hub.evaluation.prompt_only import PromptOnly
 
         found = entrants(
             options.against,
             row,
-            task.name,
+            task.baselines,
             options.steps,
             resolve=lambda name: self.registry.resolve(name, base=row.base),
-            there=lambda: self.registry.adapters(row.task, row.base),
+            available=lambda: self.registry.adapters(row.task, row.base),
         )
         for steps in dict.fromkeys(count for one in found for count in one.steps):
             check_steps(steps, row)

@@ -50,7 +50,7 @@ class Work:
         """
         names = ("sampler", "temperature", "dtype")
         chosen = {name: getattr(self.options, name) for name in names}
-        settings = self.task.options.model_dump(mode="json", exclude={"data"})  # that is for training
+        settings = self.task.recorded_options()
         return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": settings}
 
     @property

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.data.photographs import Photograph, photographs
-from codi_hub.evaluation.superres import Degradation, degraded
 from codi_hub.images.metrics import gmsd, psnr
 from codi_hub.images.sheets import contact_sheet
+from codi_hub.tasks.superres import Degradation, degraded
 
 OUT = Path("build") / "demo"
 SCALE = 4

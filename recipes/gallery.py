@@ -15,14 +15,14 @@ from PIL import Image
 
 from codi_hub.data.photographs import photographs
 from codi_hub.data.synthetic.scenes_words import COLOURS, LIGHTS
-from codi_hub.evaluation.depth import held_out_scenes
-from codi_hub.evaluation.edit import held_out_edits
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, harmonic, to_uint8
 from codi_hub.images.sheets import contact_sheet
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
+from codi_hub.tasks.depth import held_out_scenes
+from codi_hub.tasks.edit import held_out_edits
 from codi_hub.tasks.masks import hole
 
 OUT = Path("docs") / "images"

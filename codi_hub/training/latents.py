@@ -22,7 +22,6 @@ from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
 
 ENCODED_TOGETHER = 16
-HELD_OUT = 24  # pairs that are never trained on, at most; a tenth of a small data set
 Message = Callable[[str], None]
 
 
@@ -87,20 +86,6 @@ def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
     # spawned, not forked: a fork of a process whose torch threads run may never come back
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
         yield from pool.map(_pair, indices, chunksize=8)
-
-
-def split(length: int) -> tuple[range, range]:
-    """(training, held out) indices of a source: the last ones are held out.
-
-    Raises:
-        InvalidInput: fewer than two pairs.
-    """
-    if length < 2:
-        raise InvalidInput(
-            f"the data has {length} usable pair{'s' * (length != 1)}: at least 2 are needed, one to hold out"
-        )
-    held = min(HELD_OUT, max(1, length // 10))
-    return range(length - held), range(length - held, length)
 
 
 def build(

@@ -14,6 +14,7 @@ from codi_hub import adapters, tasks
 from codi_hub.adapters import Adapter, format
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.config.options import READS, TAUGHT, DistillOptions
+from codi_hub.data.sources import split
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.evaluation.pairs import held_out_scores, outputs
 from codi_hub.images.metrics import psnr
@@ -22,7 +23,7 @@ from codi_hub.inference.engine import Engine, choose_device, choose_dtype
 from codi_hub.tasks.base import Pair, Task
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.job import Job, settled
-from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at, split
+from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at
 from codi_hub.training.model_card import write_card
 from codi_hub.training.trainer import OnEvent, Trainer
 

@@ -7,6 +7,7 @@ where. The heads that answer are thrown away. What the network would add to the 
 time, as if the base left the picture as it is: without the base in between, a step costs half as much.
 """
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,16 +25,17 @@ from codi_hub.adapters import Adapter, format
 from codi_hub.adapters.adapter import as_picture
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.synthetic.edits import Edit, scene_edit
-from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.data.synthetic.scenes_words import COLOURS
-from codi_hub.evaluation.against import PromptOnly
+from codi_hub.evaluation.prompt_only import PromptOnly
 from codi_hub.losses.guidance import relative_l2
 from codi_hub.registry import Registry
-from codi_hub.tasks.base import other_way_round
 from codi_hub.training.muon import Muon
 from recipes.nano import bundle
 from recipes.nano.stage import train
 
+OPPOSITE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+SIDE = re.compile(rf"\b({'|'.join(OPPOSITE)})\b")
 COUNTS = {64: 20_000, 128: 25_000}  # edits of scenes, by the side of their pictures in px
 # of what can be answered: where a new thing should lie, no instruction says
 SHARES = {"recolour": 0.42, "remove": 0.32, "time": 0.26}
@@ -62,7 +64,7 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
         rng = np.random.default_rng([seed, number])
         edit = scene_edit(rng, size, SHARES)
         pair = task.make_pair(edit.example | {"depth": edit.before.depth}, rng)
-        seen = things_at(edit.setting.world, size // 2)
+        seen = solid_map(edit.setting.world, size // 2)
         rows.append(
             {
                 "condition": pair.condition,
@@ -77,15 +79,15 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
 
 
 def _classes(edit: Edit) -> list[int]:
-    """Of the things, in the order of `things_at`."""
-    things = edit.setting.world.things
+    """Of the things, in the order of `solid_map`."""
+    things = edit.setting.world.solids
     return [1 + SHAPES.index(thing.shape) * len(NAMES) + NAMES.index(thing.words[1]) for thing in things]
 
 
 def _named(edit: Edit) -> int:
-    """The number, in `things_at`, of the thing that an instruction names; one that is never seen if it names none."""
-    things = edit.setting.world.things
-    return things.index(edit.thing) if edit.thing and edit.kind != "add" else len(things)
+    """The number, in `solid_map`, of the thing that an instruction names; one that is never seen if it names none."""
+    things = edit.setting.world.solids
+    return things.index(edit.solid) if edit.solid and edit.kind != "add" else len(things)
 
 
 class Learner(nn.Module):
@@ -220,6 +222,11 @@ def answered(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tensor) -
     dice = 1 - (2 * (share * marked).sum(apart) + 1) / ((share + marked).sum(apart) + 1)
     entropy = F.binary_cross_entropy_with_logits(pointed, marked, pos_weight=pointed.new_tensor(3.0))
     return {"seen": seen, "pointed": 2 * entropy + dice.mean()}
+
+
+def other_way_round(text: str) -> str:
+    """Exchange the words left and right."""
+    return SIDE.sub(lambda match: OPPOSITE[match[0]], text)
 
 
 def mirrored(rows: np.ndarray) -> np.ndarray:

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub import tasks
+from codi_hub import seeds, tasks
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.sources import open_source
+from codi_hub.evaluation.context import Generate
 from codi_hub.evaluation.distances import compare
-from codi_hub.evaluation.edit import Judge, held_out_edits
 from codi_hub.evaluation.features import Features
-from codi_hub.evaluation.measured import Generate
 from codi_hub.evaluation.pairs import measure, outputs
-from codi_hub.evaluation.run import HELD_OUT_SEED, round_trip
+from codi_hub.evaluation.run import round_trip
 from codi_hub.images.filters import to_uint8
 from codi_hub.tasks.base import Pair, Task
+from codi_hub.tasks.edit import Judge, held_out_edits
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
 TOGETHER = 64  # pictures at a time
@@ -39,13 +39,13 @@ class HeldOut:
             judges = [Judge(edit) for edit in held_out_edits(MEASURED, SIZE)]
             examples: Any = [judge.edit.example for judge in judges]
         else:
-            examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=HELD_OUT_SEED)
-        made = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
+            examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=seeds.HELD_OUT)
+        made = [task.make_pair(examples[k], seeds.example(seeds.HELD_OUT, k)) for k in range(MEASURED)]
         return cls(task, made, judges)
 
     def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
         """(pictures uint8 HWC, seconds per picture). Picture k begins with the same noise in every row."""
-        return outputs(self.task, self.pairs, generate, steps, 0, together=TOGETHER)
+        return outputs(self.task, self.pairs, generate, steps, 0, batch=TOGETHER)
 
     def figures(self, pictures: Sequence[np.ndarray], features: Features) -> dict[str, float]:
         """Means over the pictures, and their Frechet distance from the true ones."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from codi_hub.backbones.unet import FrozenBase
-from codi_hub.evaluation.against import PromptOnly
+from codi_hub.evaluation.prompt_only import PromptOnly
 from codi_hub.inference.engine import Engine
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codi_hub.tasks.masks import ODDS, grown, hole, random_hole
+from codi_hub.tasks.masks import ODDS, dilated, hole, random_hole
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 160)])
@@ -45,7 +45,7 @@ def test_growing() -> None:
     dot[4, 1] = True
     larger = np.zeros_like(dot)
     larger[2:7, :4] = True
-    assert np.array_equal(grown(dot, 2), larger)
-    assert np.array_equal(grown(dot, 0), dot)
-    assert grown(dot, 100).all()
-    assert not grown(np.zeros((3, 3), bool), 5).any()
+    assert np.array_equal(dilated(dot, 2), larger)
+    assert np.array_equal(dilated(dot, 0), dot)
+    assert dilated(dot, 100).all()
+    assert not dilated(np.zeros((3, 3), bool), 5).any()

@@ -9,7 +9,6 @@ from tiny import save_base, scheduler_config
 
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.errors import UsageError
-from codi_hub.tasks.base import other_way_round
 from codi_hub.training import latents as cache
 from codi_hub.training.latents import PairsSpec, build
 
@@ -64,19 +63,6 @@ def test_latents_of_another_autoencoder_are_not_taken(tmp_path: Path, made: list
         next(base.vae.decoder.parameters()).mul_(2)  # which pairs do not depend on
     build(SPEC, range(2), base, tmp_path / "pairs")
     assert made == [2, 2]
-
-
-def test_pairs_are_followed_by_their_mirror_images(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
-    scenes = PairsSpec("depth", {}, "scenes", 12, 32, 2)
-    alone, both = (build(scenes, range(8), base, tmp_path, mirror=mirror) for mirror in (False, True))
-    assert made == [8, 8]
-    assert len(both) == 16
-    assert torch.equal(both.conditions[::2], alone.conditions)
-    assert torch.equal(both.conditions[1::2], alone.conditions.flip(3))
-    assert torch.equal(both.x[::2], alone.x)
-    assert not torch.equal(both.x[1::2], alone.x)
-    assert both.prompts[::2] == alone.prompts
-    assert both.prompts[1::2] == [other_way_round(text) for text in alone.prompts] != alone.prompts
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
