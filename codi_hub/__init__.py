@@ -49,6 +49,7 @@ __all__ = [
     "EvalOptions",
     "EvalReport",
     "ExportOptions",
+    "ExportResult",
     "Hub",
     "InvalidInput",
     "JobsReport",

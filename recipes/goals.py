@@ -21,13 +21,14 @@ import torch
 from codi_hub.adapters.format import CARD
 from codi_hub.config.options import EvalOptions
 from codi_hub.data.photographs import photographs
+from codi_hub.evaluation.context import EvaluationContext
 from codi_hub.evaluation.run import round_trip
-from codi_hub.evaluation.superres import BASELINE, GRID, Degradation, evaluate_superres
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, to_uint8
 from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
 from codi_hub.operations.evaluate import generate_function
 from codi_hub.tasks.deblur import disc_kernel
+from codi_hub.tasks.superres import BICUBIC, GRID, Degradation, compare_with_bicubic
 from recipes.nano import bundle
 
 PAGE = Path("docs/RESULTS.md")
@@ -49,11 +50,11 @@ COMPARED = (("perceptual", "perceptual distance", "< 1"), ("gmsd", "gradient dis
             ("frechet", "Frechet distance", ""))  # fmt: skip
 # stages of the postprocessing of `superres`, from none to all
 FINISHES: dict[str, dict[str, Any]] = {
-    "network output": {"strength": 1, "correct": False, "project": 0, "sharpen": 0},
-    "0.7 of the change": {"correct": False, "project": 0, "sharpen": 0},
-    "+ low frequencies of the input": {"correct": True, "project": 0, "sharpen": 0},
-    "+ back-projection": {"correct": True, "project": 1, "sharpen": 0},
-    "all of `codi run`": {},
+    "as the network made it": {"detail": 1, "correct": False, "project": 0, "sharpen": 0},
+    "0.7 of what it changed": {"correct": False, "project": 0, "sharpen": 0},
+    "and the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
+    "and back-projection": {"correct": True, "project": 1, "sharpen": 0},
+    "as `codi run` has it": {},
 }
 
 
@@ -79,21 +80,22 @@ def superres(hub: Hub) -> Iterator[Goal]:
     base, adapter, row = hub.use("superres")
     generate = generate_function(base, adapter)
 
-    def measured(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
-        """Return the PSNR minus bicubic's, and the GMSD over bicubic's."""
-        task = hub.catalog.load_task(row.task, options)
-        report = evaluate_superres(task, photographs(), generate, steps=(STEPS,), degradations=degradations)
-        bicubic, ours = (report.table.row(name) for name in (BASELINE, f"{STEPS} steps"))
+    def scores(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
+        """PSNR more than bicubic's, GMSD relative to bicubic's."""
+        task = hub.load_task(row.task, options)
+        context = EvaluationContext(generate, steps=(STEPS,))
+        measured = compare_with_bicubic(task, photographs(), context, degradations)
+        bicubic, ours = (measured.table.row(name) for name in (BICUBIC, f"{STEPS} steps"))
         return ours["psnr"] - bicubic["psnr"], ours["gmsd"] / bicubic["gmsd"]
 
     for finish, options in FINISHES.items():
         last = finish == list(FINISHES)[-1]
-        decibel, ratio = measured(GRID, **options)
+        decibel, ratio = scores(GRID, **options)
         yield Goal(f"superres x4, degraded, {finish}: PSNR, dB above bicubic", decibel, ">= 1" if last else "")
         yield Goal(f"superres x4, degraded, {finish}: GMSD, times bicubic's", ratio, "<= 0.8" if last else "")
-        decibel, _ = measured(CLEAN, **options)
+        decibel, _ = scores(CLEAN, **options)
         yield Goal(f"superres x4, clean, {finish}: PSNR, dB above bicubic", decibel, ">= 0" if last else "")
-    decibel, ratio = measured(GRID, scale=2)
+    decibel, ratio = scores(GRID, scale=2)
     yield Goal("superres x2, degraded: PSNR, dB above bicubic", decibel)
     yield Goal("superres x2, degraded: GMSD, times bicubic's", ratio)
 

@@ -81,7 +81,7 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     if type(values.get("tile")) is int:
         values["tile"] = str(values["tile"])
     try:
-        options = RunOptions(**(dict(common) | said))
+        options = RunOptions(**(dict(common) | values))
         options = options.replace(set={**common.set, **options.set})
     except UsageError as error:
         text = str(error)

@@ -25,6 +25,10 @@ from codi_hub.paths import display_path
 WRITABLE = ("png", "jpg", "jpeg", "webp")
 # By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+# File name extensions of the readable formats: what a folder is searched for.
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}
+)
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {

@@ -60,10 +60,10 @@ def _contestants(
     entries = entrants(
         options.against,
         row,
-        task.name,
+        task.baselines,
         options.steps,
         resolve=lambda name: context.resolve(name, row.base),
-        there=lambda: context.catalog.registry.adapters.list(row.task, row.base),
+        available=lambda: context.catalog.registry.adapters.list(row.task, row.base),
     )
     for steps in dict.fromkeys(count for entry in entries for count in entry.steps):
         check_steps(steps, row)
@@ -82,8 +82,8 @@ def _contestants(
 
 def generate_function(base: Backbone, adapter: Adapter, *, sampler: str = "ddim", temperature: float = 1.0) -> Generate:
     """Return the function (conditions, prompts, seeds, steps) -> images of an adapter, as evaluations call it."""
-    from codi_hub.inference.models import AdapterGenerator
     from codi_hub.inference.engine import Engine, Sampling
+    from codi_hub.inference.models import AdapterGenerator
 
     engine = Engine(base)
 

@@ -20,8 +20,8 @@ from codi_hub.operations.context import Context, check_steps
 from codi_hub.seeds import image_seed
 
 if TYPE_CHECKING:
-    from codi_hub.inference.models import Loaded
     from codi_hub.inference.engine import Engine
+    from codi_hub.inference.models import Loaded
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Prepared, Task
 
@@ -103,8 +103,8 @@ def _generate(
 
 
 def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, options: GenerateOptions) -> np.ndarray:
-    from codi_hub.inference.models import AdapterGenerator
     from codi_hub.inference.engine import Sampling
+    from codi_hub.inference.models import AdapterGenerator
 
     sampling = Sampling(entry.steps, options.sampler, options.temperature)
     generator = AdapterGenerator(engine, adapter, sampling, options.strength)
@@ -177,8 +177,7 @@ def _named(value: Any) -> str:
 
 
 def _check(options: GenerateOptions) -> None:
-    if options.sampler not in SAMPLERS:
-        raise UsageError(f"sampler {options.sampler!r:.40}: one of {', '.join(SAMPLERS)}")
+    SAMPLERS.check(options.sampler, "sampler")
     if not 0 <= options.strength <= 1:
         raise UsageError(f"strength {options.strength}: a number from 0 to 1")
     if options.batch is not None and options.batch < 1:

@@ -180,8 +180,8 @@ class FolderRunner:
 
     def _generator(self, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
         """Load the networks of a run; an adapter that does not fit is refused before."""
-        from codi_hub.inference.models import AdapterGenerator, Placement
         from codi_hub.inference.engine import Engine, Sampling
+        from codi_hub.inference.models import AdapterGenerator, Placement
 
         options = planned.options
         self._check(planned)
