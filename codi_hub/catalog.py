@@ -1,6 +1,4 @@
 """The catalogue: tasks, bases, adapter versions, runs and the state of the registry. Importing it needs no torch."""
-    from codi_hub.data.sources import HUB_ID
-
 
 from __future__ import annotations
 
