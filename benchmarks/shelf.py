@@ -1,4 +1,4 @@
-"""A registry of its own with adapters of random weights on one of the bases."""
+"""A temporary registry with adapters of random weights on one of the bases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[[str, FrozenBase, int], adapters.ControlAdapter]
 
 
 class Shelf(NamedTuple):
-    """`refs`: the adapters of each kind."""
+    """A Hub, its loaded base, and the references of the adapters of each kind."""
 
     hub: Hub
     base: FrozenBase
@@ -36,15 +36,16 @@ class Shelf(NamedTuple):
     refs: dict[str, list[str]]
 
     def weights(self, ref: str) -> Path:
-        """The file of an adapter's weights."""
+        """Return the file of an adapter's weights."""
         return self.file(ref, format.WEIGHTS)
 
     def file(self, ref: str, name: str) -> Path:
+        """Return a file of an adapter."""
         row = self.hub.registry.adapters.resolve(ref, self.hub._base)
         return self.hub.registry.adapters.file(row, name)
 
     def load(self, ref: str) -> adapters.ControlAdapter:
-        """An adapter that no one keeps."""
+        """Load an adapter without caching it."""
         return format.load(self.weights(ref), format.read_record(self.file(ref, format.RECORD)), self.base)
 
 
@@ -52,7 +53,7 @@ class Shelf(NamedTuple):
 def shelf(
     name: str, kinds: Iterable[str] = KINDS, each: int = 2, *, task: str = TASK, make: Make | None = None
 ) -> Iterator[Shelf]:
-    """`each` adapters of every kind on the base of that name, which is loaded on the CPU in its fastest dtype."""
+    """Yield `each` adapters of every kind on a base, loaded on the CPU in its fastest dtype."""
     make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
         hub.add_base(f"bench-{name}", folder_of(name))
@@ -64,7 +65,7 @@ def shelf(
 
 
 def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
-    """An adapter all of whose weights are noise."""
+    """Return an adapter whose weights are all noise."""
     adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(value.shape, generator=generator).mul_(DEVIATION).half()

@@ -1,4 +1,4 @@
-"""What `make demo` does: four photographs, degraded, through the real command, and a sheet to look at.
+"""Run `make demo`: degrade four photographs, super-resolve them with the command line, and compare on a sheet.
 
 Writes build/demo/input (a quarter of the size, blurred, noisy, JPEG), build/demo/output and build/demo/sheet.png.
 """
@@ -25,6 +25,7 @@ STEPS = "4"
 
 
 def main() -> int:
+    """Return the exit status of the command."""
     photos = photographs(count=4)
     shutil.rmtree(OUT, ignore_errors=True)
     (OUT / "input").mkdir(parents=True)
@@ -44,12 +45,12 @@ def main() -> int:
     columns = ("bicubic", f"codi run superres --steps {STEPS}", "original")
     sheet(rows, columns=columns, labels=labels, width=384).save(OUT / "sheet.png")
     print("\n".join(labels))
-    print(f"Outputs: {OUT / 'output'}\nBefore and after: {OUT / 'sheet.png'}")
+    print(f"Outputs: {OUT / 'output'}\nComparison: {OUT / 'sheet.png'}")
     return 0
 
 
 def _row(photo: Photograph) -> list[np.ndarray]:
-    """Bicubic, ours, original: uint8 (H, W, 3)."""
+    """Return bicubic, output and original, each uint8 (H, W, 3)."""
     size = photo.image.shape[1::-1]
     before, after = (Image.open(OUT / folder / f"{photo.name}.png").convert("RGB") for folder in ("input", "output"))
     return [np.asarray(before.resize(size, Image.Resampling.BICUBIC)), np.asarray(after), photo.image]

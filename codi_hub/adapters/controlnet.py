@@ -40,6 +40,15 @@ class ControlConfig(AdapterConfig):
     top_down: bool = False
     """First edition only, loaded and run but not trained: a top-down pathway beside the encoder."""
 
+    first_edition_forms: ClassVar[bool] = True  # whether the kind ever had `attend` and `top_down`
+
+    @model_validator(mode="after")
+    def _has_the_form(self) -> Self:
+        if not self.first_edition_forms and (self.attend != "base" or self.top_down):
+            setting = "top_down true" if self.top_down else f"attend {self.attend}"
+            raise ValueError(f"{setting}: only with kinds control and full")
+        return self
+
     @model_validator(mode="after")
     def _gates_replace(self) -> Self:
         if self.top_down and self.fusion == "gate":

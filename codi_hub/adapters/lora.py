@@ -29,6 +29,8 @@ class LoraAdapterConfig(ControlConfig):
     rank: int = Field(16, ge=1, le=1024)
     """Rank of the deltas of every convolution and linear layer."""
 
+    first_edition_forms: ClassVar[bool] = False
+
     def check_trainable(self) -> None:
         """Raise UsageError for `init` random: the encoder is the base's."""
         super().check_trainable()
@@ -43,8 +45,8 @@ class LoraAdapter(ControlAdapter):
     Config: ClassVar[type[AdapterConfig]] = LoraAdapterConfig
 
     def __init__(self, backbone: UNetBackbone, config: LoraAdapterConfig, device: torch.device | None = None) -> None:
-        super().__init__(backbone, config.model_copy(update={"init": "random"}), device)  # its weights are shared below
-        self.settings = config
+        super().__init__(backbone, config.model_copy(update={"init": "random"}), device)
+        self.settings = config  # the random weights are replaced next; copying the base's would be in vain
         own = {id(value): value for value in backbone.unet.parameters()}
         shared = [name for name in SHARED if hasattr(backbone.unet, name)]
         for name in shared:

@@ -21,6 +21,8 @@ class StaticConfig(ControlConfig):
     """Weigh the features by the time, a learnt factor g(t) per channel; without it the adapter can be exported as a
     ControlNet."""
 
+    first_edition_forms: ClassVar[bool] = False
+
 
 class StaticAdapter(ControlAdapter):
     """A conditional encoder of the condition at timestep 0, without text; its features are weighed by the time."""

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save, save_file
 from tiny import stir
 
 from codi_hub import adapters
-from codi_hub.adapters import ControlAdapter, format
+from codi_hub.adapters import format
+from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.adapters.record import TrainingRecord
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import CodiError, InvalidInput, Mismatch
 
 MAX_EDIT = 40  # bytes that one edit removes, doubles or inserts
@@ -46,7 +47,7 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def files(base: FrozenBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, bytes]:
+def files(base: UNetBackbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, bytes]:
     """Return a folder to damage, and its weights and record before the damage."""
     torch.manual_seed(0)
     adapter = stir(adapters.build("control", base, condition_channels=1))
@@ -68,7 +69,7 @@ def files(base: FrozenBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder, (folder / format.WEIGHTS).read_bytes(), (folder / format.RECORD).read_bytes()
 
 
-def outcome(folder: Path, base: FrozenBase) -> str:
+def outcome(folder: Path, base: UNetBackbone) -> str:
     """Return `loaded` or the error's text; no file outside the folder is opened, and nothing is executed."""
     with watched() as seen:
         try:
@@ -107,7 +108,7 @@ def damaged(data: bytes, draw: Callable[[Any], Any]) -> bytes:
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damaged_bytes(files: tuple[Path, bytes, bytes], base: FrozenBase, data: st.DataObject) -> None:
+def test_damaged_bytes(files: tuple[Path, bytes, bytes], base: UNetBackbone, data: st.DataObject) -> None:
     folder, weights, record = files
     which = data.draw(st.sampled_from([format.WEIGHTS, format.RECORD]))
     (folder / format.WEIGHTS).write_bytes(weights)
@@ -138,7 +139,7 @@ VERSION_1_TRAINING = {
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_record_with_any_value_anywhere(
-    files: tuple[Path, bytes, bytes], base: FrozenBase, data: st.DataObject
+    files: tuple[Path, bytes, bytes], base: UNetBackbone, data: st.DataObject
 ) -> None:
     folder, weights, record = files
     (folder / format.WEIGHTS).write_bytes(weights)
@@ -157,7 +158,7 @@ def test_a_record_with_any_value_anywhere(
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_version_1_record_with_any_value_anywhere(
-    files: tuple[Path, bytes, bytes], base: FrozenBase, data: st.DataObject
+    files: tuple[Path, bytes, bytes], base: UNetBackbone, data: st.DataObject
 ) -> None:
     folder, weights, record = files
     (folder / format.WEIGHTS).write_bytes(weights)
@@ -171,7 +172,7 @@ def test_a_version_1_record_with_any_value_anywhere(
 
 @settings(max_examples=60)
 @given(st.binary(max_size=60) | st.builds(lambda n: b"[" * n, st.integers(0, 3000)))
-def test_any_bytes_as_a_record(files: tuple[Path, bytes, bytes], base: FrozenBase, content: bytes) -> None:
+def test_any_bytes_as_a_record(files: tuple[Path, bytes, bytes], base: UNetBackbone, content: bytes) -> None:
     folder, _, _ = files
     (folder / format.RECORD).write_bytes(content)
     assert outcome(folder, base).startswith("adapter.json: ")
@@ -211,7 +212,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_forged_weights(files: tuple[Path, bytes, bytes], base: FrozenBase, case: str) -> None:
+def test_forged_weights(files: tuple[Path, bytes, bytes], base: UNetBackbone, case: str) -> None:
     folder, weights, record = files
     (folder / format.WEIGHTS).write_bytes(weights)
     (folder / format.RECORD).write_bytes(record)
@@ -221,7 +222,7 @@ def test_forged_weights(files: tuple[Path, bytes, bytes], base: FrozenBase, case
     assert words in outcome(folder, base)
 
 
-def test_the_last_of_two_equal_keys_is_read_and_checked(files: tuple[Path, bytes, bytes], base: FrozenBase) -> None:
+def test_the_last_of_two_equal_keys_is_read_and_checked(files: tuple[Path, bytes, bytes], base: UNetBackbone) -> None:
     folder, weights, record = files
     (folder / format.WEIGHTS).write_bytes(weights)
     (folder / format.RECORD).write_bytes(record.replace(b"{", b'{"format_version": 9, ', 1))

@@ -12,14 +12,14 @@ from tiny import save_base, scheduler_config, stir
 
 from codi_hub import adapters
 from codi_hub.adapters import format
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.hub import Hub
 from codi_hub.tasks.depth import Depth
 
 Change = Callable[[dict[str, Any]], object]
 
 
-def add(base: FrozenBase, folder: Path, change: Change, *, task: str = "depth", channels: int = 1) -> str:
+def add(base: UNetBackbone, folder: Path, change: Change, *, task: str = "depth", channels: int = 1) -> str:
     """Register an adapter of the base `tiny` with a changed record; return the path of its weights."""
     torch.manual_seed(0)
     adapter = stir(adapters.build("control", base, condition_channels=channels))
@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_mismatch_is_refused_before_networks_are_loaded(
     tiny: Callable[..., Any],
-    base: FrozenBase,
+    base: UNetBackbone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     case: str,
@@ -97,7 +97,7 @@ def test_a_mismatch_is_refused_before_networks_are_loaded(
 ) -> None:
     change, said = REFUSED[case]
     add(base, tmp_path / "a", change)
-    monkeypatch.setattr(FrozenBase, "load", lambda *a, **k: pytest.fail("networks were loaded"))
+    monkeypatch.setattr(UNetBackbone, "load", lambda *a, **k: pytest.fail("networks were loaded"))
     monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("an image was loaded"))
     out = tmp_path / "out"
     arguments: dict[str, list[Any]] = {
@@ -109,7 +109,7 @@ def test_a_mismatch_is_refused_before_networks_are_loaded(
 
 
 def test_another_prediction_type_is_refused_before_an_image_is_loaded(
-    tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(base, tmp_path / "a", lambda r: r.update(prediction_type="epsilon"))
     monkeypatch.setattr(Depth, "load", lambda *a: pytest.fail("an image was loaded"))
@@ -118,7 +118,7 @@ def test_another_prediction_type_is_refused_before_an_image_is_loaded(
 
 
 def test_a_task_with_another_number_of_condition_channels_is_refused(
-    tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path
+    tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path
 ) -> None:
     assert tiny("task", "add", "mine", "--like", "colorize").code == 0
     add(base, tmp_path / "a", lambda r: None, task="mine", channels=3)
@@ -126,7 +126,7 @@ def test_a_task_with_another_number_of_condition_channels_is_refused(
     assert refused(tiny("run", "mine", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", said)
 
 
-def test_a_changed_file_in_the_store_is_refused(tiny: Callable[..., Any], base: FrozenBase, tmp_path: Path) -> None:
+def test_a_changed_file_in_the_store_is_refused(tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path) -> None:
     weights = Path(add(base, tmp_path / "a", lambda r: None))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -139,7 +139,7 @@ def test_a_changed_file_in_the_store_is_refused(tiny: Callable[..., Any], base: 
 
 
 def test_a_base_that_changed_after_its_registration_is_named(
-    codi: Callable[..., Any], base: FrozenBase, tmp_path: Path
+    codi: Callable[..., Any], base: UNetBackbone, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "in" / "0.png")

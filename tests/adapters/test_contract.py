@@ -1,0 +1,227 @@
+"""The contract of every adapter kind in `KINDS`: what the engine and the trainer rely on, whatever the kind."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from inputs import inputs
+from kinds import built, every_form, every_kind, every_trainable_form, trained
+from tiny import stir
+from torch import Tensor
+
+from codi_hub import adapters
+from codi_hub.adapters.mixed import MixedBatch, can_share
+from codi_hub.adapters.skeleton import skeleton
+from codi_hub.backbones.backbone import Residuals
+from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.errors import UsageError
+
+# a bias of attention keys shifts every logit of a softmax alike: its gradient is zero but for rounding
+EXEMPT_FROM_MOVING = ("k_proj.bias",)
+
+
+@every_form
+def test_an_adapter_at_initialisation_is_the_base_bit_for_bit(
+    any_base: UNetBackbone, kind: str, form: dict[str, Any]
+) -> None:
+    adapter = built(any_base, kind, **form)
+    z_t, t, prompt, condition = inputs(any_base)
+    with torch.no_grad():
+        expected = any_base.unet(z_t, any_base.schedule.model_time(t), prompt["context"]).sample
+        assert torch.equal(any_base.predict(z_t, t, prompt), expected)
+        assert torch.equal(adapter(any_base, z_t, t, prompt, condition), expected)
+        assert not torch.equal(stir(adapter)(any_base, z_t, t, prompt, condition), expected)
+
+
+@every_trainable_form
+def test_three_optimiser_steps_move_every_tensor_and_leave_the_base(
+    any_base: UNetBackbone, kind: str, form: dict[str, Any]
+) -> None:
+    """The fusion starts at zero, so the layers behind it follow one step later; of a LoRA delta B A, so does B."""
+    adapter = built(any_base, kind, **form)
+    before = {name: value.clone() for name, value in adapter.named_parameters()}
+    frozen = {name: value.clone() for name, value in any_base.named_parameters()}
+    optimiser = torch.optim.AdamW(adapter.parameter_groups(1e-4), weight_decay=0.0)
+    batch = inputs(any_base)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (adapter(any_base, *batch) - 1).square().mean().backward()
+        optimiser.step()
+    still = [name for name, value in adapter.named_parameters() if torch.equal(value, before[name])]
+    assert [name for name in still if not name.endswith(EXEMPT_FROM_MOVING)] == []
+    assert all(value.requires_grad and value.dtype == torch.float32 for value in adapter.parameters())
+    in_groups = [id(value) for group in optimiser.param_groups for value in group["params"]]
+    assert sorted(in_groups) == sorted(id(value) for value in adapter.parameters())
+    assert all(torch.equal(value, frozen[name]) for name, value in any_base.named_parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@every_form
+def test_steps_need_the_condition_only_as_prepared(
+    base: UNetBackbone, kind: str, form: dict[str, Any], channels: int
+) -> None:
+    adapter = trained(base, kind, condition_channels=channels, **form)
+    z_t, t, prompt, condition = inputs(base, channels)
+    with torch.no_grad():
+        prepared = adapter.prepare(condition, prompt)
+        assert all(len(part) == len(z_t) for part in prepared)
+        once = adapter.predict(base, z_t, t, prompt, prepared)
+        assert once.shape == z_t.shape
+        assert torch.equal(once, adapter.predict(base, z_t, t, prompt, prepared))
+        assert torch.equal(once, adapter(base, z_t, t, prompt, condition))
+        assert (once - adapter(base, z_t, t, prompt, 1 - condition)).abs().max() > 1e-4
+
+
+@every_form
+def test_a_row_depends_on_its_own_arguments_alone(any_base: UNetBackbone, kind: str, form: dict[str, Any]) -> None:
+    adapter = trained(any_base, kind, **form)
+    whole = inputs(any_base, count=3)
+    z_t, t, prompt, condition = (copy.deepcopy(value) for value in whole)
+    z_t[1], t[1], prompt["context"][1], condition[1] = -z_t[1], 0.05, -prompt["context"][1], 1 - condition[1]
+    with torch.no_grad():
+        before, after = adapter(any_base, *whole), adapter(any_base, z_t, t, prompt, condition)
+        alone = torch.cat([adapter(any_base, *whole.row(k)) for k in range(3)])
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert (before[1] - after[1]).abs().max() > 1e-3
+    assert torch.allclose(before, alone, atol=1e-5)
+
+
+@every_form
+def test_rows_with_adapters_of_their_own_are_what_they_are_alone(
+    base: UNetBackbone, kind: str, form: dict[str, Any]
+) -> None:
+    adapter = trained(base, kind, **form)
+    other = stir(trained(base, "control", condition_channels=1), seed=5)
+    if not can_share(adapter):
+        with pytest.raises(UsageError, match=f"kind {kind} .*shares no batch"):
+            MixedBatch([adapter, other])
+        return
+    whole, strength = inputs(base, count=3), torch.tensor([1.0, 0.5, 0.25])
+    rows, conditions = [adapter, other, adapter], [whole.condition[k : k + 1] for k in range(3)]
+    conditions[1] = conditions[1][:, :1]
+    mixed = MixedBatch(rows)
+    with torch.no_grad():
+        prepared = mixed.prepare(conditions, whole.prompt)
+        together = mixed.predict(base, whole.z_t, whole.t, whole.prompt, prepared, strength)
+        for k, (own, condition) in enumerate(zip(rows, conditions, strict=True)):
+            z_t, t, prompt, _ = whole.row(k)
+            alone = own.predict(base, z_t, t, prompt, own.prepare(condition, prompt), strength[k : k + 1])
+            assert torch.allclose(together[k : k + 1], alone, atol=1e-5)
+
+
+@every_form
+def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
+    any_base: UNetBackbone, kind: str, form: dict[str, Any]
+) -> None:
+    adapter = trained(any_base, kind, **form)
+    z_t, t, prompt, condition = inputs(any_base)
+
+    def predict(strength: list[float] | None) -> Tensor:
+        prepared = adapter.prepare(condition, prompt)
+        return adapter.predict(
+            any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength)
+        )
+
+    with torch.no_grad():
+        if not adapter.scalable:
+            with pytest.raises(UsageError, match=f"kind {kind} has no strength"):
+                predict([0.5, 0.5])
+            return
+        whole, none = predict(None), any_base.predict(z_t, t, prompt)
+        assert torch.equal(predict([0.0, 0.0]), none)
+        assert torch.equal(predict([1.0, 1.0]), whole)
+        first, second = predict([0.0, 1.0])
+        assert torch.equal(first, none[0])
+        assert torch.equal(second, whole[1])
+        assert not torch.equal(whole, none)
+
+
+@every_kind
+def test_strength_scales_the_residuals_of_each_row(base: UNetBackbone, kind: str) -> None:
+    adapter = trained(base, kind)
+    if not adapter.scalable:
+        pytest.skip(f"kind {kind} has no strength")
+    z_t, t, prompt, condition = inputs(base)
+    strength = torch.tensor([0.5, 0.25])
+    with torch.no_grad():
+        prepared, state = adapter.prepare(condition, prompt), base.state(z_t, t, prompt)
+        whole = adapter.residuals(base, state, z_t, t, prompt, prepared)
+        scaled = Residuals({name: value * strength.view(2, 1, 1, 1) for name, value in whole.tensors.items()})
+        expected = base.predict(z_t, t, prompt, residuals=scaled)
+        assert torch.equal(adapter.predict(base, z_t, t, prompt, prepared, strength), expected)
+        assert not torch.equal(adapter.predict(base, z_t, t, prompt, prepared), expected)
+
+
+@every_form
+def test_a_config_makes_a_round_trip_through_json(base: UNetBackbone, kind: str, form: dict[str, Any]) -> None:
+    adapter = built(base, kind, condition_channels=4, start=0.5, start_noise=0.25, **form)
+    config = json.loads(json.dumps(adapter.config))
+    again = built(base, kind, **config)
+    assert again.config == adapter.config == config
+    assert {"condition_channels": 4, "start": 0.5, "start_noise": 0.25}.items() <= config.items()
+    shapes = {name: value.shape for name, value in adapter.state_dict().items()}
+    assert {name: value.shape for name, value in again.state_dict().items()} == shapes
+    again.load_state_dict(stir(adapter).state_dict())
+    batch = inputs(base, 4)
+    with torch.no_grad():
+        assert torch.equal(again(base, *batch), adapter(base, *batch))
+
+
+WRONG = {
+    "no such setting": {"size": 1},
+    "no channels": {"condition_channels": 0},
+    "too many channels": {"condition_channels": 10**15},
+    "channels as text": {"condition_channels": "3\n\x1b[2J" * 50},
+    "channels as a truth value": {"condition_channels": True},
+    "no start": {"start": 0.0},
+    "a start after the end": {"start": 1.1},
+    "a start that is no number": {"start": float("nan")},
+    "more noise than there is": {"start": 0.5, "start_noise": 1.1},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@every_kind
+def test_a_setting_that_cannot_be_is_refused_in_one_line_with_its_name(
+    base: UNetBackbone, kind: str, case: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        adapters.build(kind, base, **WRONG[case])
+    message = str(caught.value)
+    assert message.startswith(f"adapter.{[*WRONG[case]][-1]}")
+    assert "--" not in message
+    assert message.isprintable()
+    assert len(message) < 300
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are(base: UNetBackbone) -> None:
+    with pytest.raises(UsageError, match="no adapter kind 'pickle': one of control, lora, static, residual, full"):
+        adapters.build("pickle", base)
+
+
+@every_form
+def test_a_skeleton_has_the_shapes_of_an_adapter_and_no_memory(
+    base: UNetBackbone, kind: str, form: dict[str, Any]
+) -> None:
+    bones, adapter = skeleton(kind, base, **form), built(base, kind, **form)
+    assert all(value.is_meta for value in (*bones.parameters(), *bones.buffers()))
+    shapes = {name: value.shape for name, value in adapter.state_dict().items()}
+    assert {name: value.shape for name, value in bones.state_dict().items()} == shapes
+    assert bones.config == adapter.config
+    assert (bones.kind, bones.start, bones.scalable) == (adapter.kind, adapter.start, adapter.scalable)
+
+
+@every_kind
+def test_a_copy_gives_the_same_and_shares_no_trained_tensor(base: UNetBackbone, kind: str) -> None:
+    adapter = trained(base, kind)
+    twin, batch = copy.deepcopy(adapter), inputs(base)
+    with torch.no_grad():
+        before = adapter(base, *batch)
+        assert torch.equal(twin(base, *batch), before)
+        stir(twin)
+        assert not torch.equal(twin(base, *batch), before)
+        assert torch.equal(adapter(base, *batch), before)
+    frozen = {value.data_ptr() for value in base.parameters()}
+    assert not frozen & {value.data_ptr() for value in adapter.parameters()}
