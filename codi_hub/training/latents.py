@@ -27,7 +27,7 @@ from codi_hub.tasks.base import Pair, Task
 ENCODE_BATCH = 16
 REPORT_EVERY = 16 * ENCODE_BATCH  # pairs between messages
 HELD_OUT = 24  # largest number of pairs that are never trained on; a tenth of a small data set
-OnText = Callable[[str], None]
+OnText = Callable[[str], object]
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ class Watcher:
     """Logs a run; in the main process only."""
 
     def __init__(self, run: Run, on_event: OnEvent) -> None:
-        self.run, self.on_event, self.board = run, on_event, None
-        self.main = run.trainer.accelerator.is_main_process
-        if self.main:
+        self.run, self.on_event = run, on_event
+        self.board: Any = None
+        if run.trainer.accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board: Any = SummaryWriter(str(run.work.job.folder / "tensorboard"))
+            self.board = SummaryWriter(str(run.work.job.folder / "tensorboard"))
 
     def on_step(self, event: Event) -> None:
         """Log the losses of a step and pass it on."""
