@@ -19,7 +19,7 @@ from codi_hub import seeds
 from codi_hub.errors import InvalidInput
 from codi_hub.evaluation.metrics import Column
 from codi_hub.images.filters import boxes, harmonic, to_uint8
-from codi_hub.images.io import open_image, picture
+from codi_hub.images.io import decode_image, open_image
 from codi_hub.images.metrics import as_float, hole_edge
 from codi_hub.tasks.base import FLAG, ExistingFile, Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.masks import dilated, hole, random_hole
@@ -179,7 +179,7 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 def _read(file: Path) -> np.ndarray:
     """Read the hole of a mask file, bool (H, W): white and opaque. Raises InvalidInput."""
     try:
-        mask = picture(open_image(file))
+        mask = decode_image(open_image(file))
     except InvalidInput as error:
         raise InvalidInput(f"the mask {file}: {error}") from error
     white = mask.image.convert("L")  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ from codi_hub.tasks.base import Pair, Task
 
 ENCODE_BATCH = 16
 REPORT_EVERY = 16 * ENCODE_BATCH  # pairs between messages
-OnText = Callable[[str], None]
+OnText = Callable[[str], object]
 
 
 @dataclass(frozen=True)
