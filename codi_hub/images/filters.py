@@ -61,7 +61,7 @@ def smooth(
         truncate: half width of the kernel in standard deviations.
         dtype: precision of the computation and of the result.
     """
-    values = image.astype(dtype)
+    values: np.ndarray = image.astype(dtype)
     if sigma <= 0:
         return values
     reach = max(1, int(np.ceil(truncate * sigma)))
