@@ -74,11 +74,11 @@ def images() -> Iterator[Curve]:
 
 
 def _runs(hub: Hub, folder: Path, number: int) -> Iterator[tuple[str, float]]:
-    with tempfile.TemporaryDirectory(prefix="in", dir=hub.registry.home) as name:
+    with tempfile.TemporaryDirectory(prefix="in", dir=hub.catalog.registry.home) as name:
         for k in range(number):
             pixels = np.random.default_rng(k).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path(name) / f"{k:04}.png")
-        out = hub.registry.home / f"{folder.name}-{time.monotonic_ns()}"
+        out = hub.catalog.registry.home / f"{folder.name}-{time.monotonic_ns()}"
         variants: dict[str, dict[str, Any]] = {
             "--dry-run": {"dry_run": True},
             "run": {},

@@ -18,9 +18,8 @@ from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
 from codi_hub.config.options import ExportOptions, RunOptions
 from codi_hub.data.synthetic.leaves import leaves
-from codi_hub.folders.plan import item_seed
 from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
-from codi_hub.runs import DEFAULT_BATCH
+from codi_hub.seeds import image_seed
 
 PICTURES, SIDE, STEPS = 16, 256, 4
 TASK = "pairs"  # whose condition is the image itself, as for the pipeline
@@ -120,8 +119,8 @@ class Contest:
     def batches(self, pipe: peers.Pipe, pictures: Sequence[Path]) -> None:
         """Generate in batches of `Hub.run`'s size."""
         out = self.out("batches")
-        for start in range(0, len(pictures), DEFAULT_BATCH):
-            paths = pictures[start : start + DEFAULT_BATCH]
+        for start in range(0, len(pictures), BATCH):
+            paths = pictures[start : start + BATCH]
             images, generator = [Image.open(path).convert("RGB") for path in paths], torch.manual_seed(start)
             prompts = [PROMPT] * len(paths)
             made = pipe(prompts, image=images, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)

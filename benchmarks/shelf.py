@@ -18,6 +18,7 @@ from codi_hub.adapters.cache import Resident
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.hub import Hub
+from codi_hub.inference.models import Placement
 
 KINDS = ("control", "lora", "static")
 TASK = "superres"
@@ -40,9 +41,8 @@ class Shelf(NamedTuple):
         return self.file(ref, format.WEIGHTS)
 
     def file(self, ref: str, name: str) -> Path:
-        """Return a file of an adapter."""
-        row = self.hub.registry.adapters.resolve(ref, self.hub._base)
-        return self.hub.registry.adapters.file(row, name)
+        row = self.hub.catalog.registry.adapters.resolve(ref, self.hub.base)
+        return self.hub.catalog.registry.adapters.file(row, name)
 
     def load(self, ref: str) -> adapters.ControlAdapter:
         """Load an adapter without caching it."""
@@ -56,8 +56,9 @@ def shelf(
     """Yield `each` adapters of every kind on a base, loaded on the CPU in its fastest dtype."""
     make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
-        hub.add_base(f"bench-{name}", folder_of(name))
-        base, resident = hub._loaded_base(f"bench-{name}", "cpu", "auto")
+        hub.catalog.add_base(f"bench-{name}", folder_of(name))
+        placement = Placement(device="cpu")
+        base, resident = (load(f"bench-{name}", placement) for load in (hub.models.base, hub.models.adapters))
         made = Shelf(hub, base, resident, {})
         for kind in kinds:
             made.refs[kind] = [_added(made, Path(home) / "new", task, make(kind, base, seed)) for seed in range(each)]
@@ -76,7 +77,7 @@ def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
 
 
 def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapter) -> str:
-    base, name, kind = shelf.base, shelf.hub._base or "", adapter.kind
+    base, name, kind = shelf.base, shelf.hub.base or "", adapter.kind
     record = format.AdapterRecord(
         task=task,
         kind=kind,
@@ -87,6 +88,6 @@ def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapt
     )
     format.write(folder, adapter, record, "# Random weights\n")
     values = {"kind": kind, "steps": 4, "parameters": 0, "metrics": {}}
-    row, _ = shelf.hub.registry.adapters.add(folder, task=task, base=name, **values)
+    row, _ = shelf.hub.catalog.registry.adapters.add(folder, task=task, base=name, **values)
     shutil.rmtree(folder)
     return row.ref

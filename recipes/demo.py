@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.data.photographs import Photograph, photographs
-from codi_hub.evaluation.superres import Degradation, degraded
 from codi_hub.images.metrics import gmsd, psnr
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
+from codi_hub.tasks.superres import Degradation, degraded
 
 OUT = Path("build") / "demo"
 SCALE = 4
@@ -43,7 +43,7 @@ def main() -> int:
     rows = [_row(photo) for photo in photos]
     labels = [_label(photo, *row) for photo, row in zip(photos, rows, strict=True)]
     columns = ("bicubic", f"codi run superres --steps {STEPS}", "original")
-    sheet(rows, columns=columns, labels=labels, width=384).save(OUT / "sheet.png")
+    contact_sheet(rows, columns=columns, labels=labels, width=384).save(OUT / "sheet.png")
     print("\n".join(labels))
     print(f"Outputs: {OUT / 'output'}\nComparison: {OUT / 'sheet.png'}")
     return 0

@@ -15,14 +15,14 @@ from PIL import Image
 
 from codi_hub.data.photographs import photographs
 from codi_hub.data.synthetic.scenes_words import COLOURS, LIGHTS
-from codi_hub.evaluation.depth import held_out_scenes
-from codi_hub.evaluation.edit import held_out_edits
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, harmonic, to_uint8
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
+from codi_hub.tasks.depth import held_out_scenes
+from codi_hub.tasks.edit import held_out_edits
 from codi_hub.tasks.masks import hole
 
 OUT = Path("docs") / "images"
@@ -37,8 +37,8 @@ class Run:
 
     def __init__(self, hub: Hub, name: str):
         base, adapter, row = hub.use(name)
-        self.task: Task = hub.load_task(row.task)
-        self._generate = hub.generator(base, adapter)
+        self.task: Task = hub.catalog.load_task(row.task)
+        self._generate = generate_function(base, adapter)
 
     def __call__(self, prepared: Prepared, prompt: str = "", seed: int = 0, steps: int = STEPS) -> np.ndarray:
         (output,) = self._generate([prepared.condition], [prompt], [seed], steps)
@@ -141,10 +141,10 @@ def main() -> None:
     )
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:
-        there = {row.task for row in hub.registry.adapters.list(base="nano")}
-        for name in parser.parse_args().tasks or [name for name in SHEETS if name in there]:
-            rows, columns, labels = SHEETS[name](Run(hub, name))
-            sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
+        there = {row.task for row in hub.registry.adapters(base="nano")}
+        for name in parser.parse_args().tasks or [name for name in PICTURES if name in there]:
+            rows, columns, labels = PICTURES[name](Run(hub, name))
+            contact_sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
             print(OUT / f"{name}.png")
 
 

@@ -21,12 +21,14 @@ import torch
 from codi_hub.adapters.format import CARD
 from codi_hub.config.options import EvalOptions
 from codi_hub.data.photographs import photographs
+from codi_hub.evaluation.context import EvaluationContext
 from codi_hub.evaluation.run import round_trip
-from codi_hub.evaluation.superres import BASELINE, GRID, Degradation, evaluate_superres
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, to_uint8
 from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
+from codi_hub.operations.evaluate import generate_function
 from codi_hub.tasks.deblur import disc_kernel
+from codi_hub.tasks.superres import BICUBIC, GRID, Degradation, compare_with_bicubic
 from recipes.nano import bundle
 
 PAGE = Path("docs/RESULTS.md")
@@ -48,11 +50,11 @@ COMPARED = (("perceptual", "perceptual distance", "< 1"), ("gmsd", "gradient dis
             ("frechet", "Frechet distance", ""))  # fmt: skip
 # stages of the postprocessing of `superres`, from none to all
 FINISHES: dict[str, dict[str, Any]] = {
-    "network output": {"strength": 1, "correct": False, "project": 0, "sharpen": 0},
-    "0.7 of the change": {"correct": False, "project": 0, "sharpen": 0},
-    "+ low frequencies of the input": {"correct": True, "project": 0, "sharpen": 0},
-    "+ back-projection": {"correct": True, "project": 1, "sharpen": 0},
-    "all of `codi run`": {},
+    "as the network made it": {"detail": 1, "correct": False, "project": 0, "sharpen": 0},
+    "0.7 of what it changed": {"correct": False, "project": 0, "sharpen": 0},
+    "and the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
+    "and back-projection": {"correct": True, "project": 1, "sharpen": 0},
+    "as `codi run` has it": {},
 }
 
 
@@ -76,23 +78,24 @@ class Goal:
 def superres(hub: Hub) -> Iterator[Goal]:
     """Yield x4 and x2 against bicubic, at each stage of the postprocessing."""
     base, adapter, row = hub.use("superres")
-    generate = hub.generator(base, adapter)
+    generate = generate_function(base, adapter)
 
-    def measured(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
-        """Return the PSNR minus bicubic's, and the GMSD over bicubic's."""
+    def scores(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
+        """PSNR more than bicubic's, GMSD relative to bicubic's."""
         task = hub.load_task(row.task, options)
-        report = evaluate_superres(task, photographs(), generate, steps=(STEPS,), degradations=degradations)
-        bicubic, ours = (report.table.row(name) for name in (BASELINE, f"{STEPS} steps"))
+        context = EvaluationContext(generate, steps=(STEPS,))
+        measured = compare_with_bicubic(task, photographs(), context, degradations)
+        bicubic, ours = (measured.table.row(name) for name in (BICUBIC, f"{STEPS} steps"))
         return ours["psnr"] - bicubic["psnr"], ours["gmsd"] / bicubic["gmsd"]
 
     for finish, options in FINISHES.items():
         last = finish == list(FINISHES)[-1]
-        decibel, ratio = measured(GRID, **options)
+        decibel, ratio = scores(GRID, **options)
         yield Goal(f"superres x4, degraded, {finish}: PSNR, dB above bicubic", decibel, ">= 1" if last else "")
         yield Goal(f"superres x4, degraded, {finish}: GMSD, times bicubic's", ratio, "<= 0.8" if last else "")
-        decibel, _ = measured(CLEAN, **options)
+        decibel, _ = scores(CLEAN, **options)
         yield Goal(f"superres x4, clean, {finish}: PSNR, dB above bicubic", decibel, ">= 0" if last else "")
-    decibel, ratio = measured(GRID, scale=2)
+    decibel, ratio = scores(GRID, scale=2)
     yield Goal("superres x2, degraded: PSNR, dB above bicubic", decibel)
     yield Goal("superres x2, degraded: GMSD, times bicubic's", ratio)
 
@@ -112,10 +115,10 @@ def depth(hub: Hub) -> Iterator[Goal]:
     margin = rows[f"{STEPS} steps"]["margin"] / rows["scenes"]["margin"]
     yield Goal("depth, scenes: adherence beyond another's map, times that of the scenes themselves", margin, ">= 1")
     base, adapter, row = hub.use("depth")
-    task = hub.load_task(row.task)
+    task = hub.catalog.load_task(row.task)
     (photo,) = (photo for photo in photographs() if photo.depth is not None)
     prepared = task.prepare(photo.depth)
-    (output,) = hub.generator(base, adapter)([prepared.condition], ["a red box on concrete"], [0], STEPS)
+    (output,) = generate_function(base, adapter)([prepared.condition], ["a red box on concrete"], [0], STEPS)
     image, own = task.finish(output, prepared), prepared.condition
     agreed, chance = (structure_agreement(image, other) for other in (own, np.ascontiguousarray(own[:, ::-1])))
     yield Goal("depth, the motorcycle's true disparity: adherence", agreed, ">= 0.4")
@@ -142,7 +145,7 @@ def canny(hub: Hub) -> Iterator[Goal]:
 def deblur(hub: Hub) -> Iterator[Goal]:
     """Yield defocused photographs against the originals."""
     base, adapter, row = hub.use("deblur")
-    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    task, generate = hub.catalog.load_task(row.task), generate_function(base, adapter)
     gains, ratios = [], []
     for photo in photographs():
         blurred = to_uint8(filter2d(as_float(photo.image).astype(np.float32), disc_kernel(DEFOCUS)))
@@ -166,7 +169,7 @@ def autoencoder(hub: Hub) -> Iterator[Goal]:
 def speed(hub: Hub) -> Iterator[Goal]:
     """Yield the seconds for an output of 512 x 512 px with pre- and postprocessing, networks loaded."""
     base, adapter, row = hub.use("superres")
-    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    task, generate = hub.catalog.load_task(row.task), generate_function(base, adapter)
     small = photographs(count=1)[0].image[: SIDE // 4, : SIDE // 4]
     seconds = []
     for _ in range(ROUNDS + 1):
@@ -216,8 +219,8 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"parts": {}}
     with Hub.open() as hub:
-        base = hub.registry.bases.get("nano").family
-        there = {"autoencoder", "speed"} | {row.task for row in hub.registry.adapters.list(base="nano")}
+        base = hub.catalog.registry.bases.get("nano").family
+        there = {"autoencoder", "speed"} | {row.task for row in hub.catalog.registry.adapters.list(base="nano")}
         if figures.get("base") != base:
             figures = {"base": base, "parts": {}}
         for part in parts or [part for part in PARTS if part in there]:

@@ -12,6 +12,7 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.data.sources import split
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Message, OnEvent
 from codi_hub.inference.devices import choose_device, choose_dtype
@@ -19,7 +20,7 @@ from codi_hub.training import finish, folder
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
-from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at, split
+from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at
 from codi_hub.training.trainer import Trainer, TrainerSettings
 from codi_hub.training.watch import Watcher
 

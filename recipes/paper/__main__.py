@@ -80,7 +80,7 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
 def bundled_base(hub: Hub, device: str) -> FrozenBase:
     """Return the workspace's base, in the precision that `codi distill` chooses."""
     where = choose_device(device)
-    return FrozenBase.load(hub.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
+    return FrozenBase.load(hub.catalog.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub import tasks
+from codi_hub import seeds, tasks
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.sources import open_source
+from codi_hub.evaluation.context import Generate
 from codi_hub.evaluation.distances import compare
-from codi_hub.evaluation.edit import Judge, held_out_edits
 from codi_hub.evaluation.features import Features
-from codi_hub.evaluation.measured import Generate
 from codi_hub.evaluation.pairs import measure, outputs
-from codi_hub.evaluation.run import HELD_OUT_SEED, round_trip
+from codi_hub.evaluation.run import round_trip
 from codi_hub.images.filters import to_uint8
 from codi_hub.tasks.base import Pair, Task
+from codi_hub.tasks.edit import Judge, held_out_edits
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
 TOGETHER = 64  # images per batch

@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from codi_hub import tasks
+from codi_hub.data.sources import MAX_HELD_OUT
+from codi_hub.evaluation import metrics
 from codi_hub.evaluation.plot import plot_quality
-from codi_hub.evaluation.table import COLUMNS, Table, cell, legend
-from codi_hub.training.latents import HELD_OUT
+from codi_hub.evaluation.table import Table, legend
 from recipes import goals
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import CLAIMS, COMMON, MEASURED, PAIRS, SIZE, TABLES, Claim, Row, Verdict
@@ -29,7 +31,9 @@ TITLES = {
     "edit": "Editing by instruction",
     "ablation": "Ablations of PE-CoDi, on super-resolution",
 }
-ENOUGH = 3  # seeds needed for a verdict
+COLUMNS = metrics.columns() | tasks.columns()
+TEXT = Table([], [], COLUMNS)
+ENOUGH = 3  # seeds before anything is said to hold
 HEAD = """# The paper's tables, at this project's scale
 
 Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image Generation* (CVPR 2024), was
@@ -96,8 +100,8 @@ def spread(column: str, values: list[float]) -> str:
     """Return mean and range as "0.123 (0.120-0.127)", or a single value."""
     if not values:
         return "-"
-    mean = cell(column, fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({cell(column, min(values))}-{cell(column, max(values))})"
+    mean = TEXT.cell(column, fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({TEXT.cell(column, min(values))}-{TEXT.cell(column, max(values))})"
 
 
 def table(name: str, results: Results) -> str:
@@ -110,7 +114,7 @@ def table(name: str, results: Results) -> str:
         "|-|-|-:|-:|" + "-:|" * len(columns),
     ]
     for reference, figures in results.references.get(_task(name), {}).items():
-        cells = [cell(column, figures.get(column)) for column in columns]
+        cells = [TEXT.cell(column, figures.get(column)) for column in columns]
         lines.append(f"| {reference} | | | | {' | '.join(cells)} |")
     for row in shown(name):
         for at in row.at:
@@ -151,7 +155,7 @@ def plot(name: str, results: Results, path: Path) -> None:
             if found and at[1] == "ddim":
                 means = {c: fmean(seed[c] for seed in found) if c in found[0] else None for c in columns}
                 rows.append({"name": f"{row.name}, {at_key(at)}", "method": row.name, "steps": at[0], **means})
-    plot_quality(Table(columns, rows), TITLES[name], path)
+    plot_quality(Table(columns, rows, COLUMNS), TITLES[name], path)
 
 
 def write(results: Results, path: Path) -> None:
@@ -167,7 +171,7 @@ def write(results: Results, path: Path) -> None:
         HEAD.format(
             steps=steps,
             tables=names,
-            pairs=PAIRS - HELD_OUT,
+            pairs=PAIRS - MAX_HELD_OUT,
             size=SIZE,
             measured=MEASURED,
             enough=ENOUGH,
@@ -185,7 +189,7 @@ def write(results: Results, path: Path) -> None:
             image = results.path.parent / f"{name}.png"
             plot(name, results, image)
             parts.append(f"![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
-    parts += ["## The figures\n", *_listed(legend(_columns()))]
+    parts += ["## The figures\n", *_listed(legend({name: COLUMNS[name] for name in _columns()}))]
     page, figures = "\n".join(parts) + "\n", results.path.parent / goals.FIGURES.name
     path.write_text(goals.insert(page, goals.section(json.loads(figures.read_text()))) if figures.exists() else page)
 

@@ -20,7 +20,7 @@ DATA = {
 WORK = ("method", "kind", "guidance", "consistency", "rollout")  # options that a training step's time depends on
 # without the postprocessing of `codi run`, which would hide differences between methods
 AS_MADE: dict[str, dict[str, Any]] = {
-    "superres": {"strength": 1.0, "correct": False, "sharpen": 0.0},
+    "superres": {"detail": 1.0, "correct": False, "sharpen": 0.0},
     "edit": {"keep": 0.0},
 }
 

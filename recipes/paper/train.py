@@ -20,6 +20,7 @@ from codi_hub.config.options import TAUGHT, DistillOptions
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
+from codi_hub.operations.evaluate import generate_function
 from codi_hub.training.latents import PairsSpec, build, open_pairs
 from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut
@@ -118,7 +119,7 @@ class Bench:
         if not kept:
             made = self.held_out(task).references(base)
             kept = {name: self.held_out(task).figures(images, self.features) for name, images in made.items()}
-        there = self.hub.registry.adapters.list(task, self.hub.registry.bases.get().name)
+        there = self.hub.catalog.registry.adapters.list(task, self.hub.catalog.registry.bases.get().name)
         bundled = [row.ref for row in there if row.bundled]
         for ref, at in product(bundled, ONE_AND_FOUR):
             name = f"the bundled adapter, {at_key(at)}"
@@ -159,7 +160,7 @@ class Bench:
     def _is_there(self, kept: dict[str, Any]) -> bool:
         """Return whether this home has the adapter, not another one under its name."""
         try:
-            return self.hub.registry.adapters.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
+            return self.hub.catalog.registry.adapters.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
         except NotFound:
             return False
 
@@ -183,7 +184,7 @@ class Bench:
         self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
         made = self.hub.distill(row.task, options)
         shutil.rmtree(folder)
-        sha256 = self.hub.registry.adapters.resolve(made.adapter, base=None).sha256
+        sha256 = self.hub.catalog.registry.adapters.resolve(made.adapter, base=None).sha256
         seconds = round(made.seconds, 1)
         return {"adapter": made.adapter, "sha256": sha256, "seconds": seconds, "machine": machine(self.device)}
 
@@ -191,7 +192,7 @@ class Bench:
         steps, sampler = at
         base, adapter, _ = self.hub.use(ref, device=self.device)
         held_out = self.held_out(row.task)
-        images, seconds = held_out.sampled(self.hub.generator(base, adapter, sampler=sampler), steps)
+        images, seconds = held_out.sampled(generate_function(base, adapter, sampler=sampler), steps)
         found = held_out.figures(images, self.features) | {"seconds": seconds}
         return {name: float(f"{value:.5g}") for name, value in found.items()}
 

@@ -1,6 +1,6 @@
-"""run, distill and eval: what the command line gives the Hub, and what it makes of its answers.
+"""run, distill and eval: the arguments that the command line passes to the Hub, and how it prints the results.
 
-The Hub here answers at once; the real one is tested end to end elsewhere.
+The Hub here returns at once; the real one is tested end to end elsewhere.
 """
 
 from __future__ import annotations
@@ -22,19 +22,32 @@ ITEMS = [
 ]
 
 
-class Hub(Catalog):
-    """Keeps what it was asked."""
+class Hub:
+    """Keeps its arguments."""
 
     asked: tuple
     items: list
     latest: str
 
+    def __init__(self):
+        self.catalog = Catalog.open()
+
+    @classmethod
+    def open(cls, home=None, base=None):
+        return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.catalog.close()
+
     def run(self, task, inputs, options, on_event=None):
         Hub.asked = (task, inputs, options)
         for done, item in enumerate(Hub.items):
-            on_event({"kind": "item", **item, "done": done + 1, "total": len(Hub.items)})
+            on_event(ItemDone(item, done + 1, len(Hub.items)))
         count = {status: sum(item["status"] == status for item in Hub.items) for status in ("ok", "failed", "skipped")}
-        return RunReport(task=task, adapter=f"{task}:1", steps=4, seconds=1.25, items=Hub.items, **count)
+        return RunReport(task=task, adapter=f"{task}:1", steps=4, seconds=1.25, batches=[1], items=Hub.items, **count)
 
     def distill(self, task, config, on_event=None):
         Hub.asked = (task, config)
@@ -59,7 +72,7 @@ def hub(monkeypatch):
     return Hub
 
 
-def test_run_hands_over_inputs_and_what_was_typed(codi, hub):
+def test_run_passes_inputs_and_options(codi, hub):
     answer = codi("run", "superres", "in", "b.png", "-o", "out", "--steps", "2", "--no-resume", "--set", "scale=2")
     expected = RunOptions(out=Path("out"), steps=2, resume=False, set={"scale": 2})
     assert hub.asked == ("superres", [Path("in"), Path("b.png")], expected)
@@ -78,7 +91,7 @@ def test_task_options_with_a_flag_of_their_own(codi, hub, flag):
 
 def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
     document = json.loads(codi("run", "superres", "in", "--json").out)
-    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "items"]
+    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "batches", "items"]
     assert document["items"] == ITEMS[:1]
     assert list(document["items"][0]) == ["input", "output", "status", "seed", "error", "seconds"]
 
@@ -129,7 +142,7 @@ def test_what_the_task_prefers_gives_way_to_a_method_that_lacks_it(codi, hub, mo
     assert (hub.asked[1].adapter.kind, hub.asked[1].loss.guidance) == ("", "relative")
 
 
-def test_distill_says_where_latest_points(codi, hub):
+def test_distill_prints_what_latest_names(codi, hub):
     answer = codi("distill", "superres")
     assert answer.out == "Registered superres:2 for base nano after 100 steps: psnr 24.5\n"
     assert answer.err == "data: leaves\n"

@@ -176,7 +176,7 @@ def exportable(distilled: dict[str, Path]) -> None:
     with Hub.open() as hub:
         for task, folder in distilled.items():
             values = {"kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-            assert hub.registry.adapters.add(folder, task=task, base="nano", **values)[1]
+            assert hub.catalog.registry.adapters.add(folder, task=task, base="nano", **values)[1]
 
 
 @pytest.mark.usefixtures("exportable")
@@ -218,8 +218,9 @@ def test_weights_have_the_precision_asked_for(
     tensors = load_file(weights)
     assert {value.dtype for value in tensors.values()} == {type_}
     with Hub.open() as hub:
-        stored = load_file(hub.registry.adapters.file(hub.registry.adapters.resolve("depth"), format.WEIGHTS))
-        kept = hub.registry.adapters.file(hub.registry.adapters.resolve("depth"), format.RECORD).read_bytes()
+        files = hub.catalog.registry.adapters
+        stored = load_file(files.file(files.resolve("depth"), format.WEIGHTS))
+        kept = files.file(files.resolve("depth"), format.RECORD).read_bytes()
     for name, value in stored.items():
         if "time_embedding.linear_1" not in name:  # which is folded into one time
             assert torch.equal(tensors[name.removeprefix("encoder.")], value.to(type_))
@@ -273,7 +274,7 @@ def test_an_adapter_that_is_not_a_controlnet_is_refused_before_anything_is_writt
         format.write(tmp_path / f"{number}", adapter, record_of(base, adapter), "")
         with Hub.open() as hub:
             values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
-            hub.registry.adapters.add(tmp_path / f"{number}", task="depth", base="tiny", **values)
+            hub.catalog.registry.adapters.add(tmp_path / f"{number}", task="depth", base="tiny", **values)
         answer = codi("export", f"depth:{number}", "--base", "tiny", "-o", tmp_path / "net")
         assert answer == (1, "", f"Error: depth:{number} {words} to distil an adapter that can be exported\n")
     assert not (tmp_path / "net").exists()

@@ -12,7 +12,7 @@ from codi_hub import adapters
 from codi_hub.adapters import format
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.synthetic.edits import scene_edit
-from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.inference.engine import Engine
 from codi_hub.registry import Registry
 from recipes.nano import bundle, pretraining
@@ -29,8 +29,8 @@ def test_an_object_is_visible_where_the_image_changes_with_it() -> None:
         if edit.kind != "recolour":
             continue
         found += 1
-        index = edit.setting.world.things.index(edit.thing)
-        seen = things_at(edit.setting.world, 64) == index
+        index = edit.setting.world.solids.index(edit.solid)
+        seen = solid_map(edit.setting.world, 64) == index
         changed = np.abs(edit.before.image.astype(int) - edit.after.image).max(-1) > 24
         assert seen.any()
         assert (changed & seen).sum() > 0.8 * changed.sum()
