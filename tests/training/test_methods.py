@@ -252,6 +252,7 @@ def test_a_loss_evaluates_the_networks_it_needs(
     assert sorted(set(evaluated)) == sorted(networks)
 
 
+@pytest.mark.slow
 def test_gd_learns_from_its_teacher(make: Make) -> None:
     trainer = make(method="gd", total=1000, lr=1e-2, batch=5)
     assert trainer.teacher
