@@ -1,4 +1,4 @@
-"""The bases that are measured: the bundled one, and one of Stable Diffusion 1.5's geometry with random weights."""
+"""The bases of the benchmark: the bundled one, and one of Stable Diffusion 1.5's geometry with random weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12
 
 
 def folder_of(name: str) -> Path:
-    """A diffusers folder: `nano`, or `sd15`, which is made the first time (2.1 GB, bfloat16)."""
+    """Return a diffusers folder: `nano`, or `sd15`, which is created the first time (2.1 GB, bfloat16)."""
     if name == "nano":
         return NANO / "base"
     folder = BUILT / name
@@ -76,7 +76,7 @@ def _make_sd15(folder: Path) -> None:
 
 
 def _random(kind: Any, **config: Any) -> nn.Module:
-    """A network whose weights are drawn once, in bfloat16; a layer keeps the deviation of what goes through it."""
+    """Return a network with random weights in bfloat16, scaled so that a layer keeps its input's deviation."""
     with torch.device("meta"):
         net = kind(config["config"]) if "config" in config else kind(**config)
     net = net.to_empty(device="cpu").to(torch.bfloat16)

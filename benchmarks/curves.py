@@ -1,8 +1,8 @@
-"""How the cost grows with the work: `python -m benchmarks.curves [adapters] [images] [registry]`.
+"""Measure how cost scales: `python -m benchmarks.curves [adapters] [images] [registry]`.
 
-Adapters that are resident, pictures in one run, rows in the registry. Writes docs/results/curves.json, a plot of each
-into docs/images, and a table with the exponents into docs/performance.md: 0 is a cost that does not grow, 1 one that
-grows as the work does; more than that would be a defect.
+Scales the number of resident adapters, of images in one run, and of rows in the registry. Writes
+docs/results/curves.json, a plot of each into docs/images, and a table with the exponents into docs/performance.md: 0 is
+a constant cost, 1 a linear one; more than 1 would be a defect.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from codi_hub.hub import Hub
 RESULTS = DOCS / "results" / "curves.json"
 SECTION = re.compile(r"(?<=<!-- curves -->\n).*?(?=<!-- /curves -->)", re.DOTALL)
 IMAGES = (1, 3, 10, 30, 100, 300, 1000)
-SIDE = 32  # px of the pictures, which come out twice as large
+SIDE = 32  # side of the input images in px; outputs are twice as large
 ROWS = (1, 10, 100, 1000, 10_000, 100_000)
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`points`: how much work, and what it cost in `unit`."""
+    """A cost against a size; `points` are (size, cost in `unit`)."""
 
     part: str
     name: str
@@ -47,14 +47,14 @@ class Curve:
 
     @property
     def exponent(self) -> float:
-        """The slope between the logarithms of the last point and of the one before it that is half as far or less."""
+        """Return the slope of log cost against log size, from the last point at half the size or less to the last."""
         last = self.points[-1]
         first = next((point for point in self.points[::-1] if 2 * point[0] <= last[0]), self.points[0])
         return math.log(last[1] / first[1]) / math.log(last[0] / first[0])
 
 
 def adapters() -> Iterator[Curve]:
-    """Each kind, 1 to 20 of them on nano."""
+    """Yield the curves of each kind, for 1 to 20 adapters on nano."""
     for kind in shelf.KINDS:
         points = memory.curve("nano", kind)
         for name, unit, factor in (("megabytes", "MB", 1.0), ("seconds", "ms", 1e3), ("load_seconds", "ms", 1e3)):
@@ -64,21 +64,21 @@ def adapters() -> Iterator[Curve]:
 
 
 def images() -> Iterator[Curve]:
-    """Seconds of a whole run, by how many pictures it has; the networks are loaded."""
+    """Yield the seconds of a whole run by its number of images, networks loaded."""
     found: dict[str, list[tuple[int, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, Hub.open(Path(folder) / "home") as hub:
-        for number in (1, *IMAGES):  # the first loads the networks, and does not count
-            for name, seconds in _runs(hub, Path(folder) / "pictures", number):
+        for number in (1, *IMAGES):  # the first loads the networks and is not counted
+            for name, seconds in _runs(hub, Path(folder) / "images", number):
                 found.setdefault(name, []).append((number, seconds))
     yield from (Curve("images", name, "s", points[1:]) for name, points in found.items())
 
 
 def _runs(hub: Hub, folder: Path, number: int) -> Iterator[tuple[str, float]]:
-    with tempfile.TemporaryDirectory(prefix="in", dir=hub.registry.home) as name:
+    with tempfile.TemporaryDirectory(prefix="in", dir=hub.catalog.registry.home) as name:
         for k in range(number):
             pixels = np.random.default_rng(k).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path(name) / f"{k:04}.png")
-        out = hub.registry.home / f"{folder.name}-{time.monotonic_ns()}"
+        out = hub.catalog.registry.home / f"{folder.name}-{time.monotonic_ns()}"
         variants: dict[str, dict[str, Any]] = {
             "--dry-run": {"dry_run": True},
             "run": {},
@@ -94,7 +94,7 @@ def _runs(hub: Hub, folder: Path, number: int) -> Iterator[tuple[str, float]]:
 
 
 def rows() -> Iterator[Curve]:
-    """Milliseconds of every question, by how many adapters there are."""
+    """Yield the milliseconds of every registry query by the number of adapters."""
     found: dict[str, list[tuple[int, float]]] = {}
     for number in ROWS:
         with registry.registry_of(number) as catalog:
@@ -108,7 +108,7 @@ ACROSS = {"adapters": "adapters resident", "images": "images in the run", "regis
 
 
 def plot(part: str, curves: list[Curve], path: Path) -> None:
-    """One panel for each unit; logarithmic but for the few adapters."""
+    """Plot one panel per unit, on logarithmic axes except the number of adapters."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -135,7 +135,7 @@ def plot(part: str, curves: list[Curve], path: Path) -> None:
 
 
 def section(curves: list[Curve]) -> str:
-    """The tables and the plots, as Markdown."""
+    """Return the tables and the plots as Markdown."""
     lines = []
     for part in PARTS:
         mine = [curve for curve in curves if curve.part == part]
@@ -154,6 +154,7 @@ def _line(curve: Curve) -> str:
 
 
 def main() -> None:
+    """Measure the parts and update results, plots and page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
     given = parser.parse_args()

@@ -1,10 +1,9 @@
-"""One step of distillation: ours against latent consistency distillation of a ControlNet as diffusers' example has it.
+"""Training step of CoDi against latent consistency distillation of a ControlNet as in diffusers' example.
 
 Both train the same copy of the encoder on the same frozen U-Net, with one optimiser and one moving average, in the same
-precision, so that what differs is the step itself. Theirs evaluates the network four times (the student, the teacher
-with and without the prompt for its guidance, the target) and goes back once; ours twice, and back once. The example
-encodes its pictures and prompts anew in every step, which ours does once before all of them; without that, theirs is a
-row of its own.
+precision: only the step differs. The example evaluates the network four times (student, teacher with and without the
+prompt for its guidance, target) with one backward pass; CoDi twice, with one backward pass. The example also encodes
+images and prompts in every step, which CoDi does once before training; without that the example is a row of its own.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"
 FEW = 3  # rounds where a step takes many seconds
 PAIRS = 64
 DDIM_STEPS = 50  # of the example's solver
-GUIDANCE = (5.0, 15.0)  # of which the example draws its scale
+GUIDANCE = (5.0, 15.0)  # range of the example's random guidance scale
 GOAL = 0.6
 WHAT, THEIRS = "distillation step", "diffusers' LCM example"
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
-    """Our time over theirs."""
+    """Yield CoDi's time over the example's."""
     for name in bases:
-        trainer, pictures = _trainer(name)
-        forms = {THEIRS: Lcm(trainer, pictures), f"{THEIRS}, all encoded beforehand": Lcm(trainer, None)}
+        trainer, images = _trainer(name)
+        forms = {THEIRS: Lcm(trainer, images), f"{THEIRS}, all encoded beforehand": Lcm(trainer, None)}
         works: dict[str, Callable[[], object]] = {"ours": trainer.train_step}
         works |= {which: form.step for which, form in forms.items()}
         _evaluations(trainer, works)
@@ -65,19 +64,19 @@ def _repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def _trainer(name: str) -> tuple[Trainer, Tensor]:
-    """Ours, on pairs of noise, and the pictures of its pairs."""
+    """Return a CoDi trainer on pairs of noise, and the images of its pairs."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
     base, generator, side = _base(name, device, dtype), torch.Generator().manual_seed(0), SIDES[name]
-    pictures = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
     x = torch.randn(
         (PAIRS, base.unet.config.in_channels, side // base.factor, side // base.factor), generator=generator
     )
-    cache = Cache(x.half(), pictures, [f"photograph {k}" for k in range(PAIRS)])
+    cache = Cache(x.half(), images, [f"photograph {k}" for k in range(PAIRS)])
     options = DistillOptions(kind="control", batch=BATCHES[name])
     adapter = peers.lively("control", base, 0)
-    return Trainer(base, adapter, cache, options, accelerator, total=10_000, folder=Path("unused")), pictures
+    return Trainer(base, adapter, cache, options, accelerator, total=10_000, folder=Path("unused")), images
 
 
 def _base(name: str, device: torch.device, dtype: torch.dtype) -> FrozenBase:
@@ -86,14 +85,15 @@ def _base(name: str, device: torch.device, dtype: torch.dtype) -> FrozenBase:
 
 @dataclass
 class Lcm:
-    """A step of latent consistency distillation (Luo et al., 2023), on the networks of a trainer of ours.
+    """A step of latent consistency distillation (Luo et al., 2023), on the networks of a CoDi trainer.
 
     Args:
-        pictures: encoded in every step, with its prompts; None where both are known beforehand.
+        trainer: its networks, optimiser and pairs are used.
+        images: encoded in every step, with their prompts; None where both are encoded beforehand.
     """
 
     trainer: Trainer
-    pictures: Tensor | None
+    images: Tensor | None
     taken: int = field(default=0, init=False)
     teacher: nn.Module = field(init=False)
 
@@ -102,6 +102,7 @@ class Lcm:
         self.teacher = adapters.build("control", base).encoder.requires_grad_(False).to(base.dtype)
 
     def step(self) -> None:
+        """Take one optimiser step."""
         trainer = self.trainer
         base, accelerator, schedule = trainer.base, trainer.accelerator, trainer.base.schedule
         rows, _ = trainer.rows(self.taken, 0)
@@ -135,13 +136,13 @@ class Lcm:
 
     @torch.no_grad()
     def encoded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, and the embeddings of the prompts and of none."""
+        """Return latents, and the embeddings of the prompts and of the empty prompt."""
         trainer, base = self.trainer, self.trainer.base
         prompt, nothing = trainer.prompts[trainer.prompt_of[rows]], base.embed([""] * len(rows))
-        if self.pictures is None:
+        if self.images is None:
             x = trainer.cache.x[rows].to(base.device).float()
         else:
-            x = base.encode(self.pictures[rows].float() / 255)
+            x = base.encode(self.images[rows].float() / 255)
             base._prompts.clear()
             prompt = base.embed([trainer.cache.prompts[k] for k in rows])
         return x.to(memory_format=torch.channels_last), prompt, nothing
@@ -153,7 +154,7 @@ def _consistent(x_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
 
 
 def _evaluations(trainer: Trainer, works: dict[str, Callable[[], object]]) -> None:
-    """Exits unless a step of ours is two evaluations of the network, and of theirs four: nothing else is compared."""
+    """Exit unless a step of CoDi is two evaluations of the network, and one of the example four."""
     seen: list[bool] = []
     watched = trainer.base.unet.conv_out.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     for which, work in works.items():

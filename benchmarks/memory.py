@@ -1,4 +1,4 @@
-"""Memory of many tasks on one loaded base: what 20 adapters take beside it, and whether swapping loses any."""
+"""Memory of many tasks on one loaded base: of 20 adapters in addition to it, and leaked by swapping."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from codi_hub.adapters.skeleton import skeleton
 COUNT = 20
 GOAL = 1000.0  # MB that 20 lora adapters may take on Stable Diffusion 1.5
 SWAPS, WARM_UP = 1000, 100
-GROWTH = 10.0  # MB that those swaps may leave behind
+GROWTH = 10.0  # MB that those swaps may leak
 MB = 1e6
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    """Yield the memory of 20 adapters of each light kind, and the growth by swaps."""
     for name in bases:
         with shelf(name, each=1) as kept:
             note = f"20 ControlNets: {COUNT * size(kept, 'control') / MB:.0f} MB of weights, 20 times those of one"
@@ -38,30 +39,30 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 
 
 def megabytes() -> float:
-    """Of this process, now."""
+    """Return the resident memory of this process."""
     gc.collect()
     return float(psutil.Process().memory_info().rss / MB)
 
 
 def trim() -> None:
-    """Gives back what earlier works have left free, which would be filled first, unseen."""
+    """Return freed memory to the system, so that it is not reused unmeasured."""
     gc.collect()
     if given_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
         given_back(0)
 
 
 def size(kept: Shelf, kind: str) -> float:
-    """Bytes of an adapter's weights in the base's precision."""
+    """Return the bytes of an adapter's weights in the base's precision."""
     return kept.weights(kept.refs[kind][0]).stat().st_size * kept.base.dtype.itemsize / 2
 
 
 def fitting(kept: Shelf, kind: str) -> int:
-    """How many of a kind fit into half of the memory that is free now, 20 at most."""
+    """Return how many adapters of a kind fit into half of the free memory, at most 20."""
     return int(max(1, min(COUNT, psutil.virtual_memory().available / 2 // size(kept, kind))))
 
 
 def taken(kept: Shelf, kind: str, count: int) -> float:
-    """MB that so many adapters of a kind take, loaded from one file."""
+    """Return the MB of that many adapters of a kind, loaded from one file."""
     skeleton(kind, kept.base)  # imports what the kind needs
     trim()
     before = megabytes()
@@ -72,7 +73,7 @@ def taken(kept: Shelf, kind: str, count: int) -> float:
 
 
 def growth() -> Iterator[Row]:
-    """What 1,000 swaps between three adapters leave behind, when all fit, and when two do."""
+    """Yield the memory leaked by 1,000 swaps between three adapters, when all fit and when two fit."""
     with shelf("nano", ["control"], each=3) as kept:
         refs = kept.refs["control"]
         each = int(size(kept, "control"))
@@ -89,8 +90,10 @@ def growth() -> Iterator[Row]:
 
 
 def curve(name: str, kind: str, count: int = COUNT, swaps: int = 100) -> list[dict[str, Any]]:
-    """For 1..count adapters resident: `adapters`, `megabytes` above the base, and the `seconds` of a swap, and of a
-    load from disk."""
+    """Return a point for 1..count resident adapters.
+
+    `adapters`, `megabytes` above the base, and the `seconds` of a swap and `load_seconds` of a load from disk.
+    """
     points = []
     with shelf(name, [kind], each=count) as kept:
         refs, use = kept.refs[kind], partial(kept.hub.use, device="cpu", adapter_memory=1 << 40)

@@ -1,4 +1,4 @@
-"""What a user would otherwise run: diffusers' ControlNet and its pipeline, with the very weights of our adapter."""
+"""The alternative: diffusers' ControlNet and its pipeline, with the weights of an adapter of kind `control`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far two ways through the same networks may be apart: the norm of the difference over the deviation."""
+"""Largest relative difference between two implementations: the norm of the difference over the deviation."""
 
 
 def lively(kind: str, base: FrozenBase, seed: int) -> ControlAdapter:
-    """An adapter as training begins it, but that no matrix or kernel is zero: it changes what the base predicts."""
+    """Return an adapter at initialisation, but without zero matrices or kernels, so that it has an effect."""
     torch.manual_seed(seed)
     adapter = adapters.build(kind, base)
     for value in adapter.parameters():
@@ -33,7 +33,7 @@ def lively(kind: str, base: FrozenBase, seed: int) -> ControlAdapter:
 
 
 def documented(folder: Path, controlnet: Path, dtype: torch.dtype, device: torch.device) -> Pipe:
-    """The pipeline as its documentation loads it, with the scheduler that it names for four steps."""
+    """Return the pipeline as its documentation loads it, with the scheduler recommended for four steps."""
     net = ControlNetModel.from_pretrained(controlnet, dtype=dtype, use_safetensors=True)
     pipe = Pipe.from_pretrained(folder, controlnet=net, dtype=dtype, use_safetensors=True, safety_checker=None).to(
         device
@@ -44,7 +44,7 @@ def documented(folder: Path, controlnet: Path, dtype: torch.dtype, device: torch
 
 
 def tuned(folder: Path, base: FrozenBase, controlnet: ControlNetModel) -> Pipe:
-    """The pipeline around our own base, which is of that folder: channels_last and fused attention, as ours."""
+    """Return the pipeline around a loaded base of that folder: channels-last layout and fused attention."""
     pipe = Pipe(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -61,13 +61,13 @@ def tuned(folder: Path, base: FrozenBase, controlnet: ControlNetModel) -> Pipe:
 
 
 def walking_like_us(folder: Path) -> DDIMScheduler:
-    """Our sampler as diffusers has it: DDIM on the trailing timesteps, the step after the last one clean."""
+    """Return diffusers' equivalent of the default sampler: DDIM on trailing timesteps, ending at the clean image."""
     settings = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
     return DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **settings)
 
 
 def step(controlnet: Any, unet: Any, z_t: Tensor, t: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
-    """One step's network calls as diffusers' pipeline makes them."""
+    """Evaluate the networks of one step as diffusers' pipeline does."""
     down, middle = controlnet(
         z_t, t, encoder_hidden_states=prompt, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False
     )
@@ -82,8 +82,10 @@ def step(controlnet: Any, unet: Any, z_t: Tensor, t: Tensor, prompt: Tensor, con
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype, what: str) -> None:
-    """Exits unless the two are the same up to the rounding of `dtype`: nothing else is worth a comparison."""
+    """Exit unless the two are equal up to the rounding of `dtype`."""
     ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
     apart = float((ours - theirs).norm() / (theirs - theirs.mean()).norm())
     if not apart <= ROUNDING[dtype]:  # not a number is too far apart as well
-        raise SystemExit(f"{what}: ours and diffusers' are {apart:.2g} apart, over {ROUNDING[dtype]:g} in {dtype}")
+        raise SystemExit(
+            f"{what}: the results of CoDi Hub and diffusers differ by {apart:.2g}, over {ROUNDING[dtype]:g} in {dtype}"
+        )

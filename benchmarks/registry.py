@@ -1,4 +1,4 @@
-"""What the registry's questions and changes cost while it grows: real tables, filled by the hundred thousand.
+"""Cost of registry queries and changes as it grows, on real tables with 100,000 adapters.
 
 `python -m benchmarks.registry [ADAPTERS]` prints a table of milliseconds.
 """
@@ -27,13 +27,13 @@ from codi_hub.registry.rows import now
 ADAPTERS = 100_000
 GOAL = 50.0  # ms
 VERSIONS, BASES = 10, 5  # of a task on a base; so a task has 50 adapters, and 100,000 are of 2,000 tasks
-ITEMS = 10_000  # of the run that is resumed
+ITEMS = 10_000  # images of the run that is resumed
 OPTIONS = {"sampler": "ddim", "temperature": 1.0, "dtype": "auto", "steps": 4, "task_options": {"scale": 4}}
-LOOKUPS = ("resolve", "show", "list", "task show", "file of")  # how those with a goal begin: no changes, no whole runs
+LOOKUPS = ("resolve", "show", "list", "task show", "file of")  # prefixes of the queries with a goal
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
-    """Milliseconds of each at `ADAPTERS` rows, and seconds of a whole command."""
+    """Yield the milliseconds of each query at `ADAPTERS` rows, and the seconds of a command."""
     where = f"registry of {ADAPTERS:,} adapters"
     with registry_of(ADAPTERS) as catalog:
         seconds = in_turn(questions(catalog, ADAPTERS), rounds)
@@ -48,7 +48,7 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def registry_of(adapters: int) -> Iterator[Catalog]:
-    """A catalogue with so many adapters, and as many items in earlier runs; it goes when it is left."""
+    """Yield a temporary catalog with that many adapters, and as many items in earlier runs."""
     with tempfile.TemporaryDirectory() as folder, Catalog.open(Path(folder) / "home") as catalog:
         made = Path(folder) / "adapter"
         made.mkdir()
@@ -59,7 +59,7 @@ def registry_of(adapters: int) -> Iterator[Catalog]:
 
 
 def questions(catalog: Catalog, adapters: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; all of it about a task, a base and a version in the middle."""
+    """Return the timed operations by name; all concern a task, a base and a version in the middle."""
     registry, numbers = catalog.registry, count()
     middle = adapters // 2
     name, base_name, version = _task(middle), _base(middle), middle % VERSIONS + 1
@@ -147,7 +147,7 @@ def _adapter(k: int, base_id: int, stored: Any, metrics: dict[str, Any]) -> dict
 
 
 def _tags(k: int, base_id: int, adapters: int) -> Iterator[dict[str, Any]]:
-    """`latest` on the last version of a task and base, `prod` on the third before it or the first there is."""
+    """Yield `latest` on the last version of a task and base, and `prod` three before it, or on the first."""
     last = min((k // VERSIONS + 1) * VERSIONS, adapters) - 1
     point = {"task": _task(k), "base_id": base_id, "version": k % VERSIONS + 1}
     if k == last:
@@ -157,7 +157,7 @@ def _tags(k: int, base_id: int, adapters: int) -> Iterator[dict[str, Any]]:
 
 
 def _fill_runs(connection: Any, items: int) -> None:
-    """A run of `ITEMS` pictures, and others since that made as many as there are adapters, a thousand each."""
+    """Insert a run of `ITEMS` images, and later runs of a thousand each, together as many as there are adapters."""
     begun = {"task": "superres", "options": OPTIONS, "status": "ok", "started": now()}
     item = {"status": "ok", "seed": 7, "seconds": 0.3, "input_hash": "ab" * 32}
 
@@ -173,6 +173,7 @@ def _fill_runs(connection: Any, items: int) -> None:
 
 
 def main() -> None:
+    """Print the milliseconds of every query."""
     adapters = int(sys.argv[1]) if sys.argv[1:] else ADAPTERS
     with registry_of(adapters) as catalog:
         for name, values in in_turn(questions(catalog, adapters), 5).items():

@@ -1,4 +1,4 @@
-"""A registry of its own with adapters of random weights on one of the bases."""
+"""A temporary registry with adapters of random weights on one of the bases."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from codi_hub.adapters.cache import Resident
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.hub import Hub
+from codi_hub.inference.models import Placement
 
 KINDS = ("control", "lora", "static")
 TASK = "superres"
@@ -28,7 +29,7 @@ Make = Callable[[str, FrozenBase, int], adapters.ControlAdapter]
 
 
 class Shelf(NamedTuple):
-    """`refs`: the adapters of each kind."""
+    """A Hub, its loaded base, and the references of the adapters of each kind."""
 
     hub: Hub
     base: FrozenBase
@@ -36,15 +37,15 @@ class Shelf(NamedTuple):
     refs: dict[str, list[str]]
 
     def weights(self, ref: str) -> Path:
-        """The file of an adapter's weights."""
+        """Return the file of an adapter's weights."""
         return self.file(ref, format.WEIGHTS)
 
     def file(self, ref: str, name: str) -> Path:
-        row = self.hub.registry.adapters.resolve(ref, self.hub._base)
-        return self.hub.registry.adapters.file(row, name)
+        row = self.hub.catalog.registry.adapters.resolve(ref, self.hub.base)
+        return self.hub.catalog.registry.adapters.file(row, name)
 
     def load(self, ref: str) -> adapters.ControlAdapter:
-        """An adapter that no one keeps."""
+        """Load an adapter without caching it."""
         return format.load(self.weights(ref), format.read_record(self.file(ref, format.RECORD)), self.base)
 
 
@@ -52,11 +53,12 @@ class Shelf(NamedTuple):
 def shelf(
     name: str, kinds: Iterable[str] = KINDS, each: int = 2, *, task: str = TASK, make: Make | None = None
 ) -> Iterator[Shelf]:
-    """`each` adapters of every kind on the base of that name, which is loaded on the CPU in its fastest dtype."""
+    """Yield `each` adapters of every kind on a base, loaded on the CPU in its fastest dtype."""
     make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
-        hub.add_base(f"bench-{name}", folder_of(name))
-        base, resident = hub._loaded_base(f"bench-{name}", "cpu", "auto")
+        hub.catalog.add_base(f"bench-{name}", folder_of(name))
+        placement = Placement(device="cpu")
+        base, resident = (load(f"bench-{name}", placement) for load in (hub.models.base, hub.models.adapters))
         made = Shelf(hub, base, resident, {})
         for kind in kinds:
             made.refs[kind] = [_added(made, Path(home) / "new", task, make(kind, base, seed)) for seed in range(each)]
@@ -64,7 +66,7 @@ def shelf(
 
 
 def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
-    """An adapter all of whose weights are noise."""
+    """Return an adapter whose weights are all noise."""
     adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(value.shape, generator=generator).mul_(DEVIATION).half()
@@ -75,7 +77,7 @@ def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
 
 
 def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapter) -> str:
-    base, name, kind = shelf.base, shelf.hub._base or "", adapter.kind
+    base, name, kind = shelf.base, shelf.hub.base or "", adapter.kind
     record = format.AdapterRecord(
         task=task,
         kind=kind,
@@ -86,6 +88,6 @@ def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapt
     )
     format.write(folder, adapter, record, "# Random weights\n")
     values = {"kind": kind, "steps": 4, "parameters": 0, "metrics": {}}
-    row, _ = shelf.hub.registry.adapters.add(folder, task=task, base=name, **values)
+    row, _ = shelf.hub.catalog.registry.adapters.add(folder, task=task, base=name, **values)
     shutil.rmtree(folder)
     return row.ref

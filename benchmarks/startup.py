@@ -1,4 +1,4 @@
-"""How long the shortest command takes, from the shell's prompt to the next."""
+"""Duration of the shortest command, from the shell's point of view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OURS, AGAINST = "`codi list`", "`diffusers-cli --help`"
 
 
 def python(home: Path, *arguments: str) -> None:
-    """A process of its own; what it prints is thrown away."""
+    """Run Python in a new process and discard its output."""
     environment = os.environ | {"CODI_HOME": str(home)}
     subprocess.run(
         [sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
@@ -27,7 +27,7 @@ def python(home: Path, *arguments: str) -> None:
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
-    """Seconds, in a registry that has what is bundled."""
+    """Yield the seconds, in a registry of the bundled adapters."""
     theirs = Path(sys.executable).with_name("diffusers-cli")
     commands = {OURS: LIST, AGAINST: (str(theirs), "--help")}
     with tempfile.TemporaryDirectory() as home:

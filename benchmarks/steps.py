@@ -1,4 +1,4 @@
-"""One step of the networks, and the loop of four: our adapters against diffusers' ControlNet, all else equal."""
+"""One step of the networks, and the loop of four: adapters against diffusers' ControlNet, all else equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codi_hub.adapters import ControlAdapter
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.inference.engine import Engine, seeded_noise
 
-SIDES = {"nano": 256, "sd15": 512}  # of the pictures, px
+SIDES = {"nano": 256, "sd15": 512}  # side of the images in px
 BATCHES = {"nano": (1, 4), "sd15": (1,)}
 REPEATS = {"nano": 8, "sd15": 1}  # steps of one round
 FEW = 3  # rounds of loops that take a minute
@@ -33,7 +33,7 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A base with an adapter of every kind, and how many pictures are made at a time."""
+    """A base with an adapter of every kind, and the batch size."""
 
     name: str
     base: FrozenBase
@@ -42,16 +42,16 @@ class Case:
 
     @property
     def where(self) -> dict[str, str]:
-        """The fields of a row that say it."""
+        """Return the fields of a row that describe it."""
         side, many = SIDES[self.name], "" if self.batch == 1 else f", batch {self.batch}"
         return {"on": self.name + many, "note": f"{self.base.dtype}, channels_last, {side}x{side} px"}
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
-    """Both tables of every base; nothing is timed before both sides have been seen to compute the same."""
+    """Yield both tables of every base; both sides are checked to compute the same before timing."""
     for name in bases:
         with shelf(name, each=1, make=peers.lively) as kept:
-            if name == "nano":  # in float32 too, where rounding hides nothing
+            if name == "nano":  # in float32 too, where rounding hides no difference
                 _same(Case(name, *_loaded(kept, "fp32"), batch=2))
             base, made = _loaded(kept, "auto")
             _same(Case(name, base, made, batch=2))
@@ -62,13 +62,13 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 
 
 def _loaded(kept: Shelf, dtype: str) -> tuple[FrozenBase, dict[str, ControlAdapter]]:
-    """On the fastest device, as a run has them."""
+    """Load base and adapters on the fastest device, as for a run."""
     found = {kind: kept.hub.use(ref, dtype=dtype) for kind, (ref,) in kept.refs.items()}
     return found["control"][0], {kind: adapter for kind, (_, adapter, _) in found.items()}
 
 
 def _inputs(base: FrozenBase, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z_T, T, prompt embeddings and conditions as the networks take them."""
+    """Return z_T, T, prompt embeddings and conditions as network inputs."""
     size = (base.unet.config.in_channels, side // base.factor, side // base.factor)
     condition = torch.rand((batch, 3, side, side), generator=torch.Generator().manual_seed(0))
     z_t = seeded_noise(range(batch), size).to(base.device, base.dtype, memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def _inputs(base: FrozenBase, batch: int, side: int) -> tuple[Tensor, Tensor, Te
 
 @torch.inference_mode()
 def _same(case: Case) -> None:
-    """One step, and the whole walk by diffusers' DDIM scheduler on the trailing timesteps, agree with ours."""
+    """Check that one step, and the loop with diffusers' DDIM on trailing timesteps, agree with the engine's."""
     base, adapter, folder = case.base, case.adapters["control"], folder_of(case.name)
     z_t, t, prompt, condition = _inputs(base, case.batch, 128)
     theirs = peers.step(adapter.encoder, base.unet, z_t, t, prompt, condition)
@@ -92,13 +92,13 @@ def _same(case: Case) -> None:
 
 
 def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Tensor) -> Tensor:
-    """The pipeline without its decoder."""
+    """Run the pipeline without its decoder."""
     settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "output_type": "latent"}
     return pipe(prompts, image=condition, latents=z_t, **settings).images.cpu()
 
 
 def _our_loop(base: FrozenBase, adapter: ControlAdapter, prompts: list[str], given: Tensor, seeds: range) -> Tensor:
-    """The engine without its decoder."""
+    """Run the engine without its decoder."""
     conditions = list(given.float().permute(0, 2, 3, 1).cpu().numpy())
     with mock.patch.object(FrozenBase, "decode", lambda _, x_hat: x_hat):
         made = Engine(base).generate(adapter, conditions, prompts, seeds, steps=STEPS)
@@ -106,7 +106,7 @@ def _our_loop(base: FrozenBase, adapter: ControlAdapter, prompts: list[str], giv
 
 
 def _one_step(case: Case, rounds: int) -> Iterator[Row]:
-    """Time of a step over that of the bare U-Net: what depends on the condition alone is prepared beforehand."""
+    """Yield the time of a step over the bare U-Net's; the condition is prepared beforehand."""
     base, made = case.base, case.adapters
     with torch.inference_mode():
         z_t, t, prompt, condition = _inputs(base, case.batch, SIDES[case.name])
@@ -136,7 +136,7 @@ def _repeated(step: Step, times: int) -> Callable[[], None]:
 
 
 def _loop(case: Case, rounds: int) -> Iterator[Row]:
-    """Prompts that no cache has seen, conditions and seeds in; latents out."""
+    """Yield the time from uncached prompts, conditions and seeds to latents."""
     z_t, _, _, condition = _inputs(case.base, case.batch, SIDES[case.name])
     pipe, fresh = peers.tuned(folder_of(case.name), case.base, case.adapters["control"].encoder), count()
 

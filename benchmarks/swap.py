@@ -1,4 +1,4 @@
-"""Swapping adapters on a loaded base: those that are resident, and those that come from disk, already verified."""
+"""Swapping adapters on a loaded base: resident ones, and verified ones from disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from benchmarks.table import Row, in_turn, ratios
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.interop.diffusers import WEIGHTS
 
-SWAPS = 100  # in one round, of resident adapters
-SIDE = {"nano": 64, "sd15": 256}  # of the picture whose first step is made, px
+SWAPS = 100  # swaps of resident adapters in one round
+SIDE = {"nano": 64, "sd15": 256}  # side in px of the image whose first step is computed
 PLENTY = 1 << 40
 
 
 def rows(bases: list[str], rounds: int) -> Iterator[Row]:
+    """Yield the rows of every base."""
     for name in bases:
         with shelf(name) as kept:
             yield from resident(name, kept, rounds)
@@ -33,7 +34,7 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 
 
 def resident(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
-    """Milliseconds of `Hub.use`, of which most is the registry's answer which version a reference means now."""
+    """Yield the milliseconds of `Hub.use`, most of which is resolving the reference in the registry."""
     for kind, refs in kept.refs.items():
         use = partial(kept.hub.use, device="cpu", adapter_memory=PLENTY)
         contestants = {"ours": alternate(refs, use)}
@@ -48,11 +49,11 @@ def resident(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
             yield Row(what, name, theirs, "", milliseconds["theirs"], "ms")
             del nets
         del contestants
-        kept.hub.use(refs[0], device="cpu", adapter_memory=0)  # lets go of the other
+        kept.hub.use(refs[0], device="cpu", adapter_memory=0)  # drops the other
 
 
 def against_reading(name: str, kept: Shelf, kind: str, rounds: int) -> Iterator[Row]:
-    """A swap over reading the bytes of the weights into memory, once from the disk and once from the system's cache."""
+    """Yield the time of a swap over reading the bytes of the weights, from disk and from the system's cache."""
     files = [kept.weights(ref) for ref in kept.refs[kind]]
     contestants = {
         "swap": from_disk(kept, kind),
@@ -73,7 +74,7 @@ def against_reading(name: str, kept: Shelf, kind: str, rounds: int) -> Iterator[
 
 
 def against_from_pretrained(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
-    """Loading and the first step after it. Both files have the same weights in float16."""
+    """Yield the time of loading and the first step. Both files have the same weights in float16."""
     with TemporaryDirectory() as folder:
         nets = [as_controlnet(kept, ref, Path(folder) / str(k)) for k, ref in enumerate(kept.refs["control"])]
         step, use = Step(kept, SIDE[name]), from_disk(kept, "control")
@@ -95,7 +96,7 @@ def against_from_pretrained(name: str, kept: Shelf, rounds: int) -> Iterator[Row
 
 
 def as_controlnet(kept: Shelf, ref: str, folder: Path) -> Path:
-    """The adapter's file under diffusers' names."""
+    """Write the adapter's weights under diffusers' names."""
     skeleton("control", kept.base).encoder.save_config(folder)
     tensors = {name.removeprefix("encoder."): value for name, value in load_file(kept.weights(ref)).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -103,7 +104,7 @@ def as_controlnet(kept: Shelf, ref: str, folder: Path) -> Path:
 
 
 class Step:
-    """The first step of one picture, on the base of a shelf."""
+    """The first step of one image, on the base of a shelf."""
 
     def __init__(self, kept: Shelf, side: int) -> None:
         self.base = kept.base
@@ -114,35 +115,38 @@ class Step:
 
     @torch.inference_mode()
     def ours(self, adapter: torch.nn.Module) -> torch.Tensor:
+        """Evaluate base and adapter."""
         return adapter(self.base, self.z_t, self.t, self.prompt, self.condition)
 
     @torch.inference_mode()
     def theirs(self, net: ControlNetModel) -> torch.Tensor:
+        """Evaluate diffusers' ControlNet and U-Net."""
         down, middle = net(self.z_t, self.t, self.prompt, controlnet_cond=self.condition, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return self.base.unet(self.z_t, self.t, self.prompt, **residuals).sample
 
 
 def alternate(between: list, work: Callable, count: int = SWAPS) -> Callable[[], object]:
-    """Does `count` works a call, each with the next of `between`, round and round."""
+    """Return a function that calls `work` `count` times, each with the next of `between`, cyclically."""
     following = cycle(between)
     return lambda: [work(next(following)) for _ in range(count)][-1]
 
 
 def from_disk(kept: Shelf, kind: str) -> Callable[[], torch.nn.Module]:
-    """Loads the adapter of a kind that is not loaded now."""
+    """Return a function that loads the adapter of a kind that is not resident."""
     following = cycle(kept.refs[kind])
     return lambda: kept.hub.use(next(following), device="cpu", adapter_memory=0)[1]
 
 
 def forget(files: list[Path]) -> None:
-    """The system no longer has the files in its cache."""
+    """Drop the files from the system's cache."""
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def pipeline(kept: Shelf, net: ControlNetModel) -> StableDiffusionControlNetPipeline:
+    """Return diffusers' pipeline around the loaded base."""
     base = kept.base
     return StableDiffusionControlNetPipeline(
         vae=base.vae,

@@ -1,4 +1,4 @@
-"""The benchmark's rows: contestants do the same work in turn, so that whatever else the machine does falls on all."""
+"""The rows of the benchmark: contestants run in turn, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """A line of the table.
 
     Attributes:
-        what, on: the row of the design's table, and where it was measured: `nano`, `sd15`, or "" where no base matters.
-        ours, against: who is compared.
+        what, on: the quantity, and the base it was measured on: `nano`, `sd15`, or "" where no base matters.
+        ours, against: the contestants.
         values: one per round, in `unit`; "x" is a ratio.
-        goal: what the median is to be, `at_most` or at least; None for a figure that only explains another.
+        goal: bound of the median, `at_most` or at least; None for a figure without a goal.
     """
 
     what: str
@@ -36,16 +36,18 @@ class Row:
 
     @property
     def key(self) -> str:
+        """Key of the row in the results."""
         return " | ".join((self.what, self.on, self.ours, self.against))
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without one."""
+        """Whether the goal is met; None without one."""
         if self.goal is None:
             return None
         return median(self.values) <= self.goal if self.at_most else median(self.values) >= self.goal
 
     def cells(self) -> tuple[str, ...]:
+        """Return the cells of the table's line."""
         middle, low, high = median(self.values), min(self.values), max(self.values)
         spread = f" ({low:.3g}-{high:.3g})" if len(self.values) > 1 else ""
         goal = "" if self.goal is None else f"{'<=' if self.at_most else '>='} {self.goal:g} {self.unit}"
@@ -56,10 +58,13 @@ class Row:
 def in_turn(
     contestants: Mapping[str, Work], rounds: int, warm_up: int = 1, before: Work | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every round of each contestant. A round goes once through all of them, every other one backwards.
+    """Return the seconds of every round of each contestant. A round runs all of them once, every second one in reverse.
 
     Args:
-        before: done ahead of every work, and not measured.
+        contestants: functions to time, by name.
+        rounds: timed rounds.
+        warm_up: rounds before them.
+        before: called before every function, not timed.
     """
     for _ in range(warm_up):
         for work in contestants.values():
@@ -78,7 +83,7 @@ def in_turn(
 
 
 def ratios(above: Iterable[float], below: Iterable[float]) -> tuple[float, ...]:
-    """Round by round."""
+    """Return the ratios round by round."""
     return tuple(a / b for a, b in zip(above, below, strict=True))
 
 
@@ -86,16 +91,16 @@ HEADER = ("what", "on", "ours", "against", "median (spread)", "goal", "")
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [HEADER, ("-",) * len(HEADER), *(row.cells() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def merged(path: Path, made: Iterable[Row]) -> list[Row]:
-    """Puts rows into the file of results in the place of those they measure anew; gives all."""
+def merged(path: Path, new: Iterable[Row]) -> list[Row]:
+    """Replace rows with the same keys in the file of results; return all rows."""
     known = (
         [Row(**row | {"values": tuple(row["values"])}) for row in json.loads(path.read_text())] if path.exists() else []
     )
-    rows = {row.key: row for row in [*known, *made]}
+    rows = {row.key: row for row in [*known, *new]}
     path.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1) + "\n")
     return list(rows.values())

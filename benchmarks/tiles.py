@@ -1,9 +1,9 @@
-"""Do seams show, and is the memory bounded by the tile? `python -m benchmarks.tiles seams | memory [--side 8192]`.
+"""Visibility of seams, and memory of tiled runs: `python -m benchmarks.tiles seams | memory [--side 8192]`.
 
-seams: photographs of 160 px, four times as large, in tiles of 256 px and whole. The mean step from pixel to pixel
-    across the lines where tiles begin or end, over that of the whole picture; and the same of tiles that do not share
-    their noise and are put side by side, which shows what the figure is where seams do show.
-memory: a picture of SIDE x SIDE pixels comes out; the most memory it took above the loaded model's.
+seams: photographs of 160 px, enlarged four times, in tiles of 256 px and whole. Prints the mean pixel difference across
+    tile borders over that of the whole image, and as a reference the same for tiles with independent noise and without
+    blending, where seams are visible.
+memory: generates an image of SIDE x SIDE pixels and prints its peak memory above the loaded model's.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from codi_hub.images.metrics import psnr
 from codi_hub.inference import tiling as tiles
 from codi_hub.inference.engine import Engine, seeded_noise
 
-SCALE, SIDE, TILE = 4, 160, 256  # of superres; of the inputs and of the tiles, px
+SCALE, SIDE, TILE = 4, 160, 256  # of superres; sides of inputs and tiles in px
 
 
 def main() -> None:
+    """Run one of the two measurements."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tiles", description=__doc__)
     parser.add_argument("what", choices=("seams", "memory"))
     parser.add_argument("--side", type=int, default=8192, help="of the output, px (default: 8192)")
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def run(hub: Hub, source: Path, out: Path, tile: str, steps: int) -> np.ndarray:
-    """The output of one picture."""
+    """Return the output for one image."""
     report = hub.run("superres", [source], RunOptions(out=out, tile=tile, steps=steps, ext="png", overwrite=True))
     if report.failed:
         sys.exit(f"{source}: {report.items[0]['error']}")
@@ -52,7 +53,8 @@ def run(hub: Hub, source: Path, out: Path, tile: str, steps: int) -> np.ndarray:
 
 
 def seams(hub: Hub, folder: Path, steps: int) -> None:
-    print("| picture | tiled : whole, dB | steps at seams, tiled / whole | without shared noise and blending |")
+    """Print the differences at tile borders for three photographs."""
+    print("| image | tiled : whole, dB | difference at borders, tiled / whole | without shared noise and blending |")
     print("|-|-:|-:|-:|")
     for photo in photographs(count=3):
         source = folder / f"{photo.name}.png"
@@ -65,20 +67,20 @@ def seams(hub: Hub, folder: Path, steps: int) -> None:
 
 
 def side_by_side(parts: list[slice], length: int, overlap: int) -> list[np.ndarray]:
-    """Weights of 0 and 1: every tile up to where the next one begins."""
+    """Return weights of 0 and 1: every tile up to the start of the next."""
     ends = [part.start for part in parts[1:]] + [length]
     return [(np.arange(p.start, p.stop) < end).astype(np.float32) for p, end in zip(parts, ends, strict=True)]
 
 
 def own_noise(engine: Engine, seeds: list[int], size: tuple[int, int], windows: list[tuple[int, ...]] | None) -> Tensor:
-    """Every tile's noise from a seed of its own."""
+    """Return noise with a seed of its own for every tile."""
     where = windows or [(0, 0)] * len(seeds)
     drawn = [seed + 31 * top + left for seed, (top, left, *_) in zip(seeds, where, strict=True)]
     return seeded_noise(drawn, (engine.base.unet.config.in_channels, *size))
 
 
 def at_seams(image: np.ndarray) -> float:
-    """Mean |step| from pixel to pixel across the lines where tiles begin or end."""
+    """Return the mean absolute pixel difference across the lines where tiles start or end."""
     found = []
     for axis in (0, 1):
         parts = tiles.spans(image.shape[axis], TILE, tiles.Tiling(TILE, 0).overlap)
@@ -88,6 +90,7 @@ def at_seams(image: np.ndarray) -> float:
 
 
 def memory(hub: Hub, folder: Path, side: int, steps: int) -> None:
+    """Print the peak memory of a large image."""
     image = Image.fromarray(photographs(count=1)[0].image)
     for name, width in (("small", 64), ("large", side // SCALE)):
         image.resize((width, width), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
@@ -103,7 +106,7 @@ def memory(hub: Hub, folder: Path, side: int, steps: int) -> None:
 
 
 def peak() -> float:
-    """The most memory this process has had, MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
 
 

@@ -1,4 +1,4 @@
-"""The `codi` command. Each module here has one group of commands: it parses, calls the library once, and prints."""
+"""The `codi` command. Each module has one group of commands: it parses, makes one library call, and prints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import typer
 import codi_hub
 from codi_hub.errors import AlreadyReported, CodiError, one_line
 
-# The commands of each module, in the order of the help. One module is imported for one command, so that `codi list`
-# does not wait for the options of `codi distill`; all of them for the help, and for what is none of these.
+# The commands of each module, in the order of the help. Only the module of the command is imported, so that `codi list`
+# does not wait for the options of `codi distill`; the help, or an unknown command, imports all of them.
 COMMANDS = {
     "adapters": ("list", "ls", "show", "tag", "cp", "rm"),
     "run": ("run",),
@@ -34,22 +34,22 @@ LOOKUPS = {name for module in ("adapters", "health", "task", "base", "runs") for
 
 
 def app(command: str | None = None) -> typer.Typer:
-    """The application, with the module of one command only where that is known."""
-    made = typer.Typer(
+    """Return the application; of a known command, with that command's module alone."""
+    application = typer.Typer(
         name="codi",
         help="Few-step conditional image models: adapters on one frozen base, registered, distilled and run.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    made.callback()(_root)
+    application.callback()(_root)
     for module in [module for module, commands in COMMANDS.items() if command in commands] or COMMANDS:
-        importlib.import_module(f"codi_hub.cli.{module}").register(made)
-    return made
+        importlib.import_module(f"codi_hub.cli.{module}").register(application)
+    return application
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"codi-hub {codi_hub.__version__}")
         raise typer.Exit
 
@@ -62,8 +62,8 @@ def _root(
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """The console script: exits with 0, 1 (something failed), 2 (wrong usage) or 130 (Ctrl-C)."""
-    atexit.register(gc.freeze)  # or the interpreter looks through all there is before it goes, a tenth of `codi list`
+    """Run the console script; exit with 0, 1 (something failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    atexit.register(gc.freeze)  # the collection at exit would take a tenth of `codi list`
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
@@ -73,7 +73,7 @@ def _run(args: list[str]) -> int:
         with _no_collector() if command in LOOKUPS else contextlib.nullcontext():
             code = app(command)(args=args, prog_name="codi", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our pipe has gone: nothing to say, and nobody to say it to
+    except BrokenPipeError:  # the reader has closed the pipe: nobody reads a message
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
@@ -85,7 +85,7 @@ def _run(args: list[str]) -> int:
 
 @contextlib.contextmanager
 def _no_collector() -> Iterator[None]:
-    """Nothing looks for garbage: a lookup makes next to none, and while it imports, the search takes a sixth of it."""
+    """Disable garbage collection: it takes a sixth of the time of the imports, and a lookup has little garbage."""
     gc.disable()
     try:
         yield
@@ -99,7 +99,7 @@ def _interrupted() -> int:
 
 
 def _report(error: Exception) -> int:
-    """Prints `Error: ...`, one line on stderr, and returns the exit code."""
+    """Print `Error: ...`, one line on stderr; return the exit code."""
     if os.environ.get("CODI_DEBUG"):
         traceback.print_exception(error)
     if type(error).__name__ == "NoArgsIsHelpError":

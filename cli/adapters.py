@@ -1,4 +1,4 @@
-"""codi list, show, tag, cp, rm: the adapters there are, and what becomes of them."""
+"""codi list, show, tag, cp, rm: list, show, tag, copy and remove adapters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from codi_hub.cli.output import Output, cell, details, size
 HEADER = ("adapter", "task", "version", "base", "kind", "method", "steps", "size", "score", "tags")
 REF = "TASK, TASK:VERSION or TASK:TAG"
 LATEST = "latest"
-MOST = 2**31 - 1
-PAGE = 200  # lines of a table, unless told otherwise
+MAX_INT = 2**31 - 1
+PAGE = 200  # rows of a table by default
 
 
 def register(app: typer.Typer) -> None:
@@ -32,27 +32,32 @@ def list_adapters(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=1, max=MOST, help=f"At most so many (default: {PAGE} as a table; else all there are)"
+            "--limit",
+            min=1,
+            max=MAX_INT,
+            help=f"Number of adapters (default: {PAGE} in a table, all with --json and --quiet)",
         ),
     ] = None,
-    offset: Annotated[int, typer.Option("--offset", min=0, max=MOST, help="Leave out so many at the beginning")] = 0,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=MAX_INT, help="Number of adapters to skip")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Lists the adapters: task, version, base, kind, steps, size, score. Also: codi ls."""
+    """List the adapters: task, version, base, kind, method, steps, size, score and tags. Also: codi ls."""
     out = Output(json, quiet)
-    most = limit or (None if json or quiet else PAGE)
+    page = limit or (None if json or quiet else PAGE)
     with Catalog.open() as catalog:
-        found = catalog.list(task, base, most and most + 1, offset)
-    rows = found[:most]
+        first = catalog.list(task, base, page and page + 1, offset)
+    rows = first[:page]
     table = [
         (r.ref, r.task, r.version, r.base, r.kind, r.method, r.steps, size(r.bytes), r.score, ", ".join(r.tags))
         for r in rows
     ]
-    empty = f"Nothing after the first {offset}." if offset else "No adapters yet: make one with `codi distill TASK`."
+    empty = (
+        f"No adapters after the first {offset}." if offset else "No adapters yet: train one with `codi distill TASK`."
+    )
     out.table([adapter_json(row) for row in rows], HEADER, table, empty)
-    if found[len(rows) :]:
-        out.say(f"There are more: --offset {offset + len(rows)} shows the next, --limit as many as you like.")
+    if first[len(rows) :]:
+        out.say(f"There are more adapters: --offset {offset + len(rows)} shows the next, --limit N shows N.")
 
 
 def show(
@@ -61,7 +66,7 @@ def show(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Shows one adapter, task or base in full."""
+    """Show all fields of an adapter, task or base."""
     with Catalog.open(base=base) as catalog:
         document = catalog.show(ref)
     card = document.get("card")
@@ -71,34 +76,34 @@ def show(
 
 def tag(
     ref: Annotated[str, typer.Argument(metavar="REF", help=REF)],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The tag; `latest` moves what TASK alone means")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take the tag away")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The tag; `latest` is the version that TASK alone means")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the tag")] = False,
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Gives a version a name, as in TASK:NAME. A name that another version has moves."""
+    """Tag a version, which TASK:NAME then means. A tag of another version moves."""
     with Catalog.open(base=base) as catalog:
         row = catalog.tag(ref, name, remove)
-    text = f"{row.task}:{name} is no more; it was" if remove else f"{row.task}:{name} is"
+    text = f"Removed {row.task}:{name}; it was" if remove else f"{row.task}:{name} is"
     Output(json, quiet).result(adapter_json(row), f"{text} {row.ref} for base {row.base}.", row.ref)
 
 
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help=REF)],
-    task: Annotated[str, typer.Argument(metavar="DST", help="Task that gets it as its next version")],
+    task: Annotated[str, typer.Argument(metavar="DST", help="Task to which it is added as the next version")],
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Gives a task the adapter of another one like it. The files are shared, not copied."""
+    """Add an adapter to another task of the same kind. Both share the files."""
     with Catalog.open(base=base) as catalog:
         row, created = catalog.copy(source, task)
-    text = f"{row.ref} for base {row.base} has these weights already."
+    text = f"{row.ref} for base {row.base} already has these weights."
     if created:
         text = f"Copied {row.parent} to {row.ref} for base {row.base}."
         if LATEST not in row.tags:
-            text += f"\nIt scores worse than {task}:{LATEST}, which stays; use it as {row.ref}."
+            text += f"\nIts score is worse than that of {task}:{LATEST}, which stays; use it as {row.ref}."
     Output(json, quiet).result(adapter_json(row) | {"parent": row.parent, "created": created}, text, row.ref)
 
 
@@ -108,13 +113,13 @@ def remove(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Removes versions: all that are named, or none. Their files go with `codi gc`."""
+    """Remove versions: all of them, or none. `codi gc` deletes their files."""
     with Catalog.open(base=base) as catalog:
         removal = catalog.remove(refs)
     names = [row.ref for row in removal.rows]
     lines = [f"Removed {', '.join(names)} for base {removal.base}; `codi gc` deletes the files."]
     for task, row in removal.latest.items():
-        now = f"is now {row.ref} (score {cell(row.score)})" if row else "is no more: no version is left"
+        now = f"is now {row.ref} (score {cell(row.score)})" if row else "is removed: no version is left"
         lines.append(f"{task}:{LATEST} {now}.")
     latest = {task: row.ref if row else None for task, row in removal.latest.items()}
     Output(json, quiet).result({"removed": names, "base": removal.base, "latest": latest}, "\n".join(lines))

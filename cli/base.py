@@ -1,4 +1,4 @@
-"""codi base: the frozen models that adapters belong to."""
+"""codi base: add, list, show, choose and remove base models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codi_hub.catalog import Catalog
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.output import Output, details
 
-app = typer.Typer(help="Adds, lists, shows, chooses and removes base models.", no_args_is_help=True)
+app = typer.Typer(help="Add, list, show, choose and remove base models.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def add(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Adds a base: any Stable-Diffusion-style model in diffusers' layout."""
+    """Add a base model: a Stable Diffusion model in the diffusers layout."""
     with Catalog.open() as catalog:
         row = catalog.add_base(name, source)
     Output(json, quiet).result(_json(row), f"Added base {name}. Make it the default with `codi base use {name}`.", name)
@@ -38,7 +38,7 @@ def add(
 
 @app.command("list")
 def list_bases(json: Json = False, quiet: Quiet = False) -> None:
-    """Lists the bases; the one in use has a star."""
+    """List the bases; a star marks the base in use."""
     with Catalog.open() as catalog:
         bases = catalog.bases()
     rows = [(b.name, "*" if b.default else "", b.family[:12], "yes" if b.bundled else "no", b.source) for b in bases]
@@ -55,7 +55,7 @@ app.command("ls", hidden=True)(list_bases)
 
 @app.command()
 def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
-    """Shows a base in full."""
+    """Show all fields of a base."""
     with Catalog.open() as catalog:
         document = _json(catalog.registry.bases.get(name))
     Output(json, quiet).result(document, details(document), name)
@@ -63,7 +63,7 @@ def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def use(name: Name, json: Json = False, quiet: Quiet = False) -> None:
-    """Makes a base the one that every command uses unless told otherwise."""
+    """Make a base the default of every command."""
     with Catalog.open() as catalog:
         row = catalog.use_base(name)
     Output(json, quiet).result(_json(row), f"Base {name} is in use.", name)
@@ -71,11 +71,11 @@ def use(name: Name, json: Json = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Bases to forget; their files stay")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Bases to remove")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Forgets bases. Their files stay where they are."""
+    """Remove bases from the registry. Their files stay."""
     with Catalog.open() as catalog:
         for name in names:
             catalog.remove_base(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,14 +18,36 @@ Base = Annotated[str | None, typer.Option("--base", help="Only this base")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Task option as KEY=VALUE; repeat for more")
 ]
-Scale = Annotated[int | None, typer.Option("--scale", help="Enlargement; the same as --set scale=N")]
-Estimate = Annotated[
-    str | None, typer.Option("--estimate", metavar="MODEL", help="Model that makes the condition; --set estimate=MODEL")
-]
 
-Mask = Annotated[str | None, typer.Option("--mask", metavar="FILE", help="Hole of every input; --set mask=FILE")]
-# Task options with a flag of their own, in commands that run a task.
-FLAGS = {"scale": Scale, "estimate": Estimate, "mask": Mask}
+
+def task_flags() -> dict[str, Any]:
+    """Return the task options that have a flag of their own, beside --set: name -> annotation for Typer."""
+    from codi_hub import tasks
+
+    flags = {}
+    for name, flag in tasks.option_flags().items():
+        text = f"{flag.help}; the same as --set {name}={flag.metavar or 'VALUE'}"
+        option = typer.Option(f"--{name.replace('_', '-')}", metavar=flag.metavar, help=text)
+        flags[name] = Annotated[flag.type | None, option]
+    return flags
+
+
+def with_task_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `task_flags`; it gets their values, None where not typed, as `flags`."""
+    flags = task_flags()
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in flags.items()]
+
+    @functools.wraps(command)
+    def with_flags(**values: Any) -> None:
+        typed = {name: values.pop(name) for name in flags}
+        command(**values, flags=typed)
+
+    parameters = [*(p.replace(kind=kind) for p in own), *added]
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_flags
 
 
 def parse_set(pairs: list[str] | None, **named: Any) -> dict[str, Any]:

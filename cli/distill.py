@@ -95,7 +95,7 @@ def distill(
 
         out = Output(json, quiet)
         with Hub.open(base=early.base) as hub, Display(out) as display:
-            result = hub.distill(task, hub.distill_config(task, *layers), on_event=display)
+            result = hub.distill(task, hub.catalog.distill_config(task, *layers), on_event=display)
     if main:
         _print(out, result)
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codi_hub.cli.common import FLAGS, parse_set
+from codi_hub.cli import common
+from codi_hub.cli.common import parse_set
 from codi_hub.config.layers import LayerError, nested
 from codi_hub.config.model import Declared, Options, declared
 from codi_hub.errors import UsageError
@@ -28,7 +29,7 @@ def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Com
         task_flags: whether the task options with a flag of their own, such as --scale, are among them.
     """
     fields = [one for one in declared(model) if one.flag]
-    flags = FLAGS if task_flags else {}
+    flags = common.task_flags() if task_flags else {}
 
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]

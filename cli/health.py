@@ -1,4 +1,4 @@
-"""codi verify, gc, doctor: is all well?"""
+"""codi verify, gc, doctor: check files, delete garbage, check the installation."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(json: Json = False, quiet: Quiet = False) -> None:
-    """Rehashes every file and reports what differs from the registry, either way."""
+    """Rehash every file and report each difference between files and registry."""
     with Catalog.open() as catalog:
         problems = catalog.verify()
     rows = [(p.kind, str(p.path), p.message) for p in problems]
-    text = table(("problem", "file", "what to do"), rows) if rows else "Every file is as recorded."
+    text = table(("problem", "file", "remedy"), rows) if rows else "Every file is as recorded."
     Output(json, quiet).result({"ok": not problems, "problems": [asdict(p) for p in problems]}, text)
     if problems:
         raise typer.Exit(1)
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without deleting them")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Deletes the files of removed adapters and what killed processes left. Folders of distillations stay."""
+    """Delete the files of removed adapters and the partial files of killed processes. Training folders stay."""
     with Catalog.open() as catalog:
-        found = catalog.collect(dry_run=dry_run)
-    total = sum(garbage.bytes for garbage in found)
-    rows = [(garbage.path, size(garbage.bytes), garbage.message) for garbage in found]
+        garbage = catalog.collect(dry_run=dry_run)
+    total = sum(file.bytes for file in garbage)
+    rows = [(file.path, size(file.bytes), file.message) for file in garbage]
     text = "Nothing to delete."
-    if found:
+    if garbage:
         verb = "Would delete" if dry_run else "Deleted"
-        count = "1 file" if len(found) == 1 else f"{len(found)} files"
-        text = f"{table(('file', 'size', 'what it was'), rows)}\n{verb} {count}, {size(total)}."
-    document = {"dry_run": dry_run, "bytes": total, "files": [asdict(garbage) for garbage in found]}
+        count = "1 file" if len(garbage) == 1 else f"{len(garbage)} files"
+        text = f"{table(('file', 'size', 'origin'), rows)}\n{verb} {count}, {size(total)}."
+    document = {"dry_run": dry_run, "bytes": total, "files": [asdict(file) for file in garbage]}
     Output(json, quiet).result(document, text)
 
 
 def doctor(json: Json = False, quiet: Quiet = False) -> None:
-    """Checks Python, torch, the device, the home folder, the registry and the bundled models."""
+    """Check Python, torch, the device, the home folder, the registry and the bundled models."""
     with Catalog.open() as catalog:
         checks = catalog.doctor()
     rows = [(c["check"], "ok" if c["ok"] else "FAILED", c["detail"]) for c in checks]
-    Output(json, quiet).result(checks, table(("check", "", "detail"), rows))
+    Output(json, quiet).result(checks, table(("check", "result", "detail"), rows))
     if not all(c["ok"] for c in checks):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""One object prints everything: for people, as JSON, or quietly. Data goes to stdout, messages to stderr."""
+"""Printing of results: as text, as JSON, or names alone. Data goes to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 
 class Output:
+    """Prints in the form that the user chose: text, JSON, or quiet."""
+
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
         self.quiet = quiet
 
     def say(self, message: str) -> None:
-        """A message that is no data."""
+        """Print a message on stderr, unless quiet."""
         if not self.quiet:
             print(message, file=sys.stderr)
 
     def result(self, document: Any, text: str, name: str = "") -> None:
-        """One answer: the JSON document, or the text, or when quiet the name alone."""
+        """Print one result: the JSON document, the text, or, if quiet, the name alone."""
         if self.json:
             print(json.dumps(document, indent=2, default=str, ensure_ascii=False))
         elif self.quiet:
@@ -28,7 +30,7 @@ class Output:
             print(text)
 
     def table(self, document: Any, header: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
-        """A list: JSON, a table with upper-case headers, or when quiet its first column."""
+        """Print a list: JSON, a table with upper-case headers, or, if quiet, its first column."""
         if self.json or (rows and not self.quiet):
             self.result(document, table(header, rows))
         elif self.quiet:
@@ -42,7 +44,7 @@ class Output:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns aligned by spaces; numbers to the right."""
+    """Return rows as columns aligned by spaces, numbers to the right."""
     cells = [[name.upper() for name in header], *([cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
@@ -55,7 +57,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a person reads it."""
+    """Return a value as text for people."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -64,7 +66,7 @@ def cell(value: Any) -> str:
 
 
 def details(document: dict[str, Any]) -> str:
-    """`key  value` lines, one level of nesting indented."""
+    """Return `key  value` lines, one level of nesting indented."""
     lines, width = [], max(map(len, document), default=0)
     for key, value in document.items():
         if isinstance(value, dict) and value:
@@ -76,7 +78,7 @@ def details(document: dict[str, Any]) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as `812 B`, `9.2 MB`."""
+    """Return bytes as `812 B`, `9.2 MB`."""
     amount = float(count)
     for unit in ("B", "kB", "MB"):
         if amount < 1000:

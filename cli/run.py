@@ -1,4 +1,4 @@
-"""codi run: a task over files and folders, or a list of jobs."""
+"""codi run: run a task over files and folders, or a file of jobs."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def run(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Runs a task over images and folders. One bad file is one failed row; exit code 1 says that there was one."""
+    """Run a task over images and folders. A file that fails is one failed row; the exit code is then 1."""
     options = RunOptions(**given)
     if (task is None or not inputs) == (jobs is None) or (jobs and task):
         raise UsageError("say TASK and INPUT, or --jobs FILE; see `codi run --help`")
-    from codi_hub.folders.runner import Stopped
+    from codi_hub.folders import Stopped
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)
@@ -54,26 +54,25 @@ def run(
             )
         except Stopped as error:
             report, stopped = error.report, error
-    out.result(report.to_json(), _told(report, options.dry_run))
+    out.result(report.to_json(), _summary(report, options.dry_run))
     if stopped:
         raise stopped
     if report.failed:
         raise typer.Exit(1)
 
 
-def _told(report: RunReport | JobsReport, dry_run: bool) -> str:
+def _summary(report: RunReport | JobsReport, dry_run: bool) -> str:
     if dry_run:
         lines = [f"{item['status']}: {item['input']} -> {item['output']}" for item in report.items]
         planned = sum(item["status"] == "planned" for item in report.items)
-        return "\n".join(
-            [*lines, f"{planned} to make, {report.failed} refused, {report.skipped} done already ({report.by})"]
-        )
+        counts = f"{planned} to generate, {report.failed} refused, {report.skipped} finished already"
+        return "\n".join([*lines, f"{counts} ({report.summary})"])
     return (
         f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
-        f"({report.by}){_where(report.items)}"
+        f"({report.summary}){_folders(report.items)}"
     )
 
 
-def _where(items: list[dict[str, Any]]) -> str:
+def _folders(items: list[dict[str, Any]]) -> str:
     folders = sorted({str(Path(item["output"]).parent) for item in items if item.get("output")})
     return f" -> {folders[0]}" + (f" and {len(folders) - 1} more folders" if folders[1:] else "") if folders else ""

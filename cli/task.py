@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from codi_hub.catalog import Catalog
-from codi_hub.cli.common import Estimate, Json, Mask, Quiet, Scale, Set, parse_set
+from codi_hub.cli.common import Json, Quiet, Set, parse_set, with_task_flags
 from codi_hub.cli.output import Output, details
 
 app = typer.Typer(help="Register, list, show and remove tasks.", no_args_is_help=True)
@@ -21,13 +21,12 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
 
 
 @app.command()
+@with_task_flags
 def add(
     name: Name,
+    flags: dict[str, Any],
     like: Annotated[str | None, typer.Option("--like", metavar="TASK", help="Task of which it is a variant")] = None,
     set_: Set = None,
-    scale: Scale = None,
-    estimate: Estimate = None,
-    mask: Mask = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Training data kept with the task, as in `codi distill --data`")
     ] = None,
@@ -36,7 +35,7 @@ def add(
 ) -> None:
     """Register a variant of a task with options of its own. A built-in task needs no registration."""
     with Catalog.open() as catalog:
-        settings = parse_set(set_, scale=scale, estimate=estimate, mask=mask, data=data)
+        settings = parse_set(set_, **flags, data=data)
         document, created = catalog.add_task(name, like, settings)
     state = f"Registered task {name}" if created else f"Task {name} is registered already"
     if document["builtin"]:

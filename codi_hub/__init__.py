@@ -1,6 +1,6 @@
-"""CoDi Hub: few-step conditional adapters on one frozen latent diffusion model.
+"""CoDi Hub: few-step conditional adapters on one frozen latent diffusion or flow model.
 
-The public names load when first used, so that importing the package (and `codi list`) brings in no torch.
+Public names are imported when they are first used, so that importing the package (and `codi list`) imports no torch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from codi_hub.config.run import RunOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
-    from codi_hub.reports import DistillResult, EvalReport, RunReport
+    from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_MODULES = {
     "Catalog": "catalog",
     "CodiError": "errors",
     "Conflict": "errors",
@@ -29,8 +29,10 @@ _WHERE = {
     "EvalOptions": "config.evaluate",
     "EvalReport": "reports",
     "ExportOptions": "config.export",
+    "ExportResult": "reports",
     "Hub": "hub",
     "InvalidInput": "errors",
+    "JobsReport": "reports",
     "Mismatch": "errors",
     "NotFound": "errors",
     "RunOptions": "config.run",
@@ -47,8 +49,10 @@ __all__ = [
     "EvalOptions",
     "EvalReport",
     "ExportOptions",
+    "ExportResult",
     "Hub",
     "InvalidInput",
+    "JobsReport",
     "Mismatch",
     "NotFound",
     "RunOptions",
@@ -59,9 +63,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"codi_hub.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"codi_hub.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 20  # of tasks in a message
 PROBE_SIZE = 64  # px, of the pair that is read to check training data
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Catalog:
@@ -219,7 +217,7 @@ class Catalog:
         task = tasks.load(like, options)
         if task.options.data:
             open_source(task.options.data, task, size=PROBE_SIZE)
-        stored = task.options.model_dump(mode="json", include=set(options))
+        stored = task.options.model_dump(mode="json", exclude_unset=True)
         row, created = self.registry.tasks.add(name, like, stored)
         return _registered_json(row), created
 
@@ -242,9 +240,9 @@ class Catalog:
             NotFound, InvalidInput: not a folder or hub id, or not a base model. And what `Bases.add` raises.
         """
         source = _base_source(str(source))
-        from codi_hub.backbones.unet import FrozenBase
+        from codi_hub.backbones import load
 
-        mark = FrozenBase.load(source).fingerprint
+        mark = load(source).fingerprint
         return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:
@@ -313,6 +311,8 @@ def adapter_json(row: AdapterRow) -> dict[str, Any]:
 
 def _base_source(source: str) -> str:
     """Return an absolute folder, or the hub id unchanged. Raises NotFound or InvalidInput; needs no torch."""
+    from codi_hub.data.sources import HUB_ID
+
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "unet" / "config.json").is_file():
@@ -320,6 +320,6 @@ def _base_source(source: str) -> str:
         return str(path.resolve())
     if path.exists():
         raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")
-    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+    if source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
         raise NotFound(f"no folder {source}; a base is a diffusers folder or a hub id such as owner/name")
     return source

@@ -1,25 +1,25 @@
-"""The errors a user can cause. Each message is one line: what is wrong, with the value, and what to do about it."""
+"""The errors that a user can correct. Each message is one line: what is wrong, with the value, and the remedy."""
 
 
 def printable(text: str) -> str:
-    """The text on one line, with line breaks and whatever else could steer a terminal escaped."""
+    """Return the text on one line: line breaks and everything else that could control a terminal are escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def one_line(said: object, most: int | None = None) -> str:
-    """As one line of a message: white space run together, the rest `printable`, cut at `most` characters."""
-    line = printable(" ".join(str(said).split()))
-    return line if most is None or len(line) <= most else f"{line[: most - 3]}..."
+def one_line(message: object, limit: int | None = None) -> str:
+    """Return a message on one line: white space collapsed, the rest `printable`, cut off at `limit` characters."""
+    line = printable(" ".join(str(message).split()))
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 class CodiError(Exception):
-    """Something the user can put right. The command line prints it as `Error: ...` and exits with `exit_code`."""
+    """An error that the user can correct. The command line prints it as `Error: ...` and exits with `exit_code`."""
 
     exit_code = 1
 
 
 class UsageError(CodiError):
-    """An option or argument that cannot mean anything (exit code 2)."""
+    """An option or argument with an impossible value (exit code 2)."""
 
     exit_code = 2
 
@@ -29,11 +29,11 @@ class NotFound(CodiError):
 
 
 class Conflict(CodiError):
-    """Something of that name exists already, and is different."""
+    """A name that is taken by something else."""
 
 
 class InvalidInput(CodiError):
-    """A file whose content cannot be used: truncated, of another type, too large, tampered with."""
+    """A file whose content cannot be used: truncated, of another type, too large, altered."""
 
 
 class AlreadyReported(CodiError):
@@ -41,4 +41,13 @@ class AlreadyReported(CodiError):
 
 
 class Mismatch(CodiError):
-    """Two things that do not belong together, such as an adapter and a base it was not distilled for."""
+    """Two things that do not fit together, such as an adapter and a base that it was not trained for."""
+
+
+def describe(error: BaseException) -> str:
+    """Return any exception as one line of a report, at most 300 characters."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror, 300)
+    return one_line(error if isinstance(error, CodiError) else f"{type(error).__name__}: {error}", 300)

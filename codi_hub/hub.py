@@ -1,141 +1,193 @@
-"""The Hub: the front door. What exists comes from the catalogue; what computes is loaded when it is first asked for."""
+"""The Hub: the library's front door. It composes the catalog, the loaded networks and the operations on them."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
+from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.evaluate import EvalOptions
-from codi_hub.reports import DistillResult, EvalReport
-from codi_hub.runs import OnEvent, Runs, check_steps, silent
-from codi_hub.training.distributed import by_main, joined
+from codi_hub.config.export import ExportOptions
+from codi_hub.config.run import RunOptions
+from codi_hub.events import OnEvent, ignore
+from codi_hub.inference.models import Loaded, ModelCache, Placement
+from codi_hub.operations.context import Context
+from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport
 
 if TYPE_CHECKING:
-    from codi_hub.backbones.unet import FrozenBase
-    from codi_hub.evaluation.measured import Contestant
-    from codi_hub.registry import AdapterRow
-    from codi_hub.tasks import Task
-    from codi_hub.training.finish import Finished
-    from codi_hub.training.job import Job, Parent
+    from codi_hub.operations.generate import AnyImage
+    from codi_hub.operations.runs import FolderRunner
 
 
-class Hub(Runs):
-    """Runs, distils and measures adapters."""
+class Hub:
+    """Generates images with adapters, runs them over folders, trains, evaluates and exports them.
 
-    # ---- distil
+    Networks are loaded when they are first needed. A Hub is a context manager that closes its registry.
 
-    def distill(self, name: str, config: DistillConfig, on_event: OnEvent = silent) -> DistillResult:
-        """Distil an adapter for a task and register it as a new version.
+    Args:
+        catalog: tasks, bases and adapter versions.
+        base: name of the base; None: the one in use.
+
+    Attributes:
+        catalog: lists, shows and registers; needs no torch.
+        base: name of the base, or None.
+        models: the loaded networks.
+    """
+
+    def __init__(self, catalog: Catalog, base: str | None = None) -> None:
+        self.catalog, self.base = catalog, base
+        self.models = ModelCache(lambda: catalog.registry)
+        self._context = Context(catalog, self.models, base)
+
+    @classmethod
+    def open(cls, home: Path | str | None = None, base: str | None = None) -> Self:
+        """Open a Hub.
+
+        Args:
+            home: state folder; default: CODI_HOME, or the user's data folder.
+            base: name of the base; default: the one in use.
+        """
+        return cls(Catalog.open(home, base), base)
+
+    def close(self) -> None:
+        """Close the registry."""
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def use(self, ref: str, **placement: Any) -> Loaded:
+        """Return (base, adapter, row) of an adapter, loaded. `placement`: fields of `Placement`.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: the adapter or its base cannot be used.
+        """
+        return self.models.load(self._context.resolve(ref), Placement(**placement))
+
+    def generate(
+        self,
+        ref: str | Sequence[str],
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        masks: AnyImage | Sequence[AnyImage | None] | None = None,
+        prompts: str | Sequence[str | None] | None = None,
+        seeds: int | Sequence[int | None] | None = None,
+        steps: int | None = None,
+        strength: float = 1.0,
+        options: Mapping[str, Any] | None = None,
+        sampler: str = "ddim",
+        temperature: float = 1.0,
+        tile: str = "auto",
+        batch: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Any:
+        """Generate one image per input; adapters of several tasks share batches.
+
+        Args:
+            ref: adapter such as "superres" or "depth:2", for all images or one each.
+            images: PIL images, or arrays: uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or another form that the
+                task takes, such as a float depth map (H, W). One image, or a sequence.
+            masks: for tasks that fill holes, of the image's size, white (255, or True) in the hole.
+            prompts: text for all images or one each.
+            seeds: in [0, 2^63), for all images or one each; default: derived from 0 and the image's index.
+            steps: sampling steps, 1 to 1000; default: each adapter's.
+            strength: scale in [0, 1] of what the adapters add; 0 is the base.
+            options: task options, as with `codi task add`; every task of the call must have them.
+            sampler: "ddim", "renoise" or "dpmpp".
+            temperature: scale of the noise.
+            tile: "auto", "off", or the side of a tile in pixels: large images are generated in overlapping tiles.
+            batch: largest batch; default: what fits into the memory.
+            device: "auto", "cpu", "cuda" or "mps".
+            dtype: "auto", "fp32", "fp16" or "bf16".
+
+        Returns:
+            One image for one image, else a list: a PIL image for a PIL image, uint8 (H, W, 3) for an array (with the
+            input's alpha channel, if it has one that the task does not use).
+
+        Raises:
+            CodiError: an argument or input that cannot be used; nothing is generated then.
+        """
+        from codi_hub.operations.generate import GenerateOptions, generate
+
+        arguments = GenerateOptions(
+            masks=masks,
+            prompts=prompts,
+            seeds=seeds,
+            steps=steps,
+            strength=strength,
+            options=options,
+            sampler=sampler,
+            temperature=temperature,
+            tile=tile,
+            batch=batch,
+            device=device,
+            dtype=dtype,
+        )
+        return generate(self._context, ref, images, arguments)
+
+    @cached_property
+    def _runner(self) -> FolderRunner:
+        from codi_hub.operations.runs import FolderRunner
+
+        return FolderRunner(self._context)
+
+    def run(
+        self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = ignore
+    ) -> RunReport:
+        """Run an adapter over files and folders, and write the outputs.
+
+        Raises:
+            CodiError: the run could not begin. An error of one file is a row of the report.
+            Stopped, Interrupted: the run ended early, with the report so far.
+        """
+        return self._runner.run(ref, inputs, options or RunOptions(), on_event)
+
+    def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = ignore) -> JobsReport:
+        """Run a file of jobs, JSON Lines; jobs of one adapter are computed together, in whatever order they are listed.
+
+        Args:
+            options: of all jobs; a line overrides them.
+
+        Raises:
+            CodiError: a line that cannot be run, by its number; nothing was computed.
+            Stopped, Interrupted: the run ended early, with the report so far.
+        """
+        return self._runner.run_jobs(file, options or RunOptions(), on_event)
+
+    def distill(self, task: str, config: DistillConfig, on_event: OnEvent = ignore) -> DistillResult:
+        """Train an adapter for a task and register it as a new version.
 
         Raises:
             CodiError: a configuration or data that cannot be used; nothing is registered then.
         """
-        with joined(config.training.device) as main:
-            return self._distilled(name, config, on_event if main else silent)
+        from codi_hub.operations.distill import distill
 
-    def _distilled(self, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
-        from codi_hub.training.folder import run_folder
-        from codi_hub.training.job import Job
-        from codi_hub.training.run import distil
+        return distill(self._context, task, config, on_event)
 
-        entry = self.task(name)
-        task = self.load_task(name, config.task)
-        task_options = {**entry["options"], **config.task}
-        base = self.registry.bases.get(config.base or self._base)
-        folder = by_main(lambda: run_folder(self.registry.home, name, config.training))
-        parent = self._parent(config, task, base.name) if config.adapter.parent else None
-        job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent)
-        finished = distil(job, on_event)
-        return by_main(lambda: self._registered(job, finished))
-
-    def _registered(self, job: Job, made: Finished) -> DistillResult:
-        row, _ = self.registry.adapters.add(
-            made.folder,
-            task=job.task_name,
-            base=job.base_name,
-            kind=made.record.kind,
-            steps=made.record.steps,
-            parameters=made.parameters,
-            metrics=made.record.metrics,
-            score=made.score,
-            parent=job.parent.ref if job.parent else None,
-        )
-        return DistillResult(
-            task=job.task_name,
-            adapter=row.ref,
-            base=job.base_name,
-            kind=row.kind,
-            steps=made.steps,
-            seconds=made.seconds,
-            metrics=made.record.metrics,
-            score=made.score,
-            latest=self.registry.adapters.resolve(job.task_name, base=job.base_name).ref,
-            run_dir=job.folder,
-        )
-
-    def _parent(self, config: DistillConfig, task: Task, base: str) -> Parent:
-        from codi_hub.training.job import Parent
-
-        row = self.registry.adapters.resolve(config.adapter.parent or "", base=base)
-        self._check(row, task, config.adapter.allow_base_mismatch)
-        weights, record = (self.registry.adapters.file(row, name) for name in ("adapter.safetensors", "adapter.json"))
-        return Parent.read(row.ref, weights, record)
-
-    # ---- evaluate
-
-    def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = silent) -> EvalReport:
-        """Measures an adapter at several numbers of steps, on pictures it was not trained on, beside others.
+    def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = ignore) -> EvalReport:
+        """Measure an adapter at several numbers of steps, on held-out images, beside baselines and other adapters.
 
         Raises:
-            CodiError: no adapter, data or feature network that cannot be used, or nothing to hold it against.
+            CodiError: an adapter, data or feature network that cannot be used.
         """
-        from codi_hub.evaluation.run import evaluate_task
+        from codi_hub.operations.evaluate import evaluate
 
-        options = options or EvalOptions()
-        row = self.registry.adapters.resolve(ref, base=options.base or self._base)
-        task = self.load_task(row.task, options.set)
-        began = time.perf_counter()
+        return evaluate(self._context, ref, options or EvalOptions(), on_event)
 
-        def progress(done: int, total: int) -> None:
-            on_event({"kind": "message", "text": f"measured {done} of {total}"})
+    def export(self, ref: str, options: ExportOptions) -> ExportResult:
+        """Write an adapter as another tool reads it.
 
-        base, contestants = self._contestants(row, task, options)
-        made = evaluate_task(task, base, contestants, options, progress)
-        return EvalReport(
-            task=row.task,
-            adapter=row.ref,
-            base=row.base,
-            images=made.images,
-            columns=made.table.columns,
-            rows=made.table.rows,
-            seconds=time.perf_counter() - began,
-            out=options.out,
-            notes=list(made.notes),
-        )
+        Raises:
+            Mismatch: the format cannot hold the adapter.
+            Conflict: the folder is in use.
+        """
+        from codi_hub.operations.export import export
 
-    def _contestants(self, row: AdapterRow, task: Task, options: EvalOptions) -> tuple[FrozenBase, list[Contestant]]:
-        """The adapter and what it is held against, loaded; what cannot be is refused before anything is."""
-        from codi_hub.evaluation.against import PromptOnly, entrants
-        from codi_hub.evaluation.measured import Contestant
-
-        found = entrants(
-            options.against,
-            row,
-            task.name,
-            options.steps,
-            resolve=lambda name: self.registry.adapters.resolve(name, base=row.base),
-            there=lambda: self.registry.adapters.list(row.task, row.base),
-        )
-        for steps in dict.fromkeys(count for one in found for count in one.steps):
-            check_steps(steps, row)
-        for one in found:
-            if one.row:
-                self._check(one.row, task)
-        base, _ = self._loaded_base(row.base, options.device, options.dtype)
-        contestants = []
-        for one in found:
-            adapter: Any = self._resident(one.row, options.device, options.dtype)[1] if one.row else PromptOnly()
-            generate = self.generator(base, adapter, sampler=options.sampler, temperature=options.temperature)
-            contestants.append(Contestant(one.name, generate, one.steps))
-        return base, contestants
+        return export(self._context, ref, options)

@@ -1,4 +1,4 @@
-"""JSON Lines files: one object a line."""
+"""JSON Lines files: one object per line."""
 
 import json
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ from codi_hub.errors import InvalidInput, one_line
 
 
 def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not empty; bytes that are not UTF-8 stay as surrogates, as in names.
+    """Yield (line number, object) of every line that is not empty.
+
+    Bytes that are not UTF-8 are read as surrogates, as in file names.
 
     Raises:
-        InvalidInput: naming the line that is no JSON object, or the file that cannot be read.
+        InvalidInput: a line is not a JSON object, or the file cannot be read.
     """
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -25,9 +27,9 @@ def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        given = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where} is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise InvalidInput(f"{where} is no JSON object: {one_line(line, 60)}")
-    return given
+        raise InvalidInput(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{where} is not a JSON object: {one_line(line, 60)}")
+    return value

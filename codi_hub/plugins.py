@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from codi_hub.errors import Conflict, UsageError
+from codi_hub.errors import Conflict, UsageError, one_line
 
 
 class Plugins:
@@ -46,6 +46,11 @@ class Plugins:
             raise UsageError(f"no {self.what} {str(name)[:40]!r}: one of {', '.join(places)}")
         module, _, attribute = str(places[name]).partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+    def check(self, name: str, field: str) -> None:
+        """Raise UsageError for an unknown name, as the value of a field that is called so in messages."""
+        if name not in self:
+            raise UsageError(f"{field} {one_line(name, 40)}: one of {', '.join(self.names())}")
 
     def register(self, name: str, implementation: Any) -> None:
         """Add an implementation in this process, as a notebook or a test does.

@@ -1,53 +1,71 @@
-"""What a run, a list of jobs, a distillation, an evaluation and an export answer. Knows no torch."""
+"""Results of library calls. Each has `to_json`, the document that the command prints with JSON output. No torch."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from codi_hub.paths import path_text
 
-class _Report:
-    """An answer that prints as one JSON document."""
+
+class Result:
+    """A result with a JSON form."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, with paths and tuples as JSON knows them."""
+        """Return the fields, with paths as text and tuples as lists."""
         return asdict(self, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})  # type: ignore[call-overload]
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):  # bytes that are not UTF-8 escaped
-        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, Path):
+        return path_text(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunReport(_Report):
-    """What became of each input.
+class RunReport(Result):
+    """The result of a run over files.
 
-    `items`: input, output, status ("ok", "failed", "skipped", or of a dry run "planned"), seed, error, seconds (0 where
-    nothing was computed), and prompt if it has one.
+    Attributes:
+        adapter: reference, as task:version.
+        steps: sampling steps.
+        ok, failed, skipped: number of items by status.
+        seconds: of the whole run.
+        batches: number of images in each batch, in the order computed.
+        items: a row per item: input, output, status ("ok", "failed", "skipped"; in a dry run "planned"), seed, error,
+            seconds (0 if nothing was computed), and prompt if it has one.
     """
 
     task: str
-    adapter: str  # task:version
+    adapter: str
     steps: int
     ok: int
     failed: int
     skipped: int
     seconds: float
+    batches: list[int] = field(default_factory=list)
     items: list[dict[str, Any]]
 
     @property
-    def by(self) -> str:
-        """What made them, for people."""
+    def title(self) -> str:
+        """Return the name of the task."""
+        return self.task
+
+    @property
+    def summary(self) -> str:
+        """Return the adapter and its steps, for people."""
         return f"{self.adapter}, {self.steps} step{'s' * (self.steps != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobsReport(_Report):
-    """What became of a file of jobs: a report for each adapter and way of running it."""
+class JobsReport(Result):
+    """The result of a file of jobs: a report per adapter and settings.
+
+    Attributes:
+        jobs: the file.
+        ok, failed, skipped, seconds: sums over `runs`.
+    """
 
     jobs: Path
     ok: int
@@ -58,71 +76,91 @@ class JobsReport(_Report):
 
     @classmethod
     def of(cls, jobs: Path, runs: list[RunReport]) -> JobsReport:
-        """Adds up."""
+        """Sum up the reports of all runs."""
         total = {name: sum(getattr(run, name) for run in runs) for name in ("ok", "failed", "skipped", "seconds")}
         return cls(jobs=jobs, runs=runs, **total)
 
     @property
-    def task(self) -> str:
-        """What it is called, for people."""
+    def title(self) -> str:
+        """Return the name of the file."""
         return self.jobs.name
 
     @property
-    def by(self) -> str:
-        """What made them, for people."""
-        return "; ".join(dict.fromkeys(run.by for run in self.runs))
+    def summary(self) -> str:
+        """Return the adapters and their steps, for people."""
+        return "; ".join(dict.fromkeys(run.summary for run in self.runs))
 
     @property
     def items(self) -> list[dict[str, Any]]:
-        """Those of all runs."""
+        """Return the rows of all runs."""
         return [item for run in self.runs for item in run.items]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillResult(_Report):
-    """The version that a distillation registered."""
+class DistillResult(Result):
+    """The version that a training registered.
+
+    Attributes:
+        adapter: reference, as task:version.
+        steps: optimiser steps.
+        seconds: of training alone.
+        metrics: held-out scores.
+        score: decides which version is `latest`; higher is better.
+        latest: the version that `latest` names now.
+        run_dir: folder of checkpoints, logs and samples.
+    """
 
     task: str
-    adapter: str  # task:version
+    adapter: str
     base: str
     kind: str
-    steps: int  # optimiser steps taken
-    seconds: float  # of training alone
-    metrics: dict[str, Any]  # held-out scores
-    score: float | None  # what `latest` is decided by; higher is better
-    latest: str  # the version `latest` names now
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+    score: float | None
+    latest: str
     run_dir: Path
 
     @property
     def moved_latest(self) -> bool:
-        """False when the version it would have replaced scored better."""
+        """Return whether `latest` is this version: False if the one before scored better."""
         return self.latest == self.adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalReport(_Report):
-    """A table: one row per method and number of steps.
+class EvalReport(Result):
+    """A table of measurements: one row per method and number of steps.
 
-    `rows`: `name`, `method` (an adapter, base, or a reference such as bicubic), `steps` (None for a reference), then a
-    number or None per column. `notes`: what a reader must know about the figures.
+    Attributes:
+        adapter: reference, as task:version.
+        images: number of images measured.
+        rows: `name`, `method` (an adapter, base, or a baseline such as bicubic), `steps` (None for a baseline), then a
+            number or None per column.
+        out: folder of the report and the images, if any.
+        notes: what a reader must know about the figures.
     """
 
     task: str
-    adapter: str  # task:version
+    adapter: str
     base: str
     images: int
     columns: list[str]
     rows: list[dict[str, Any]]
     seconds: float
-    out: Path | None = None  # where the report and the pictures are, if anywhere
+    out: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportResult(_Report):
-    """What was written for another tool, and where."""
+class ExportResult(Result):
+    """An adapter written in another tool's format.
 
-    adapter: str  # task:version
+    Attributes:
+        adapter: reference, as task:version.
+        bytes: of all files in `folder`.
+    """
+
+    adapter: str
     base: str
     kind: str
     format: str

@@ -41,6 +41,21 @@ def example(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
+def subset(seed: int) -> np.random.Generator:
+    """Return the generator that chooses some rows of a larger table of examples."""
+    return np.random.default_rng(seed)
+
+
+def photograph(seed: int, *names: str) -> np.random.Generator:
+    """Return the generator of what an evaluation does to a photograph (its noise, its hole), by the names of both."""
+    return np.random.default_rng([seed, *"".join(names).encode()])
+
+
+def constant(number: int) -> np.random.Generator:
+    """Return the generator of a random table that is the same in every run, such as a field of stored noise."""
+    return np.random.default_rng(number)
+
+
 def pair(seed: int, index: int) -> np.random.Generator:
     """Return the generator with which a task turns example `index` into a training pair."""
     return np.random.default_rng([seed, 1, index])

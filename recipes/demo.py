@@ -1,4 +1,4 @@
-"""What `make demo` does: four photographs, degraded, through the real command, and a sheet to look at.
+"""Run `make demo`: degrade four photographs, super-resolve them with the command line, and compare on a sheet.
 
 Writes build/demo/input (a quarter of the size, blurred, noisy, JPEG), build/demo/output and build/demo/sheet.png.
 """
@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.data.photographs import Photograph, photographs
-from codi_hub.evaluation.superres import Degradation, degraded
 from codi_hub.images.metrics import gmsd, psnr
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
+from codi_hub.tasks.superres import Degradation, degraded
 
 OUT = Path("build") / "demo"
 SCALE = 4
@@ -25,6 +25,7 @@ STEPS = "4"
 
 
 def main() -> int:
+    """Return the exit status of the command."""
     photos = photographs(count=4)
     shutil.rmtree(OUT, ignore_errors=True)
     (OUT / "input").mkdir(parents=True)
@@ -42,14 +43,14 @@ def main() -> int:
     rows = [_row(photo) for photo in photos]
     labels = [_label(photo, *row) for photo, row in zip(photos, rows, strict=True)]
     columns = ("bicubic", f"codi run superres --steps {STEPS}", "original")
-    sheet(rows, columns=columns, labels=labels, width=384).save(OUT / "sheet.png")
+    contact_sheet(rows, columns=columns, labels=labels, width=384).save(OUT / "sheet.png")
     print("\n".join(labels))
-    print(f"Outputs: {OUT / 'output'}\nBefore and after: {OUT / 'sheet.png'}")
+    print(f"Outputs: {OUT / 'output'}\nComparison: {OUT / 'sheet.png'}")
     return 0
 
 
 def _row(photo: Photograph) -> list[np.ndarray]:
-    """Bicubic, ours, original: uint8 (H, W, 3)."""
+    """Return bicubic, output and original, each uint8 (H, W, 3)."""
     size = photo.image.shape[1::-1]
     before, after = (Image.open(OUT / folder / f"{photo.name}.png").convert("RGB") for folder in ("input", "output"))
     return [np.asarray(before.resize(size, Image.Resampling.BICUBIC)), np.asarray(after), photo.image]

@@ -1,8 +1,7 @@
-"""Measures the bundled models against what they are meant to reach: `python -m recipes.goals [PART...]`.
+"""Evaluate the bundled models against their goals: `python -m recipes.goals [PART...]`.
 
-Every figure is of pictures that nothing was trained on: scikit-image's photographs, and scenes of seeds that no
-training draws. They go to docs/results/goals.json, and from there into a section of docs/RESULTS.md and of the bundled
-models' cards.
+Every figure is of held-out images: scikit-image's photographs, and scenes of seeds that no training draws. They
+are written to docs/results/goals.json, and from there into a section of docs/RESULTS.md and of the bundled cards.
 """
 
 import argparse
@@ -22,34 +21,36 @@ import torch
 from codi_hub.adapters.format import CARD
 from codi_hub.config.options import EvalOptions
 from codi_hub.data.photographs import photographs
+from codi_hub.evaluation.context import EvaluationContext
 from codi_hub.evaluation.run import round_trip
-from codi_hub.evaluation.superres import BASELINE, GRID, Degradation, evaluate_superres
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, to_uint8
 from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
+from codi_hub.operations.evaluate import generate_function
 from codi_hub.tasks.deblur import disc_kernel
+from codi_hub.tasks.superres import BICUBIC, GRID, Degradation, compare_with_bicubic
 from recipes.nano import bundle
 
 PAGE = Path("docs/RESULTS.md")
 CARDS = {"base": ("autoencoder",), "superres": ("superres", "speed")} | {
     task: (task,) for task in ("inpaint", "depth", "edit", "canny", "deblur")
-}  # folder of the bundle -> the parts that its card tells
+}  # folder of the bundle -> the parts in its card
 FIGURES = Path("docs/results/goals.json")
 TITLE = "## The bundled models against their goals"
 STEPS = 4
 EDITS, SCENES = 384, 96
-DEFOCUS = 3.0  # radius of the disc that a point becomes, px
+DEFOCUS = 3.0  # radius of the disc blur, px
 CLEAN = (Degradation(0.0, 0.0, None),)
-SIDE = 512  # of the output that is timed, px
+SIDE = 512  # side of the output that is timed, px
 ROUNDS = 5
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 COMPARED = (("perceptual", "perceptual distance", "< 1"), ("gmsd", "gradient distance (GMSD)", "< 1"),
             ("frechet", "Frechet distance", ""))  # fmt: skip
-# what `superres` does to the network's output, from nothing to all of it
+# stages of the postprocessing of `superres`, from none to all
 FINISHES: dict[str, dict[str, Any]] = {
-    "as the network made it": {"strength": 1, "correct": False, "project": 0, "sharpen": 0},
+    "as the network made it": {"detail": 1, "correct": False, "project": 0, "sharpen": 0},
     "0.7 of what it changed": {"correct": False, "project": 0, "sharpen": 0},
     "and the input's low frequencies": {"correct": True, "project": 0, "sharpen": 0},
     "and back-projection": {"correct": True, "project": 1, "sharpen": 0},
@@ -59,7 +60,7 @@ FINISHES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure, and what it should be; no `needed` for one that only tells more."""
+    """A figure and its goal; `needed` is empty for a figure without one."""
 
     text: str
     figure: float
@@ -67,6 +68,7 @@ class Goal:
 
     @property
     def holds(self) -> str:
+        """Whether the goal is met, as a table shows it."""
         if not self.needed:
             return ""
         sign, limit = self.needed.split()
@@ -74,31 +76,32 @@ class Goal:
 
 
 def superres(hub: Hub) -> Iterator[Goal]:
-    """x4 and x2 against bicubic, with each part of `finish`."""
+    """Yield x4 and x2 against bicubic, at each stage of the postprocessing."""
     base, adapter, row = hub.use("superres")
-    generate = hub.generator(base, adapter)
+    generate = generate_function(base, adapter)
 
-    def measured(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
+    def scores(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
         """PSNR more than bicubic's, GMSD relative to bicubic's."""
         task = hub.load_task(row.task, options)
-        report = evaluate_superres(task, photographs(), generate, steps=(STEPS,), degradations=degradations)
-        bicubic, ours = (report.table.row(name) for name in (BASELINE, f"{STEPS} steps"))
+        context = EvaluationContext(generate, steps=(STEPS,))
+        measured = compare_with_bicubic(task, photographs(), context, degradations)
+        bicubic, ours = (measured.table.row(name) for name in (BICUBIC, f"{STEPS} steps"))
         return ours["psnr"] - bicubic["psnr"], ours["gmsd"] / bicubic["gmsd"]
 
     for finish, options in FINISHES.items():
         last = finish == list(FINISHES)[-1]
-        decibel, ratio = measured(GRID, **options)
+        decibel, ratio = scores(GRID, **options)
         yield Goal(f"superres x4, degraded, {finish}: PSNR, dB above bicubic", decibel, ">= 1" if last else "")
         yield Goal(f"superres x4, degraded, {finish}: GMSD, times bicubic's", ratio, "<= 0.8" if last else "")
-        decibel, _ = measured(CLEAN, **options)
+        decibel, _ = scores(CLEAN, **options)
         yield Goal(f"superres x4, clean, {finish}: PSNR, dB above bicubic", decibel, ">= 0" if last else "")
-    decibel, ratio = measured(GRID, scale=2)
+    decibel, ratio = scores(GRID, scale=2)
     yield Goal("superres x2, degraded: PSNR, dB above bicubic", decibel)
     yield Goal("superres x2, degraded: GMSD, times bicubic's", ratio)
 
 
 def inpaint(hub: Hub) -> Iterator[Goal]:
-    """Holes of a quarter against OpenCV's fillings, in the whole picture."""
+    """Yield holes of a quarter of the image against OpenCV's inpainting, over the whole image."""
     rows = {row["name"]: row for row in hub.evaluate("inpaint", EvalOptions(steps=(STEPS,))).rows}
     ours = rows[f"{STEPS} steps"]
     for other in ("Telea", "Navier-Stokes"):
@@ -107,66 +110,66 @@ def inpaint(hub: Hub) -> Iterator[Goal]:
 
 
 def depth(hub: Hub) -> Iterator[Goal]:
-    """How much better a picture's edges lie on its own map than on another."""
+    """Yield how much better an image's edges agree with its own map than with another."""
     rows = {row["name"]: row for row in hub.evaluate("depth", EvalOptions(steps=(STEPS,))).rows}
     margin = rows[f"{STEPS} steps"]["margin"] / rows["scenes"]["margin"]
     yield Goal("depth, scenes: adherence beyond another's map, times that of the scenes themselves", margin, ">= 1")
     base, adapter, row = hub.use("depth")
-    task = hub.load_task(row.task)
+    task = hub.catalog.load_task(row.task)
     (photo,) = (photo for photo in photographs() if photo.depth is not None)
     prepared = task.prepare(photo.depth)
-    (output,) = hub.generator(base, adapter)([prepared.condition], ["a red box on concrete"], [0], STEPS)
-    picture, own = task.finish(output, prepared), prepared.condition
-    agreed, chance = (structure_agreement(picture, other) for other in (own, np.ascontiguousarray(own[:, ::-1])))
+    (output,) = generate_function(base, adapter)([prepared.condition], ["a red box on concrete"], [0], STEPS)
+    image, own = task.finish(output, prepared), prepared.condition
+    agreed, chance = (structure_agreement(image, other) for other in (own, np.ascontiguousarray(own[:, ::-1])))
     yield Goal("depth, the motorcycle's true disparity: adherence", agreed, ">= 0.4")
     yield Goal("depth, the motorcycle's true disparity: adherence to its mirror image", chance)
 
 
 def edit(hub: Hub) -> Iterator[Goal]:
-    """Instructions carried out, and the rest left alone."""
+    """Yield the shares of instructions followed and of the rest unchanged."""
     for row in hub.evaluate("edit", EvalOptions(steps=(1, STEPS), count=EDITS)).rows:
         if row["name"] in ("1 step", f"{STEPS} steps"):
-            yield Goal(f"edit, {row['name']}: share of instructions carried out", row["followed"], ">= 0.95")
+            yield Goal(f"edit, {row['name']}: share of instructions followed", row["followed"], ">= 0.95")
             for kind in ("recolour", "remove", "time"):
                 yield Goal(f"edit, {row['name']}: of kind {kind}", row[kind])
             yield Goal(f"edit, {row['name']}: share of the rest unchanged", row["kept"], ">= 0.98")
 
 
 def canny(hub: Hub) -> Iterator[Goal]:
-    """How well the edges of what is made lie on the edges given."""
+    """Yield how well the edges of the output agree with the condition."""
     (row,) = hub.evaluate("canny", EvalOptions(steps=(STEPS,), count=SCENES)).rows
     yield Goal("canny, scenes: adherence", row["adherence"])
-    yield Goal("canny, scenes: adherence to another's edges", row["shuffled"])
+    yield Goal("canny, scenes: adherence to another scene's edges", row["shuffled"])
 
 
 def deblur(hub: Hub) -> Iterator[Goal]:
-    """Photographs out of focus against what they were."""
+    """Yield defocused photographs against the originals."""
     base, adapter, row = hub.use("deblur")
-    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    task, generate = hub.catalog.load_task(row.task), generate_function(base, adapter)
     gains, ratios = [], []
     for photo in photographs():
-        given = to_uint8(filter2d(as_float(photo.image).astype(np.float32), disc_kernel(DEFOCUS)))
-        prepared = task.prepare(given)
+        blurred = to_uint8(filter2d(as_float(photo.image).astype(np.float32), disc_kernel(DEFOCUS)))
+        prepared = task.prepare(blurred)
         output = task.finish(generate([prepared.condition], [""], [0], STEPS)[0], prepared)
-        gains.append(psnr(output, photo.image) - psnr(given, photo.image))
-        ratios.append(gmsd(output, photo.image) / gmsd(given, photo.image))
-    about = f"deblur, photographs out of focus by {DEFOCUS:g} px"
+        gains.append(psnr(output, photo.image) - psnr(blurred, photo.image))
+        ratios.append(gmsd(output, photo.image) / gmsd(blurred, photo.image))
+    about = f"deblur, photographs defocused by {DEFOCUS:g} px"
     yield Goal(f"{about}: PSNR, dB above the input", statistics.fmean(gains), "> 0")
     yield Goal(f"{about}: GMSD, times the input's", statistics.fmean(ratios), "< 1")
 
 
 def autoencoder(hub: Hub) -> Iterator[Goal]:
-    """What the latents allow."""
+    """Yield the reconstruction of photographs, the upper bound of every adapter."""
     base, _, _ = hub.use("superres")
     figures = [psnr(round_trip(base, as_float(photo.image)), photo.image) for photo in photographs()]
     yield Goal("autoencoder: PSNR on photographs, mean, dB", statistics.fmean(figures), ">= 32")
-    yield Goal("autoencoder: PSNR on the photograph that it does worst, dB", min(figures))
+    yield Goal("autoencoder: PSNR on the worst photograph, dB", min(figures))
 
 
 def speed(hub: Hub) -> Iterator[Goal]:
-    """A picture of 512 x 512 with what comes before and after the networks, as `codi run` has it once loaded."""
+    """Yield the seconds for an output of 512 x 512 px with pre- and postprocessing, networks loaded."""
     base, adapter, row = hub.use("superres")
-    task, generate = hub.load_task(row.task), hub.generator(base, adapter)
+    task, generate = hub.catalog.load_task(row.task), generate_function(base, adapter)
     small = photographs(count=1)[0].image[: SIDE // 4, : SIDE // 4]
     seconds = []
     for _ in range(ROUNDS + 1):
@@ -185,9 +188,9 @@ PARTS: dict[str, Callable[[Hub], Iterator[Goal]]] = {
 
 
 def section(figures: dict[str, Any], parts: Iterable[str] = PARTS) -> str:
-    """The section of the page, or of a card with some of the parts."""
+    """Return the section of the page, or of a card with some of the parts."""
     about = f"`python -m recipes.goals`; base {figures['base']}, {figures['date']}."
-    lines = [TITLE, "", "Pictures that nothing was trained on: " + about, "", "| | here | goal | met |", "|-|-:|-:|-|"]
+    lines = [TITLE, "", "Held-out images: " + about, "", "| | value | goal | met |", "|-|-:|-:|-|"]
     for part in parts:
         for goal in (Goal(**row) for row in figures["parts"].get(part, ())):
             lines.append(f"| {goal.text} | {goal.figure:.3g} | {goal.needed} | {goal.holds} |")
@@ -195,7 +198,7 @@ def section(figures: dict[str, Any], parts: Iterable[str] = PARTS) -> str:
 
 
 def insert(page: str, text: str, before: str = "## ") -> str:
-    """The page with its section replaced, or with a new one before a section that begins so, or at the end."""
+    """Return the page with the section replaced, or inserted before a line that starts with `before`, or at the end."""
     whole = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if whole.search(page):
         return whole.sub(lambda _: text + "\n", page)
@@ -206,17 +209,18 @@ def insert(page: str, text: str, before: str = "## ") -> str:
 
 
 def main() -> None:
+    """Measure the parts named on the command line, or all with an adapter, and update page and cards."""
     parser = argparse.ArgumentParser(prog="python -m recipes.goals", description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: what has an adapter)"
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all with an adapter)"
     )
     parts = parser.parse_args().parts
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"parts": {}}
     with Hub.open() as hub:
-        base = hub.registry.bases.get("nano").family
-        there = {"autoencoder", "speed"} | {row.task for row in hub.registry.adapters.list(base="nano")}
+        base = hub.catalog.registry.bases.get("nano").family
+        there = {"autoencoder", "speed"} | {row.task for row in hub.catalog.registry.adapters.list(base="nano")}
         if figures.get("base") != base:
             figures = {"base": base, "parts": {}}
         for part in parts or [part for part in PARTS if part in there]:
@@ -229,10 +233,10 @@ def main() -> None:
             figures["date"] = time.strftime("%Y-%m-%d")
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     PAGE.write_text(insert(PAGE.read_text(), section(figures)))
-    for folder, told in CARDS.items():
+    for folder, parts in CARDS.items():
         card = bundle.ROOT / folder / CARD
-        if card.exists() and figures["parts"].keys() & set(told):
-            card.write_text(insert(card.read_text(), section(figures, told), before="## Limits"))
+        if card.exists() and figures["parts"].keys() & set(parts):
+            card.write_text(insert(card.read_text(), section(figures, parts), before="## Limits"))
     bundle.hash_again()
 
 

@@ -1,4 +1,4 @@
-"""What exists: bases, tasks, adapter versions, tags and runs, in SQL; their weights in files named by their hash."""
+"""The registry: bases, tasks, adapter versions, tags and runs in SQL; weights in files named by their hash."""
 
 from codi_hub.registry.registry import Registry
 from codi_hub.registry.rows import AdapterRow, BaseRow, Garbage, Problem, Removal, RunItemRow, RunRow, TaskRow

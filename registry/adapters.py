@@ -19,7 +19,7 @@ from codi_hub.registry.record import recorded_method
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
 from codi_hub.registry.rows import AdapterRow, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
-from codi_hub.registry.verify import checked, remember
+from codi_hub.registry.verify import check_file, record_hash
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 
@@ -97,7 +97,7 @@ class Adapters:
             path = self._manifest.root / record.folder / name
         else:
             raise NotFound(f"{row.ref} came with another CoDi Hub, and this one lacks its files; use {row.task}:latest")
-        return checked(self._database, path, record.sha256, f"{name} of {row.ref}")
+        return check_file(self._database, path, record.sha256, f"{name} of {row.ref}")
 
     # ---- additions
 
@@ -171,7 +171,7 @@ class Adapters:
             record = lookup.file_record(connection, row, name)
         path = self._store.path(record.sha256)
         try:
-            checked(self._database, path, record.sha256, f"{name} of {row.ref}")
+            check_file(self._database, path, record.sha256, f"{name} of {row.ref}")
         except (NotFound, InvalidInput):
             if record.folder is None:
                 raise
@@ -183,7 +183,7 @@ class Adapters:
         """Hold the store's lock for a whole addition, until it is recorded. Raises CodiError for a failed write."""
         try:
             with self._store.locked():
-                self._store.note(self._database.mark)
+                self._store.add_database(self._database.store_key)
                 yield
         except OSError as error:
             where, why = self._store.root, error.strerror or error
@@ -204,7 +204,7 @@ class Adapters:
             moved = versions.move_latest(connection, row, holder)
             for digest, _ in stored.values():
                 path = self._store.path(digest)
-                remember(connection, path, digest, Stamp.of(path))
+                record_hash(connection, path, digest, Stamp.of(path))
             return lookup.adapter_row(connection, adapter_id), moved
 
     # ---- tags and removals

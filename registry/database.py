@@ -1,4 +1,4 @@
-"""Opens the database: creates it, migrates it after a backup, and hands out transactions."""
+"""The database of a registry: created on first use, migrated after a backup, used in transactions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ _ADVISORY_LOCK = 0xC0D1
 
 
 def revisions() -> list[str]:
-    """Every revision this version knows, oldest first: the numbers that the migrations' file names begin with."""
+    """Return the known revisions, oldest first: the numbers at the beginning of the migrations' file names."""
     return sorted(path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
 
 
 class Database:
-    """A registry's database at the newest revision. SQLite, or PostgreSQL by its URL.
+    """A registry's database at the newest revision: SQLite in `home`, or PostgreSQL by its URL.
 
-    Raises CodiError when opened: an unreachable database, one of a newer version, a migration that failed.
+    Attributes:
+        name: its file, or its URL without the password.
+        store_key: its name in the store's list of databases; a file's path is relative to `home`, which may move.
+        engine: SQLAlchemy's engine; use `read` and `write` for transactions.
+
+    Raises:
+        CodiError: the database cannot be reached, is of a newer version, or does not migrate.
     """
 
     def __init__(self, home: Path, url: str | None) -> None:
@@ -39,8 +45,7 @@ class Database:
         self._url = _parsed(url) if url else URL.create("sqlite", database=str(home / "registry.db"))
         self._file = Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
         self.name = str(self._file or self._url.render_as_string(hide_password=True))
-        # What the store calls it; for a file as seen from the home, which may move.
-        self.mark = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
+        self.store_key = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
         if self._file and not _has_content(self._file):
             self._create(self._file)
         self.engine = _engine(self._url)
@@ -53,37 +58,44 @@ class Database:
             raise
 
     def close(self) -> None:
+        """Close the connections."""
         self.engine.dispose()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view. Raises CodiError when the database cannot be used."""
-        with self._explained(), self.engine.begin() as connection:
+        """Begin a transaction that reads one consistent state. Raises CodiError where the database cannot be used."""
+        with self._database_errors(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """The one writer: others wait. Commits at the end, or rolls back on any exception."""
-        with self._explained(), self._writer.begin() as connection:
+        """Begin the only transaction that may write, while others wait; commit it, or roll it back on an exception.
+
+        Raises:
+            CodiError: the database cannot be used.
+        """
+        with self._database_errors(), self._writer.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def unfinished(self) -> Iterator[set[Path]]:
-        """What killed processes left of new databases and backups; meanwhile nobody makes any."""
+    def leftovers(self) -> Iterator[set[Path]]:
+        """Lock creation and migration; give the partial databases and backups of killed processes."""
         with self._locked():
             yield {*self._home.glob(".registry.db.*.part*"), *(self._home / "backups").glob("*.part*")}
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _database_errors(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:  # not the database's state but a mistake in this package
+        except IntegrityError:  # a mistake in this package, not a state of the database
             raise
         except DBAPIError as error:
-            said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
-            if "not a database" in said or "malformed" in said:
-                raise InvalidInput(f"the registry {self.name} is damaged ({said}); restore it from a backup") from error
-            raise CodiError(f"the registry {self.name} cannot be used: {said}; put that right and try again") from error
+            reason = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
+            if "not a database" in reason or "malformed" in reason:
+                raise InvalidInput(
+                    f"the registry {self.name} is damaged ({reason}); restore it from a backup"
+                ) from error
+            raise CodiError(f"the registry {self.name} cannot be used: {reason}; correct that and try again") from error
 
     # ---- revisions
 
@@ -92,7 +104,7 @@ class Database:
             return _needs_migration(connection, self.name)
 
     def _create(self, file: Path) -> None:
-        """Builds the file beside its place and renames it, so that nobody ever sees it empty or not in WAL mode."""
+        """Create the file under another name and rename it: no process sees it empty or without WAL mode."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if _has_content(file):
@@ -108,21 +120,21 @@ class Database:
 
     def _migrate(self) -> None:
         with self._locked():
-            if not self._is_old():  # another process has just done it
+            if not self._is_old():  # migrated by another process meanwhile
                 return
-            kept = f"a backup is at {_backup(self._file, self._home)}" if self._file else "nothing was changed"
+            safe = f"a backup is at {_backup(self._file, self._home)}" if self._file else "nothing was changed"
             try:
                 _upgrade(self._url, self._home)
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CodiError(
                     f"the registry {self.name} could not be brought to this version ({reason}); it is as it was, "
-                    f"{kept}: use the previous version of CoDi Hub and report this"
+                    f"{safe}: use the previous version of CoDi Hub and report this"
                 ) from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        from filelock import FileLock  # not at the top: an open that changes nothing has no use for it
+        from filelock import FileLock  # not at the top: most opens change nothing and need no lock
 
         with FileLock(self._home / ".registry.lock"):
             yield
@@ -132,7 +144,7 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
     except ArgumentError:
-        raise UsageError("CODI_REGISTRY_URL is no database URL; write postgresql://user@host/database") from None
+        raise UsageError("CODI_REGISTRY_URL is not a database URL; write postgresql://user@host/database") from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql") or not parsed.database:
         shown = parsed.render_as_string(hide_password=True)
         raise UsageError(f"a registry cannot be at {shown}; use postgresql://user@host/database or sqlite:///FILE")
@@ -140,7 +152,7 @@ def _parsed(url: str) -> URL:
 
 
 def _engine(url: URL, *, migrating: bool = False) -> Engine:
-    """`migrating`: without foreign keys, which SQLite can only switch outside a transaction, and in WAL mode."""
+    """Return an engine; `migrating` turns foreign keys off, which SQLite allows only outside a transaction."""
     sqlite = url.get_backend_name() == "sqlite"
     if url.drivername == "postgresql":  # SQLAlchemy 2.0 would look for psycopg2
         url = url.set(drivername="postgresql+psycopg")
@@ -151,7 +163,7 @@ def _engine(url: URL, *, migrating: bool = False) -> Engine:
         raise UsageError(f"the driver for {url.drivername} is missing ({error}); pip install psycopg[binary]") from None
 
     def connected(dbapi_connection: Any, _: object) -> None:
-        dbapi_connection.isolation_level = None  # the driver would begin late, and never before DDL
+        dbapi_connection.isolation_level = None  # otherwise the driver begins late, and never before DDL
         dbapi_connection.execute(f"PRAGMA foreign_keys = {'OFF' if migrating else 'ON'}")
         if migrating:
             dbapi_connection.execute("PRAGMA journal_mode = WAL")
@@ -174,12 +186,12 @@ def _has_content(file: Path) -> bool:
 
 
 def _needs_migration(connection: Connection, name: str) -> bool:
-    """Raises CodiError for a database that is newer than this version, or is not a registry."""
+    """Return whether migrations are missing. Raises CodiError for a newer database, or one that is not a registry."""
     known = revisions()
     inspector = inspect(connection)
     if not inspector.has_table("alembic_version"):
         if foreign := set(inspector.get_table_names()) & set(models.metadata.tables):
-            raise InvalidInput(f"{name} is no registry: it has a table {min(foreign)} but no record of its version")
+            raise InvalidInput(f"{name} is not a registry: it has a table {min(foreign)} but no record of its version")
         return True
     current = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     if current is not None and current not in known:
@@ -205,13 +217,13 @@ def _upgrade(url: URL, home: Path) -> None:
             if engine.dialect.name == "sqlite":
                 broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
                 if broken:
-                    raise CodiError(f"row {broken[1]} of table {broken[0]} would point to nothing in {broken[2]}")
+                    raise CodiError(f"row {broken[1]} of table {broken[0]} has no counterpart in {broken[2]}")
     finally:
         engine.dispose()
 
 
 def _backup(file: Path, home: Path) -> Path:
-    """A consistent copy by SQLite's own backup, which sees what still lies in the write-ahead log. Never overwrites."""
+    """Copy the database with SQLite's backup function, which includes the write-ahead log; return the new file."""
     folder = home / "backups"
     folder.mkdir(exist_ok=True)
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

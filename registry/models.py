@@ -1,7 +1,7 @@
 """The tables. A change here needs a migration in `migrations/versions`; a test compares the two.
 
-Core tables, not mapped classes: importing the ORM would cost every command a quarter more start-up time, and
-what leaves this package are the plain records of `rows`.
+They are SQLAlchemy Core tables, not mapped classes: importing the ORM would add a quarter to the start-up time of
+every command. The public methods of this package return the plain records of `rows`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+# Status of an adapter.
 READY = "ready"
-REPLACED = "replaced"  # bundled, and no longer in the bundle
-REMOVED = "removed"  # by the user; the row stays, so that its number never comes twice
+REPLACED = "replaced"  # a bundled one that is no longer in the bundle
+REMOVED = "removed"  # by the user; the row stays, so that its number is not used again
 
 metadata = MetaData(
     naming_convention={
@@ -36,7 +37,7 @@ metadata = MetaData(
     }
 )
 
-# Small facts about the whole: which base is in use, which bundled manifest has been registered.
+# Settings of the whole registry: the base in use, and the hash of the bundled manifest that was registered.
 setting = Table(
     "setting",
     metadata,
@@ -65,7 +66,7 @@ task = Table(
     Column("created", String(32), nullable=False),
 )
 
-# A task by its name: built-in tasks have no row, and a forgotten task keeps its adapters.
+# The task is a name, not a foreign key: built-in tasks have no row, and a removed task keeps its adapters.
 adapter = Table(
     "adapter",
     metadata,
@@ -113,7 +114,7 @@ tag = Table(
     Index(None, "task", "base_id", "version"),
 )
 
-# What a file looked like when its hash was last found right; while it looks the same it is not read again.
+# Size, time and inode of a file when its hash was last checked; while they are the same it is not read again.
 verified = Table(
     "verified",
     metadata,

@@ -1,4 +1,4 @@
-"""How adapters are named: `task`, `task:version`, `task:tag`."""
+"""References to adapters: `task`, `task:version`, `task:tag`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAG = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Reference(NamedTuple):
-    """Exactly one of `version` and `tag` is set."""
+    """A parsed reference; exactly one of `version` and `tag` is set."""
 
     task: str
     version: int | None
@@ -25,27 +25,27 @@ class Reference(NamedTuple):
 
 
 def parse(ref: str) -> Reference:
-    """`depth` -> depth:latest, `depth:3` -> version 3, `depth:prod` -> the tag. Raises UsageError."""
+    """Parse a reference: `depth` is depth:latest, `depth:3` version 3, `depth:prod` a tag. Raises UsageError."""
     task, colon, which = ref.partition(":")
     if not _NAME.fullmatch(task) or (colon and not which):
-        raise UsageError(f"{ref!r} is no reference to an adapter; write task, task:version or task:tag")
+        raise UsageError(f"{ref!r} is not a reference to an adapter; write task, task:version or task:tag")
     if re.fullmatch(r"[0-9]{1,9}", which):
         return Reference(task, int(which), None)
     return Reference(task, None, check_tag(which) if colon else LATEST)
 
 
 def check_task(name: str) -> str:
-    """The name itself. Raises UsageError."""
+    """Return the name if a task can have it. Raises UsageError."""
     return _check(_NAME, name, "task", "lower-case letters, digits, _ and -")
 
 
 def check_base(name: str) -> str:
-    """The name itself. Raises UsageError."""
+    """Return the name if a base can have it. Raises UsageError."""
     return _check(_BASE, name, "base", "letters, digits, ., _ and -")
 
 
 def check_tag(name: str) -> str:
-    """The name itself. Raises UsageError: a number, say, which would be a version."""
+    """Return the name if a tag can have it; a number is a version. Raises UsageError."""
     return _check(_TAG, name, "tag", "letters, digits, ., _ and -, not digits alone")
 
 

@@ -1,4 +1,4 @@
-"""What the registry hands out: plain frozen records, detached from the database."""
+"""The records that the registry returns: frozen dataclasses, independent of the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601 to the microsecond: sorts as text as it does in time."""
+    """Return the time in UTC as ISO 8601 to the microsecond; sorting the text sorts by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -19,7 +19,7 @@ def storable(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BaseRow:
-    """A base. `source`: an absolute folder or a hub id. `default`: the one in use."""
+    """A base model. `source`: an absolute folder or a hub id. `default`: whether it is in use."""
 
     name: str
     source: str
@@ -32,7 +32,7 @@ class BaseRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A registered task: the task it is like, and the options it was given."""
+    """A registered task: a variant of the built-in task `like`, with options of its own."""
 
     name: str
     like: str
@@ -74,7 +74,7 @@ class AdapterRow:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed for a base: `rows` as they were, and by task where `latest` is now, if it was on one of them."""
+    """The removed `rows`, and for each task that lost its `latest` the version that has it now."""
 
     base: str
     rows: tuple[AdapterRow, ...]
@@ -83,7 +83,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run; `ok` and `failed` count its items so far. `finished` is None while it goes on, or after it was killed."""
+    """A run; `ok` and `failed` count its items so far. `finished` is None while it runs, or after it was killed."""
 
     id: int
     task: str
@@ -112,7 +112,7 @@ class RunItemRow:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What `verify` found. `kind`: missing | drift | orphan | leftover."""
+    """A difference between files and records. `kind`: missing | drift | orphan | leftover."""
 
     kind: str
     path: str
@@ -121,7 +121,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A file that nothing needs. `message` says what it was."""
+    """A file that no adapter needs. `message` says what it was."""
 
     path: str
     bytes: int

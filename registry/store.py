@@ -1,4 +1,4 @@
-"""Files by their hash: `blobs/sha256/ab/abcd...`. A blob is there whole or not at all, and is never changed."""
+"""The content-addressed store: `blobs/sha256/ab/abcd...`. A blob is written whole or not at all and never changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 20
 
 
 class Stamp(NamedTuple):
-    """What tells, without reading it, that a file has not changed."""
+    """Inode, size and time of a file: equal stamps mean, without reading it, that it has not changed."""
 
     inode: str
     bytes: int
@@ -22,18 +22,19 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
+        """Return the stamp of a file. Raises OSError."""
         stat = path.stat()
         return cls(str(stat.st_ino), stat.st_size, stat.st_mtime_ns)
 
 
 def sha256(path: Path) -> str:
-    """Hash of the file's content, in lower-case hexadecimal. Raises OSError."""
+    """Return the hash of a file's content in lower-case hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a power cut, where the system lets folders be opened."""
+    """Flush renames inside `folder` to disk, on systems that can open folders."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -43,44 +44,52 @@ def sync_folder(folder: Path) -> None:
 
 
 class Store:
-    """The blobs under `root`."""
+    """The blobs under `root`.
+
+    Attributes:
+        databases_file: lists the databases whose files are in this store.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.noted = root / "databases"
+        self.databases_file = root / "databases"
         self._temporary = root / "tmp"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Held from the first byte of a blob until its record: to whoever holds it next, no blob is half-way."""
-        from filelock import FileLock  # not at the top: looking things up has no use for it
+        """Hold the store's lock: from the first byte of a blob until its record, and during garbage collection."""
+        from filelock import FileLock  # not at the top: queries need no lock
 
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
             yield
 
     def databases(self) -> set[str]:
-        """Those that have put files in here. To one of them, the others' would look like nobody's."""
+        """Return the `store_key` of every database with files in this store: none knows the others' files."""
         try:
-            return set(self.noted.read_text(encoding="utf-8").splitlines())
+            return set(self.databases_file.read_text(encoding="utf-8").splitlines())
         except FileNotFoundError:
             return set()
 
-    def note(self, database: str) -> None:
-        """Adds to `databases`, while locked. Raises OSError."""
+    def add_database(self, database: str) -> None:
+        """Add to `databases`, while locked. Raises OSError."""
         if database not in (names := self.databases()):
             self._temporary.mkdir(parents=True, exist_ok=True)
             temporary = self._temporary / f"{uuid.uuid4().hex}.part"
             temporary.write_text("\n".join(sorted(names | {database})), encoding="utf-8")
-            os.replace(temporary, self.noted)
+            os.replace(temporary, self.databases_file)
 
     def path(self, digest: str) -> Path:
+        """Return where the blob of a hash is, or would be."""
         return self.root / "sha256" / digest[:2] / digest
 
     def put(self, source: Path) -> tuple[str, int]:
-        """Copies a file in; its (sha256, bytes). Raises OSError, and then leaves nothing behind.
+        """Copy a file into the store; return its (sha256, bytes).
 
-        A blob that is there already is replaced by the same content, which mends one that was damaged.
+        An existing blob is replaced by the same content, which repairs a damaged one.
+
+        Raises:
+            OSError: not written; no partial file remains.
         """
         self._temporary.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary / f"{uuid.uuid4().hex}.part"
@@ -91,7 +100,7 @@ class Store:
                     digest.update(chunk)
                     size += writing.write(chunk)
                 writing.flush()
-                if os.name == "posix":  # elsewhere it could not be replaced or deleted any more
+                if os.name == "posix":  # elsewhere a read-only file cannot be replaced or deleted
                     temporary.chmod(0o444)
                 os.fsync(writing.fileno())
             target = self.path(digest.hexdigest())
@@ -105,9 +114,9 @@ class Store:
         return digest.hexdigest(), size
 
     def blobs(self) -> set[Path]:
-        """Every file among the blobs, also those that have no business there."""
+        """Return every file among the blobs, including any that is not a blob."""
         return {path for path in (self.root / "sha256").rglob("*") if not path.is_dir()}
 
     def leftovers(self) -> set[Path]:
-        """Temporary files of processes that were killed; exact only while locked."""
+        """Return the temporary files of killed processes; exact only while locked."""
         return {path for path in self._temporary.glob("*") if not path.is_dir()}

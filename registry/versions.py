@@ -1,4 +1,4 @@
-"""Versions and tags of one task on one base, inside a transaction of the caller's."""
+"""Changes to versions and tags of one task on one base, inside a transaction of the caller's."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ from codi_hub.registry.references import LATEST
 
 
 def insert(connection: Connection, table: Table, values: dict[str, Any]) -> int:
-    """Adds a row; its id."""
+    """Add a row; return its id."""
     key = connection.execute(sql_insert(table), values).inserted_primary_key
     return int(key[0]) if key else 0
 
 
 def put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
-    """Updates the row of that key, or adds it. Writers come one at a time, so nothing slips in between."""
+    """Update the row of a key, or add it; there is no race, since only one transaction writes at a time."""
     where = and_(*(table.c[name] == value for name, value in key.items()))
     if not connection.execute(update(table).where(where).values(values)).rowcount:
         connection.execute(sql_insert(table), key | values)
 
 
 def in_parts(values: Iterable[Any], size: int = 500) -> Iterator[list[Any]]:
-    """The values, as many at a time as one statement takes."""
+    """Yield the values in lists of at most `size`, the number of parameters of one statement."""
     rest = iter(values)
     while part := list(islice(rest, size)):
         yield part
 
 
 def next_version(connection: Connection, task: str, base_id: int) -> int:
-    """One above every version there ever was: rows are not deleted, so no number comes twice."""
+    """Return the highest version so far plus one. Rows of removed versions stay, so no number is used twice."""
     query = select(func.max(adapter.c.version)).where(adapter.c.task == task, adapter.c.base_id == base_id)
     return (connection.scalar(query) or 0) + 1
 
 
 def latest(connection: Connection, task: str, base_id: int) -> Any:
-    """The adapter row that `latest` points to, or None."""
+    """Return the adapter row that `latest` points to, or None."""
     return tagged(connection, task, base_id, LATEST)
 
 
 def tagged(connection: Connection, task: str, base_id: int, name: str) -> Any:
-    """The adapter row that a tag points to, or None."""
+    """Return the adapter row that a tag points to, or None."""
     points = and_(tag.c.task == adapter.c.task, tag.c.base_id == adapter.c.base_id, tag.c.version == adapter.c.version)
     query = select(adapter).join(tag, points)
     return connection.execute(query.where(tag.c.task == task, tag.c.base_id == base_id, tag.c.name == name)).first()
 
 
 def move_tag(connection: Connection, name: str, row: Any) -> None:
+    """Point a tag to an adapter row."""
     put(connection, tag, {"task": row.task, "base_id": row.base_id, "name": name}, {"version": row.version})
 
 
 def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
-    """Points `latest` to `row`, unless its score is known to be worse than its holder's; whether it moved."""
+    """Point `latest` to `row` unless its score is worse than the holder's; return whether it moved."""
     scores = (row.score, holder.score if holder else None)
     if None not in scores and scores[0] < scores[1]:
         return False
@@ -66,7 +67,7 @@ def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
 
 
 def settle_latest(connection: Connection, task: str, base_id: int) -> Any:
-    """Points `latest` to the best version left: the highest score, the newest where none is known. Its row, or None."""
+    """Point `latest` to the version with the highest score, else the newest one; return its row, or None."""
     best_first = (adapter.c.score.is_(None), adapter.c.score.desc(), adapter.c.version.desc())
     ready = (adapter.c.status == READY, adapter.c.task == task, adapter.c.base_id == base_id)
     row = connection.execute(select(adapter).where(*ready).order_by(*best_first).limit(1)).first()
@@ -76,16 +77,17 @@ def settle_latest(connection: Connection, task: str, base_id: int) -> Any:
 
 
 def drop_tags(connection: Connection, task: str, base_id: int, version: int) -> None:
+    """Delete the tags of a version."""
     connection.execute(delete(tag).where(tag.c.task == task, tag.c.base_id == base_id, tag.c.version == version))
 
 
 def finite(score: float | None) -> float | None:
-    """The score as a float; None where it is not a number, or infinite, which no comparison could use."""
+    """Return the score as a float; None where it is None or not finite, since such a score cannot be compared."""
     return float(score) if score is not None and math.isfinite(score) else None
 
 
 def plain(value: Any) -> Any:
-    """Metrics as JSON can hold them: string keys, lists for tuples, numbers as int or float, None if not finite."""
+    """Return a value as JSON holds it: string keys, lists for tuples, int or float numbers, None for not finite."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,46 +1,107 @@
-"""Image tasks: one file each, found through the entry-point group `codi_hub.tasks`, so that packages can bring more."""
+"""Image tasks: one file each, with its evaluation. Other packages add tasks by entry points of `codi_hub.tasks`."""
 
 from __future__ import annotations
 
-import importlib
+import logging
+import types
 from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
 
 from codi_hub.errors import NotFound
-from codi_hub.tasks.base import Pair, Prepared, Task
+from codi_hub.evaluation.metrics import Column
+from codi_hub.plugins import Plugins
+from codi_hub.tasks.base import FLAG, Pair, Prepared, Task
 
-__all__ = ["Pair", "Prepared", "Task", "builtin", "load"]
+__all__ = ["TASKS", "OptionFlag", "Pair", "Prepared", "Task", "builtin", "columns", "load", "option_flags"]
 
-GROUP = "codi_hub.tasks"
-# What this package brings, for when it runs from a checkout that is not installed and has no entry points.
-_OWN = {
-    "canny": "codi_hub.tasks.canny:Canny",
-    "colorize": "codi_hub.tasks.colorize:Colorize",
-    "deblur": "codi_hub.tasks.deblur:Deblur",
-    "depth": "codi_hub.tasks.depth:Depth",
-    "edit": "codi_hub.tasks.edit:Edit",
-    "inpaint": "codi_hub.tasks.inpaint:Inpaint",
-    "pairs": "codi_hub.tasks.pairs:Pairs",
-    "superres": "codi_hub.tasks.superres:SuperRes",
-}
+TASKS = Plugins(
+    "task",
+    "codi_hub.tasks",
+    {
+        "canny": "codi_hub.tasks.canny:Canny",
+        "colorize": "codi_hub.tasks.colorize:Colorize",
+        "deblur": "codi_hub.tasks.deblur:Deblur",
+        "depth": "codi_hub.tasks.depth:Depth",
+        "edit": "codi_hub.tasks.edit:Edit",
+        "inpaint": "codi_hub.tasks.inpaint:Inpaint",
+        "pairs": "codi_hub.tasks.pairs:Pairs",
+        "superres": "codi_hub.tasks.superres:SuperRes",
+    },
+)
+_log = logging.getLogger("codi_hub.tasks")
 
 
 def builtin() -> list[str]:
-    """The names of every installed task, sorted."""
-    return sorted(_places())
+    """Return the names of all installed tasks, sorted."""
+    return sorted(TASKS.names())
 
 
 def load(like: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task called `like` with its options. Raises NotFound with the names there are, UsageError for an option."""
-    places = _places()
-    if like not in places:
-        raise NotFound(f"no task {like!r} to be like; there are {', '.join(sorted(places))}")
-    module, _, attribute = places[like].partition(":")
-    made: Task = getattr(importlib.import_module(module), attribute)(options)
-    return made
+    """Return the task `like` with its options.
+
+    Raises:
+        NotFound: no such task.
+        UsageError: an option that does not exist or has a wrong value.
+    """
+    if like not in TASKS:
+        raise NotFound(f"no task {like!r}: choose one of {', '.join(builtin())}")
+    task: Task = TASKS.load(like)(options)
+    return task
 
 
-def _places() -> dict[str, str]:
-    """`module:Class` by name; another package cannot replace one of this package's."""
-    return {point.name: point.value for point in entry_points(group=GROUP)} | _OWN
+@dataclass(frozen=True)
+class OptionFlag:
+    """A task option that has a command-line flag of its own, beside `--set`.
+
+    Attributes:
+        name: of the option.
+        type: int, float, bool or str.
+        metavar: placeholder of the value, or None for that of the type.
+        help: first sentence of the option's documentation, without the full stop.
+    """
+
+    name: str
+    type: type
+    metavar: str | None
+    help: str
+
+
+def option_flags() -> dict[str, OptionFlag]:
+    """Return the flags of all installed tasks by option; of options of one name, the first task's. No torch."""
+    flags: dict[str, OptionFlag] = {}
+    for task in _classes():
+        for name, field in task.Options.model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and FLAG in extra and name not in flags:
+                sentence = " ".join((field.description or name).split()).partition(". ")[0].rstrip(".")
+                flags[name] = OptionFlag(name, _simple_type(field.annotation), str(extra[FLAG]) or None, sentence)
+    return flags
+
+
+def columns() -> dict[str, Column]:
+    """Return the columns that installed tasks add to tables, by name."""
+    described: dict[str, Column] = {}
+    for task in _classes():
+        described = {**task.columns, **described}
+    return described
+
+
+def _classes() -> list[type[Task]]:
+    """Return the classes of all tasks; one of another package that cannot be imported is skipped with a warning."""
+    classes = []
+    for name in builtin():
+        try:
+            classes.append(TASKS.load(name))
+        except (ImportError, AttributeError) as error:
+            _log.warning("task %s cannot be loaded: %s", name, error)
+    return classes
+
+
+def _simple_type(annotation: Any) -> type:
+    """Return the type that a command line parses for a field's annotation."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(one for one in get_args(annotation) if one is not type(None))
+    if get_origin(annotation) is Literal:
+        annotation = type(get_args(annotation)[0])
+    return annotation if annotation in (int, float, bool) else str

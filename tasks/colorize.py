@@ -1,4 +1,4 @@
-"""Colorization: the condition is a picture's brightness, which the output keeps."""
+"""Colorization: the condition is the luma of an image, which the output keeps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 
 
 class Colorize(Task):
-    """Gives grey pictures colours. Of a picture that has some, only the brightness counts."""
+    """Colours for grey images. Of a colour image only the luma is used."""
 
     name = "colorize"
-    summary = "Colours for grey pictures, their brightness kept"
+    summary = "Colourise grey images and keep their luma"
     finishes_tiles = True
     condition_channels = 1
     data = "scenes+leaves"
@@ -25,7 +25,7 @@ class Colorize(Task):
     distill: ClassVar[dict[str, Any]] = {"count": 4000, "lr": 6e-4}
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
-        """`image` and its brightness."""
+        """Return `image` and its luma."""
         image = needed(example, "image", self.name)
         return Pair(image, _grey(image), "")
 
@@ -36,10 +36,10 @@ class Colorize(Task):
         return Prepared(grey, (grey.shape[1], grey.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """The output's colour differences on the input's BT.601 luma Y: Y + s (output - luma(output)).
+        """Combine the output's chroma with the input's BT.601 luma Y: Y + s (output - luma(output)).
 
-        s <= 1 is the most that keeps a pixel within [0, 1]: colours that do not fit are made paler, so that luma stays
-        the input's, but for the rounding of the three channels (half a level at most).
+        s <= 1 is the largest factor that keeps a pixel within [0, 1]: out-of-gamut colours are desaturated, so that the
+        luma is the input's up to the rounding of the three channels (half a level at most).
         """
         y = prepared.condition
         chroma = output - luma(output)[..., None]
@@ -49,5 +49,5 @@ class Colorize(Task):
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma of a uint8 (H, W, 3) picture, rounded: uint8 (H, W, 1)."""
+    """Return the rounded BT.601 luma of a uint8 (H, W, 3) image: uint8 (H, W, 1)."""
     return (luma(image) + 0.5).astype(np.uint8)[..., None]

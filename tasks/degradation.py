@@ -1,9 +1,8 @@
-"""Degradations that turn a sharp picture into a realistic small one, for training super-resolution.
+"""Degradations that turn a sharp image into a realistic low-resolution one, for training super-resolution.
 
 `full` is the second-order pipeline of Real-ESRGAN (Wang et al., "Training Real-World Blind Super-Resolution with Pure
 Synthetic Data", 2021) with its published ranges: blur, resize, noise and JPEG, twice, and a final sinc filter. `light`
-is one such pass with milder ranges: what a downscaled, slightly noisy JPEG looks like, and sometimes a
-clean small picture.
+is one such pass with milder ranges: a downscaled, slightly noisy JPEG, and sometimes a clean downscaled image.
 
 Images are float32 (H, W, 3) in [0, 1] inside; sigmas of noise are in levels of 255, sigmas of blur in pixels.
 """
@@ -19,7 +18,7 @@ from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.images.filters import filter2d, luma, resize, smooth, to_uint8
 
 Range = tuple[float, float]
-CLEAN = 0.15  # share of the light ones that are only made smaller
+CLEAN = 0.15  # share of the light ones that are downscaled only
 METHODS = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
@@ -29,7 +28,7 @@ class Pass:
 
     blur: Range  # sigma, px
     scale: Range
-    scale_odds: tuple[float, float, float]  # of making it larger, smaller, or neither
+    scale_odds: tuple[float, float, float]  # of enlarging, reducing, and keeping the size
     noise: Range  # sigma of Gaussian noise
     poisson: Range  # strength of shot noise
     blur_odds: float = 1.0
@@ -56,11 +55,11 @@ KERNELS = (
 
 
 def degrade(image: np.ndarray, scale: int, rng: np.random.Generator, preset: str = "light") -> np.ndarray:
-    """A low-resolution version of `image`, degraded at random.
+    """Return a low-resolution version of `image`, randomly degraded.
 
     Args:
         image: uint8 (H, W, 3).
-        scale: how many times smaller the result is.
+        scale: downscaling factor.
         rng: the only source of randomness.
         preset: "light" or "full".
 
@@ -68,7 +67,8 @@ def degrade(image: np.ndarray, scale: int, rng: np.random.Generator, preset: str
         uint8 (H // scale, W // scale, 3).
 
     Raises:
-        UsageError: the preset does not exist. InvalidInput: the image has another form, or is smaller than `scale`.
+        UsageError: no such preset.
+        InvalidInput: the image has another type or shape, or is smaller than `scale`.
     """
     if preset not in PRESETS:
         raise UsageError(f"no degradation preset {preset!r}: use {' or '.join(PRESETS)}")
@@ -83,13 +83,14 @@ def degrade_once(
     jpeg_quality: int | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A known degradation to evaluate with: Gaussian blur, averaging down, Gaussian noise, JPEG if any."""
+    """Apply a fixed degradation, for evaluation: Gaussian blur, averaging down, Gaussian noise, JPEG if any."""
     small = resize(smooth(_unit(image, scale), blur_sigma), _size(image, scale), Image.Resampling.BOX)
     noisy = add_gaussian_noise(small, noise_sigma, rng)
     return to_uint8(noisy) if jpeg_quality is None else jpeg(noisy, jpeg_quality)
 
 
 def _light(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """Degrade by one mild pass."""
     if rng.random() < CLEAN:
         return to_uint8(resize(image, _size(image, scale), METHODS[rng.integers(3)]))
     sigma = rng.uniform(0.2, 2.5)
@@ -108,6 +109,7 @@ def _light(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _full(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """Degrade by the second-order pipeline of Real-ESRGAN."""
     width, height = _size(image, scale)
     first = _blur_resize_noise(image, image.shape[1], image.shape[0], FIRST, rng)
     between = _unit(jpeg(first, _quality(FIRST, rng)))
@@ -130,14 +132,14 @@ PRESETS = {"light": _light, "full": _full}
 def _blur_resize_noise(
     image: np.ndarray, width: int, height: int, ranges: Pass, rng: np.random.Generator
 ) -> np.ndarray:
-    """One pass but for its JPEG; the result measures about (width, height) times a random scale."""
+    """Apply one pass without its JPEG; the result measures about (width, height) times a random scale."""
     if rng.random() < ranges.blur_odds:
         image = filter2d(image, random_kernel(ranges, rng))
     low, high = ranges.scale
     kind = rng.choice(3, p=ranges.scale_odds)
     factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[kind]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    # Bilinear and bicubic sample without a filter, and alias, as many image libraries do.
+    # Bilinear and bicubic without a low-pass filter alias, as in many image libraries.
     image = resize(image, size, METHODS[rng.integers(3)], antialias=False)
     gray = rng.random() < ranges.gray_odds
     if rng.random() < 0.5:
@@ -146,7 +148,7 @@ def _blur_resize_noise(
 
 
 def random_kernel(ranges: Pass, rng: np.random.Generator) -> np.ndarray:
-    """A blur kernel as Real-ESRGAN draws them: mostly Gaussian, sometimes generalised, plateau-shaped or a sinc."""
+    """Sample a blur kernel as Real-ESRGAN does: mostly Gaussian, sometimes generalised, plateau-shaped or a sinc."""
     size = _odd_size(rng)
     if rng.random() < ranges.sinc_odds:
         return sinc_kernel(size, rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
@@ -161,7 +163,7 @@ def random_kernel(ranges: Pass, rng: np.random.Generator) -> np.ndarray:
 def blur_kernel(
     form: str, size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
-    """A kernel that sums to 1, float64 (size, size).
+    """Return a kernel of sum 1, float64 (size, size).
 
     With q = x^T S^-1 x for the covariance S of the two sigmas turned by `angle`: exp(-q^beta / 2) for "gaussian"
     (beta 1) and "generalised", 1 / (1 + q^beta) for "plateau".
@@ -174,7 +176,7 @@ def blur_kernel(
 
 
 def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
-    """The circular low-pass filter of `cutoff` (rad / px, up to pi), which rings; sums to 1, float64 (size, size)."""
+    """Return the circular low-pass filter of `cutoff` (rad / px, up to pi), which rings; sum 1, (size, size)."""
     y, x = np.mgrid[:size, :size] - size // 2
     radius = np.hypot(x, y)
     radius[size // 2, size // 2] = 1.0
@@ -184,13 +186,13 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
 
 
 def _bessel_j1(x: np.ndarray) -> np.ndarray:
-    """J1(x) = mean over tau of cos(tau - x sin tau): exact to rounding for |x| < 60 with 128 points of the period."""
+    """Return J1(x) = mean over tau of cos(tau - x sin tau): exact to rounding for |x| < 60 with 128 points."""
     tau = np.arange(128) * (2 * np.pi / 128)
     return np.cos(tau - x[..., None] * np.sin(tau)).mean(-1)
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator, *, gray: bool = False) -> np.ndarray:
-    """Noise of deviation `sigma` levels, the same in all channels if `gray`; unclipped."""
+    """Add noise of standard deviation `sigma` levels, the same in all channels if `gray`; unclipped."""
     noise = rng.standard_normal((*image.shape[:2], 1 if gray else 3), np.float32)
     return image + noise * np.float32(sigma / 255)
 
@@ -198,7 +200,7 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
 def add_poisson_noise(
     image: np.ndarray, strength: float, rng: np.random.Generator, *, gray: bool = False
 ) -> np.ndarray:
-    """Shot noise for as many photons as the image has levels, times `strength`, unclipped."""
+    """Add shot noise, with as many photons as the image has levels, times `strength`; unclipped."""
     light = np.clip(luma(image)[..., None] if gray else image, 0, 1)
     levels = len(np.unique(to_uint8(light)))
     photons = 2.0 ** math.ceil(math.log2(max(levels, 2)))
@@ -207,7 +209,7 @@ def add_poisson_noise(
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """float32 (H, W, 3), clipped, through a JPEG of `quality`: uint8 (H, W, 3)."""
+    """Encode float32 (H, W, 3), clipped, as a JPEG of `quality` and decode it: uint8 (H, W, 3)."""
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer, formats=["JPEG"]))
@@ -226,7 +228,7 @@ def _size(image: np.ndarray, scale: int) -> tuple[int, int]:
 
 
 def _unit(image: np.ndarray, scale: int = 1) -> np.ndarray:
-    """uint8 to float32 [0, 1]. Raises InvalidInput."""
+    """Convert uint8 to float32 in [0, 1]. Raises InvalidInput."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < scale:
         raise InvalidInput(
             f"cannot degrade {image.dtype} {image.shape} by {scale}: give a uint8 (H, W, 3) image of at least that size"

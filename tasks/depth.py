@@ -1,52 +1,67 @@
-"""Depth to image: the condition is a depth map, the prompt says what is there.
+"""Depth to image: the condition is a depth map, the prompt describes the content.
 
-A map is relative inverse depth: the nearer, the brighter.
+A map is relative inverse depth: near is bright. Evaluated on rendered scenes whose depth maps are known.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from pydantic import Field
 
-from codi_hub.errors import InvalidInput, NotFound
-from codi_hub.images.filters import luma, to_uint8
+from codi_hub import seeds
+from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.evaluation.metrics import Column
+from codi_hub.images.depth_maps import as_map, read_map
+from codi_hub.images.filters import to_uint8
+from codi_hub.images.io import EXTENSIONS
 from codi_hub.images.metrics import structure_agreement
-from codi_hub.tasks.base import IMAGES, Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.base import FLAG, Pair, Prepared, Task, needed, pixels
 
-MAX_PIXELS = 120_000_000
+if TYPE_CHECKING:
+    from codi_hub.evaluation.context import EvaluationContext
+    from codi_hub.evaluation.measured import Measured
+
+COUNT = 32  # scenes of an evaluation
+SCENES = "scenes"  # row of the scenes themselves
 _loading = threading.Lock()
 
 
 class Depth(Task):
-    """From a depth map (8 or 16-bit image, or .npy), or with `estimate` from a photograph's estimated one."""
+    """Depth maps (8 or 16-bit images, or .npy), or with `estimate` photographs whose maps a model estimates."""
 
     name = "depth"
-    summary = "Pictures from depth maps and a prompt"
+    summary = "Image from a depth map and a prompt"
     finishes_tiles = True
     condition_channels = 1
     data = "scenes"
     uses_prompt = True
-    input_extensions = IMAGES | {".npy"}
+    input_extensions = EXTENSIONS | {".npy"}
     score = "adherence"
-    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}  # it reads the prompt
+    distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}  # a kind that uses the prompt
+    columns: ClassVar[Mapping[str, Column]] = {
+        "margin": Column(
+            "margin", 3, "higher", "adherence minus shuffled: 0 if the condition is ignored", plotted=False
+        )
+    }
 
     class Options(Task.Options):
         invert: bool = False
-        """The maps hold distances: far is bright."""
-        estimate: str | None = None
-        """Inputs are photographs: a transformers depth model, as hub id or folder, makes their maps."""
+        """Maps hold distances: far is bright."""
+        estimate: str | None = Field(None, json_schema_extra={FLAG: "MODEL"})
+        """Transformers depth model, a hub id or folder, that estimates the maps of photographs given as inputs."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
-        """The map is the example's `depth`, or its `condition`, or estimated from `image`; the prompt its `caption`."""
+        """Use the example's `depth`, or its `condition`, or an estimate from `image`; the prompt is its `caption`."""
         image = needed(example, "image", self.name)
         if example.get("depth") is None and example.get("condition") is not None:
-            example = {**example, "depth": gray(example["condition"])}
+            example = {**example, "depth": as_map(example["condition"])}
         if self.options.estimate and example.get("depth") is None:
             depth = estimate(self.options.estimate, image)
         else:
@@ -56,42 +71,87 @@ class Depth(Task):
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """An array (H, W) is always a map; a picture is one unless `estimate` is set."""
+        """Normalise a map. An array (H, W) is always a map, an image is one unless `estimate` is set."""
         if self.options.estimate and not (isinstance(image, np.ndarray) and image.ndim == 2):
             depth = estimate(self.options.estimate, pixels(image))
         else:
-            depth = normalise(gray(image), invert=self.options.invert)
+            depth = normalise(as_map(image), invert=self.options.invert)
         return Prepared(depth[..., None], (depth.shape[1], depth.shape[0]))
 
     def load(self, path: Path) -> Image.Image | np.ndarray:
-        """The map at `path` as float32 (H, W), in its own units; with `estimate`, the photograph."""
-        if path.suffix.lower() == ".npy":
-            return _read_npy(path)
-        if self.options.estimate:
+        """Read the map at `path` as float32 (H, W), in its own units; with `estimate`, open the photograph."""
+        if self.options.estimate and path.suffix.lower() != ".npy":
             return Image.open(path)
-        try:
-            with Image.open(path) as image:
-                return gray(ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InvalidInput(f"the image data are broken: {error}") from error
+        return read_map(path)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
-        """Whether edges lie where the map's do: a correlation in [-1, 1]. None for a map that has none."""
+        """Return the agreement of the output's edges with the map's, in [-1, 1]. None for a constant map."""
         return None if np.ptp(condition) == 0 else structure_agreement(output, condition)
+
+    def evaluate(self, context: EvaluationContext) -> Measured:
+        """Measure on rendered scenes (`compare_with_scenes`), or on the pairs of `context.data`."""
+        if context.data:
+            return super().evaluate(context)
+        return compare_with_scenes(self, held_out_scenes(max(2, context.count or COUNT), context.size), context)
+
+
+def held_out_scenes(count: int = 16, size: int = 128) -> list[dict[str, Any]]:
+    """Return scenes that no training uses, as examples with `image`, `depth` and `caption`."""
+    from codi_hub.data.synthetic.scenes import scene
+
+    scenes = [scene(seeds.example(seeds.HELD_OUT, k), size) for k in range(count)]
+    return [{"image": one.image, "depth": one.depth, "caption": one.caption} for one in scenes]
+
+
+def compare_with_scenes(task: Depth, scenes: Sequence[dict[str, Any]], context: EvaluationContext) -> Measured:
+    """Measure how an adapter follows the depth maps of scenes, at several numbers of steps.
+
+    The image metrics compare with the scene, of which map and prompt leave much open. `adherence` is the agreement with
+    the image's own map, `shuffled` with that of the next scene, `margin` their difference. The first row is the scenes
+    themselves: the values of full adherence.
+
+    Raises:
+        UsageError: fewer than two scenes.
+    """
+    from codi_hub.evaluation.context import Samples, sample, step_name
+    from codi_hub.evaluation.measured import SHOWN, Comparison
+
+    if len(scenes) < 2:
+        raise UsageError(f"count {len(scenes)}: shuffled maps need at least 2 scenes")
+    prepared = [task.prepare(example["depth"]) for example in scenes]
+    maps = [one.condition for one in prepared]
+    methods = {SCENES: Samples([example["image"] for example in scenes])}
+    prompts = [example.get("caption", "") for example in scenes]
+    for done, count in enumerate(context.steps, 1):
+        methods[step_name(count)] = sample(task, prepared, prompts, context.generate, count, context.seed)
+        context.on_progress(done, len(context.steps))
+    comparison = Comparison()
+    for k, example in enumerate(scenes):
+        for method, samples in methods.items():
+            image, other = samples.images[k], maps[(k + 1) % len(maps)]
+            adherence, shuffled = structure_agreement(image, maps[k]), structure_agreement(image, other)
+            values = {"adherence": adherence, "shuffled": shuffled, "margin": adherence - shuffled}
+            comparison.add(method, f"scene {k}", image, example["image"], values, samples.seconds)
+        comparison.reference(example["image"])
+        if k < SHOWN:
+            row = {method: samples.images[k] for method, samples in methods.items()}
+            comparison.sheet[f"scene {k}"] = {"map": maps[k], **row}
+    return comparison.measured(len(scenes), against=SCENES, details={"seed": context.seed})
 
 
 def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:
-    """A map in any units as float32 (H, W) in [0, 1], near = 1: its 2nd to 98th percentile; if those agree, its range.
+    """Scale a map in any units to float32 (H, W) in [0, 1], near = 1.
 
-    A constant map becomes 0.5. Values that are not finite become the far end. Raises InvalidInput where none is finite.
+    The 2nd to 98th percentile, or if these are equal the range, becomes [0, 1]; a constant map becomes 0.5. Values that
+    are not finite become the far end. Raises InvalidInput if none is finite.
     """
     finite = np.isfinite(depth)
     if not finite.any():
         raise InvalidInput("the depth map has no finite value")
-    known = depth[finite].astype(np.float64)
-    low, high = np.percentile(known, (2, 98))
+    values = depth[finite].astype(np.float64)
+    low, high = np.percentile(values, (2, 98))
     if _equal(low, high):
-        low, high = known.min(), known.max()
+        low, high = values.min(), values.max()
     if _equal(low, high):
         unit = np.full(depth.shape, 0.5, np.float32)
     else:
@@ -101,41 +161,12 @@ def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:
 
 
 def _equal(low: float, high: float) -> bool:
+    """Return whether a range is empty up to rounding."""
     return high - low <= 1e-6 * max(abs(low), abs(high))
 
 
-def gray(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A map as float32 (H, W) in its own units, whatever holds it. Raises InvalidInput for an array of another form."""
-    if isinstance(image, Image.Image):
-        if image.mode not in ("L", "F") and not image.mode.startswith("I"):
-            image = image.convert("L")
-        return np.asarray(image).astype(np.float32)
-    if image.ndim == 3 and image.shape[2] in (1, 3):
-        image = image[..., 0] if image.shape[2] == 1 else luma(image)
-    if image.ndim != 2 or not image.size:
-        raise InvalidInput(f"an array of shape {image.shape} is no depth map: give (H, W)")
-    with np.errstate(over="ignore"):
-        values = image.astype(np.float32)
-    if np.isinf(values).sum() > np.isinf(image).sum():
-        raise InvalidInput(f"a depth map with values beyond {np.finfo(np.float32).max:.1e}: divide it by something")
-    return values
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    """Raises InvalidInput for what is no plain array of numbers, before anything large is read."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")  # never unpickles; the header is checked against the size
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise InvalidInput(f"not a readable .npy array: {' '.join(str(error).split())}") from error
-    if array.dtype.kind not in "fiub":
-        raise InvalidInput(f"an array of {array.dtype} is no depth map: save it as numbers")
-    if array.size > MAX_PIXELS:
-        raise InvalidInput(f"an array of shape {array.shape} is over the limit of {MAX_PIXELS} values: make it smaller")
-    return gray(np.squeeze(array))
-
-
 def estimate(model: str, image: np.ndarray) -> np.ndarray:
-    """The map of a uint8 (H, W, 3) photograph, float32 (H, W) in [0, 1], near = 1. Raises NotFound."""
+    """Estimate the map of a uint8 (H, W, 3) photograph, float32 (H, W) in [0, 1], near = 1. Raises NotFound."""
     import torch
 
     with _loading:
@@ -145,13 +176,14 @@ def estimate(model: str, image: np.ndarray) -> np.ndarray:
     inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(device)
     with torch.inference_mode():
         depth = network(**inputs).predicted_depth[0].float().cpu().numpy()
-    whole = Image.fromarray(depth).resize((width, height), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(depth).resize((width, height), Image.Resampling.BICUBIC)
     metric = getattr(network.config, "depth_estimation_type", "relative") == "metric"
-    return normalise(np.asarray(whole), invert=metric)
+    return normalise(np.asarray(resized), invert=metric)
 
 
 @lru_cache(maxsize=1)
 def _estimator(model: str) -> tuple[Any, Any]:
+    """Load the processor and the network of a depth model. Raises NotFound."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 

@@ -1,103 +1,128 @@
-"""Inpainting: the condition is the picture, its hole filled smoothly, and the hole. What is outside stays as it is."""
+"""Inpainting: the condition is the image, its hole filled smoothly, and the hole. Pixels outside it stay the input's.
+
+Evaluated on photographs with random holes against fills without training.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageChops
 from pydantic import Field
 
+from codi_hub import seeds
 from codi_hub.errors import InvalidInput
+from codi_hub.evaluation.metrics import Column
 from codi_hub.images.filters import boxes, harmonic, to_uint8
-from codi_hub.images.metrics import hole_edge
-from codi_hub.tasks.base import ExistingFile, Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.masks import grown, random_hole
+from codi_hub.images.io import decode_image, open_image
+from codi_hub.images.metrics import as_float, hole_edge
+from codi_hub.tasks.base import FLAG, ExistingFile, Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.masks import dilated, hole, random_hole
 from codi_hub.tasks.texture import textured
 
-HOLE = 128  # of 255, from where on a mask is white; and what a hole shows that has nothing around it
+if TYPE_CHECKING:
+    from codi_hub.data.photographs import Photograph
+    from codi_hub.evaluation.context import EvaluationContext, Samples
+    from codi_hub.evaluation.measured import Measured
+
+HOLE = 128  # level of 255 from which a mask is white; also the grey that fills a hole without surroundings
 SIDECAR = ".mask.png"
 MAX_DB = 100.0
-PART = 768  # px a side of a hole, at most, that get their texture together: it takes some 150 bytes a pixel
-REACH = 96  # px around them in which it is looked for
+PART = 768  # px; maximum side of a part of a hole that is textured at once, which takes about 150 bytes per pixel
+REACH = 96  # px; margin around such a part from which texture is taken
+SMOOTH_FILL = "smooth fill"
+OPENCV_RADIUS = 3  # px; neighbourhood of OpenCV's fills, as in its tutorial
+KINDS = ("boxes", "brush")  # of holes of an evaluation
+SHARE = 0.25  # of the image that such a hole covers, about
 
 
 class Inpaint(Task):
-    """Fills what NAME.mask.png beside NAME.png has white, or what is transparent, or the white of one given mask."""
+    """Fills the white area of NAME.mask.png beside NAME.png, or the transparent area, or the white area of one mask."""
 
     name = "inpaint"
-    summary = "Fill holes in pictures: white in NAME.mask.png, or transparent"
+    summary = "Fill holes in images: white in NAME.mask.png, or transparent"
     condition_channels = 4
     data = "leaves"
     reads_alpha = True
     reads_pairs = False
     lossless = True
-    finishes_tiles = False  # what a hole lacks at its edge is spread over the whole of it
-    # Pixels outside the hole are exact, so the mean PSNR of the whole is that of the hole plus a constant.
+    finishes_tiles = False  # the correction at a hole's boundary extends over the whole hole
+    # Pixels outside the hole are exact, so that the PSNR of the image is that of the hole plus a constant.
     score = "psnr"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
+    baselines = (SMOOTH_FILL,)
+    columns: ClassVar[Mapping[str, Column]] = {
+        "hole_psnr": Column("hole dB", 2, "higher", "PSNR within the hole alone, dB"),
+        "seam": Column(
+            "seam", 3, "nearer 1", "step across the hole's boundary, relative to that of the reference image"
+        ),
+    }
 
     class Options(Task.Options):
-        mask: ExistingFile | None = None
-        """The hole of every input: a picture of its size, white where it is. Training draws its own holes."""
+        mask: ExistingFile | None = Field(None, json_schema_extra={FLAG: "FILE"})
+        """Mask of all inputs: an image of their size, white in the hole. Training uses random holes."""
         grow: int = Field(0, ge=0, le=1024)
-        """Pixels by which holes are made larger on every side, for masks drawn too tight."""
+        """Dilation of holes on every side, px, for masks that are too tight."""
         texture: float = Field(0.6, ge=0, le=1)
-        """How much fine detail, such as grain or grass, a filling gets from places of the picture that look like it."""
+        """Strength of the fine detail, such as grain or grass, that a fill gets from similar places of the image."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
-        """Cuts a random hole into `image`."""
+        """Cut a random hole into `image`."""
         image = needed(example, "image", self.name)
         return Pair(image, _condition(image, random_hole(rng, *image.shape[:2])), "")
 
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """The hole is that of the option `mask`, else of the file beside `path`, else what is over half transparent.
+        """Find the hole: that of the option `mask`, else of the file beside `path`, else what is over half transparent.
 
-        Raises InvalidInput where there is none of these, it has another size, or it is empty.
+        Raises:
+            InvalidInput: none of these, or a mask of another size, or an empty one.
         """
         file = self._mask_of(path)
         covered = _read(file) if file is not None else _transparent(image, path)
-        known = pixels(image if isinstance(image, Image.Image) else image[..., :3])
-        height, width = known.shape[:2]
+        rgb = pixels(image if isinstance(image, Image.Image) else image[..., :3])
+        height, width = rgb.shape[:2]
         if covered.shape != (height, width):
             raise InvalidInput(
-                f"the mask {file} measures {covered.shape[1]}x{covered.shape[0]} and the picture {width}x{height}: "
+                f"the mask {file} measures {covered.shape[1]}x{covered.shape[0]} and the image {width}x{height}: "
                 "make them equal"
             )
         if not covered.any():
             raise InvalidInput(f"the mask {file} has no white, so there is no hole to fill: paint it white")
-        condition = _condition(known, grown(covered, self.options.grow))
+        condition = _condition(rgb, dilated(covered, self.options.grow))
         return Prepared(condition, (width, height), opaque=file is None)
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Outside the hole the input, bit for bit. Inside, the output plus what the input lacks from it on the hole's
-        edge, spread harmonically: the gradients are the output's and the edge is the input's, so no seam is left
-        (Perez et al., "Poisson image editing", 2003, for the membrane that guides towards an inserted picture).
-        Last, with `texture`, fine detail from around.
+        """Return the input outside the hole, bit for bit, and the output inside, without a seam.
+
+        The difference between input and output on the hole's boundary is continued into the hole as a harmonic function
+        and added to the output: gradients are the output's, the boundary values are the input's (Perez et al., "Poisson
+        image editing", 2003). Last, with `texture`, fine detail of the surroundings is added.
         """
-        known = prepared.bytes
-        picture, holes = known[..., :3].copy(), known[..., 3] >= HOLE
-        apart = boxes(holes)
-        for box in apart:
-            condition, made = prepared.window(*box).condition, output[box]
+        values = prepared.bytes
+        image, holes = values[..., :3].copy(), values[..., 3] >= HOLE
+        parts = boxes(holes)
+        for box in parts:
+            condition, fill = prepared.window(*box).condition, output[box]
             covered = condition[..., 3] > 0.5
-            lacking = harmonic(condition[..., :3] - made, covered)
-            picture[box][covered] = to_uint8(made + lacking)[covered]
-        for box in apart if self.options.texture else ():
+            difference = harmonic(condition[..., :3] - fill, covered)
+            image[box][covered] = to_uint8(fill + difference)[covered]
+        for box in parts if self.options.texture else ():
             for part in product(*map(_cut, box)):
                 covered = holes[part]
                 if not covered.any():
                     continue
                 wide = tuple(slice(max(0, side.start - REACH), side.stop + REACH) for side in part)
-                made = textured(picture[wide].astype(np.float32) / 255, holes[wide], self.options.texture)
+                detailed = textured(image[wide].astype(np.float32) / 255, holes[wide], self.options.texture)
                 inner = tuple(slice(side.start - more.start, None) for side, more in zip(part, wide, strict=True))
-                picture[part][covered] = to_uint8(made[inner][: covered.shape[0], : covered.shape[1]])[covered]
-        return picture
+                image[part][covered] = to_uint8(detailed[inner][: covered.shape[0], : covered.shape[1]])[covered]
+        return image
 
     def untouched(self, prepared: Prepared) -> bool:
         return not (prepared.bytes[..., 3] >= HOLE).any()
@@ -110,13 +135,19 @@ class Inpaint(Task):
         return () if file is None else (file,)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float | None:
-        """How well the filling joins what is there: the PSNR, in dB, between pixels on either side of the hole's edge.
+        """Return how well the fill joins its surroundings: the PSNR, in dB, of neighbouring pixels across the boundary.
 
-        At most `MAX_DB`; a photograph itself has some 25 dB. None for a hole without an edge.
+        At most `MAX_DB`; in photographs about 25 dB. None for a hole without a boundary.
         """
         covered = condition[..., 3] > 0.5
         step = hole_edge(np.where(covered[..., None], output, condition[..., :3]), covered)
         return None if step is None else float(min(MAX_DB, -20 * np.log10(max(step, 1e-9))))
+
+    def evaluate(self, context: EvaluationContext) -> Measured:
+        """Measure on photographs of `context.data`, by default those of scikit-image; see `compare_with_fills`."""
+        from codi_hub.data.photographs import photographs
+
+        return compare_with_fills(self, photographs(context.data, context.count), context)
 
     def _mask_of(self, path: Path | None) -> Path | None:
         if self.options.mask is not None:
@@ -126,41 +157,39 @@ class Inpaint(Task):
 
 
 def _cut(side: slice) -> list[slice]:
-    """A long side in pieces of `PART` px."""
+    """Divide a long side into parts of `PART` px."""
     return [slice(start, min(start + PART, side.stop)) for start in range(side.start, side.stop, PART)]
 
 
 def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4): the picture with its hole filled smoothly, and the hole as 255.
+    """Return uint8 (H, W, 4): the image with its hole filled smoothly, and the hole as 255.
 
-    So the middle of a wide hole, which no network of a few levels sees out of, is told what surrounds it.
+    The fill carries the surroundings into the middle of wide holes, beyond the receptive field of a small network.
     """
-    shown = image.copy()
+    filled = image.copy()
     if covered.all():
-        shown[:] = HOLE
+        filled[:] = HOLE
     else:
         for box in boxes(covered):
-            smooth = harmonic(image[box].astype(np.float32) / 255, covered[box])
-            shown[box][covered[box]] = to_uint8(smooth)[covered[box]]
-    return np.dstack([shown, np.where(covered, np.uint8(255), np.uint8(0))])
+            fill = harmonic(image[box].astype(np.float32) / 255, covered[box])
+            filled[box][covered[box]] = to_uint8(fill)[covered[box]]
+    return np.dstack([filled, np.where(covered, np.uint8(255), np.uint8(0))])
 
 
 def _read(file: Path) -> np.ndarray:
-    """The hole in a mask file, bool (H, W): white, and not transparent. Raises InvalidInput."""
-    from codi_hub.images.io import open_image, picture
-
+    """Read the hole of a mask file, bool (H, W): white and opaque. Raises InvalidInput."""
     try:
-        found = picture(open_image(file))
+        mask = decode_image(open_image(file))
     except InvalidInput as error:
         raise InvalidInput(f"the mask {file}: {error}") from error
-    white = found.image.convert("L")  # type: ignore[union-attr]
-    if found.alpha is not None:
-        white = ImageChops.multiply(white, found.alpha)
+    white = mask.image.convert("L")  # type: ignore[union-attr]
+    if mask.alpha is not None:
+        white = ImageChops.multiply(white, mask.alpha)
     return np.asarray(white) >= HOLE
 
 
 def _transparent(image: Image.Image | np.ndarray, path: Path | None) -> np.ndarray:
-    """The hole that an alpha channel makes, bool (H, W). Raises InvalidInput where there is none."""
+    """Return the transparent area of an image, bool (H, W). Raises InvalidInput if there is none."""
     alpha: np.ndarray | None = None
     if isinstance(image, Image.Image):
         alpha = np.asarray(image.getchannel("A")) if "A" in image.getbands() else None
@@ -169,5 +198,77 @@ def _transparent(image: Image.Image | np.ndarray, path: Path | None) -> np.ndarr
     covered = None if alpha is None else alpha < HOLE
     if covered is None or not covered.any():
         beside = f"{path.stem}{SIDECAR} beside it" if path else "an alpha channel"
-        raise InvalidInput(f"no hole to fill: paint one white in {beside}, make it transparent, or give --mask FILE")
+        raise InvalidInput(f"no hole to fill: paint it white in {beside}, make it transparent, or set the option mask")
     return covered
+
+
+def seeded_hole(photo: Photograph, kind: str, seed: int) -> np.ndarray:
+    """Return the hole of a photograph, bool (H, W), by the seed, the kind and the photograph's name."""
+    height, width = photo.image.shape[:2]
+    return hole(seeds.photograph(seed, kind, photo.name), height, width, kind, SHARE)
+
+
+def compare_with_fills(task: Inpaint, photos: Sequence[Photograph], context: EvaluationContext) -> Measured:
+    """Measure an adapter at several numbers of steps against fills without training.
+
+    These are the harmonic fill and, where OpenCV is installed, its `inpaint`: Telea, "An image inpainting technique
+    based on the fast marching method", 2004, and that of Bertalmio et al. by the Navier-Stokes equations, 2001. Every
+    photograph gets one hole of every kind, and goes through `prepare` and `finish` as in `codi run`.
+    """
+    from codi_hub.evaluation.measured import Comparison
+
+    comparison = Comparison()
+    for done, photo in enumerate(photos, 1):
+        holes = [seeded_hole(photo, kind, context.seed) for kind in KINDS]
+        methods = _methods(task, photo, holes, context)
+        for k, (covered, kind) in enumerate(zip(holes, KINDS, strict=True)):
+            label = f"{photo.name} {kind}"
+            for method, samples in methods.items():
+                values = _hole_scores(samples.images[k], photo.image, covered)
+                comparison.add(method, label, samples.images[k], photo.image, values, samples.seconds)
+            comparison.reference(photo.image)
+            row = {method: samples.images[k] for method, samples in methods.items()}
+            cut = np.where(covered[..., None], np.uint8(HOLE), photo.image)
+            comparison.sheet[label] = {"input": cut, **row, "original": photo.image}
+        context.on_progress(done, len(photos))
+    details = {"seed": context.seed}
+    return comparison.measured(len(photos), against=SMOOTH_FILL, deltas=("hole_psnr",), details=details)
+
+
+def _methods(
+    task: Inpaint, photo: Photograph, holes: Sequence[np.ndarray], context: EvaluationContext
+) -> dict[str, Samples]:
+    """Return the images of each method for one photograph, one per hole."""
+    from codi_hub.evaluation.context import Samples
+
+    unit = photo.image.astype(np.float32) / 255
+    methods = {SMOOTH_FILL: Samples([to_uint8(harmonic(unit, covered)) for covered in holes])}
+    methods |= {name: Samples(images) for name, images in _opencv_fills(photo.image, holes).items()}
+    prepared = [task.prepare(np.dstack([photo.image, np.where(h, np.uint8(0), np.uint8(255))])) for h in holes]
+    if context.autoencode:
+        (round_trip,) = context.autoencode([unit])
+        methods["autoencoder"] = Samples([task.finish(round_trip, one) for one in prepared])
+    return methods | context.sample(task, prepared)
+
+
+def _opencv_fills(image: np.ndarray, holes: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Return OpenCV's fills of uint8 (H, W, 3) by method, one per hole; none if OpenCV is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        return {}
+    methods = {"Telea": cv2.INPAINT_TELEA, "Navier-Stokes": cv2.INPAINT_NS}
+    return {
+        name: [cv2.inpaint(image, covered.astype(np.uint8), OPENCV_RADIUS, flag) for covered in holes]
+        for name, flag in methods.items()
+    }
+
+
+def _hole_scores(image: np.ndarray, reference: np.ndarray, covered: np.ndarray) -> dict[str, float | None]:
+    """Return `hole_psnr` in dB, infinite for an exact fill, and `seam`."""
+    error = float(np.mean((as_float(image)[covered] - as_float(reference)[covered]) ** 2))
+    step, natural = hole_edge(image, covered), hole_edge(reference, covered)
+    return {
+        "hole_psnr": math.inf if error == 0 else -10 * math.log10(error),
+        "seam": step / natural if step is not None and natural else None,
+    }

@@ -1,4 +1,4 @@
-"""Holes to train and to measure inpainting on: random brush strokes, boxes and half pictures. True is the hole."""
+"""Holes for training and evaluating inpainting: random brush strokes, boxes and half images. True is the hole."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-SHARES = (0.05, 0.5)  # of the picture; the last stroke or box may add a little
-LEAST = 0.01  # of the picture, in a stroke or box
+SHARES = (0.05, 0.5)  # of the image; the last stroke or box may exceed it
+LEAST = 0.01  # of the image, in a stroke or box
 ODDS = {"brush": 0.5, "boxes": 0.3, "half": 0.2}
 
 
 def random_hole(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A hole to train with, bool (H, W): about 5 to 60 % of the picture."""
+    """Sample a hole for training, bool (H, W): about 5 to 60 % of the image."""
     kind = str(rng.choice(list(ODDS), p=list(ODDS.values())))
     return hole(rng, height, width, kind, rng.uniform(*SHARES))
 
 
 def hole(rng: np.random.Generator, height: int, width: int, kind: str, share: float) -> np.ndarray:
-    """A hole of about a share of the picture, bool (H, W), never empty.
+    """Sample a hole of about a share of the image, bool (H, W), never empty.
 
     Args:
         rng: the only source of randomness.
-        kind: "brush" (thick bent strokes), "boxes", or "half" (one side of the picture).
+        kind: "brush" (thick curved strokes), "boxes", or "half" (one side of the image).
         share: of the pixels, in (0, 1).
     """
     if kind == "half":
@@ -39,6 +39,7 @@ def hole(rng: np.random.Generator, height: int, width: int, kind: str, share: fl
 
 
 def _half(rng: np.random.Generator, height: int, width: int, share: float) -> np.ndarray:
+    """Cover one side of the image."""
     covered = np.zeros((height, width), bool)
     if rng.random() < 0.5:
         covered[: max(1, round(share * height))] = True
@@ -48,7 +49,7 @@ def _half(rng: np.random.Generator, height: int, width: int, share: float) -> np
 
 
 def _box(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int, missing: float) -> None:
-    """A rectangle of a part of the area that is missing, up to three times as long as wide."""
+    """Draw a rectangle of a part of the missing area, with an aspect ratio of up to 3."""
     area = rng.uniform(0.4, 1.0) * missing * height * width
     aspect = 3 ** rng.uniform(-1, 1)
     w = min(width, max(1, round(math.sqrt(area * aspect))))
@@ -58,7 +59,7 @@ def _box(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width
 
 
 def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int, missing: float) -> None:
-    """A bent line with round ends, thinner where little is missing."""
+    """Draw a curved line with round ends, thinner if little is missing."""
     side = math.sqrt(height * width)
     thick = max(1.0, side * min(rng.uniform(0.04, 0.16), math.sqrt(missing) / 2))
     x, y, angle = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * math.pi)
@@ -73,8 +74,8 @@ def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, wi
         draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=1)
 
 
-def grown(covered: np.ndarray, pixels: int) -> np.ndarray:
-    """A hole made larger on every side, bool (H, W)."""
+def dilated(covered: np.ndarray, pixels: int) -> np.ndarray:
+    """Dilate a hole by a square, `pixels` px on every side: bool (H, W)."""
     for axis in (0, 1):
         reach = [(pixels, pixels) if axis == k else (0, 0) for k in (0, 1)]
         counts = np.cumsum(np.pad(covered, reach).astype(np.int32), axis)

@@ -1,4 +1,4 @@
-"""Pairs: whatever turns the first picture of each pair of a folder into the second, learnt from them alone."""
+"""Image to image from a folder of pairs: the task is defined by the training data alone."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ class Pairs(Task):
     """A task without code: `codi task add NAME --like pairs --data FOLDER`."""
 
     name = "pairs"
-    summary = "Any picture to any picture, as a folder of pairs shows"
+    summary = "Any image to any image, by a folder of pairs"
     finishes_tiles = True
     data = None
     uses_prompt = True
 
     class Options(Task.Options):
         crop: bool = False
-        """Train on pieces at full resolution, as restoring wants, instead of whole pictures made smaller."""
+        """Train on crops at full resolution, as for restoration, instead of whole images resized."""
 
     @property
-    def whole_pictures(self) -> bool:
+    def whole_images(self) -> bool:
         return not self.options.crop
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
-        """The example's `condition` and `image`, and its `caption` if there is one."""
+        """Return the example's `condition`, `image` and, if it has one, `caption`."""
         target, condition = needed(example, "image", self.name), needed(example, "condition", self.name)
         return Pair(target, pixels(condition), example.get("caption") or "")
 
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """The picture itself is the condition."""
+        """Return the image itself as the condition."""
         condition = pixels(image)
         return Prepared(condition, (condition.shape[1], condition.shape[0]))

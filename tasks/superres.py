@@ -1,57 +1,85 @@
-"""Super-resolution: the condition is the small input, enlarged to the output's size."""
+"""Super-resolution: the condition is the small input, enlarged to the output's size.
+
+Evaluated against bicubic upsampling, on photographs with fixed degradations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from codi_hub import seeds
 from codi_hub.errors import InvalidInput
 from codi_hub.images.filters import back_projected, resize, smooth, to_uint8, with_low_frequencies
-from codi_hub.images.metrics import psnr
-from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
-from codi_hub.tasks.degradation import degrade
+from codi_hub.images.io import MAX_PIXELS
+from codi_hub.images.metrics import as_float, psnr
+from codi_hub.tasks.base import FLAG, Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.degradation import degrade, degrade_once
 
-MAX_PIXELS = 120_000_000  # of an output
+if TYPE_CHECKING:
+    from codi_hub.data.photographs import Photograph
+    from codi_hub.evaluation.context import EvaluationContext, Samples
+    from codi_hub.evaluation.measured import Measured
+
 MAX_PSNR = 100.0
-SHARPEN_SIGMA = 0.5  # input pixels
+SHARPEN_SIGMA = 0.5  # input px
+BICUBIC = "bicubic"
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Blur (sigma in px of the full size), then downscaling, noise (sigma of 255), and JPEG quality or no JPEG."""
+
+    blur: float
+    noise: float
+    jpeg: int | None
+
+    def __str__(self) -> str:
+        return f"{self.blur:g}/{self.noise:g}/{self.jpeg}"
+
+
+GRID = (Degradation(0.8, 3.0, 85), Degradation(1.3, 6.0, 72), Degradation(1.8, 9.0, 60))
 
 
 class SuperRes(Task):
-    """x2 or x4, for pictures that are small, soft, noisy or badly compressed."""
+    """Upscaling by 2 or 4 of images that are small, soft, noisy or badly compressed."""
 
     name = "superres"
-    summary = "Enlarge and restore small, degraded pictures"
+    summary = "Enlarge and restore small, degraded images"
     finishes_tiles = True
     data = "leaves"
-    training_size = 0.75  # degradations are local: smaller pieces, more of them
+    training_size = 0.75  # degradations are local: smaller crops, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
+    baselines = (BICUBIC,)
+    renamed: ClassVar[Mapping[str, str]] = {"strength": "detail"}
 
     class Options(Task.Options):
-        scale: Literal[2, 4] = 4
-        """How many times larger the output is."""
+        scale: Literal[2, 4] = Field(4, json_schema_extra={FLAG: "N"})
+        """Upscaling factor."""
         both: bool = False
-        """Half of the training pairs are of the other scale, so that one adapter serves both."""
+        """Half of the training pairs have the other scale, so that one adapter serves both."""
         preset: Literal["light", "full"] = "light"
-        """Degradation of the training pictures: light, or the whole of Real-ESRGAN's."""
-        strength: float = Field(0.7, ge=0, le=1)
-        """How much of what the network changes is taken: photographs have fine texture, and some of it looks like
-        noise to what was trained on smoother pictures."""
+        """Degradation of training images: light, or the full pipeline of Real-ESRGAN."""
+        detail: float = Field(0.7, ge=0, le=1)
+        """Share of the network's change that is applied: an adapter trained on smoother images mistakes some of the
+        fine texture of photographs for noise."""
         correct: bool = True
-        """Put the input's low frequencies back into the output."""
+        """Replace the output's low frequencies by the input's."""
         correct_sigma: float = Field(0.75, gt=0, le=16)
-        """Where low ends: sigma of a Gaussian in the input's pixels."""
+        """Cutoff of the low frequencies: sigma of a Gaussian in px of the input."""
         project: float = Field(0.0, ge=0, le=1)
-        """How much to put back of what else the output lost of the input, as far as noise does not explain it."""
+        """Strength of back-projection: agreement of the downscaled output with the input, except for its noise."""
         sharpen: float = Field(0.5, ge=0, le=2)
-        """How much fine contrast, which a prediction between several possible pictures lacks, is given back."""
+        """Strength of an unsharp mask: a prediction of the mean of several possible images lacks fine contrast."""
 
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
-        """Degrades `image`; an example that has a `condition` of its own, such as a real small picture, keeps that."""
+        """Degrade `image`; an example's own `condition`, such as a real small image, is used if it has one."""
         scale = self.options.scale
         if self.options.both and rng.random() < 0.5:
             scale = 6 - scale
@@ -59,32 +87,29 @@ class SuperRes(Task):
         target = image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
         height, width = target.shape[:2]
         if example.get("condition") is not None:
-            return Pair(
-                target, _enlarge(pixels(example["condition"]), image.shape[1], image.shape[0])[:height, :width], ""
-            )
+            enlarged = _enlarge(pixels(example["condition"]), image.shape[1], image.shape[0])
+            return Pair(target, enlarged[:height, :width], "")
         small = degrade(target, scale, rng, self.options.preset)
         return Pair(target, _enlarge(small, width, height), "")
 
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """Raises InvalidInput where the output would have more than `MAX_PIXELS` pixels."""
+        """Enlarge the input. Raises InvalidInput for an output of more than `MAX_PIXELS` pixels."""
         small = pixels(image)
         height, width = (self.options.scale * side for side in small.shape[:2])
         if width * height > MAX_PIXELS:
-            raise InvalidInput(f"{width}x{height} pixels would come out, over the limit of {MAX_PIXELS}: cut the input")
+            raise InvalidInput(f"an output of {width}x{height} pixels is over the limit of {MAX_PIXELS}: cut the input")
         return Prepared(_enlarge(small, width, height), (width, height))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """First condition + strength (output - condition).
+        """Return y = condition + detail (output - condition), corrected and sharpened.
 
-        With `correct`, y = output + G (condition - output), G the Gaussian: colours and light stay the input's.
-
-        With `project`, back-projection: averaged down, y is the input again, but for the input's noise. Last the
-        unsharp mask y + sharpen (y - G y), its Gaussian half an input's pixel wide.
+        With `correct`, y + G (condition - y), G a Gaussian: colours and light stay the input's. With `project`,
+        back-projection. Last the unsharp mask y + sharpen (y - G y), G half an input pixel wide.
         """
         scale = self.options.scale
-        output = prepared.condition + self.options.strength * (output - prepared.condition)
+        output = prepared.condition + self.options.detail * (output - prepared.condition)
         if self.options.correct:
             output = with_low_frequencies(output, prepared.condition, scale * self.options.correct_sigma)
         if self.options.project:
@@ -94,12 +119,76 @@ class SuperRes(Task):
         return to_uint8(output)
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
-        """PSNR in dB between the two, both averaged down to the input's size; at most `MAX_PSNR`."""
+        """Return the PSNR in dB of both, downscaled by averaging to the input's size; at most `MAX_PSNR`."""
         height, width = condition.shape[:2]
         size = (max(1, width // self.options.scale), max(1, height // self.options.scale))
-        small, given = (resize(picture, size, Image.Resampling.BOX) for picture in (output, condition))
-        return min(MAX_PSNR, psnr(small, given))
+        small, reference = (resize(image, size, Image.Resampling.BOX) for image in (output, condition))
+        return min(MAX_PSNR, psnr(small, reference))
+
+    def evaluate(self, context: EvaluationContext) -> Measured:
+        """Measure on photographs of `context.data`, by default those of scikit-image; see `compare_with_bicubic`."""
+        from codi_hub.data.photographs import photographs
+
+        return compare_with_bicubic(self, photographs(context.data, context.count), context)
+
+
+def degraded(photo: Photograph, scale: int, degradation: Degradation, seed: int) -> np.ndarray:
+    """Return the photograph at 1 / scale of its size, uint8 HWC; the noise depends on the seed and its name."""
+    rng = seeds.photograph(seed, photo.name)
+    return degrade_once(photo.image, scale, degradation.blur, degradation.noise, degradation.jpeg, rng)
+
+
+def compare_with_bicubic(
+    task: SuperRes,
+    photos: Sequence[Photograph],
+    context: EvaluationContext,
+    degradations: Sequence[Degradation] = GRID,
+) -> Measured:
+    """Measure an adapter at several numbers of steps against bicubic upsampling.
+
+    Every photograph, with sides that are multiples of the scale, goes through every degradation, and through `prepare`
+    and `finish`: the measured images are those that `codi run` writes. The contact sheet has the middle degradation.
+    """
+    from codi_hub.evaluation.measured import Comparison
+
+    comparison = Comparison()
+    for done, photo in enumerate(photos, 1):
+        inputs = [degraded(photo, task.options.scale, degradation, context.seed) for degradation in degradations]
+        prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
+        methods = _methods(task, photo, inputs, prepared, context)
+        for k, degradation in enumerate(degradations):
+            for method, samples in methods.items():
+                image = samples.images[k]
+                kept = task.adherence(image.astype(np.float32) / 255, prepared[k].condition)
+                values = {"adherence": kept}
+                comparison.add(method, f"{photo.name} {degradation}", image, photo.image, values, samples.seconds)
+            comparison.reference(photo.image)
+        middle = len(inputs) // 2
+        row = {method: samples.images[middle] for method, samples in methods.items()}
+        comparison.sheet[photo.name] = {"input": inputs[middle], **row, "original": photo.image}
+        context.on_progress(done, len(photos))
+    details = {"scale": task.options.scale, "seed": context.seed}
+    return comparison.measured(len(photos), against=BICUBIC, deltas=("psnr", "gmsd"), details=details)
+
+
+def _methods(
+    task: SuperRes,
+    photo: Photograph,
+    inputs: Sequence[np.ndarray],
+    prepared: Sequence[Prepared],
+    context: EvaluationContext,
+) -> dict[str, Samples]:
+    """Return the images of each method for one photograph, one per input."""
+    from codi_hub.evaluation.context import Samples
+
+    height, width = photo.image.shape[:2]
+    methods = {BICUBIC: Samples([_enlarge(small, width, height) for small in inputs])}
+    if context.autoencode:
+        (round_trip,) = context.autoencode([as_float(photo.image).astype(np.float32)])
+        methods["autoencoder"] = Samples([to_uint8(round_trip)] * len(inputs))
+    return methods | context.sample(task, prepared)
 
 
 def _enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize uint8 HWC by bicubic interpolation."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

@@ -46,6 +46,7 @@ class LoraAdapter(ControlAdapter):
 
     def __init__(self, backbone: UNetBackbone, config: LoraAdapterConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config.model_copy(update={"init": "random"}), device)
+        self.settings = config  # the random weights are replaced next; copying the base's would be in vain
         own = {id(value): value for value in backbone.unet.parameters()}
         shared = [name for name in SHARED if hasattr(backbone.unet, name)]
         for name in shared:

@@ -58,7 +58,7 @@ class AdapterRecord(BaseModel):
     """The content of `adapter.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[2] = 2
     task: str
     kind: str
     base: BaseRecord

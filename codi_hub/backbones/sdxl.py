@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class SDXLBackbone(UNetBackbone):
         self, unet: Any, vae: Any, texts: Sequence[TokenizerAndEncoder], scheduler_config: Mapping[str, Any]
     ) -> None:
         super().__init__(unet, vae, texts, scheduler_config)
-        pooled = self.text_encoders[-1].config.projection_dim
+        pooled = cast(Any, self.text_encoders[-1]).config.projection_dim
         expected = pooled + SIZE_NUMBERS * unet.config.addition_time_embed_dim
         if unet.config.projection_class_embeddings_input_dim != expected:
             raise Mismatch(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -147,7 +147,7 @@ class UNetBackbone(Backbone):
             from diffusers import StableDiffusionPipeline
 
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            length = encoder.config.max_position_embeddings
+            length = cast(Any, encoder).config.max_position_embeddings
             tokenizer.model_max_length = min(tokenizer.model_max_length, length)  # some files state 1e30
         absent = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
         return StableDiffusionPipeline(

@@ -26,8 +26,9 @@ class DataConfig(Options):
     source: str | None = option(None, "--data", panel="Data")
     """Generator, folder, file or hub id (default: the task's)
 
-    A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; a file is .parquet. Generators are leaves, scenes, edits (scenes and their edited twins) and removals (an object is removed from all of
-    them), or several of them such as edits+removals."""
+    A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; a file is .parquet. Generators are
+    leaves, scenes, edits (scenes and their edited twins) and removals (an object is removed from all of them), or
+    several of them such as edits+removals."""
     count: int | None = option(None, "--count", panel="Data", ge=1)
     """Number of training pairs (default: the task's)"""
     size: int | None = option(None, "--size", panel="Data", ge=8)
@@ -63,9 +64,9 @@ class AdapterConfig(_Extended):
     )
     """control, lora, static, residual or full
 
-    By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the same, made of the base's own weights and low-rank deltas;
-    static an encoder of the condition alone, evaluated once per image; residual a feed-forward network of its own,
-    evaluated once per image; full trains everything."""
+    By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the
+    same, made of the base's own weights and low-rank deltas; static an encoder of the condition alone, evaluated once
+    per image; residual a feed-forward network of its own, evaluated once per image; full trains everything."""
     parent: str | None = option(None, "--from", panel="Adapter", metavar="REF", resumable=True)
     """Adapter to continue from, as TASK:VERSION
 
@@ -95,8 +96,9 @@ class LossConfig(_Extended):
     guidance: str | None = option(None, "--guidance", panel="Loss")
     """latent, relative, roundtrip, pixel, lpips or off
 
-    The distance between prediction and ground truth; by default the task's, or latent. relative divides each pair's latent error by the distance between target and condition, for edits large and
-    small; roundtrip compares E(D(x)), pixel and lpips decoded images."""
+    The distance between prediction and ground truth; by default the task's, or latent. relative divides each pair's
+    latent error by the distance between target and condition, for edits large and small; roundtrip compares E(D(x)),
+    pixel and lpips decoded images."""
 
 
 class TrainingConfig(Options):

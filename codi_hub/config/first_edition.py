@@ -105,7 +105,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             pairs_per_step=kept.pop("pairs_per_step"),
             teacher=kept.pop("from", None),
         )
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise InvalidInput(f"{path}: not the record of a run: {one_line(error, 160)}") from error
     for name, (default, what) in REMOVED.items():
         if kept.pop(name, default) != default:

@@ -58,7 +58,7 @@ def option(
         resumable: whether a resumed run may be given another value.
         limits: `ge`, `le`, `min_length`, ... as of `pydantic.Field`.
     """
-    extra = {"flags": list(flags), "panel": panel, "metavar": metavar, "resumable": resumable}
+    extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar, "resumable": resumable}
     if isinstance(default, dict):
         return Field(default_factory=dict, json_schema_extra=extra, **limits)
     return Field(default, json_schema_extra=extra, **limits)

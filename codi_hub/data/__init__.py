@@ -1,4 +1,4 @@
-"""Training data: pictures made on the fly, folders, parquet files and hub datasets, all as sequences of examples."""
+"""Training and test data: synthetic images, folders, parquet files and hub datasets, as sequences of examples."""
 
 from codi_hub.data.sources import Source, open_source
 

@@ -1,68 +1,86 @@
-"""What lies in a folder of pictures: pictures, or two folders that make pairs. Rows of paths; nothing is opened."""
+"""Listing of image folders: single images, or two folders of pairs. Returns rows of paths and opens no file."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from codi_hub.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from codi_hub.tasks import Task
+from codi_hub.images.io import EXTENSIONS
 
 Example = dict[str, Any]
 
-# Two folders that make pairs, the condition's first.
+# Names of two folders of pairs: the conditions, the targets.
 PAIRED = (("condition", "target"), ("input", "output"), ("A", "B"))
 _log = logging.getLogger("codi_hub.data")
 
 
-def listed(folder: Path, task: Task) -> Iterator[Example]:
-    """Rows of `image`, and also of `condition` where two folders of `PAIRED` are all there is and the task reads it.
+class DataTask(Protocol):
+    """What a data source knows of a task."""
 
-    Raises InvalidInput where the two have no name in common.
+    @property
+    def whole_images(self) -> bool:
+        """Whether examples are resized images rather than crops at full resolution."""
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether `make_pair` uses an example's own `condition`."""
+
+    def is_sidecar(self, path: Path) -> bool:
+        """Return whether a file belongs to another input."""
+
+    def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Any:
+        """Return a training pair, or raise InvalidInput for an example that lacks a key."""
+
+
+def listed(folder: Path, task: DataTask) -> Iterator[Example]:
+    """Return rows of `image`, and of `condition` where the folder consists of two `PAIRED` ones that the task reads.
+
+    Raises:
+        InvalidInput: the two folders have no name in common.
     """
     for condition, target in PAIRED:
-        if task.reads_pairs and _alone(folder, condition, target):
+        if task.reads_pairs and _contains_only(folder, condition, target):
             return _paired(folder / condition, folder / target, task)
-    return _pictures(folder, task)
+    return _images(folder, task)
 
 
-def _alone(folder: Path, *names: str) -> bool:
-    """Whether these folders lie here, and no other folder or picture that is not hidden does."""
-    from codi_hub.tasks.base import IMAGES
-
-    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    kept = {path.name for path in there if path.is_dir() or path.suffix.lower() in IMAGES}
-    return kept == set(names) and all((folder / name).is_dir() for name in names)
+def _contains_only(folder: Path, *names: str) -> bool:
+    """Return whether the folder has these folders and no other visible folder or image."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    relevant = {path.name for path in entries if path.is_dir() or path.suffix.lower() in EXTENSIONS}
+    return relevant == set(names) and all((folder / name).is_dir() for name in names)
 
 
-def _paired(conditions: Path, targets: Path, task: Task) -> Iterator[Example]:
-    """Pictures of one name, but for the extension, in two folders; what is alone is counted in a warning."""
-    there = [
-        {Path(row["image"]).relative_to(folder).with_suffix(""): row["image"] for row in _pictures(folder, task)}
+def _paired(conditions: Path, targets: Path, task: DataTask) -> Iterator[Example]:
+    """Yield images of the same name, extension aside, in two folders; log a warning that counts the others."""
+    by_name = [
+        {Path(row["image"]).relative_to(folder).with_suffix(""): row["image"] for row in _images(folder, task)}
         for folder in (conditions, targets)
     ]
-    alone = [path for one, other in (there, there[::-1]) for name, path in one.items() if name not in other]
-    if not set(there[0]) & set(there[1]):
-        first = f"the first alone: {alone[0]}" if alone else "both are empty"
-        raise InvalidInput(f"no picture in {conditions} has the name of one in {targets} ({first})")
-    if alone:
-        _log.warning("%s: skipped %d pictures without a partner, such as %s", conditions.parent, len(alone), alone[0])
-    for name, path in there[0].items():
-        if name in there[1]:
-            yield {"image": there[1][name], "condition": path}
+    unpaired = [path for one, other in (by_name, by_name[::-1]) for name, path in one.items() if name not in other]
+    if not set(by_name[0]) & set(by_name[1]):
+        first = f"the first unpaired one: {unpaired[0]}" if unpaired else "both are empty"
+        raise InvalidInput(f"no image in {conditions} has the name of one in {targets} ({first})")
+    if unpaired:
+        _log.warning(
+            "%s: skipped %d images without a partner, such as %s", conditions.parent, len(unpaired), unpaired[0]
+        )
+    for name, path in by_name[0].items():
+        if name in by_name[1]:
+            yield {"image": by_name[1][name], "condition": path}
 
 
-def _pictures(folder: Path, task: Task) -> Iterator[Example]:
-    from codi_hub.tasks.base import IMAGES
-
-    for here, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+def _images(folder: Path, task: DataTask) -> Iterator[Example]:
+    """Yield the visible images of a folder and its subfolders, sorted, without the sidecars of others."""
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            path = Path(here, name)
-            if path.suffix.lower() in IMAGES and not name.startswith(".") and not task.is_sidecar(path):
+            path = Path(parent, name)
+            if path.suffix.lower() in EXTENSIONS and not name.startswith(".") and not task.is_sidecar(path):
                 yield {"image": str(path)}

@@ -1,4 +1,4 @@
-"""Photographs to measure on, and never to train on: scikit-image's own, or any folder of images."""
+"""Test photographs, never used for training: those of scikit-image, or any folder of images."""
 
 import os
 from dataclasses import dataclass
@@ -8,22 +8,21 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.errors import InvalidInput, NotFound, UsageError
-from codi_hub.images.io import open_image, picture
+from codi_hub.images.io import EXTENSIONS, decode_image, open_image
 
 BUNDLED = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")  # CC0 or public domain; in scikit-image's wheel
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-MULTIPLE = 64  # sides are cut to multiples of it, px
-MAX_SIDE = 512
+MULTIPLE = 64  # px; sides are cropped to multiples of it
+MAX_SIDE = 512  # px
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture to measure on.
+    """A test image.
 
     Attributes:
-        name: of the picture, for tables.
+        name: for tables and random streams.
         image: uint8 (H, W, 3), sides multiples of 64.
-        depth: float32 (H, W) relative inverse depth in [0, 1], near = 1, where it is known.
+        depth: float32 (H, W) relative inverse depth in [0, 1], near = 1, if known.
     """
 
     name: str
@@ -32,15 +31,15 @@ class Photograph:
 
 
 def photographs(data: str | Path | None = None, count: int | None = None) -> list[Photograph]:
-    """Test photographs, cut to multiples of 64 px and at most 512 px a side.
+    """Return test photographs with sides of multiples of 64 px, at most 512 px.
 
     Args:
-        data: an image or a folder of images; None means scikit-image's own.
-        count: how many at most.
+        data: an image or a folder of images; None means those of scikit-image.
+        count: maximum number of images.
 
     Raises:
-        NotFound: the folder is not there.
-        InvalidInput: a file is no readable image, or smaller than 64 px.
+        NotFound: no such folder.
+        InvalidInput: a file is not a readable image, or smaller than 64 px.
         UsageError: no image in the folder.
     """
     return _bundled(count) if data is None else _folder(Path(data), count)
@@ -49,14 +48,14 @@ def photographs(data: str | Path | None = None, count: int | None = None) -> lis
 def _bundled(count: int | None) -> list[Photograph]:
     from skimage import data
 
-    made = []
+    photos = []
     for name in BUNDLED[:count]:
         if name == "motorcycle":
             image, _, disparity = data.stereo_motorcycle()
-            made.append(_fitted(name, image, disparity))
+            photos.append(_fitted(name, image, disparity))
         else:
-            made.append(_fitted(name, getattr(data, name)()))
-    return made
+            photos.append(_fitted(name, getattr(data, name)()))
+    return photos
 
 
 def _folder(path: Path, count: int | None) -> list[Photograph]:
@@ -66,37 +65,38 @@ def _folder(path: Path, count: int | None) -> list[Photograph]:
     elif path.exists():
         files = [path]
     else:
-        raise NotFound(f"no such file or folder: {path}; name a folder of images with --data")
+        raise NotFound(f"data {path}: no such file or folder; give a folder of images")
     if not files:
-        raise UsageError(f"no images in {path}: name a folder that holds {', '.join(sorted(EXTENSIONS))} files")
-    made = []
+        raise UsageError(f"data {path}: no images; give a folder with {', '.join(sorted(EXTENSIONS))} files")
+    photos = []
     for file in files[:count]:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
-            made.append(_fitted(name, np.asarray(picture(open_image(file)).image)))
+            photos.append(_fitted(name, np.asarray(decode_image(open_image(file)).image)))
         except InvalidInput as exc:
             raise InvalidInput(f"{file}: {exc}") from exc
-    return made
+    return photos
 
 
 def _fitted(name: str, image: np.ndarray, disparity: np.ndarray | None = None) -> Photograph:
-    """Scaled down to `MAX_SIDE`, then the middle cut to multiples of `MULTIPLE`; a disparity map goes along."""
+    """Scale down to `MAX_SIDE`, then crop the centre to multiples of `MULTIPLE`; treat a disparity map alike."""
     height, width = image.shape[:2]
     scale = min(1.0, MAX_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if min(size) < MULTIPLE:
-        raise InvalidInput(f"{width}x{height} pixels are too few to measure on: at least {MULTIPLE} a side")
-    box = _middle(*size)
+        raise InvalidInput(f"{width}x{height} pixels: at least {MULTIPLE} px a side are needed")
+    box = _centre(*size)
     pixels = np.asarray(Image.fromarray(image[..., :3]).resize(size, Image.Resampling.LANCZOS).crop(box))
     if disparity is None:
         return Photograph(name, pixels)
-    known = np.isfinite(disparity)  # where stereo found no match it is infinite: taken as far
-    nearness = Image.fromarray(np.where(known, disparity, disparity[known].min()).astype(np.float32))
+    finite = np.isfinite(disparity)  # infinite where stereo matching failed: treated as far
+    nearness = Image.fromarray(np.where(finite, disparity, disparity[finite].min()).astype(np.float32))
     field = np.asarray(nearness.resize(size, Image.Resampling.BOX).crop(box))
     return Photograph(name, pixels, (field - field.min()) / max(float(np.ptp(field)), 1e-6))
 
 
-def _middle(width: int, height: int) -> tuple[int, int, int, int]:
+def _centre(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the centred box (left, top, right, bottom) whose sides are multiples of `MULTIPLE`."""
     w, h = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

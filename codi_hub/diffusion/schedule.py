@@ -81,8 +81,15 @@ class Schedule(ABC):
         """Return the times that few-step training draws from, ascending, float64 (points,).
 
         8 points contain the grids of 1, 2, 4 and 8 sampling steps.
+
+        Raises:
+            UsageError: more points than the schedule has.
         """
-        return torch.tensor(self.grid(points, start)[::-1], dtype=torch.float64)
+        try:
+            times = self.grid(points, start)
+        except UsageError as error:
+            raise UsageError(f"loss.grid {points}: {str(error).partition(': ')[2]}") from None
+        return torch.tensor(times[::-1], dtype=torch.float64)
 
     def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
         """Wrap a network, (z_t, t) -> its prediction, into a `Denoiser`; converted in float32 or better."""
@@ -171,7 +178,8 @@ class VariancePreserving(Schedule):
 
     def time_of(self, u: Tensor) -> Tensor:
         """Return the times of uniformly drawn entries."""
-        return ((u * len(self)).floor() + 1) / len(self)
+        entry = (u * len(self) + 1e-9).floor().clamp(max=len(self) - 1)  # k / T * T may round to less than k
+        return (entry + 1) / len(self)
 
     def convert(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Schedule.convert`.
@@ -232,7 +240,7 @@ class RectifiedFlow(Schedule):
         """Return t = shift u / (1 + (shift - 1) u)."""
         if callable(self.shift):
             raise TypeError("the shift depends on the number of tokens: take `for_tokens(n)` first")
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return self.shift * u / (self.shift * u + (1 - u))  # written so that 1 stays 1 exactly
 
     def grid(self, steps: int, start: float = 1.0) -> list[float]:
         """Return the shifted times of u = start * k / steps.
@@ -240,7 +248,7 @@ class RectifiedFlow(Schedule):
         diffusers' pipelines shift themselves and are given u (`sigmas=[1, .75, .5, .25]`).
         """
         self._check_steps(steps, self.max_steps)
-        u = start * torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        u = start * (torch.arange(steps, 0, -1, dtype=torch.float64) / steps)
         return [float(t) for t in self.shifted(u)]
 
     def time_of(self, u: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Measuring adapters: metrics, test photographs, quality against steps, tables and contact sheets."""
+"""Evaluation of adapters: metrics, tables, plots and contact sheets. Tasks are known by protocol only."""

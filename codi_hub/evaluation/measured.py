@@ -1,175 +1,191 @@
-"""What an evaluation found, and how those of several contestants become one table."""
+"""The result of an evaluation: how a task builds it, and how those of several contestants become one table."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_hub.evaluation.distances import PATCH, compare
-from codi_hub.evaluation.features import Features
-from codi_hub.evaluation.table import Table
-from codi_hub.tasks.base import Task
+from codi_hub.evaluation import metrics
+from codi_hub.evaluation.context import Generate, step_name
+from codi_hub.evaluation.table import Figure, Table, mean_table
 
-Pictures = dict[str, dict[str, np.ndarray]]
+if TYPE_CHECKING:
+    from codi_hub.evaluation.features import Features
 
-# generate(conditions float32 HWC in [0, 1], prompts, seeds, steps) -> outputs float32 HWC in [0, 1]
-Generate = Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]
-TOGETHER = 8  # pictures per call of `generate`
-PIXELWISE = ("psnr", "psnr_delta", "ssim", "ssim_delta", "gmsd", "gmsd_delta")
+SHOWN = 8  # images on a contact sheet, of synthetic examples
+Sheet = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A table of means, what it is made of, and pictures.
+    """A table of means, the values behind it, and images.
 
     Attributes:
-        images: how many pictures were measured on.
-        table: the rows of numbers of steps are called as `step_name` says; others are references, such as bicubic.
-        details: everything else that eval.json should hold.
-        pictures: for the sheet: image -> column -> picture, uint8 or float in [0, 1].
-        outputs: row's name -> its finished pictures, uint8 HWC; distances in features are measured on them.
-        references: the true picture of each output, or none where nobody knows it.
-        notes: lines for people, printed below the table.
+        images: number of test images.
+        table: rows of numbers of steps are named by `step_name`; the others are baselines and references.
+        details: further entries of eval.json.
+        sheet: the contact sheet: image -> column -> image, uint8 or float in [0, 1].
+        outputs: row -> its finished images, uint8 HWC.
+        references: the reference image of each output; empty if unknown.
+        notes: lines printed below the table.
     """
 
     images: int
     table: Table
     details: dict[str, Any]
-    pictures: Pictures
+    sheet: Sheet = field(default_factory=dict, repr=False)
     outputs: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict, repr=False)
     references: Sequence[np.ndarray] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
 
+class Comparison:
+    """Collects the images of several methods on the same test images, and measures each with every image metric.
+
+    For each test image, a task calls `add` once per method, then `reference` once; finally `measured`.
+    """
+
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+        self.sheet: Sheet = {}
+        self._metrics = metrics.image_metrics()
+        self._outputs: dict[str, list[np.ndarray]] = {}
+        self._references: list[np.ndarray] = []
+
+    def add(
+        self,
+        method: str,
+        label: str,
+        image: np.ndarray,
+        reference: np.ndarray,
+        values: Mapping[str, float | None],
+        seconds: float | None = None,
+    ) -> None:
+        """Measure an image of a method.
+
+        Args:
+            method: row of the table.
+            label: name of the test image.
+            image: uint8 HWC.
+            reference: of the same shape; if it is `image` itself, the image metrics are None.
+            values: columns of the task's own.
+            seconds: that generating it took.
+        """
+        own = image is reference
+        scores = {name: None if own else metric(image, reference) for name, metric in self._metrics.items()}
+        self.figures.append(Figure(method, label, {**scores, **values, "seconds": seconds}))
+        self._outputs.setdefault(method, []).append(image)
+
+    def reference(self, image: np.ndarray) -> None:
+        """Record the reference of the test image that was just added."""
+        self._references.append(image)
+
+    def measured(
+        self,
+        count: int,
+        *,
+        against: str,
+        deltas: Iterable[str] = (),
+        partial: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> Measured:
+        """Return the result; `against`, `deltas` and `partial` are those of `mean_table`."""
+        table = mean_table(self.figures, against=against, deltas=deltas, partial=partial)
+        values = [figure.as_dict() for figure in self.figures]
+        document = {**(details or {}), **table.as_dict(), "figures": values}
+        return Measured(count, table, document, self.sheet, self._outputs, self._references)
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """One way of making pictures: an adapter by its reference, or the base alone, at several numbers of steps."""
+    """A row or several: an adapter by its reference, or the base alone, at several numbers of steps."""
 
     name: str
     generate: Generate
     steps: tuple[int, ...]
 
 
-def finished(
-    task: Task,
-    prepared: Sequence[Any],
-    prompts: Sequence[str],
-    generate: Generate,
-    steps: int,
-    seed: int,
-    *,
-    together: int = TOGETHER,
-) -> tuple[list[np.ndarray], float]:
-    """(finished pictures uint8 HWC, seconds per picture that `generate` took), `together` at a time.
-
-    Args:
-        task: gives `finish`.
-        prepared: what its `prepare` made of the inputs, all of one size.
-        prompts: one for each.
-        seed: picture k's own is derived from it and k.
-    """
-    seeds = [seed * 1_000_003 + k for k in range(len(prepared))]
-    conditions = [one.condition for one in prepared]
-    made: list[np.ndarray] = []
-    began = time.perf_counter()
-    for start in range(0, len(prepared), together):
-        part = slice(start, start + together)
-        made += generate(conditions[part], list(prompts[part]), seeds[part], steps)
-    seconds = (time.perf_counter() - began) / len(prepared)
-    return [task.finish(output, one) for output, one in zip(made, prepared, strict=True)], seconds
-
-
-def step_name(steps: int) -> str:
-    """The row of a number of steps: "1 step", "4 steps"."""
-    return f"{steps} step{'s' * (steps != 1)}"
-
-
 def named(measured: Measured, by: Contestant, *, alone: bool) -> Measured:
-    """Says in every row which method and steps made it; beside others, "4 steps" becomes "depth:2, 4 steps"."""
+    """Add `method` and `steps` to every row; beside other contestants, "4 steps" becomes "depth:2, 4 steps"."""
     steps = {step_name(count): count for count in by.steps}
     new = {name: name if alone else f"{by.name}, {name}" for name in steps}
 
-    def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {new.get(name, name): value for name, value in found.items()}
+    def renamed(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {new.get(name, name): value for name, value in entries.items()}
 
     rows = []
     for row in measured.table.rows:
         name = row["name"]
         method = by.name if name in steps else name
         rows.append({**row, "name": new.get(name, name), "method": method, "steps": steps.get(name)})
-    pictures = {image: renamed(columns) for image, columns in measured.pictures.items()}
-    table = Table(measured.table.columns, rows)
-    return replace(measured, table=table, pictures=pictures, outputs=renamed(measured.outputs))
+    sheet = {image: renamed(columns) for image, columns in measured.sheet.items()}
+    table = replace(measured.table, rows=rows)
+    return replace(measured, table=table, sheet=sheet, outputs=renamed(measured.outputs))
 
 
 def merged(parts: Sequence[Measured], contestants: Sequence[Contestant]) -> Measured:
-    """One evaluation out of several `named` ones on the same pictures; references are taken from the first."""
+    """Join several `named` evaluations of the same test images; baselines and references are those of the first."""
     first, *others = parts
     rows, outputs = list(first.table.rows), dict(first.outputs)
-    pictures = {image: dict(columns) for image, columns in first.pictures.items()}
+    sheet = {image: dict(columns) for image, columns in first.sheet.items()}
     for part in others:
         new = [row for row in part.table.rows if row["steps"] is not None]
         last = max(k for k, row in enumerate(rows) if row["steps"] is not None)
         rows[last + 1 : last + 1] = new
         names = {row["name"] for row in new}
         after = rows[last]["name"]
-        pictures = {image: _beside(columns, part.pictures[image], names, after) for image, columns in pictures.items()}
-        outputs |= {name: made for name, made in part.outputs.items() if name in names}
+        sheet = {image: _inserted(columns, part.sheet[image], names, after) for image, columns in sheet.items()}
+        outputs |= {name: images for name, images in part.outputs.items() if name in names}
     details = first.details
     if others:
         details = details | {"against": {c.name: p.details for c, p in zip(contestants[1:], others, strict=True)}}
-    return replace(first, table=Table(first.table.columns, rows), pictures=pictures, outputs=outputs, details=details)
+    return replace(first, table=replace(first.table, rows=rows), sheet=sheet, outputs=outputs, details=details)
 
 
-def _beside(
+def _inserted(
     columns: dict[str, np.ndarray], more: dict[str, np.ndarray], names: set[str], after: str
 ) -> dict[str, np.ndarray]:
-    """`columns` with those of `more` that have one of the names, put behind the column `after`."""
+    """Insert the columns of `more` that have one of the names after the column `after`."""
     wider: dict[str, np.ndarray] = {}
-    for name, picture in columns.items():
-        wider[name] = picture
+    for name, image in columns.items():
+        wider[name] = image
         if name == after:
-            wider |= {other: found for other, found in more.items() if other in names}
+            wider |= {other: value for other, value in more.items() if other in names}
     return wider
 
 
-def with_distances(measured: Measured, features: Features) -> Measured:
-    """Adds the columns `frechet` and `perceptual` where the true pictures are known."""
+def with_set_metrics(measured: Measured, features: Features | None) -> Measured:
+    """Add the columns of every set metric, if the references are known, after those of the image metrics."""
     if not measured.references:
         return measured
-    told = compare(features, measured.outputs, measured.references)
-    rows = [
-        {
-            **row,
-            "frechet": told[row["name"]].frechet if row["name"] in told else None,
-            "perceptual": float(np.mean(told[row["name"]].perceptual)) if row["name"] in told else None,
-        }
-        for row in measured.table.rows
-    ]
-    columns = list(measured.table.columns)
-    place = 1 + max((k for k, column in enumerate(columns) if column in PIXELWISE), default=-1)
-    columns[place:place] = ["frechet", "perceptual"]
-    made, true = next(iter(told.values())).samples
-    note = f"Frechet: {made} patches of {PATCH} px against {true} of the true pictures; features: {features.name}"
-    details = {
-        "features": features.name,
-        "frechet_samples": {"made": made, "true": true, "patch": PATCH},
-        "perceptual": {name: distances.perceptual for name, distances in told.items()},
-    }
-    return replace(
-        measured,
-        table=Table(columns, rows),
-        details=measured.details | details,
-        notes=(*measured.notes, note),
-    )
+    placed = {*metrics.image_metrics()}
+    for metric in metrics.set_metrics():
+        scores = metric.compare(measured.outputs, measured.references, features)
+        if scores is None:
+            continue
+        rows = [
+            {**row, **{name: scores.values.get(row["name"], {}).get(name) for name in metric.columns}}
+            for row in measured.table.rows
+        ]
+        columns = list(measured.table.columns)
+        place = 1 + max((k for k, name in enumerate(columns) if name.removesuffix("_delta") in placed), default=-1)
+        columns[place:place] = metric.columns
+        placed |= metric.columns.keys()
+        measured = replace(
+            measured,
+            table=replace(measured.table, columns=columns, rows=rows),
+            details=measured.details | dict(scores.details),
+            notes=(*measured.notes, *scores.notes),
+        )
+    return measured
 
 
 def trimmed(measured: Measured) -> Measured:
-    """Without the columns that no row has a figure in."""
+    """Drop the columns in which no row has a value."""
     table = measured.table
     columns = [column for column in table.columns if any(row[column] is not None for row in table.rows)]
-    return replace(
-        measured, table=Table(columns, table.rows), details=measured.details | Table(columns, table.rows).as_dict()
-    )
+    table = replace(table, columns=columns)
+    return replace(measured, table=table, details=measured.details | table.as_dict())

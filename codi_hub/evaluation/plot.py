@@ -1,38 +1,37 @@
-"""Quality against steps: one small chart per figure, one line per method. Needs matplotlib (the extra `plot`)."""
+"""Plots of quality against steps: one chart per column, one line per method. Needs matplotlib (the extra `plot`)."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
-from codi_hub.evaluation.table import COLUMNS, Table
+from codi_hub.evaluation.table import Table
 
 MISSING = "No plot: matplotlib is not installed; pip install 'codi-hub[plot]'"
 ACROSS = 3  # charts side by side
-NOT_DRAWN = ("seconds", "shuffled", "margin")
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is here."""
+    """Return whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
-def drawn(table: Table) -> list[str]:
-    """The columns that get a chart: those that say which way is better, differences and times left out."""
-    return [column for column in table.columns if column in COLUMNS and column not in NOT_DRAWN]
+def plotted(table: Table) -> list[str]:
+    """Return the columns that get a chart: those whose description asks for one."""
+    return [name for name in table.columns if name in table.described and table.described[name].plotted]
 
 
 def plot_quality(table: Table, title: str, path: Path) -> None:
-    """Writes the charts as PNG.
+    """Write the charts as PNG.
 
     Args:
-        table: rows with `method` and `steps`; a row without steps is drawn as a level line.
-        title: above all of them.
+        table: rows with `method` and `steps`; a row without steps is a horizontal line.
+        title: above the charts.
         path: of the file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
-    columns = drawn(table)
+    columns = plotted(table)
     across, down = min(ACROSS, len(columns)), -(-len(columns) // ACROSS)
     figure = Figure(figsize=(4.2 * across, 3.2 * down + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,7 +40,8 @@ def plot_quality(table: Table, title: str, path: Path) -> None:
     steps = sorted({row["steps"] for row in table.rows if row["steps"] is not None})
     for k, column in enumerate(columns):
         axes = figure.add_subplot(down, across, k + 1)
-        axes.set_title(f"{COLUMNS[column].head} ({COLUMNS[column].better} is better)", fontsize=10)
+        description = table.described[column]
+        axes.set_title(f"{description.head} ({description.better} is better)", fontsize=10)
         for number, (method, level) in enumerate(methods.items()):
             rows = [row for row in table.rows if row["method"] == method and row[column] is not None]
             if level and rows:
@@ -55,7 +55,7 @@ def plot_quality(table: Table, title: str, path: Path) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
-    found = [axes.get_legend_handles_labels() for axes in figure.axes]
-    lines = {label: line for handles, labels in found for line, label in zip(handles, labels, strict=True)}
+    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+    lines = {label: line for handles, labels in legends for line, label in zip(handles, labels, strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=110)

@@ -1,85 +1,74 @@
-"""Tables of measurements: one row per method, one column per figure, as data, text and Markdown."""
+"""Tables of measurements: one row per method, one column per metric, as data, text and Markdown."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Column(NamedTuple):
-    """How a figure is shown: heading, decimals, whether higher or lower is better, and what it means."""
-
-    head: str
-    decimals: int
-    better: str
-    meaning: str
-
-
-COLUMNS = {
-    "psnr": Column("PSNR dB", 2, "higher", "peak signal-to-noise ratio against the true picture, dB"),
-    "hole_psnr": Column("hole dB", 2, "higher", "the same, within the hole alone"),
-    "ssim": Column("SSIM", 4, "higher", "structural similarity with the true picture, at most 1"),
-    "gmsd": Column("GMSD", 4, "lower", "gradient magnitude similarity deviation from the true picture"),
-    "frechet": Column(
-        "Frechet",
-        3,
-        "lower",
-        "Frechet distance between all 64 px patches of the outputs and of the true pictures, in the features of "
-        "--features; patches, so that a handful of photographs gives enough samples; not an FID",
-    ),
-    "perceptual": Column(
-        "perceptual",
-        4,
-        "lower",
-        "distance of feature maps from the true picture's, in the same network, by 64 px patches; not LPIPS",
-    ),
-    "adherence": Column("adherence", 3, "higher", "how well the condition is kept, in the task's own measure"),
-    "shuffled": Column("shuffled", 3, "lower", "the same, held against another picture's condition"),
-    "margin": Column("margin", 3, "higher", "adherence less shuffled: 0 where the condition is ignored"),
-    "done": Column("done", 3, "higher", "how far what was asked for has been done: 1 all of it, 0 nothing"),
-    "seam": Column("seam", 3, "nearer 1", "step across the hole's edge, relative to the true picture's"),
-    "followed": Column("followed", 3, "higher", "share of the instructions obeyed, read from the picture"),
-    **{
-        kind: Column(kind, 3, "higher", f"the same, of the edits of the kind {kind}")
-        for kind in ("recolour", "remove", "time")
-    },
-    "kept": Column("kept", 3, "higher", "share of the pixels outside the edit that stay within 10 levels of 255"),
-    "seconds": Column("s/image", 3, "lower", "time per image"),
-}
+from codi_hub.evaluation import metrics
+from codi_hub.evaluation.metrics import Column
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one method did on one image; a figure that was not measured is None."""
+    """The values of one method on one image; None for a value that was not measured."""
 
     method: str
     image: str
     values: dict[str, float | None]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"method": self.method, "image": self.image, **self.values}
+        """Return the document for eval.json; values that are not finite become null."""
+        return {"method": self.method, "image": self.image, **_finite(self.values)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Means over images. `rows`: `name`, then a number or None per column; the first row is the baseline."""
+    """Means over images.
+
+    Attributes:
+        columns: names.
+        rows: `name`, then a number or None per column; the first row is the baseline.
+        described: column by name; by default those of the installed metrics.
+    """
 
     columns: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    described: Mapping[str, Column] = field(default_factory=metrics.columns, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"columns": self.columns, "rows": self.rows}
+        """Return the document for eval.json; values that are not finite become null."""
+        return {"columns": self.columns, "rows": [_finite(row) for row in self.rows]}
 
     def row(self, name: str) -> dict[str, Any]:
-        """The row of that name. Raises KeyError."""
+        """Return the row of that name. Raises KeyError."""
         return {row["name"]: row for row in self.rows}[name]
 
+    def head(self, column: str) -> str:
+        """Return the heading of a column; `psnr_delta` is the difference from the baseline."""
+        if column.endswith("_delta"):
+            return f"± {self.head(column[:-6]).split()[0]}"
+        return self.described[column].head if column in self.described else column
+
+    def cell(self, column: str, value: float | None) -> str:
+        """Format a value; differences get a sign, a value that was not measured is a dash."""
+        if value is None:
+            return "-"
+        description = self.described.get(column.removesuffix("_delta"))
+        decimals = description.decimals if description else 3
+        return f"{value:+.{decimals}f}" if column.endswith("_delta") else f"{value:.{decimals}f}"
+
+    def legend(self) -> list[str]:
+        """Return a line for each described column of the table."""
+        return legend({name: self.described[name] for name in self.columns if name in self.described})
+
     def _cells(self) -> list[list[str]]:
-        heads = ["", *(head(column) for column in self.columns)]
-        return [heads, *([row["name"], *(cell(column, row[column]) for column in self.columns)] for row in self.rows)]
+        heads = ["", *map(self.head, self.columns)]
+        rows = [[row["name"], *(self.cell(column, row[column]) for column in self.columns)] for row in self.rows]
+        return [heads, *rows]
 
     def as_text(self) -> str:
-        """Aligned columns for a terminal, without a trailing newline."""
+        """Align the columns for a terminal; no trailing newline."""
         lines = self._cells()
         widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
         return "\n".join(
@@ -88,40 +77,23 @@ class Table:
         )
 
     def as_markdown(self) -> str:
-        """A Markdown table, without a trailing newline."""
+        """Format a Markdown table; no trailing newline."""
         first, *rest = ["| " + " | ".join(line) + " |" for line in self._cells()]
         return "\n".join([first, "|-|" + "-:|" * len(self.columns), *rest])
 
 
-def head(column: str) -> str:
-    """A column's heading; `psnr_delta` is the difference from the baseline, written with a sign."""
-    if column.endswith("_delta"):
-        return f"± {head(column[:-6]).split()[0]}"
-    return COLUMNS[column].head if column in COLUMNS else column
-
-
-def cell(column: str, value: float | None) -> str:
-    """A value as text; what was not measured is a dash."""
-    if value is None:
-        return "-"
-    known = COLUMNS.get(column.removesuffix("_delta"))
-    decimals = known.decimals if known else 3
-    return f"{value:+.{decimals}f}" if column.endswith("_delta") else f"{value:.{decimals}f}"
-
-
-def legend(columns: Iterable[str] = COLUMNS) -> list[str]:
-    """What each known column means, and which way is better: "HEADING: meaning (higher is better)"."""
-    known = [COLUMNS[column] for column in columns if column in COLUMNS]
-    return [f"{column.head}: {column.meaning} ({column.better} is better)" for column in known]
+def legend(described: Mapping[str, Column]) -> list[str]:
+    """Return a line for each column: "HEADING: meaning (higher is better)"."""
+    return [f"{column.head}: {column.meaning} ({column.better} is better)" for column in described.values()]
 
 
 def mean_table(
     figures: Iterable[Figure], *, against: str, deltas: Iterable[str] = ("psnr", "gmsd"), partial: bool = False
 ) -> Table:
-    """Means over images, one row per method in order of appearance, with differences from the method `against`.
+    """Average over images: one row per method in order of appearance, with differences from the method `against`.
 
-    A mean that includes an image where the figure is missing is None; `partial` takes the mean of the others. Raises
-    KeyError if `against` has no figures.
+    A mean over an image without a value is None; with `partial`, the mean of the others. Raises KeyError if `against`
+    has no figures.
     """
     methods: dict[str, list[dict[str, float | None]]] = {}
     for figure in figures:
@@ -146,9 +118,14 @@ def mean_table(
 
 
 def _mean(values: list[float | None], partial: bool) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and (partial or len(known) == len(values)) else None
+    measured = [value for value in values if value is not None]
+    return math.fsum(measured) / len(measured) if measured and (partial or len(measured) == len(values)) else None
 
 
 def _difference(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace numbers that JSON cannot hold, such as the infinite PSNR of equal images, by None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,4 +1,4 @@
-"""A file of jobs: JSON Lines, each what one `codi run` would be told, read whole before anything is run.
+"""A file of jobs: JSON Lines, each with the arguments of one run. It is read whole before anything is run.
 
 {"task": "superres", "input": "imgs/a.png", "output": "out", "seed": 7}
 {"task": "edit:2", "input": ["b.png", "more"], "prompt": "make it night", "steps": 1, "set": {"keep": 0}}
@@ -16,9 +16,9 @@ from typing import Any
 from codi_hub import jsonl
 from codi_hub.config.run import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.images.io import shown
+from codi_hub.paths import display_path
 
-WHOLE = (  # for all jobs
+SHARED = (  # options of the whole run, which a line cannot set
     "device",
     "dtype",
     "adapter_memory",
@@ -30,13 +30,13 @@ WHOLE = (  # for all jobs
     "allow_base_mismatch",
     "compile",
 )
-OPTIONS = tuple(name for name in RunOptions.model_fields if name not in (*WHOLE, "out"))
+OPTIONS = tuple(name for name in RunOptions.model_fields if name not in (*SHARED, "out"))
 KEYS = ("task", "input", "output", *OPTIONS)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One line; `where` names it."""
+    """One line; `where` is its file and number, for messages."""
 
     where: str
     ref: str
@@ -45,17 +45,22 @@ class Job:
 
 
 def read_jobs(file: Path, common: RunOptions) -> Iterator[Job]:
-    """The jobs of a file; `common` is what a line does not say itself. Paths are as on the command line.
+    """Yield the jobs of a file. Paths are relative to the working directory.
+
+    Args:
+        common: values of the options that a line does not set.
 
     Raises:
-        InvalidInput: naming the line that is no job, or where there is none at all.
+        InvalidInput: a line that is not a job, by its number, or a file without any.
     """
     number = 0
     for number, row in jsonl.objects(file):
-        where = f"{shown(file)} line {number}"
+        where = f"{display_path(file)} line {number}"
         yield Job(where, *_read(row, common, where))
     if not number:
-        raise InvalidInput(f'{shown(file)} has no job: write lines such as {{"task": "superres", "input": "imgs"}}')
+        raise InvalidInput(
+            f'{display_path(file)} has no job: write lines such as {{"task": "superres", "input": "imgs"}}'
+        )
 
 
 def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, list[Path], RunOptions]:
@@ -63,20 +68,20 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
         near = difflib.get_close_matches(unknown[0], KEYS, 1)
         meant = f"did you mean {near[0]!r}" if near else f"a job has {', '.join(KEYS)}"
         raise InvalidInput(f"{where}: no option {unknown[0]!r:.60}; {meant}")
-    task, given = row.get("task"), row.get("input")
-    inputs: list[Any] = given if isinstance(given, list) else [given]
+    task, value = row.get("task"), row.get("input")
+    inputs: list[Any] = value if isinstance(value, list) else [value]
     if not isinstance(task, str) or not inputs or not all(isinstance(path, str) and path for path in inputs):
         raise InvalidInput(f'{where} lacks a task or an input: write {{"task": "superres", "input": "imgs"}}')
-    said = {name: row[name] for name in OPTIONS if row.get(name) is not None}
+    values = {name: row[name] for name in OPTIONS if row.get(name) is not None}
     if row.get("output") is not None:
-        said["out"] = row["output"]
-    for value in (*inputs, *said.values()):
-        if isinstance(value, str) and not _can_name(value):
-            raise InvalidInput(f"{where}: {value!r:.60} holds what no name can: leave it out")
-    if type(said.get("tile")) is int:
-        said["tile"] = str(said["tile"])
+        values["out"] = row["output"]
+    for value in (*inputs, *values.values()):
+        if isinstance(value, str) and not _is_path(value):
+            raise InvalidInput(f"{where}: {value!r:.60} contains characters that no path can have: remove them")
+    if type(values.get("tile")) is int:
+        values["tile"] = str(values["tile"])
     try:
-        options = RunOptions(**(dict(common) | said))
+        options = RunOptions(**(dict(common) | values))
         options = options.replace(set={**common.set, **options.set})
     except UsageError as error:
         text = str(error)
@@ -84,8 +89,8 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     return task, [Path(path) for path in inputs], options
 
 
-def _can_name(value: str) -> bool:
-    """Whether a file can be called so: no half characters, no zero byte."""
+def _is_path(value: str) -> bool:
+    """Return whether a file can have the name: no half surrogate pairs, no zero byte."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:

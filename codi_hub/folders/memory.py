@@ -1,37 +1,41 @@
-"""How much may lie loaded, so that a folder of huge pictures does not fill the memory before the first is made."""
+"""A limit on loaded images, so that a folder of large files does not fill the memory."""
 
 import threading
 
 
-class Room:
-    """Bytes that lie ready: while they are `size` or more nothing new is begun, but for what is waited for."""
+class MemoryBudget:
+    """Bytes of loaded images; loading of further ones waits while the budget is used up.
+
+    Args:
+        size: bytes from which on no further image is loaded, except the one that is needed next.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._used = 0
-        self._wanted: int | None = None
+        self._next: int | None = None
         self._closed = False
         self._changed = threading.Condition()
 
-    def enter(self, index: int) -> None:
-        """Waits until there is room, or until item `index` is the one that the rest waits for."""
+    def wait(self, index: int) -> None:
+        """Block until bytes are free, or until item `index` is the one that is needed next."""
         with self._changed:
-            self._changed.wait_for(lambda: self._used < self._size or index == self._wanted or self._closed)
+            self._changed.wait_for(lambda: self._used < self._size or index == self._next or self._closed)
 
-    def put(self, size: int) -> None:
-        """`size` bytes more lie ready; fewer, where it is negative."""
+    def add(self, size: int) -> None:
+        """Count `size` bytes as used; a negative number frees them."""
         with self._changed:
             self._used += size
             self._changed.notify_all()
 
-    def want(self, index: int) -> None:
-        """Item `index` is waited for: it may begin however full the room is."""
+    def need(self, index: int) -> None:
+        """Let item `index` be loaded even if the budget is used up, since the others wait for it."""
         with self._changed:
-            self._wanted = index
+            self._next = index
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Release every waiting thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,10 +1,9 @@
-"""From the inputs on the command line to a list of items, each with one output, one name and one seed.
+"""Planning of a run: from input paths to a list of items, each with an output path, a name and a seed.
 
 Everything that can be refused is refused here, before anything is computed.
 """
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from codi_hub.config.run import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
-from codi_hub.folders.prompts import METADATA, beside, checked, listed
-from codi_hub.images.io import WRITABLE, has_alpha, shown
+from codi_hub.folders.prompts import METADATA, clean_prompt, read_metadata, read_sidecar
+from codi_hub.images.io import WRITABLE, has_alpha
+from codi_hub.paths import display_path
+from codi_hub.seeds import image_seed
 
-ONE_CASE = sys.platform in ("win32", "darwin")  # where A.png and a.png are one file, on most disks
+ONE_CASE = sys.platform in ("win32", "darwin")  # A.png and a.png are one file, on most disks
 
 
-class Planned(Protocol):
+class PlannableTask(Protocol):
     """The part of a task that planning needs."""
 
     @property
@@ -37,9 +39,13 @@ class Planned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to make.
+    """One image to generate.
 
-    `name` is its path relative to its INPUT, with slashes; `error` is why it cannot begin; `prompt` is not empty.
+    Attributes:
+        name: path relative to the input folder, with slashes.
+        seed: derived from the run's seed and `name` alone.
+        error: why the item cannot be processed, or None.
+        prompt: not empty, or None.
     """
 
     input: Path
@@ -52,7 +58,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """One INPUT: a folder to walk or one file, and the folder (or the exact file) its outputs go to."""
+    """One input path: a folder or a file, and the folder (or, if `exact`, the file) for its outputs."""
 
     path: Path
     out: Path
@@ -60,84 +66,70 @@ class _Root:
     exact: bool = False
 
 
-def item_seed(seed: int, name: str) -> int:
-    """The seed of one item in [0, 2^63), from the run's seed and the item's relative name and nothing else."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def plan(
-    inputs: Sequence[Path],
-    out: Path | None,
-    task: Planned,
-    *,
-    suffix: str = "",
-    ext: str = "auto",
-    seed: int = 0,
-    name: str | None = None,
-    recursive: bool = True,
-    prompt: str | None = None,
+    inputs: Sequence[Path], task: PlannableTask, options: RunOptions, *, task_name: str | None = None
 ) -> list[Item]:
-    """Every item of `inputs`, in the order given and sorted by name within each folder.
+    """Return every item of `inputs`, in the order given, sorted by name within each folder.
 
-    Folders are mirrored under `out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to `FOLDER_NAME/`
-    beside it and a file's to `STEM_NAME/`, NAME being `name` (the task as registered) or else the template's own. One
-    file with an `out` that ends in an image extension is written to exactly that. `ext` auto keeps png and jpg and
-    makes everything else png, and for a lossless task jpg too; an image with alpha becomes png even where jpg was asked
-    for. Hidden files, sidecars and output folders are never items.
+    A folder is mirrored under `options.out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to
+    `FOLDER_TASK/` beside it and a file's to `STEM_TASK/`. One file with an `out` that ends in an image extension is
+    written to exactly that path. `ext` auto keeps png and jpg and makes everything else png, and jpg too for a lossless
+    task; an image with alpha becomes png even if jpg was requested. Hidden files, sidecar files and output folders are
+    never items.
 
-    `prompt` is every item's. Without it, each item of a task that reads one has its own (`batch.prompts`): from the
-    `metadata.jsonl` of its INPUT, or of the folder that an INPUT file lies in, else from the text file beside it.
+    `options.prompt` is every item's prompt. Without it, each item of a task that uses prompts has its own: from the
+    `metadata.jsonl` of the input folder, or of the folder that an input file lies in, else from the text file beside
+    it.
 
-    Raises NotFound for an input that is not there, UsageError for options that mean nothing, for outputs that would
-    fall on each other or on an input, where there is no image at all, and where a task that needs prompts lacks some;
-    InvalidInput for a wrong line of a metadata.jsonl.
+    Args:
+        options: `out`, `suffix`, `ext`, `seed`, `recursive` and `prompt` are read.
+        task_name: TASK in names of output folders; default: the name of the built-in task.
+
+    Raises:
+        NotFound: an input does not exist.
+        UsageError: an impossible option, outputs that would replace each other or an input, no image at all, or no
+            prompt for an item of a task that needs one.
+        InvalidInput: a wrong line of a metadata.jsonl.
     """
-    _check_options(suffix, ext)
-    roots = [_root(Path(path), out, name or task.name, alone=len(inputs) == 1) for path in inputs]
+    if any(char in options.suffix for char in ("/", "\\", "\0")):
+        raise UsageError(f"suffix {options.suffix!r} contains a path separator: use plain characters, such as _x4")
+    roots = [_root(Path(path), options.out, task_name or task.name, alone=len(inputs) == 1) for path in inputs]
     _check_roots(roots)
-    wanted = "png" if ext == "auto" and task.lossless else ext
+    ext = "png" if options.ext == "auto" and task.lossless else options.ext
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
-    common = None if prompt is None else checked(prompt, "--prompt")
-    own = prompt is None and task.uses_prompt
-    prompts_of = functools.cache(listed)
+    common = None if options.prompt is None else clean_prompt(options.prompt, "prompt")
+    own = options.prompt is None and task.uses_prompt
+    prompts_of = functools.cache(read_metadata)
     items = []
     for root in roots:
         prompts = prompts_of(root.path if root.is_folder else root.path.parent) if own else {}
-        for relative, error in _found(root, task, outs, recursive):
+        for relative, error in _files(root, task, outs, options.recursive):
             source = root.path / relative if root.is_folder else root.path
-            output = root.out if root.exact else root.out / _output_name(relative, source, suffix, wanted)
-            item = Item(source, output, relative, item_seed(seed, relative), error, common)
+            output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
+            item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
             items.append(_with_own_prompt(item, prompts) if own else item)
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
-        raise UsageError(f"no images in {', '.join(shown(root.path) for root in roots)}: looked for {kinds}")
+        raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
     check_outputs(items)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
 
 
-def _check_options(suffix: str, ext: str) -> None:
-    if ext not in ("auto", *WRITABLE):
-        raise UsageError(f"cannot write {ext!r} files: use auto, {', '.join(WRITABLE)}")
-    if any(char in suffix for char in ("/", "\\", "\0")):
-        raise UsageError(f"suffix {suffix!r} contains a path separator: use plain characters, such as _x4")
-
-
 def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
     if not os.path.exists(path):  # unlike Path.exists, never raises
-        raise NotFound(f"no such file or folder: {shown(path)}")
+        raise NotFound(f"no such file or folder: {display_path(path)}")
     is_folder = os.path.isdir(path)
     if out is None:
         named = path if path.name not in ("", "..") else path.resolve()
         stem = named.name if is_folder else named.stem
         if not stem:
-            raise UsageError(f"{shown(path)} has no folder beside it: say where to write with -o")
+            raise UsageError(f"{display_path(path)} has no folder beside it: choose an output folder")
         return _Root(path, named.with_name(f"{stem}_{label}"), is_folder)
     exact = alone and not is_folder and out.suffix.lower().lstrip(".") in WRITABLE and not os.path.isdir(out)
     if not exact and os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"the output {shown(out)} is a file: name a folder")
+        raise UsageError(f"the output {display_path(out)} is a file: name a folder")
     return _Root(path, out, is_folder, exact)
 
 
@@ -145,11 +137,13 @@ def _check_roots(roots: Sequence[_Root]) -> None:
     folders = {os.path.realpath(root.path): root.path for root in roots if root.is_folder}
     for root in roots:
         if (taken := folders.get(os.path.realpath(root.out))) is not None:
-            raise UsageError(f"the output folder {shown(root.out)} is the input {shown(taken)}: name another with -o")
+            raise UsageError(
+                f"the output folder {display_path(root.out)} is the input {display_path(taken)}: choose another"
+            )
 
 
-def _found(root: _Root, task: Planned, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
-    """(relative name, error or None) of each item of one INPUT."""
+def _files(root: _Root, task: PlannableTask, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
+    """Yield (relative name, error or None) of each item of one input."""
     if not root.is_folder:
         if not task.is_sidecar(root.path):
             yield root.path.name, None
@@ -161,10 +155,10 @@ def _found(root: _Root, task: Planned, outs: frozenset[str], recursive: bool) ->
 
 
 def walk(root: Path, skip: frozenset[str] = frozenset(), recursive: bool = True) -> Iterator[tuple[str, str | None]]:
-    """(slash-separated name relative to `root`, None) of each file below; (folder, why) where one cannot be listed.
+    """Yield (name relative to `root`, with slashes, None) of each file, (folder, error) of one that cannot be listed.
 
-    Each real folder is visited once. A link to a folder inside `root` (it is walked anyway), or to one that contains
-    `root` (a loop), is not followed; nor are hidden names and the real paths in `skip`.
+    Each real folder is visited once. Not followed are links to a folder inside `root` (it is walked anyway) or to one
+    that contains `root` (a loop), hidden names, and the real paths in `skip`.
     """
     top = os.path.realpath(root)
     seen = {top}
@@ -196,25 +190,25 @@ def walk(root: Path, skip: frozenset[str] = frozenset(), recursive: bool = True)
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself: an item, so that its row says so
+    except OSError:  # a link to itself: an item, whose row reports the error
         return False
 
 
 def _with_own_prompt(item: Item, prompts: Mapping[str, str]) -> Item:
-    """The item with its prompt; one whose prompt is there and cannot be used cannot begin."""
+    """Return the item with its own prompt; a prompt that cannot be used is the item's error."""
     try:
-        return replace(item, prompt=prompts.get(item.name) or beside(item.input))
+        return replace(item, prompt=prompts.get(item.name) or read_sidecar(item.input))
     except InvalidInput as error:
         return replace(item, error=item.error or str(error))
 
 
 def _check_prompts(items: Sequence[Item], task: str) -> None:
-    lacking = [shown(item.input) for item in items if item.prompt is None and item.error is None]
-    if lacking:
-        some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+    missing = [display_path(item.input) for item in items if item.prompt is None and item.error is None]
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
         raise UsageError(
             f"task {task} needs a prompt for every image; without one: {some}. "
-            f"Give --prompt, a line in {METADATA}, or NAME.txt beside NAME.png"
+            f"Give one for all, a line in {METADATA}, or NAME.txt beside NAME.png"
         )
 
 
@@ -233,9 +227,10 @@ def _output_name(relative: str, source: Path, suffix: str, ext: str) -> PurePosi
 
 
 def check_outputs(items: Sequence[Item]) -> None:
-    """No two items share an output, and none is an input: an output replaces the name it is written to.
+    """Check that no two items have the same output, and that no output is an input.
 
-    Raises UsageError.
+    Raises:
+        UsageError: they do, with both paths.
     """
 
     @functools.cache
@@ -252,12 +247,13 @@ def check_outputs(items: Sequence[Item]) -> None:
         key = place(item.output)
         if key in inputs:
             raise UsageError(
-                f"the output of {shown(item.input)} would replace the input {shown(inputs[key].input)}: "
-                "name another folder with -o, or give a --suffix"
+                f"the output of {display_path(item.input)} would replace the input {display_path(inputs[key].input)}: "
+                "choose another output folder, or a suffix"
             )
         if key in taken:
             raise UsageError(
-                f"{shown(taken[key].input)} and {shown(item.input)} would both be written to {shown(item.output)}: "
+                f"{display_path(taken[key].input)} and {display_path(item.input)} "
+                f"would both be written to {display_path(item.output)}: "
                 "rename one, or run them into two folders"
             )
         taken[key] = item

@@ -1,7 +1,7 @@
-"""A run as one page: what was asked, what became of each image, and before and after under a slider.
+"""The report page of a run: settings, status of each image, and input and output under a slider.
 
-The page holds all that it shows and asks nothing of any network, as its Content-Security-Policy tells the browser. File
-names, prompts and errors may be anything: the template escapes them all.
+The page is one HTML file that loads nothing from any host, enforced by its Content-Security-Policy. File names, prompts
+and errors may contain anything: the template escapes them.
 """
 
 import base64
@@ -22,32 +22,38 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.folders.plan import Item
-from codi_hub.images.io import explain, open_image, picture, replacing, shown, text, to_srgb
+from codi_hub.images.io import atomic_file, decode_image, open_image, to_srgb
+from codi_hub.paths import display_path, path_text
 from codi_hub.reports import JobsReport, RunReport
 
-SIDE = 512  # pixels of a picture's longer side, at most
-PICTURED = 200  # items with pictures, at most: a browser has to hold them
+SIDE = 512  # px, the longest side of a thumbnail
+MAX_ITEMS = 200  # with thumbnails: a browser has to hold them in memory
 SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture as the page holds it: a data: URI, its size in pixels, and whether one can see through it."""
+    """An embedded image: a data: URI, its size in pixels, and whether it has transparency."""
 
     uri: str
     width: int
     height: int
-    clear: bool
+    transparent: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """The page at `path` about a run over `items`, which replaces an earlier one.
+class ReportPage:
+    """The report page of a run, written to `path`; an earlier page is replaced.
 
-    `settings` are what decided how the outputs look. Raises UsageError where the page could not be written, or would
-    replace something else: this is to be known before anything is computed.
+    Attributes:
+        items: of the run.
+        settings: that decided how the outputs look.
+
+    Raises:
+        UsageError: the page could not be written or would replace another file. It is raised before the run, so that
+            nothing is computed in vain.
     """
 
     path: Path
@@ -55,8 +61,8 @@ class Page:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.path.suffix.lower() not in SUFFIXES:  # no picture, mask or prompt is called so
-            raise UsageError(f"--report {self}: a page's name ends in .html")
+        if self.path.suffix.lower() not in SUFFIXES:  # no image, mask or prompt has this extension
+            raise UsageError(f"report {self}: the name must end in .html")
         folder = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,15 +70,15 @@ class Page:
             with contextlib.suppress(FileNotFoundError):
                 folder = stat.S_ISDIR(os.lstat(self.path).st_mode)
         except OSError as exc:
-            raise UsageError(f"--report {self} cannot be written: {explain(exc)}") from exc
+            raise UsageError(f"report {self} cannot be written: {describe(exc)}") from exc
         if folder or self._taken():
-            raise UsageError(f"--report {self} is a folder or an input: name another file")
+            raise UsageError(f"report {self} is a folder or an input: choose another file")
 
     def __str__(self) -> str:
-        return shown(self.path)
+        return display_path(self.path)
 
     def _taken(self) -> bool:
-        """Whether an input has that very name, or the folder of outputs will have it."""
+        """Return whether the path is an input, or will be an output folder."""
         here, name = _place(self.path), self.path.name
         return any(
             (name == item.input.name and here == _place(item.input))
@@ -81,52 +87,56 @@ class Page:
         )
 
     def write(self, report: RunReport | JobsReport) -> None:
-        """Write the page, whole or not at all; one picture at a time is in memory. Raises CodiError, on a full disk."""
+        """Write the page, whole or not at all; one image is in memory at a time. Raises CodiError (a full disk)."""
         page = _template().stream(
             report=report,
             planned=len(self.items),
             settings=dict(_flat(self.settings)),
             entries=self._entries(report),
-            pictured=PICTURED,
+            max_items=MAX_ITEMS,
             finished=time.strftime("%Y-%m-%d %H:%M"),
         )
         try:
-            with warnings.catch_warnings(), replacing(self.path) as file:
+            with warnings.catch_warnings(), atomic_file(self.path) as file:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 page.dump(file, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
-            made = f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped"
-            raise CodiError(f"the run is over ({made}), but --report {self}: {explain(exc)}") from exc
+            counts = f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped"
+            raise CodiError(f"the run is complete ({counts}), but not its report {self}: {describe(exc)}") from exc
 
     def _entries(self, report: RunReport | JobsReport) -> Iterator[dict[str, Any]]:
-        """What the template shows of each item that has a row; an interrupted run has not come to all of them."""
-        rows, left = deque(report.items), PICTURED
+        """Yield what the template shows of each item that has a row: all of them, unless the run was interrupted."""
+        rows, left = deque(report.items), MAX_ITEMS
         for item in self.items:
-            if not rows or (rows[0]["input"], rows[0]["output"]) != (text(item.input), text(item.output)):
+            if not rows or (rows[0]["input"], rows[0]["output"]) != (path_text(item.input), path_text(item.output)):
                 continue
             row = rows.popleft()
             before = thumbnail(item.input) if left else None
             after = thumbnail(item.output) if left and row["status"] != "failed" else None
             left -= before is not None or after is not None
-            names = {"name": shown(Path(item.name)), "input": shown(item.input), "output": shown(item.output)}
+            names = {
+                "name": display_path(Path(item.name)),
+                "input": display_path(item.input),
+                "output": display_path(item.output),
+            }
             yield {**row, "prompt": item.prompt, **names, "before": before, "after": after}
 
 
 def thumbnail(path: Path) -> Thumbnail | None:
-    """The picture at `path`, upright and in sRGB, at most `SIDE` pixels a side; None where there is none to be had."""
-    if not path.is_file():  # opening a named pipe would wait for ever
+    """Return the image at `path` in sRGB, orientation applied, at most `SIDE` pixels a side; None if it has none."""
+    if not path.is_file():  # opening a named pipe would block
         return None
     try:
         image = open_image(path)
         image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG can be decoded at a fraction of its size
-        shot = picture(image)
-        whole = shot.with_alpha()
+        loaded = decode_image(image)
+        whole = loaded.with_alpha()
         if not isinstance(whole, Image.Image):
             return None
         whole.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        if shot.icc:
+        if loaded.icc:
             alpha = whole.getchannel("A") if whole.mode == "RGBA" else None
-            whole = to_srgb(whole.convert("RGB"), shot.icc)
+            whole = to_srgb(whole.convert("RGB"), loaded.icc)
             if alpha is not None:
                 whole.putalpha(alpha)
         file = io.BytesIO()
@@ -134,7 +144,7 @@ def thumbnail(path: Path) -> Thumbnail | None:
     except (CodiError, OSError, ValueError, MemoryError):
         return None
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-    return Thumbnail(uri, *whole.size, clear=whole.mode == "RGBA")
+    return Thumbnail(uri, *whole.size, transparent=whole.mode == "RGBA")
 
 
 def _place(path: Path) -> str:
@@ -148,7 +158,7 @@ def _template() -> Template:
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings as a person reads them, without those that say nothing."""
+    """Yield the settings for people, without empty ones."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value)

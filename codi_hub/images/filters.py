@@ -1,28 +1,31 @@
-"""Small image filters in numpy and Pillow: no threads and no torch, so they are safe in forked data workers."""
+"""Image filters in numpy and Pillow. No threads and no torch, so that they are safe in forked data workers."""
 
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-SWEEPS = 12  # of Jacobi's method at full resolution; twice as many at each half of it
-LARGE = 4 << 20  # pixels of one box around all of a hole
-CELL = 64  # pixels a side, by which a large hole is taken apart
-_BLOCK = 128  # rows smoothed by one matrix product
+SWEEPS = 12  # Jacobi iterations at full resolution; doubled at each coarser level
+LARGE = 4 << 20  # px; a larger bounding box of the whole hole is split into several boxes
+CELL = 64  # px; side of the cells by which a large hole is split
+_BLOCK = 128  # rows filtered by one matrix product
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Brightness (BT.601) of RGB, float32 (H, W), in the units of `image` (H, W, 3)."""
+    """Return the BT.601 luma of RGB, float32 (H, W), in the units of `image` (H, W, 3)."""
     return (image @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.float32)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float [0, 1] of any shape to uint8, rounded; values outside are clipped."""
+    """Convert float in [0, 1], any shape, to uint8 with rounding; clip values outside the range."""
     return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], method: Image.Resampling, *, antialias: bool = True) -> np.ndarray:
-    """float32 (H, W, C) to `size` = (width, height), unclipped. Without `antialias` it is sampled, but for BOX."""
+    """Resize float32 (H, W, C) to `size` = (width, height), unclipped.
+
+    Without `antialias`, bilinear and bicubic sample the image without a low-pass filter; BOX always averages.
+    """
     height, width = image.shape[:2]
     sampling = (width / size[0], 0, 0, 0, height / size[1], 0)
     channels = []
@@ -37,7 +40,7 @@ def resize(image: np.ndarray, size: tuple[int, int], method: Image.Resampling, *
 
 
 def filter2d(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """float32 (H, W, C) convolved with an odd (K, K) kernel, edges mirrored; through the Fourier transform."""
+    """Convolve float32 (H, W, C) with a (K, K) kernel, K odd, borders mirrored, by the Fourier transform."""
     r = kernel.shape[0] // 2
     padded = np.pad(image, ((r, r), (r, r), (0, 0)), "reflect").transpose(2, 0, 1)
     shape = padded.shape[1:]
@@ -46,24 +49,36 @@ def filter2d(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return filtered[:, 2 * r :, 2 * r :].transpose(1, 2, 0).astype(np.float32)
 
 
-def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
-    """float32 (H, W, C) under a Gaussian of `sigma` pixels, edges mirrored. 2048 x 2048 takes about 0.3 s."""
+def smooth(
+    image: np.ndarray, sigma: float, *, border: str = "reflect", truncate: float = 4.0, dtype: type = np.float32
+) -> np.ndarray:
+    """Blur (H, W) or (H, W, C) with a Gaussian of `sigma` px. 2048 x 2048 x 3 takes about 0.3 s.
+
+    Args:
+        image: float of any range.
+        sigma: standard deviation in px; 0 or less returns the image unchanged.
+        border: padding mode of `numpy.pad`: "reflect" mirrors, "edge" repeats the border.
+        truncate: half width of the kernel in standard deviations.
+        dtype: precision of the computation and of the result.
+    """
+    values: np.ndarray = image.astype(dtype)
     if sigma <= 0:
-        return image.astype(np.float32)
-    once = _smooth_rows(image.astype(np.float32), sigma).transpose(1, 0, 2)
-    return np.ascontiguousarray(_smooth_rows(once, sigma).transpose(1, 0, 2))
+        return values
+    reach = max(1, int(np.ceil(truncate * sigma)))
+    vertical = _smooth_rows(values, sigma, reach, border).swapaxes(0, 1)
+    return np.ascontiguousarray(_smooth_rows(vertical, sigma, reach, border).swapaxes(0, 1))
 
 
-def with_low_frequencies(image: np.ndarray, given: np.ndarray, sigma: float) -> np.ndarray:
-    """image + G (given - image), G the Gaussian of `sigma` pixels: colours and light become those of `given`."""
-    return image + smooth(given - image, sigma)
+def with_low_frequencies(image: np.ndarray, reference: np.ndarray, sigma: float) -> np.ndarray:
+    """Return image + G (reference - image), G a Gaussian of `sigma` px: colours and light become the reference's."""
+    return image + smooth(reference - image, sigma)
 
 
 def noise_level(image: np.ndarray) -> float:
-    """Deviation of the noise in float32 (H, W, C), in its units: at least what even clean texture looks like.
+    """Estimate the standard deviation of the noise in float32 (H, W, C), in the image's units.
 
-    Immerkaer, "Fast noise variance estimation", 1996: the difference of two Laplacians, blind to edges and slopes; with
-    the median in place of the mean, texture that does not fill the picture counts little.
+    Immerkaer, "Fast noise variance estimation", 1996: the difference of two Laplacians, which is zero on edges and
+    slopes; with the median in place of the mean, so that texture in less than half of the image has little influence.
     """
     if min(image.shape[:2]) < 3:
         return 0.0
@@ -73,22 +88,22 @@ def noise_level(image: np.ndarray) -> float:
 
 
 def back_projected(
-    image: np.ndarray, given: np.ndarray, factor: int, share: float = 1.0, rounds: int = 2
+    image: np.ndarray, reference: np.ndarray, factor: int, share: float = 1.0, rounds: int = 2
 ) -> np.ndarray:
-    """The image made to agree with the given one where both are averaged down, as far as noise does not explain.
+    """Correct the image towards agreement with the reference when both are downscaled by averaging.
 
-    What the two differ by, r, is put back with Wiener's gain (v - n^2) / v: v is the power of r around a pixel, n the
-    noise of the given picture. Iterative back-projection: Irani and Peleg, 1991.
+    The difference r of the two is added back with the Wiener gain (v - n^2) / v: v is the local power of r, n the
+    noise level of the reference. Iterative back-projection: Irani and Peleg, 1991.
 
     Args:
-        image, given: float32 (H, W, C) of one size.
-        factor: by which both are averaged down.
-        share: of it all that is put back, at most.
-        rounds: how often; what is put back is spread by the enlargement, and once does not do.
+        image, reference: float32 (H, W, C) of one size.
+        factor: downscaling factor.
+        share: maximum gain, in [0, 1].
+        rounds: number of iterations; the upscaling spreads each correction, so that one is not enough.
     """
     height, width = image.shape[:2]
     size = (max(1, width // factor), max(1, height // factor))
-    small = resize(given, size, Image.Resampling.BOX)
+    small = resize(reference, size, Image.Resampling.BOX)
     noise = noise_level(small) ** 2
     for _ in range(rounds):
         rest = small - resize(image, size, Image.Resampling.BOX)
@@ -99,63 +114,62 @@ def back_projected(
 
 
 @lru_cache(maxsize=8)
-def _band(sigma: float, rows: int) -> np.ndarray:
-    """The Gaussian as a banded matrix, float32 (rows, rows + 2 r): one product smooths a block of rows."""
-    r = max(1, int(np.ceil(4 * sigma)))
-    taps = np.exp(-0.5 * (np.arange(-r, r + 1) / sigma) ** 2)
-    band = np.zeros((rows, rows + 2 * r), np.float32)
+def _band(sigma: float, reach: int, rows: int, dtype: np.dtype) -> np.ndarray:
+    """Return the Gaussian as a banded matrix (rows, rows + 2 reach): one product filters a block of rows."""
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    band = np.zeros((rows, rows + 2 * reach), dtype)
     for k in range(rows):
-        band[k, k : k + 2 * r + 1] = taps / taps.sum()
+        band[k, k : k + 2 * reach + 1] = taps / taps.sum()
     return band
 
 
-def _smooth_rows(image: np.ndarray, sigma: float) -> np.ndarray:
+def _smooth_rows(image: np.ndarray, sigma: float, reach: int, border: str) -> np.ndarray:
+    """Filter along the first axis."""
     height = image.shape[0]
     rows = min(_BLOCK, height)
-    band = _band(sigma, rows)
-    r = (band.shape[1] - rows) // 2
-    padded = np.pad(image, ((r, r + -height % rows), (0, 0), (0, 0)), "reflect")
-    flat = padded.reshape(len(padded), -1)
-    blocks = [band @ flat[top : top + rows + 2 * r] for top in range(0, height, rows)]
+    band = _band(sigma, reach, rows, image.dtype)
+    sides: list[tuple[int, int]] = [(reach, reach + -height % rows)] + [(0, 0)] * (image.ndim - 1)
+    flat = np.pad(image, sides, border).reshape(height + -height % rows + 2 * reach, -1)  # type: ignore[call-overload]
+    blocks = [band @ flat[top : top + rows + 2 * reach] for top in range(0, height, rows)]
     return np.concatenate(blocks)[:height].reshape(image.shape)
 
 
 def harmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The image with its hole filled by the smoothest function that meets what surrounds it: laplace(u) = 0.
+    """Fill the hole of an image with the harmonic function that continues its surroundings: laplace(u) = 0.
 
-    Solved from coarse to fine, each level starting from the one below and smoothed by Jacobi's method (cascadic
-    multigrid: Bornemann and Deuflhard, 1996). At the picture's own border u is free. 512 x 512 takes about 0.3 s.
+    Solved from coarse to fine, each level initialised by the coarser one and refined by Jacobi iterations (cascadic
+    multigrid: Bornemann and Deuflhard, 1996). The image border is a free boundary. 512 x 512 takes about 0.3 s.
 
     Args:
-        image: float32 (H, W, C); what it holds in the hole does not matter.
-        hole: bool (H, W).
+        image: float32 (H, W, C); values inside the hole are ignored.
+        hole: bool (H, W), True inside.
 
     Returns:
-        float32 (H, W, C), equal to `image` outside the hole; 0 where nothing at all is known.
+        float32 (H, W, C), equal to `image` outside the hole; 0 everywhere if the hole covers the whole image.
     """
     filled = np.where(hole[..., None], np.float32(0), image)
     if not hole.any() or hole.all():
         return filled
-    box = around(hole)
+    box = bounding_box(hole)
     filled[box] = _relaxed(filled[box], hole[box], SWEEPS)
     return filled
 
 
-def around(hole: np.ndarray) -> tuple[slice, slice]:
-    """The smallest box with the hole, which is not empty, and a pixel around it."""
+def bounding_box(hole: np.ndarray) -> tuple[slice, slice]:
+    """Return (rows, columns) of the bounding box of a hole that is not empty, with a margin of 1 px."""
     spans = [np.flatnonzero(hole.any(axis)) for axis in (1, 0)]
     rows, columns = (slice(max(0, int(span[0]) - 1), int(span[-1]) + 2) for span in spans)
     return rows, columns
 
 
 def boxes(hole: np.ndarray) -> list[tuple[slice, slice]]:
-    """Boxes that lie apart, each with whole parts of the hole and a pixel around: one, unless it would be `LARGE`.
+    """Return disjoint boxes that cover the hole with a margin of 1 px; one box unless it has more than `LARGE` px.
 
-    What is filled box by box takes memory by the largest of them, and not by the picture.
+    No connected part of the hole is divided. Filling box by box takes memory by the largest box, not by the image.
     """
     if not hole.any():
         return []
-    box = around(hole)
+    box = bounding_box(hole)
     if hole[box].size <= LARGE:
         return [box]
     from skimage.measure import label, regionprops
@@ -178,6 +192,7 @@ def boxes(hole: np.ndarray) -> list[tuple[slice, slice]]:
 
 
 def _relaxed(image: np.ndarray, hole: np.ndarray, sweeps: int) -> np.ndarray:
+    """Solve laplace(u) = 0 in the hole of one level, initialised by the coarser levels."""
     inside = hole[..., None]
     if max(hole.shape) > 1:
         coarse, unknown = _halved(image, hole)
@@ -186,20 +201,20 @@ def _relaxed(image: np.ndarray, hole: np.ndarray, sweeps: int) -> np.ndarray:
         guess = resize(coarse, (hole.shape[1], hole.shape[0]), Image.Resampling.BILINEAR)
         image = np.where(inside, guess, image)
     framed = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
-    middle, around = framed[1:-1, 1:-1], np.empty_like(image)
+    middle, neighbours = framed[1:-1, 1:-1], np.empty_like(image)
     for _ in range(sweeps):
-        np.add(framed[:-2, 1:-1], framed[2:, 1:-1], out=around)
-        around += framed[1:-1, :-2]
-        around += framed[1:-1, 2:]
-        around *= 0.25
-        np.copyto(middle, around, where=inside)
+        np.add(framed[:-2, 1:-1], framed[2:, 1:-1], out=neighbours)
+        neighbours += framed[1:-1, :-2]
+        neighbours += framed[1:-1, 2:]
+        neighbours *= 0.25
+        np.copyto(middle, neighbours, where=inside)
         framed[0], framed[-1] = framed[1], framed[-2]
         framed[:, 0], framed[:, -1] = framed[:, 1], framed[:, -2]
     return middle
 
 
 def _halved(image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of what is known in cells of 2 x 2, and the cells where nothing is."""
+    """Return the means of the pixels outside the hole in cells of 2 x 2, and a mask of the cells without any."""
     height, width = (side + side % 2 for side in hole.shape)
     grow = ((0, height - hole.shape[0]), (0, width - hole.shape[1]))
     weight = np.pad(~hole, grow)[..., None].astype(np.float32)

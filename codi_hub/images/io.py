@@ -1,4 +1,8 @@
-"""Images in and out: any file may be hostile on the way in, and no file is ever half-written on the way out."""
+"""Reading and writing of image files.
+
+A file to be read may be hostile: its size, format and header are checked before it is decoded. A file is written whole
+or not at all.
+"""
 
 import contextlib
 import functools
@@ -15,11 +19,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from codi_hub.errors import CodiError, InvalidInput, one_line, printable
+from codi_hub.errors import CodiError, InvalidInput, describe
+from codi_hub.paths import display_path
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
 # By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+# File name extensions of the readable formats: what a folder is searched for.
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}
+)
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,10 +39,13 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(slots=True)
-class Picture:
-    """An input as read: `image` is an upright 8-bit RGB picture, or the array that a task's own loader returned.
+class LoadedImage:
+    """A decoded input.
 
-    `alpha` is its upright 8-bit alpha channel, where it has one; `icc` the profile that its RGB values are meant in.
+    Attributes:
+        image: 8-bit RGB with the EXIF orientation applied, or the array that a task's own loader returned.
+        alpha: its 8-bit alpha channel, of the same size, or None.
+        icc: the ICC profile of its RGB values, or None for sRGB.
     """
 
     image: Image.Image | np.ndarray
@@ -41,38 +53,18 @@ class Picture:
     icc: bytes | None = None
 
     def with_alpha(self) -> Image.Image | np.ndarray:
-        """`image`, as RGBA where there is an alpha channel."""
+        """Return `image`, as RGBA if there is an alpha channel."""
         if self.alpha is None or not isinstance(self.image, Image.Image):
             return self.image
         return Image.merge("RGBA", (*self.image.split(), self.alpha))
 
 
-def text(path: Path) -> str:
-    """The path as given, with bytes that are not UTF-8 escaped, so that it can be printed, stored and sent as JSON."""
-    try:
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, which no file's name can have but a file of names may
-        return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def shown(path: Path) -> str:
-    """The path on one line, for messages: line breaks and control characters escaped."""
-    return printable(text(path))
-
-
-def explain(exc: BaseException) -> str:
-    """Any exception as one line of a report."""
-    if isinstance(exc, MemoryError):
-        return "not enough memory"
-    if isinstance(exc, OSError) and exc.strerror:
-        said = exc.strerror
-    else:
-        said = str(exc) if isinstance(exc, CodiError) else f"{type(exc).__name__}: {exc}"
-    return one_line(said, 300)
-
-
 def file_hash(path: Path) -> str:
-    """sha256 of a regular file; InvalidInput for anything else, and for a file that is empty or over 2 GiB."""
+    """Return the sha256 of a file.
+
+    Raises:
+        InvalidInput: no regular file, or one that is empty, over 2 GiB or cannot be read.
+    """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             info = os.fstat(file.fileno())
@@ -88,7 +80,11 @@ def file_hash(path: Path) -> str:
 
 
 def input_hash(path: Path, companions: Sequence[Path] = ()) -> str:
-    """sha256 of a file, or where others belong to it, of its and their sha256. Raises InvalidInput, see `file_hash`."""
+    """Return the sha256 of a file; if others belong to it, the sha256 of all their sha256.
+
+    Raises:
+        InvalidInput: see `file_hash`.
+    """
     own = file_hash(path)
     if not companions:
         return own
@@ -97,12 +93,12 @@ def input_hash(path: Path, companions: Sequence[Path] = ()) -> str:
         try:
             digests.append(file_hash(companion))
         except InvalidInput as exc:
-            raise InvalidInput(f"{shown(companion)}: {exc}") from exc
+            raise InvalidInput(f"{display_path(companion)}: {exc}") from exc
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Open for reading; a named pipe nobody writes to would otherwise block for ever."""
+    """Open for reading without waiting: opening a named pipe without a writer would block."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -113,19 +109,21 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open one still image, its header checked and its pixels not yet decoded.
+    """Open a still image and check its header; its pixels are not decoded yet.
 
-    Raises InvalidInput for what is no regular file or no image, has more than `MAX_PIXELS` pixels, or is an animation
-    or has several pages (a still made of the first frame would silently drop the rest). A camera's MPO counts as its
-    main picture.
+    Of a camera's MPO, the main image counts.
+
+    Raises:
+        InvalidInput: no regular file, no image, more than `MAX_PIXELS` pixels, an animation, or several pages (the
+            first frame alone would silently drop the others).
     """
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not os.path.isfile(path):  # opening a pipe would block
         raise InvalidInput("not a regular file: give an image file")
     try:
         image = Image.open(path, formats=_formats())
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except Exception as exc:  # Pillow's parsers raise anything at all on a hostile header
-        raise InvalidInput(f"not a readable image: {_pillow_said(exc)}") from exc
+        raise InvalidInput(f"not a readable image: {_pillow_error(exc)}") from exc
     with contextlib.ExitStack() as closing:
         closing.enter_context(image)
         width, height = image.size
@@ -138,7 +136,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def has_alpha(path: Path) -> bool:
-    """Whether the image has an alpha channel, by its header; False where it cannot be read."""
+    """Return whether the image has an alpha channel, by its header; False if it cannot be read."""
     try:
         with open_image(path) as image:
             return image.has_transparency_data
@@ -146,60 +144,67 @@ def has_alpha(path: Path) -> bool:
         return False
 
 
-def picture(image: Image.Image) -> Picture:
-    """Decode to 8-bit RGB, upright, alpha and colour profile apart. Raises InvalidInput where the data are broken."""
+def decode_image(image: Image.Image) -> LoadedImage:
+    """Decode an opened image, and close it: 8-bit RGB, EXIF orientation applied, alpha and ICC profile separate.
+
+    Raises:
+        InvalidInput: the image data are broken.
+    """
     try:
         with image:
             image.load()
-            return _decoded(_upright(image))
+            return _convert(_apply_orientation(image))
     except CodiError:
         raise
     except Exception as exc:  # as above: a broken stream may raise anything from SyntaxError to struct.error
-        raise InvalidInput(f"the image data are broken: {_pillow_said(exc)}") from exc
+        raise InvalidInput(f"the image data are broken: {_pillow_error(exc)}") from exc
 
 
-def _pillow_said(exc: Exception) -> str:
+def _pillow_error(exc: Exception) -> str:
     if isinstance(exc, Image.UnidentifiedImageError):
         return "the content is no known image format"
     if isinstance(exc, Image.DecompressionBombError):
         return f"it has far over {MAX_PIXELS} pixels, the limit: cut it or make it smaller"
-    return explain(exc)
+    return describe(exc)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - unreadable EXIF says nothing about orientation; the pixels are fine
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read gives no orientation; the pixels are fine
         return image
 
 
-def _decoded(image: Image.Image) -> Picture:
+def _convert(image: Image.Image) -> LoadedImage:
     icc = image.info.get("icc_profile")
     if not isinstance(icc, bytes):
         icc = b""
     space = icc[16:20]  # of the header, ICC.1:2022 section 7.2
     if image.mode[0] in "IF":
-        return Picture(_eight_bits(image), icc=None)
+        return LoadedImage(_eight_bits(image), icc=None)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if space in (b"CMYK", b"GRAY") and (space == b"CMYK") == (image.mode == "CMYK"):
         flat = image if image.mode == "CMYK" else image.convert("L")
-        return Picture(to_srgb(flat, icc), alpha)
+        return LoadedImage(to_srgb(flat, icc), alpha)
     rgb = image.convert("RGBA").convert("RGB") if alpha is not None else image.convert("RGB")
-    return Picture(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
+    return LoadedImage(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
 
 
 def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
-    """RGB values as sRGB means them, of an image whose values are meant in the profile `icc`."""
+    """Convert an image from the colour profile `icc` to sRGB; a broken profile is ignored."""
     try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
         changed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: as if there were none
+    except (ImageCms.PyCMSError, OSError, ValueError):
         changed = None
     return image.convert("RGB") if changed is None else changed
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey by the range that its values show, since these modes do not state one."""
+    """Convert 16-bit, 32-bit and float grey to 8-bit RGB.
+
+    These modes do not state their range: it is derived from the largest value.
+    """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise InvalidInput("pixels that are not numbers (NaN or infinity): save the image again without them")
@@ -215,7 +220,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
-    """uint8 HWC RGB plus the input's alpha, resized to it, as RGBA; unchanged without alpha or if it has its own."""
+    """Return uint8 (H, W, 3) pixels with an alpha channel, resized to them, as (H, W, 4).
+
+    Pixels of another shape, such as those with alpha, are returned as they are.
+    """
     if alpha is None or pixels.ndim != 3 or pixels.shape[2] != 3:
         return pixels
     height, width = pixels.shape[:2]
@@ -225,10 +233,13 @@ def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
 
 
 def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None:
-    """Write uint8 HW, HW1, HWC (RGB or RGBA) to `path`, by its extension: whole or not at all.
+    """Write uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whole or not at all.
 
-    A JPEG cannot hold alpha: it is laid on white. Raises OSError (a full disk, say) and ValueError (more pixels
-    than the format can hold).
+    The format is that of the extension. JPEG has no alpha: the image is composited on white.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk.
+        ValueError: more pixels than the format can hold.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     kind = {"png": "PNG", "webp": "WEBP"}.get(path.suffix.lower().lstrip("."), "JPEG")
@@ -237,15 +248,15 @@ def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None
     options = dict(_SAVE_OPTIONS[kind])
     if icc is not None and image.mode != "L":
         options["icc_profile"] = icc
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         image.save(file, format=kind, **options)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when it is whole, and never is there if that fails."""
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block ends, and is deleted if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden and no image by its name, so that neither this program nor another takes it for a result.
+    # Hidden and without an image's extension, so that no program takes it for a result.
     temporary = path.parent / f".codi-{uuid.uuid4().hex}.part"
     try:
         with open(temporary, "xb") as file:

@@ -1,7 +1,7 @@
-"""Large pictures in overlapping tiles, so that memory is bounded by the tile and not by the picture.
+"""Large images in overlapping tiles: memory is bounded by the tile, not by the image.
 
-Every tile starts from its part of the whole picture's noise, so neighbours agree where they overlap before they are
-blended (the weights of all tiles add up to one at every pixel).
+Every tile starts from its part of the whole image's noise, so that neighbours agree where they overlap. They are
+blended with weights that sum to one at every pixel.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ import numpy as np
 
 from codi_hub.errors import InvalidInput, UsageError
 
-UNIT = 64  # px: tiles begin at multiples of it, which every base's latents and levels divide
-LEAST = 2 * UNIT
-AUTO_SIDE = 1024
-AUTO_PIXELS = 2 << 20  # up to here a picture is made whole, unless told otherwise
-TOGETHER_PIXELS = 4 << 20  # of tiles handed to the generator at a time
-
-
-NOT_FINITE = "the output has values that are not numbers: try --dtype fp32"
+UNIT = 64  # px: tiles begin at multiples of it, which are multiples of every base's latent cells and levels
+MIN_SIDE = 2 * UNIT
+AUTO_SIDE = 1024  # px
+AUTO_PIXELS = 2 << 20  # of the largest image that is generated whole with "auto"
+CALL_PIXELS = 4 << 20  # of the tiles in one call of the generator, unless a batch size is set
 
 
 class Window(NamedTuple):
-    """Where a tile lies in its picture, in pixels."""
+    """Where a tile lies in its image.
+
+    Attributes:
+        top, left: its first row and column, px.
+        height, width: of the whole image, px.
+    """
 
     top: int
     left: int
-    height: int  # of the whole picture, as is width
+    height: int
     width: int
 
 
@@ -42,51 +44,67 @@ class Prepared(Protocol):
     def window(self, rows: slice, columns: slice) -> Any: ...
 
 
-class Tileable(Protocol):
+class Finisher(Protocol):
+    """The part of a task that turns the networks' output into the finished image."""
+
+    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
+
+
+class Tileable(Finisher, Protocol):
     """The part of a task that tiles need."""
 
     @property
     def finishes_tiles(self) -> bool: ...
     def untouched(self, prepared: Any) -> bool: ...
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
-Make = Callable[[list[np.ndarray], list[Window]], list[np.ndarray]]
+GenerateTiles = Callable[[list[np.ndarray], list[Window]], Sequence[np.ndarray]]
 """(conditions float32 (h, w, C) in [0, 1], of one shape; where each lies) -> outputs float32 (h, w, 3) in [0, 1]."""
 
 
 class Tiling(NamedTuple):
-    """Which pictures are cut, and into tiles of what `side` in pixels, a multiple of `UNIT`."""
+    """Which images are generated in tiles.
+
+    Attributes:
+        side: of a tile, px, a multiple of `UNIT`.
+        max_pixels: of the largest image that is generated whole.
+    """
 
     side: int
-    above: int  # pixels that a picture may have and still be made whole
+    max_pixels: int
 
     @classmethod
-    def parse(cls, said: str) -> Tiling | None:
-        """ "auto", "off", or a side in pixels, taken up to the next multiple of `UNIT`. Raises UsageError."""
-        if said == "off":
+    def parse(cls, value: str) -> Tiling | None:
+        """Parse "auto", "off" (None), or the side of a tile in pixels, rounded up to a multiple of `UNIT`.
+
+        Raises:
+            UsageError: anything else.
+        """
+        if value == "off":
             return None
-        if said == "auto":
+        if value == "auto":
             return cls(AUTO_SIDE, AUTO_PIXELS)
-        if not said.isascii() or not said.isdecimal() or len(said) > 6 or int(said) < LEAST:
-            raise UsageError(f"--tile must be auto, off, or a side of at least {LEAST} pixels, not {said!r}")
-        side = -(-int(said) // UNIT) * UNIT
+        if not value.isascii() or not value.isdecimal() or len(value) > 6 or int(value) < MIN_SIDE:
+            raise UsageError(f"tile {value!r:.40}: auto, off, or a side of at least {MIN_SIDE} pixels")
+        side = -(-int(value) // UNIT) * UNIT
         return cls(side, side * side)
 
     @property
     def overlap(self) -> int:
-        """Pixels that neighbours share: an eighth of a side."""
+        """Return the pixels that neighbours share: an eighth of a side, rounded up to a multiple of `UNIT`."""
         return -(-self.side // (8 * UNIT)) * UNIT
 
-    def cuts(self, size: tuple[int, int]) -> bool:
-        """Whether a picture of (width, height) is made in tiles."""
-        return size[0] * size[1] > self.above and max(size) > self.side
+    def applies(self, size: tuple[int, int]) -> bool:
+        """Return whether an image of (width, height) is generated in tiles."""
+        return size[0] * size[1] > self.max_pixels and max(size) > self.side
 
 
 def spans(length: int, side: int, overlap: int) -> list[slice]:
-    """The fewest tiles of one `side` that cover `length` and share `overlap` or more, evenly; the last may be cut off.
+    """Cover a length with the fewest tiles of one side that share `overlap` or more, evenly; the last may be shorter.
 
-    All three are pixels, the last two multiples of `UNIT`, and so is where each tile begins.
+    Args:
+        length: px.
+        side, overlap: px, multiples of `UNIT`, as is the start of each tile.
     """
     beyond = -(-(length - side) // UNIT)
     if beyond <= 0:
@@ -97,7 +115,7 @@ def spans(length: int, side: int, overlap: int) -> list[slice]:
 
 
 def weights(parts: Sequence[slice], length: int, overlap: int) -> list[np.ndarray]:
-    """How much each tile counts along one side, float32 per pixel of it: ramps towards its neighbours, their sum 1."""
+    """Return each tile's blending weights along one side, float32 per pixel: linear ramps that sum to 1."""
     own = []
     for part in parts:
         along = np.arange(part.start, part.stop)
@@ -110,28 +128,51 @@ def weights(parts: Sequence[slice], length: int, overlap: int) -> list[np.ndarra
     return [weight / total[part] for part, weight in zip(parts, own, strict=True)]
 
 
-def generate_tiled(prepared: Prepared, task: Tileable, make: Make, tiling: Tiling) -> np.ndarray:
-    """One large picture, tile by tile.
+def finish_output(task: Finisher, output: np.ndarray, prepared: Any) -> np.ndarray:
+    """Return the finished image, uint8 (H, W, 3), of a float32 output in [0, 1]; of a uint8 one, the output itself.
+
+    Raises:
+        InvalidInput: values that are not finite.
+    """
+    if output.dtype == np.uint8:  # from `generate_tiled`
+        return output
+    _check_finite(output)
+    return task.finish(output, prepared)
+
+
+def _check_finite(output: np.ndarray) -> None:
+    if not np.isfinite(output).all():
+        raise InvalidInput("the output has values that are not numbers: try dtype fp32")
+
+
+def generate_tiled(
+    prepared: Prepared, task: Tileable, generate: GenerateTiles, tiling: Tiling, batch: int | None = None
+) -> np.ndarray:
+    """Generate a large image tile by tile.
+
+    Args:
+        batch: tiles per call of `generate`; None: as many as have `CALL_PIXELS`.
 
     Returns:
-        (H, W, 3): uint8 and finished, where the task `finishes_tiles`; else float32, to be finished as a whole.
+        (H, W, 3): uint8 and finished if the task `finishes_tiles`; else float32 in [0, 1], to be finished as a whole.
 
     Raises:
         InvalidInput: an output that is not finite.
     """
+    count = batch or max(1, CALL_PIXELS // tiling.side**2)
     width, height = prepared.size
     canvas = np.empty((height, width, 3), np.uint8 if task.finishes_tiles else np.float32)
-    turned = width > height  # strips lie across the shorter side
+    turned = width > height  # strips of tiles lie across the shorter side
     longer, shorter = (width, height) if turned else (height, width)
     along, across = (spans(length, tiling.side, tiling.overlap) for length in (longer, shorter))
     outer, inner = weights(along, longer, tiling.overlap), weights(across, shorter, tiling.overlap)
     onto = canvas.swapaxes(0, 1) if turned else canvas
-    pending = np.zeros((0, shorter, 3), np.float32)  # what the next strip still adds to
+    pending = np.zeros((0, shorter, 3), np.float32)  # rows that the next strip overlaps
     for k, part in enumerate(along):
         strip = np.zeros((part.stop - part.start, shorter, 3), np.float32)
         strip[: len(pending)] = pending
         places = [(one, part) if turned else (part, one) for one in across]
-        for one, weight, tile in zip(across, inner, _tiles(prepared, task, make, places, tiling), strict=True):
+        for one, weight, tile in zip(across, inner, _tiles(prepared, task, generate, places, count), strict=True):
             strip[:, one] += outer[k][:, None, None] * weight[:, None] * (tile.swapaxes(0, 1) if turned else tile)
         done = (along[k + 1].start if along[k + 1 :] else longer) - part.start
         onto[part.start : part.start + done] = strip[:done].round() if task.finishes_tiles else strip[:done]
@@ -140,22 +181,20 @@ def generate_tiled(prepared: Prepared, task: Tileable, make: Make, tiling: Tilin
 
 
 def _tiles(
-    prepared: Prepared, task: Tileable, make: Make, places: Sequence[tuple[slice, slice]], tiling: Tiling
+    prepared: Prepared, task: Tileable, generate: GenerateTiles, places: Sequence[tuple[slice, slice]], count: int
 ) -> Iterator[np.ndarray]:
-    """Tiles at (rows, columns), each as float32 in the canvas's range."""
+    """Yield the tiles at (rows, columns), each as float32 in the canvas's range; `count` are generated per call."""
     width, height = prepared.size
-    together = max(1, TOGETHER_PIXELS // tiling.side**2)
-    for start in range(0, len(places), together):
-        here = places[start : start + together]
+    for start in range(0, len(places), count):
+        here = places[start : start + count]
         parts = [prepared.window(*place) for place in here]
-        made: dict[int, np.ndarray] = {}
+        outputs: dict[int, np.ndarray] = {}
         for size in dict.fromkeys(part.size for part in parts):  # only the last of a strip may be smaller
-            asked = [k for k, part in enumerate(parts) if part.size == size and not task.untouched(part)]
-            if asked:
-                windows = [Window(here[k][0].start, here[k][1].start, height, width) for k in asked]
-                made |= zip(asked, make([parts[k].condition for k in asked], windows), strict=True)
+            needed = [k for k, part in enumerate(parts) if part.size == size and not task.untouched(part)]
+            if needed:
+                windows = [Window(here[k][0].start, here[k][1].start, height, width) for k in needed]
+                outputs |= zip(needed, generate([parts[k].condition for k in needed], windows), strict=True)
         for k, part in enumerate(parts):
-            output = made[k] if k in made else part.condition[..., :3]
-            if not np.isfinite(output).all():
-                raise InvalidInput(NOT_FINITE)
+            output = outputs[k] if k in outputs else part.condition[..., :3]
+            _check_finite(output)
             yield task.finish(output, part).astype(np.float32) if task.finishes_tiles else output

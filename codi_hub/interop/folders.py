@@ -1,7 +1,9 @@
-"""A folder of files that another tool reads: there whole or not at all.
+"""A folder of files for another tool, written completely or not at all.
 
-A kill in the middle of `--overwrite` can leave the earlier one beside its place, as `.codi-*.old`.
+A kill while an earlier one is replaced can leave that beside its place, as `.codi-*.old`.
 """
+
+from __future__ import annotations
 
 import os
 import shutil
@@ -12,40 +14,40 @@ from pathlib import Path
 
 from codi_hub.errors import Conflict, one_line, printable
 
-Known = Callable[[Path], bool]
-"""Whether a folder, not empty, is an export and holds nothing else."""
+IsExport = Callable[[Path], bool]
+"""Whether a folder that is not empty is an export and nothing else."""
 
 
-def check_free(out: Path, known: Known, overwrite: bool) -> Path:
-    """Where the folder will be, absolute. An earlier export gives way to `overwrite`; nothing else ever does.
+def check_free(out: Path, is_export: IsExport, overwrite: bool) -> Path:
+    """Return the absolute path of the folder to write; with `overwrite` an earlier export may be there.
 
     Raises:
-        Conflict: something else is there, or an earlier export without `overwrite`, or nothing can be.
+        Conflict: another file or folder is there, an earlier export without `overwrite`, or a path that cannot be.
     """
     try:
         out = out.expanduser().resolve()
         if not out.exists():
             return out
         if not out.is_dir():
-            raise Conflict(f"{_shown(out)} is a file: name a folder with -o")
+            raise Conflict(f"{_shown(out)} is a file: choose another folder")
         taken = any(out.iterdir())
-        if taken and not known(out):
-            raise Conflict(f"{_shown(out)} holds what is no export of an adapter: choose another folder")
+        if taken and not is_export(out):
+            raise Conflict(f"{_shown(out)} has files that are not an export's: choose another folder")
     except (RuntimeError, OSError) as error:  # a loop of links, a name too long, a folder that cannot be read
-        raise Conflict(f"{_shown(out)} leads nowhere: name another folder with -o ({one_line(error, 80)})") from error
+        raise Conflict(f"{_shown(out)} cannot be used: choose another folder ({one_line(error, 80)})") from error
     if taken and not overwrite:
-        raise Conflict(f"{_shown(out)} is there already: add --overwrite, or choose another folder")
+        raise Conflict(f"{_shown(out)} exists: choose another folder, or overwrite it")
     return out
 
 
 @contextmanager
-def new_folder(out: Path, known: Known, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill that takes the place of `out` when it is full, and never is there if that fails.
+def new_folder(out: Path, is_export: IsExport, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of `out` when the block ends, and is removed if it fails.
 
     Raises:
         Conflict: see `check_free`.
     """
-    out = check_free(out, known, overwrite)
+    out = check_free(out, is_export, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".codi-{uuid.uuid4().hex}.part"
     try:
@@ -54,24 +56,24 @@ def new_folder(out: Path, known: Known, overwrite: bool) -> Iterator[Path]:
         for path in temporary.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        _put(temporary, check_free(out, known, overwrite))
+        _replace(check_free(out, is_export, overwrite), temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _put(made: Path, out: Path) -> None:
+def _replace(out: Path, new: Path) -> None:
     if not out.exists():
-        made.rename(out)
+        new.rename(out)
         return
-    old = made.with_suffix(".old")
+    old = new.with_suffix(".old")
     out.rename(old)
     try:
-        made.rename(out)
+        new.rename(out)
     except BaseException:
         old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)  # the new one is there; that it is hidden beside it harms nobody
+    shutil.rmtree(old, ignore_errors=True)  # the new one is in place; a hidden rest beside it does no harm
 
 
 def _shown(path: Path) -> str:

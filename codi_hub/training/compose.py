@@ -32,7 +32,7 @@ def compose(task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], 
     training = TrainingConfig(**asked.get("training", {}))
     if training.resume:
         folder = run_folder(home, task, training)
-        return DistillConfig(**merge([started_layer(folder), asked, {"training": {"run_dir": folder}}]))
+        return DistillConfig(**merge([started_layer(folder, task), asked, {"training": {"run_dir": folder}}]))
     return DistillConfig(**merge([_preferred(preferences, asked), asked]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.write import plain
 from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.images.metrics import psnr
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
 from codi_hub.inference.engine import Engine, Request, Sampling
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
@@ -118,7 +119,7 @@ def finish(run: Run) -> Finished:
     return Finished(folder, record, parameters, progress.step, progress.seconds, work.task.latest_score(metrics))
 
 
-def _scores(run: Run) -> tuple[dict[str, Any], dict[int, list[np.ndarray]]]:
+def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     """Return the record's metrics, and the outputs by numbers of steps."""
     generate = generator(run.base, inference_copy(run.base, run.trainer.ema))
     counts = [*dict.fromkeys((*SAMPLING_STEPS, run.trainer.method.steps))]
@@ -130,13 +131,13 @@ def _scores(run: Run) -> tuple[dict[str, Any], dict[int, list[np.ndarray]]]:
     return metrics, images
 
 
-def _held_out_sheet(run: Run, images: dict[int, list[np.ndarray]]) -> Any:
+def _held_out_sheet(run: Run, images: dict[int, Sequence[np.ndarray]]) -> Any:
     rows = [
         [pair.condition, *(images[steps][k] for steps in SAMPLING_STEPS), pair.target]
         for k, pair in enumerate(run.pairs[:SHOWN])
     ]
     columns = ["condition", *(f"{steps} step{'s' * (steps > 1)}" for steps in SAMPLING_STEPS), "target"]
-    return sheet(rows, columns=columns, width=160)
+    return contact_sheet(rows, columns=columns, width=160)
 
 
 def _settings(run: Run) -> dict[str, Any]:

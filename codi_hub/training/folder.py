@@ -93,11 +93,18 @@ def started_with(job: Job) -> DistillConfig:
     return DistillConfig(**(decided.values() | {"run": config.run}))
 
 
-def started_layer(folder: Path) -> dict[str, Any]:
-    """Return what a run was started with as a layer for the run that resumes it. Raises CodiError."""
+def started_layer(folder: Path, task: str) -> dict[str, Any]:
+    """Return what a run was started with, as a layer for the run that resumes it.
+
+    Raises:
+        UsageError: no run, or one of another task. InvalidInput: its record is damaged.
+    """
     if not holds_run(folder):
         raise UsageError(f"training.resume: {folder} holds no run to continue")
     layer = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else first_edition.read_run(folder)
+    state = DistillConfig(**layer).run
+    if state is not None and state.task != task:
+        raise UsageError(f"training.resume: the run in {folder} is of task {state.task}, not {task}")
     return {name: value for name, value in layer.items() if name != "run"}
 
 

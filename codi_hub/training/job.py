@@ -17,6 +17,7 @@ from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
+from codi_hub.plugins import Plugins
 from codi_hub.tasks.base import Task
 from codi_hub.validation import problem, shown
 
@@ -109,7 +110,7 @@ def plan(job: Job) -> Plan:
     _check_parent(config, method, kind, parent)
     form = _named(KINDS, "adapter.kind", kind)
     _check_kind(config.loss.method, method, kind, form.trains_base, parent)
-    adapter = _adapter_settings(config, form.Config, task.condition_channels, parent)
+    adapter = _adapter_settings(config, kind, task.condition_channels, parent)
     loss = _loss_settings(config, method, adapter)
     _check_guidance(getattr(loss, "guidance", "off"), job.task_name, task)
     training = config.training
@@ -127,9 +128,8 @@ def plan(job: Job) -> Plan:
     return Plan(job, decided, task, method, loss, kind, adapter)
 
 
-def _named(group: Any, path: str, name: str) -> Any:
-    if name not in group:
-        raise UsageError(f"{path} {shown(name)}: one of {', '.join(group.names())}")
+def _named(group: Plugins, path: str, name: str) -> Any:
+    group.check(name, path)
     return group.load(name)
 
 
@@ -163,15 +163,16 @@ def _check_kind(name: str, method: type[Method], kind: str, trains_base: bool, p
 
 
 def _adapter_settings(
-    config: DistillConfig, model: type[AdapterConfig], condition_channels: int, parent: Parent | None
+    config: DistillConfig, kind: str, condition_channels: int, parent: Parent | None
 ) -> AdapterConfig:
     """Return the settings of the adapter: the parent's where there is one, and what was asked for."""
+    model = KINDS.load(kind).Config
     asked = {"start": config.adapter.start, "start_noise": config.adapter.start_noise}
     asked = {name: value for name, value in asked.items() if value is not None} | config.adapter.extras
     before = completed_config(parent.record.config) if parent else {}
-    settings = _checked(model, before | asked | {"condition_channels": condition_channels}, "adapter")
+    settings = _checked(model, before | asked | {"condition_channels": condition_channels}, "adapter", f"kind {kind}")
     if parent:
-        kept = _checked(model, before, "adapter")
+        kept = _checked(model, before, "adapter", f"kind {kind}")
         for name in asked:
             old, new = getattr(kept, name), getattr(settings, name)
             if old != new and name not in CHANGEABLE:
@@ -179,7 +180,7 @@ def _adapter_settings(
                     f"adapter.{name} {shown(new)}: the parent {parent.ref} has {shown(old)}, and keeps it; "
                     "train without adapter.parent"
                 )
-    if config.adapter.start_noise is not None and settings.start == 1:
+    if config.adapter.start_noise and settings.start == 1:
         raise UsageError(
             f"adapter.start_noise {config.adapter.start_noise:g}: sampling starts from noise alone; set adapter.start "
             "below 1"
@@ -193,7 +194,7 @@ def _loss_settings(config: DistillConfig, method: type[Method], adapter: Adapter
     asked = config.loss.extras
     if config.loss.guidance is not None:
         asked["guidance"] = config.loss.guidance
-    settings = _checked(method.Config, asked, "loss")
+    settings = _checked(method.Config, asked, "loss", f"method {config.loss.method}")
     if "rollout" in method.Config.model_fields and getattr(settings, "rollout", None) is None:
         # a target without noise would be its own answer: the network would learn to leave the image as it is
         deterministic = adapter.start < 1 and adapter.start_noise == 0 and getattr(settings, "shared_t", True)
@@ -207,11 +208,13 @@ def _check_guidance(name: str, task_name: str, task: Task) -> None:
         raise UsageError(f"loss.guidance {name}: the condition of {task_name} is not an image of three channels")
 
 
-def _checked(model: Any, values: Mapping[str, Any], section: str) -> Any:
+def _checked(model: Any, values: Mapping[str, Any], section: str, owner: str) -> Any:
+    """Return the settings of a kind or method, its `owner` in messages. Raises UsageError."""
     try:
         return model(**values)
     except ValidationError as error:
-        raise UsageError(problem(error, model, section)) from None
+        text = problem(error, model, section)
+        raise UsageError(text.replace(": no such field;", f": not a field of {owner};")) from None
 
 
 def _values(settings: BaseModel) -> dict[str, Any]:

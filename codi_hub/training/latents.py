@@ -26,8 +26,7 @@ from codi_hub.tasks.base import Pair, Task
 
 ENCODE_BATCH = 16
 REPORT_EVERY = 16 * ENCODE_BATCH  # pairs between messages
-HELD_OUT = 24  # largest number of pairs that are never trained on; a tenth of a small data set
-OnText = Callable[[str], None]
+OnText = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -103,20 +102,6 @@ def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
     # spawned, not forked: a fork of a process with running torch threads can deadlock
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
         yield from pool.map(_pair, indices, chunksize=8)
-
-
-def split(length: int) -> tuple[range, range]:
-    """Split the indices of a source into (training, held out); the last ones are held out.
-
-    Raises:
-        InvalidInput: fewer than two pairs.
-    """
-    if length < 2:
-        raise InvalidInput(
-            f"the data has {length} usable pair{'s' * (length != 1)}: at least 2 are needed, one to hold out"
-        )
-    held_out = min(HELD_OUT, max(1, length // 10))
-    return range(length - held_out), range(length - held_out, length)
 
 
 def build(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -13,38 +12,19 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.data.sources import split
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Message, OnEvent
 from codi_hub.inference.devices import choose_device, choose_dtype
-from codi_hub.losses.method import Method
 from codi_hub.training import finish, folder
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
-from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at, split
+from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at
 from codi_hub.training.trainer import Trainer, TrainerSettings
 from codi_hub.training.watch import Watcher
 
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run computes: this process's accelerator, the method on it, and the base."""
-
-    accelerator: Accelerator
-    method: Method
-    base: Backbone
-
-    @classmethod
-    def of(cls, work: Plan) -> Machine:
-        """Load what the plan names. Raises CodiError."""
-        training = work.config.training
-        device = choose_device(training.device)
-        dtype = choose_dtype(training.precision, device)
-        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
-        method = work.method(work.loss, accelerator.device)  # before the base, which takes longer to load
-        return cls(accelerator, method, load(work.job.base_source, device=accelerator.device, dtype=dtype))
 
 
 def distil(job: Job, on_event: OnEvent) -> Finished:
@@ -58,30 +38,38 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
         CodiError: a configuration that is not possible, unusable data, or a resumed run of another adapter.
     """
     work = plan(job)
+    dtype, accelerator = machine(work)
+    method = work.method(work.loss, accelerator.device)
     by_main(lambda: folder.claim(work, count()))
-    machine = Machine.of(work)
-    spec = pairs_spec(work, machine.base)
+    base = load(job.base_source, device=accelerator.device, dtype=dtype)
+    spec = pairs_spec(work, base)
     source, task = open_pairs(spec)
     train, held = split(len(source))
-    on_event(Message(announcement(work, machine.accelerator, f"{len(train)} pairs of {spec.size} px from {spec.data}")))
-    adapter = new_adapter(work, machine.base)  # what is not possible is refused before pairs are encoded
+    on_event(Message(announcement(work, accelerator, f"{len(train)} pairs of {spec.size} px from {spec.data}")))
+    adapter = new_adapter(work, base)  # what is not possible is refused before pairs are encoded
     cache = main_first(
         lambda: build(
             spec,
             train,
-            machine.base,
+            base,
             work.config.data.cache_dir or job.folder / "pairs",
             workers=work.config.data.workers,
-            with_targets=machine.method.needs_targets,
+            with_targets=method.needs_targets,
             message=lambda text: on_event(Message(text)),
         )
     )
-    trainer = Trainer(
-        machine.base, adapter, cache, machine.method, trainer_settings(work), machine.accelerator, job.folder
-    )
-    run = Run(work, machine.base, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
+    trainer = Trainer(base, adapter, cache, method, trainer_settings(work), accelerator, job.folder)
+    run = Run(work, base, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
     train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))
+
+
+def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
+    """Return the base's precision, and this process's accelerator. Raises UsageError."""
+    training = work.config.training
+    device = choose_device(training.device)
+    dtype = choose_dtype(training.precision, device)
+    return dtype, Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
 
 
 def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:

@@ -8,7 +8,7 @@ import numpy as np
 
 from codi_hub.evaluation.pairs import outputs
 from codi_hub.events import Event, OnEvent, TrainingStep
-from codi_hub.images.sheets import sheet
+from codi_hub.images.sheets import contact_sheet
 from codi_hub.training.finish import Run, generator, inference_copy
 
 SHOWN = 4  # pairs on a sample sheet
@@ -18,12 +18,12 @@ class Watcher:
     """Logs a run; in the main process only."""
 
     def __init__(self, run: Run, on_event: OnEvent) -> None:
-        self.run, self.on_event, self.board = run, on_event, None
-        self.main = run.trainer.accelerator.is_main_process
-        if self.main:
+        self.run, self.on_event = run, on_event
+        self.board: Any = None
+        if run.trainer.accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board: Any = SummaryWriter(str(run.work.job.folder / "tensorboard"))
+            self.board = SummaryWriter(str(run.work.job.folder / "tensorboard"))
 
     def on_step(self, event: Event) -> None:
         """Log the losses of a step and pass it on."""
@@ -47,7 +47,7 @@ class Watcher:
         generate = generator(run.base, inference_copy(run.base, run.trainer.ema))
         one, four = (outputs(run.work.task, pairs, generate, steps, 0)[0] for steps in (1, 4))
         rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
-        return sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
+        return contact_sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)
 
     def close(self) -> None:
         """Close the TensorBoard log."""

@@ -1,8 +1,8 @@
 """The autoencoder of nano: diffusers' AutoencoderTiny, f4, 12 latent channels; a linear encoder, a trained decoder.
 
-The encoder is not trained: its latents are the principal components of 4 x 4 pixels. The decoder begins as what shows
-every cell's mean colour, and learns the rest. From random weights both took 2,900 steps to reconstruct photographs at
-29.7 dB, with colours the last to come right; a decoder that begins so is better after some hundreds.
+The encoder is not trained: its latents are the principal components of 4 x 4 pixels. The decoder is initialised to
+output every cell's mean colour. From random weights, encoder and decoder took 2,900 steps to reconstruct photographs at
+29.7 dB, with wrong colours for most of them; a decoder with this initialisation is better after some hundreds.
 """
 
 from itertools import product
@@ -20,15 +20,15 @@ from recipes.nano.stage import train
 CROP = 64
 BATCH = 16
 CELL = 4  # px a side
-WIDTH = 3 * CELL**2  # channels of every layer: the encoder gathers a cell's pixels in them
+WIDTH = 3 * CELL**2  # channels of every layer: the encoder collects a cell's pixels in them
 LATENTS = 12
-LARGEST = 0.5  # deviation of the first component; the decoder clamps softly, and bends what is beyond 1 or 2
-SAMPLES = 300  # pictures of each pool that the components are those of
-LATENT_NOISE = 0.007  # the decoder must bear the error of a few-step prediction, not only the encoder's exact latents
+LARGEST = 0.5  # deviation of the first component; the decoder clamps softly, and distorts values beyond 1 or 2
+SAMPLES = 300  # images of each pool that the components are computed from
+LATENT_NOISE = 0.007  # so that the decoder tolerates the error of few-step predictions
 
 
 def build(mean: Tensor, basis: Tensor) -> AutoencoderTiny:
-    """An autoencoder that begins as a linear encoder and cells of one colour; the encoder stays so.
+    """Return an autoencoder with a frozen linear encoder and a decoder that outputs cells of one colour.
 
     Args:
         mean: (WIDTH,) of cells in [0, 1], see `cells`.
@@ -38,28 +38,28 @@ def build(mean: Tensor, basis: Tensor) -> AutoencoderTiny:
         encoder_block_out_channels=(WIDTH,) * 3,
         decoder_block_out_channels=(WIDTH,) * 3,
         num_encoder_blocks=(0, 0, 0),
-        num_decoder_blocks=(4, 2, 1),  # most at low resolution: a convolution at full size costs 16 of those
+        num_decoder_blocks=(4, 2, 1),  # most at low resolution: a convolution at full size costs 16 times as much
         latent_channels=len(basis),
         scaling_factor=1.0,
     )
     with torch.no_grad():
-        _begin_encoder(model.encoder, mean, basis)
-        _begin_decoder(model.decoder, mean, basis)
+        _init_encoder(model.encoder, mean, basis)
+        _init_decoder(model.decoder, mean, basis)
     model.encoder.requires_grad_(False)
     return model
 
 
 def cells(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 in [0, 1], a row for every cell: colour by colour, its pixels row by row."""
+    """Return the cells of uint8 images (N, H, W, 3), float32 in [0, 1] (cells, WIDTH): by colour, then row by row."""
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     return F.unfold(pixels, CELL, stride=CELL).transpose(1, 2).reshape(-1, WIDTH)
 
 
 def components(pools: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Mean and principal components of the cells of some pictures, see `build`.
+    """Return mean and principal components of the cells of some images, see `build`.
 
-    A component's latent deviates by the root of what it deviates by itself: between pixels' own weights, where fine
-    detail would count for next to nothing, and latents that all weigh the same, where it would count for most.
+    A latent's deviation is the square root of its component's: between unscaled components, where fine detail would
+    weigh next to nothing in the loss, and latents of equal deviation, where it would weigh most.
     """
     rows = torch.cat([cells(pool[:SAMPLES]) for pool in pools])
     mean = rows.mean(0)
@@ -68,8 +68,8 @@ def components(pools: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     return mean, directions[:LATENTS] * LARGEST / (deviations * deviations[0]).sqrt()[:, None]
 
 
-def _begin_encoder(encoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
-    """Pixels are gathered, two by two and again, and put on the basis: what every weight is stays exact."""
+def _init_encoder(encoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
+    """Set weights that collect pixels, two by two in each halving, and project them onto the basis."""
     stem, *halvings, last = (layer for layer in encoder.layers if isinstance(layer, nn.Conv2d))
     for layer in (stem, *halvings, last):
         nn.init.zeros_(layer.weight)
@@ -84,11 +84,11 @@ def _begin_encoder(encoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
     last.bias.copy_(-basis @ mean)
 
 
-def _begin_decoder(decoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
-    """The first three channels carry a cell's mean colour to the end, the next ones each latent and its negative."""
+def _init_decoder(decoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
+    """Set weights that pass a cell's mean colour through the first three channels, and each latent and its negative."""
     first, *doublings, last = (layer for layer in decoder.layers if isinstance(layer, nn.Conv2d))
     for layer in decoder.layers:
-        if isinstance(layer, AutoencoderTinyBlock):  # nothing but its shortcut
+        if isinstance(layer, AutoencoderTinyBlock):  # the block is its shortcut
             nn.init.zeros_(layer.conv[-1].weight)
             nn.init.zeros_(layer.conv[-1].bias)
     nn.init.zeros_(first.bias)
@@ -108,7 +108,7 @@ def _begin_decoder(decoder: nn.Module, mean: Tensor, basis: Tensor) -> None:
 
 
 def crops(pools: list[np.ndarray], number: int) -> torch.Tensor:
-    """A batch of random crops in [-1, 1], float32 (BATCH, 3, CROP, CROP), flipped and turned at random."""
+    """Return random crops in [-1, 1], float32 (BATCH, 3, CROP, CROP), randomly rotated and flipped."""
     rng = np.random.default_rng([77, number])
     batch = []
     for _ in range(BATCH):
@@ -118,7 +118,7 @@ def crops(pools: list[np.ndarray], number: int) -> torch.Tensor:
         piece = np.rot90(image[top : top + CROP, left : left + CROP], rng.integers(4))
         batch.append(piece[:, ::-1] if rng.random() < 0.5 else piece)
     array = np.stack(batch).astype(np.float32)
-    # every hue at every saturation
+    # random hues and saturations
     for k in np.flatnonzero(rng.random(BATCH) < 0.5):
         gray = array[k].mean(-1, keepdims=True)
         array[k] = np.clip(gray + rng.uniform(0.5, 3.0) * (array[k] - gray), 0, 255)[..., rng.permutation(3)]
@@ -126,9 +126,9 @@ def crops(pools: list[np.ndarray], number: int) -> torch.Tensor:
 
 
 def reconstruction(output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Distances on pixels, on their differences, and on the mean colour of each latent cell.
+    """Return distances of pixels, of their differences, and of the mean colour of each latent cell.
 
-    The differences keep edges, which GMSD sees and plain L1 lets blur.
+    The distance of differences keeps edges sharp, which L1 alone blurs.
     """
     across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
     down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()
@@ -137,7 +137,7 @@ def reconstruction(output: torch.Tensor, target: torch.Tensor) -> dict[str, torc
 
 
 def run(workspace: Path, pools: list[np.ndarray], minutes: float, device: str = "cpu") -> Path:
-    """Trains within the budget and writes `workspace/base/vae`, scaled so that latents have unit deviation."""
+    """Train within the budget and write `workspace/base/vae`, scaled so that latents have unit deviation."""
     torch.manual_seed(0)
     model = build(*components(pools)).to(device, memory_format=torch.channels_last)
 

@@ -14,25 +14,25 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
 from codi_hub.diffusion.schedule import Schedule
-from codi_hub.training.kernels import attention, quicken
+from recipes.nano.kernels import attention, replace_group_norms
 from recipes.nano.stage import train
 
 BATCH = 16
-CROP = 24  # latent cells; crops of three quarters of a picture train faster and cut nothing that a caption needs
-WHOLE = 0.5  # share of the steps that see whole scenes with captions
-DROP_CAPTION = 0.15  # so that the empty prompt, which superres uses, is known too
+CROP = 24  # latent cells; crops of three quarters of an image train faster
+WHOLE = 0.5  # share of the steps on whole scenes with captions
+DROP_CAPTION = 0.15  # so that the empty prompt, which superres uses, is trained too
 TOKENS = 32
 
 
 def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose vocabulary is the words of the captions, and letters for all others."""
+    """Return a CLIP tokenizer whose vocabulary is the words of the captions, and letters for all others."""
     words = sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
     letters = [chr(code) for code in range(33, 127)]
     pieces = letters + [letter + "</w>" for letter in letters]
     merges: dict[tuple[str, str], int] = {}
     for word in words:
         parts = _merged([*word[:-1], word[-1] + "</w>"], merges)
-        while len(parts) > 1:  # new pairs come last, so that they change nothing for the words before
+        while len(parts) > 1:  # new pairs come last, so that earlier words keep their tokens
             merges[parts[0], parts[1]] = len(merges)
             pieces.append(parts[0] + parts[1])
             parts = _merged(parts, merges)
@@ -42,16 +42,16 @@ def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(f"{left} {right}" for left, right in merges) + "\n"
     )
-    made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
-    made.save_pretrained(folder)
-    return made
+    words_tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    words_tokenizer.save_pretrained(folder)
+    return words_tokenizer
 
 
 def _merged(parts: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
-    """What byte-pair encoding makes of a word: of its pairs the first among the merges is joined, again and again."""
+    """Return the byte-pair encoding of a word: the pair that is first among the merges is joined, repeatedly."""
     while pairs := [pair for pair in pairwise(parts) if pair in merges]:
         pair, joined = min(pairs, key=merges.__getitem__), list[str]()
-        for part in parts:  # every place where the pair stands, from the left
+        for part in parts:  # every occurrence of the pair, from the left
             if joined and (joined[-1], part) == pair:
                 joined[-1] += part
             else:
@@ -61,7 +61,7 @@ def _merged(parts: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule, rescaled to zero terminal SNR so that the first step starts from pure noise."""
+    """Return Stable Diffusion's schedule, rescaled to zero terminal SNR so that sampling starts from pure noise."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -75,7 +75,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class TextToLatent(nn.Module):
-    """U-Net and text encoder, trained together."""
+    """U-Net and text encoder, trained jointly."""
 
     def __init__(self, vocabulary: int, end: int, channels: int):
         super().__init__()
@@ -92,11 +92,11 @@ class TextToLatent(nn.Module):
                 pad_token_id=end,
             )
         )
-        # as long as what attention adds: with CLIP's deviation of 0.02 the texts came to say "scene" or "no scene",
-        # and in bfloat16 "a red box" and "a green box" were the same
+        # unit deviation, as large as what attention adds: with CLIP's 0.02, embeddings of captions that differ in a
+        # colour were equal in bfloat16
         nn.init.normal_(self.text.get_input_embeddings().weight)
-        # no self-attention: a network that has only seen 128 px keeps its statistics on photographs of any size.
-        # of four shapes trained for equal time this one learnt most, and runs 1.3 times as fast as (64, 128, 192)
+        # no self-attention: a network trained on 128 px then keeps its statistics on images of any size. Of four shapes
+        # trained for equal time this one had the lowest loss, and it is 1.3 times as fast as (64, 128, 192)
         self.unet = UNet2DConditionModel(
             sample_size=32,
             in_channels=channels,
@@ -109,34 +109,35 @@ class TextToLatent(nn.Module):
             norm_num_groups=8,
             attention_head_dim=4,
             cross_attention_dim=128,
-            # the caption as a whole beside the time: what is said of all of a picture is learnt much sooner so
+            # the caption as a whole beside the time: properties of the whole image are then learned much sooner
             addition_embed_type="text",
             addition_embed_type_num_heads=8,
             only_cross_attention=True,
             use_linear_projection=True,
         )
-        quicken(self.unet)
+        replace_group_norms(self.unet)
 
     def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """Return the prediction at z_t, (B, C, h, w)."""
         return self.unet(z_t, t, self.text(tokens)[0]).sample
 
 
 def instructions() -> list[str]:
-    """What instructions are made of: the base has never seen one, but must have a vector for each of their words."""
+    """Return the phrases of edit instructions: their words need tokens, although the base is not trained on them."""
     phrases = [*EDITS.values(), *TIME_EDITS.values()]
     return [phrase.replace("{}", "") for several in phrases for phrase in several]
 
 
 @torch.no_grad()
-def told_apart(text: CLIPTextModel, words: CLIPTokenizer) -> float:
-    """How far apart two captions are that differ in a colour, relative to their length."""
+def colour_distance(text: CLIPTextModel, words: CLIPTokenizer) -> float:
+    """Return the distance of the embeddings of two captions that differ in a colour, relative to their norm."""
     ids = words(["a red box", "a green box"], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     first, second = text(ids.to(text.device))[0].flatten(1)
     return float((first - second).norm() / first.norm())
 
 
 def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
-    """uint8 (N, H, W, 3) -> float16 latents (N, C, H/4, W/4) of unit deviation."""
+    """Encode uint8 images (N, H, W, 3) to float16 latents (N, C, H/4, W/4) of unit deviation."""
     rows = []
     for start in range(0, len(images), 32):
         pixels = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2)
@@ -147,9 +148,12 @@ def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
 
 
 def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Schedule, number: int) -> Tensor:
-    """E ||v - predict(z_t, t)||^2 on clean latents (B, C, h, w), in bfloat16 autocast; draws are seeded by `number`."""
+    """Return E ||v - predict(z_t, t)||^2 on clean latents (B, C, h, w), in bfloat16 autocast.
+
+    `number` seeds times and noise.
+    """
     generator = torch.Generator().manual_seed(number)
-    # stratified over the batch: the same spread of noise levels at every step
+    # stratified over the batch: the same distribution of noise levels at every step
     t = (torch.arange(len(x)) + torch.rand((), generator=generator)) / len(x) * len(schedule)
     t = t.long().clamp(max=len(schedule) - 1).to(x.device)
     eps = torch.randn(x.shape, generator=generator).to(x.device, memory_format=torch.channels_last)
@@ -167,7 +171,7 @@ def run(
     minutes: float,
     device: str = "cpu",
 ) -> Path:
-    """Trains within the budget and completes `workspace/base`, a diffusers pipeline folder."""
+    """Train within the budget and complete `workspace/base`, a diffusers pipeline folder."""
     folder = workspace / "base"
     words = tokenizer([*captions, *instructions()], folder / "tokenizer")
     vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device, memory_format=torch.channels_last)
@@ -202,8 +206,10 @@ def run(
         return {"scenes" if whole else "leaves": loss}
 
     model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=1.2e-3, ema_decay=0.998))
-    print(f"two captions that differ in a colour are {told_apart(model.text, words):.3f} apart", flush=True)
-    # the text encoder stays in 32 bit: transformers loads what is stored, diffusers float32, and the two must meet
+    print(
+        f"relative distance of captions that differ in a colour: {colour_distance(model.text, words):.3f}", flush=True
+    )
+    # the text encoder stays in 32 bit: transformers loads the stored dtype, diffusers float32, and the two must agree
     model.unet.half().save_pretrained(folder / "unet")
     model.text.float().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")

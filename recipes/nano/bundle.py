@@ -1,63 +1,64 @@
-"""Puts the finished models into `codi_hub/nano` with their cards and the manifest by which a registry finds them."""
+"""Copy the finished models into `codi_hub/nano`, with their cards and the manifest that a registry reads."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 import codi_hub
-from codi_hub.adapters.format import CARD as ADAPTER_CARD
-from codi_hub.adapters.format import RECORD, WEIGHTS
+from codi_hub.adapters.record import RECORD, read_record
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.registry import Registry
 
 BASE = "nano"
 ROOT = Path(codi_hub.__file__).parent / "nano"
-DONE = "done"  # in a run's folder: the reference of the version that it made
+DONE = "done"  # file in a run folder: the reference of the version that the run registered
 FEATURES = "features"
 MANIFEST = "manifest.json"
 LIMIT = 60_000_000  # bytes, all bundled files together
 CARD = """# nano: a small text-to-image latent diffusion model
 
 The frozen base that CoDi Hub bundles. A diffusers folder, loadable with `StableDiffusionPipeline.from_pretrained`.
-Everything in it was made from nothing by `python -m recipes.nano`; it has never seen a photograph.
+`python -m recipes.nano` trained all of it from random weights; no photograph was among the training data.
 
-| part | what | parameters | trained on | for |
+| part | network | parameters | training data | training |
 |-|-|-|-|-|
-| `vae` | AutoencoderTiny, f4, 12 channels: principal components | {vae:,} | {leaves} dead-leaves pictures \
+| `vae` | AutoencoderTiny, f4, 12 channels: principal components | {vae:,} | {leaves} dead-leaves images \
 and {scenes} scenes, 64 px crops | {vae_steps:,} steps, {vae_minutes:.0f} minutes |
 | `unet` | UNet2DConditionModel, v-prediction, zero terminal SNR, no self-attention | {unet:,} | latents of the same \
-pictures, 96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
+images, 96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
 | `text_encoder` | CLIPTextModel, 2 layers, vocabulary {words} | {text:,} | the scenes' captions, with the U-Net | |
 
-Hardware: {hardware}. Loss at the end: {losses}.
+Hardware: {hardware}. Final losses: {losses}.
 
-The autoencoder reconstructs photographs it was not trained on at {photographs}.
+PSNR of photographs, none of them training data, through the autoencoder: {photographs}.
 
-It knows spheres, boxes, cones and cylinders on a ground, under a sky or before a wall, and abstract shapes. It knows no
-animals, no people and no words but those of its captions. It is small on purpose: it shows the method on two CPU cores.
+The training images show spheres, boxes, cones and cylinders on a ground, under a sky or before a wall, and abstract
+shapes: no animals, no people, and no words but those of the captions. The model is small so that the method can be run
+on two CPU cores.
 {note}
 """
 
 
 def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
-    """Replaces the content of `codi_hub/nano`.
+    """Replace the content of `codi_hub/nano`.
 
     Args:
-        rounds: task -> how many its adapter went through. The last one's is taken, and not the one that scored best:
-            rounds on other sizes are scored on other pictures.
+        workspace: folder of the stages.
+        rounds: number of trainings of each task's adapter. The last version is bundled, not the best: rounds on other
+            sizes are scored on other images.
+        note: further text for the base's card.
 
     Raises:
         ValueError: the files would exceed the limit.
     """
     shutil.rmtree(ROOT, ignore_errors=True)
     shutil.copytree(workspace / "base", ROOT / "base")
-    _forget_where(ROOT / "base")
+    _remove_paths(ROOT / "base")
     base = FrozenBase.load(str(ROOT / "base"))
     (ROOT / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
@@ -82,6 +83,7 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
                     "version": 1,
                     "path": task,
                     "kind": row.kind,
+                    "method": read_record(folder / RECORD).method,
                     "steps": row.steps,
                     "parameters": row.parameters,
                     "metrics": row.metrics,
@@ -100,34 +102,12 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
 
 
 def run_folder(workspace: Path, task: str, number: int) -> Path:
-    """The folder of the distillation that is a task's pass of that number, from 1 up."""
+    """Return the run folder of a task's training by number, from 1."""
     return workspace / "runs" / (task if number == 1 else f"{task}-{number}")
 
 
-def mean(workspace: Path, task: str, refs: Sequence[str]) -> str:
-    """Registers the mean of the weights of versions that went on one from another, and gives back its name.
-
-    It is nearer to what they look for than each of them (Wortsman et al., "Model soups", ICML 2022). Its card is still
-    the last one's, and is another when it is distilled on.
-    """
-    folder = run_folder(workspace, f"mean-{task}", 1) / "adapter"
-    folder.mkdir(parents=True, exist_ok=True)
-    with Registry.open(workspace / "home") as registry:
-        rows = [registry.adapters.resolve(ref, base=BASE) for ref in refs]
-        weights = [load_file(registry.adapters.file(row, WEIGHTS)) for row in rows]
-        tensors = {name: torch.stack([one[name].float() for one in weights]).mean(0).half() for name in weights[0]}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        last = rows[-1]
-        for name in (RECORD, ADAPTER_CARD):
-            shutil.copyfile(registry.adapters.file(last, name), folder / name)
-        row, _ = registry.adapters.add(
-            folder, task=task, base=BASE, kind=last.kind, steps=last.steps, parameters=last.parameters, metrics={}
-        )
-    return row.ref
-
-
 def add_features(workspace: Path) -> None:
-    """Puts the feature network of the evaluation into `codi_hub/nano`, in place of the one there, if any."""
+    """Copy the feature network of the evaluation into `codi_hub/nano`, replacing the one there, if any."""
     shutil.rmtree(ROOT / FEATURES, ignore_errors=True)
     shutil.copytree(workspace / FEATURES, ROOT / FEATURES)
     manifest = json.loads((ROOT / MANIFEST).read_text())
@@ -136,7 +116,7 @@ def add_features(workspace: Path) -> None:
 
 
 def hash_again() -> None:
-    """Brings the manifest up to date with cards that were changed."""
+    """Update the hashes and sizes of the manifest after files were changed."""
     manifest = json.loads((ROOT / MANIFEST).read_text())
     manifest["base"]["files"] = _hashes(ROOT / manifest["base"]["path"])
     for adapter in manifest["adapters"]:
@@ -148,20 +128,21 @@ def _write(manifest: dict[str, Any]) -> None:
     (ROOT / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _forget_where(folder: Path) -> None:
-    """Takes out of every config.json the path that the part was once loaded from."""
+def _remove_paths(folder: Path) -> None:
+    """Remove from every config.json the path that the part was loaded from."""
     for path in folder.rglob("config.json"):
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _sizes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Hashes with sizes."""
+    """Return the hash and size of every file by its name."""
     return {
         name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in _hashes(folder).items()
     }
@@ -194,11 +175,11 @@ PARTS = {"vae": "vae", "unet": "unet", "text": "text_encoder"}
 
 
 def _count(workspace: Path, kind: str) -> int:
-    return sum(int(path.stem.split("-")[2]) for path in (workspace / "pictures").glob(f"{kind}-*.npy"))
+    return sum(int(path.stem.split("-")[2]) for path in (workspace / "images").glob(f"{kind}-*.npy"))
 
 
 def _reconstruction(base: FrozenBase) -> str:
-    """PSNR of every test photograph through the autoencoder."""
+    """Return the PSNR of every test photograph through the autoencoder, as text."""
     from codi_hub.data.photographs import photographs
     from codi_hub.evaluation.run import round_trip
     from codi_hub.images.metrics import psnr

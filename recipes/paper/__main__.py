@@ -1,6 +1,6 @@
-"""The paper's tables on the bundled base: `python -m recipes.paper [TABLE ...]`. Goes on where it was interrupted.
+"""Reproduce the paper's tables on the bundled base: `python -m recipes.paper [TABLE ...]`. Resumes when interrupted.
 
-Several can run side by side, each with tables or seeds of its own.
+Several processes can run at a time, each with its own tables or seeds.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from recipes.paper.train import Bench, all_costs
 
 
 def say(text: str) -> None:
-    """A line at once."""
+    """Print a line without buffering."""
     print(text, flush=True)
 
 
 def about(base: FrozenBase, features: str) -> dict[str, str]:
-    """What all figures depend on: every weight and every word of the base, and the feature network."""
+    """Return what all figures depend on: the hash of the base's weights and vocabulary, and the feature network."""
     digest = hashlib.sha256(json.dumps(base.tokenizer.get_vocab(), sort_keys=True).encode())
     for value in base.state_dict().values():
         digest.update(value.detach().float().cpu().numpy().tobytes())
@@ -32,18 +32,19 @@ def about(base: FrozenBase, features: str) -> dict[str, str]:
 
 
 def main() -> None:
+    """Fill the results and write the page."""
     parser = argparse.ArgumentParser(prog="python -m recipes.paper", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
-    parser.add_argument("--steps", type=int, help="of PE-CoDi, whose time all get (default: the results', or 400)")
+    parser.add_argument("--steps", type=int, help="of PE-CoDi; all rows get their time (default: the results', or 400)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--workspace", type=Path, default=Path("build/paper"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/paper.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/RESULTS.md"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only-report", action="store_true", help="write the page from what was measured")
+    parser.add_argument("--only-report", action="store_true", help="write the page from the results")
     arguments = parser.parse_args()
     if unknown := set(arguments.tables) - set(TABLES):
-        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+        parser.error(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(TABLES)}")
     results = Results.read(arguments.results)
     steps = arguments.steps or results.about.get("steps", 400)
     if results.about.get("steps", steps) != steps:
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Namespace) -> None:
-    """Trains and measures what is missing: all rows with the first seed, then all with the next."""
+    """Train and evaluate what is missing: all rows with the first seed, then all with the next."""
     features = load_features(None, choose_device(arguments.device))
     if features is None:
         raise SystemExit("The feature network is not bundled: python -m recipes.nano features bundle")
@@ -63,10 +64,10 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
     base = bundled_base(bench.hub, arguments.device)
     now = {**about(base, features.name), "steps": steps}
     if results.about and results.about != now:
-        say(f"Measured before with {results.about}, now {now}: all of it is done again")
+        say(f"The results are of {results.about}, not {now}: all rows are trained again")
         results.clear()
     results.put("about", now)
-    say("Timing training steps side by side, where that is not done")
+    say("Timing training steps, where that is missing")
     all_costs(base, results, arguments.workspace)
     for task in dict.fromkeys(row.task for table in tables for row in TABLES[table]):
         bench.refer(task, base)
@@ -77,9 +78,9 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
 
 
 def bundled_base(hub: Hub, device: str) -> FrozenBase:
-    """The workspace's base, in the precision that `codi distill` chooses."""
+    """Return the workspace's base, in the precision that `codi distill` chooses."""
     where = choose_device(device)
-    return FrozenBase.load(hub.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
+    return FrozenBase.load(hub.catalog.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the rows are measured on, and the figures."""
+"""The held-out pairs of each task, and the figures of a row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub import tasks
+from codi_hub import seeds, tasks
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.sources import open_source
+from codi_hub.evaluation.context import Generate
 from codi_hub.evaluation.distances import compare
-from codi_hub.evaluation.edit import Judge, held_out_edits
 from codi_hub.evaluation.features import Features
-from codi_hub.evaluation.measured import Generate
 from codi_hub.evaluation.pairs import measure, outputs
-from codi_hub.evaluation.run import HELD_OUT_SEED, round_trip
+from codi_hub.evaluation.run import round_trip
 from codi_hub.images.filters import to_uint8
 from codi_hub.tasks.base import Pair, Task
+from codi_hub.tasks.edit import Judge, held_out_edits
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
-TOGETHER = 64  # pictures at a time
+TOGETHER = 64  # images per batch
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A task's pairs that nothing is trained on; of edits, what tells whether one was carried out."""
+    """A task's held-out pairs; for edits also what decides whether an instruction was followed."""
 
     task: Task
     pairs: list[Pair]
@@ -32,7 +32,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, name: str) -> "HeldOut":
-        """The pairs of a built-in task."""
+        """Return the pairs of a built-in task."""
         task = tasks.load(name, AS_MADE.get(name, {}))
         judges: list[Judge] = []
         if name == "edit":
@@ -40,30 +40,30 @@ class HeldOut:
             examples: Any = [judge.edit.example for judge in judges]
         else:
             examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=HELD_OUT_SEED)
-        made = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
-        return cls(task, made, judges)
+        pairs = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
+        return cls(task, pairs, judges)
 
     def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
-        """(pictures uint8 HWC, seconds per picture). Picture k begins with the same noise in every row."""
+        """Return images, uint8 (H, W, 3), and seconds per image. Image k starts from the same noise in every row."""
         return outputs(self.task, self.pairs, generate, steps, 0, together=TOGETHER)
 
-    def figures(self, pictures: Sequence[np.ndarray], features: Features) -> dict[str, float]:
-        """Means over the pictures, and their Frechet distance from the true ones."""
-        found = measure(self.task, self.pairs, pictures)
-        distances = compare(features, {"": pictures}, [pair.target for pair in self.pairs])[""]
+    def figures(self, images: Sequence[np.ndarray], features: Features) -> dict[str, float]:
+        """Return means over the images, and their Frechet distance from the ground truth."""
+        found = measure(self.task, self.pairs, images)
+        distances = compare(features, {"": images}, [pair.target for pair in self.pairs])[""]
         found |= {"frechet": distances.frechet, "perceptual": float(np.mean(distances.perceptual))}
         if self.judges:
-            pairs = list(zip(self.judges, pictures, strict=True))
-            found["followed"] = float(np.mean([judge.followed(picture) for judge, picture in pairs]))
-            kept = [judge.kept(picture) for judge, picture in pairs]
+            pairs = list(zip(self.judges, images, strict=True))
+            found["followed"] = float(np.mean([judge.followed(image) for judge, image in pairs]))
+            kept = [judge.kept(image) for judge, image in pairs]
             found["kept"] = float(np.mean([share for share in kept if share is not None]))
         return {name: value for name, value in found.items() if value is not None}
 
     def references(self, base: FrozenBase) -> dict[str, list[np.ndarray]]:
-        """What costs no adapter: the condition as it is, where it is a picture, and the target through the latents."""
-        made = {}
-        if self.pairs[0].condition.shape[2] >= 3:  # of inpainting, the hole filled smoothly
-            made["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
+        """Return baselines: the condition, where it is an image, and the target through the autoencoder."""
+        images = {}
+        if self.pairs[0].condition.shape[2] >= 3:  # for inpainting, with the hole filled smoothly
+            images["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
         targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
-        made["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
-        return made
+        images["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
+        return images

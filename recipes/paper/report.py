@@ -1,4 +1,4 @@
-"""Writes docs/RESULTS.md: tables, plots, and for each claim whether it holds here."""
+"""Write docs/RESULTS.md: tables, plots, and for each claim whether it holds."""
 
 import json
 from collections.abc import Iterable
@@ -7,15 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from codi_hub import tasks
+from codi_hub.data.sources import MAX_HELD_OUT
+from codi_hub.evaluation import metrics
 from codi_hub.evaluation.plot import plot_quality
-from codi_hub.evaluation.table import COLUMNS, Table, cell, legend
-from codi_hub.training.latents import HELD_OUT
+from codi_hub.evaluation.table import Table, legend
 from recipes import goals
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import CLAIMS, COMMON, MEASURED, PAIRS, SIZE, TABLES, Claim, Row, Verdict
 from recipes.paper.train import made_with
 
-FIGURES = {  # what a table shows, beside the training steps
+FIGURES = {  # columns of each table after the training steps
     "superres": ("frechet", "perceptual", "psnr", "gmsd"),
     "inpaint": ("frechet", "perceptual", "psnr", "gmsd"),
     "depth": ("frechet", "perceptual", "adherence", "shuffled"),
@@ -29,41 +31,42 @@ TITLES = {
     "edit": "Editing by instruction",
     "ablation": "Ablations of PE-CoDi, on super-resolution",
 }
+COLUMNS = metrics.columns() | tasks.columns()
+TEXT = Table([], [], COLUMNS)
 ENOUGH = 3  # seeds before anything is said to hold
 HEAD = """# The paper's tables, at this project's scale
 
 Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image Generation* (CVPR 2024), was
-measured on a Stable Diffusion sized model and photographs. Here are its comparisons on `nano`, as it was bundled when
-they were made (its hash is below), and on pictures that this project makes: every row trained from the same start, on
-the same data, **for the same time**. This page, but for the section on what is bundled now, is written by
+evaluated on a model of Stable Diffusion's size and photographs. This page repeats its comparisons on `nano` (of the
+hash below, not the present one) and on rendered images: every row is trained from the same start, on the same data,
+**for the same time**. This page, except the section on the bundled models, is written by
 
     python -m recipes.paper --steps {steps}
 
-from [`results/paper.json`](results/paper.json), which the same command fills, going on where it was interrupted;
+from [`results/paper.json`](results/paper.json), which the same command fills, resuming when interrupted;
 `python -m recipes.paper TABLE` does one table ({tables}).
 
-What is the same for all rows: {pairs:,} pairs of {size} px to train on, other ones for each seed; batch {batch},
-learning rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others,
-and the number of steps follows from that). What consists of a teacher and a student shares that time between the two,
-half and half. {measured} pictures that nothing was trained on, the same for all rows and with the same noise; pictures
-as the networks made them, without what `codi run` does to them afterwards (but for inpainting: outside its hole a
-picture is the input, and the hole joins it). Figures are means over the
-seeds, with the lowest and the highest in brackets; nothing is said to hold with fewer than {enough} seeds.
+The same for all rows: {pairs:,} training pairs of {size} px, others for each seed; batch {batch}, learning rate
+{lr:g}; the training time of {steps} steps of PE-CoDi (training steps of all rows were timed in turn, and the number of
+steps follows). A teacher and its student share that time half and half. Evaluation is on {measured} held-out images,
+the same for all rows and from the same noise, without the postprocessing of `codi run` (except inpainting, which keeps
+the image outside the hole and blends the border). Values are means over the seeds, with minimum and maximum in
+brackets; a verdict needs {enough} seeds.
 
-Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
-nothing to do with the models measured. They are **no FID and no LPIPS**, and the paper's figures cannot be compared
-with them; ratios and orders can. The adapters bundled then stand above the rows to show what longer training of PE-CoDi
-changes: they had half an hour and more of the same two CPU cores, and the rows a few minutes.
+Frechet and perceptual distance are computed in the feature network that `recipes/nano/features.py` trains, which shares
+nothing with the models measured. They are **not FID and not LPIPS**, and cannot be compared with the paper's values;
+ratios and orders can. The adapters bundled at that time are listed above the rows, to show the effect of longer
+training of PE-CoDi: half an hour and more on the same two CPU cores, where the rows have a few minutes.
 
 {about}
 """
 
 
 def verdict(claim: Claim, results: Results) -> tuple[Verdict, str]:
-    """Whether the claim holds beyond the spread of the seeds, and the ratio of means as text.
+    """Return whether the claim holds beyond the spread of the seeds, and the ratio of means as text.
 
-    It holds if even the worst seed of the left meets it against the best of the right, does not if even the best of the
-    left fails against the worst of the right, and cannot be told in between or with fewer than `ENOUGH` seeds a side.
+    It holds if the worst seed of the left meets it against the best of the right; it does not if the best of the left
+    fails against the worst of the right; in between, or with fewer than `ENOUGH` seeds a side, it cannot be told.
     """
     left, right = (
         [row[claim.figure] for row in results.seeds(claim.task, key, at)] for key, at in (claim.left, claim.right)
@@ -83,7 +86,7 @@ def verdict(claim: Claim, results: Results) -> tuple[Verdict, str]:
 
 
 def claims(results: Results) -> str:
-    """The claims as a Markdown table, its own aims after the paper's findings."""
+    """Return the claims as a Markdown table, the project's goals after the paper's findings."""
     lines = ["| claim | figure | ratio | needed | here |", "|-|-|-:|-:|-|"]
     for claim in sorted(CLAIMS, key=lambda claim: claim.goal):
         found, ratio = verdict(claim, results)
@@ -94,15 +97,15 @@ def claims(results: Results) -> str:
 
 
 def spread(column: str, values: list[float]) -> str:
-    """Mean and range, "0.123 (0.120-0.127)"; one value stands alone."""
+    """Return mean and range as "0.123 (0.120-0.127)", or a single value."""
     if not values:
         return "-"
-    mean = cell(column, fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({cell(column, min(values))}-{cell(column, max(values))})"
+    mean = TEXT.cell(column, fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({TEXT.cell(column, min(values))}-{TEXT.cell(column, max(values))})"
 
 
 def table(name: str, results: Results) -> str:
-    """One table in Markdown: references, then each row at each way of sampling."""
+    """Return a table in Markdown: references, then each row at each way of sampling."""
     columns = FIGURES[name]
     lines = [
         "| method | sampled | training steps | seeds | "
@@ -111,7 +114,7 @@ def table(name: str, results: Results) -> str:
         "|-|-|-:|-:|" + "-:|" * len(columns),
     ]
     for reference, figures in results.references.get(_task(name), {}).items():
-        cells = [cell(column, figures.get(column)) for column in columns]
+        cells = [TEXT.cell(column, figures.get(column)) for column in columns]
         lines.append(f"| {reference} | | | | {' | '.join(cells)} |")
     for row in shown(name):
         for at in row.at:
@@ -124,7 +127,7 @@ def table(name: str, results: Results) -> str:
 
 
 def shown(name: str) -> tuple[Row, ...]:
-    """The rows of a table; ablations stand below what they are compared with."""
+    """Return the rows of a table; ablations come after the row they are compared with."""
     return (TABLES["superres"][0], *TABLES[name]) if name == "ablation" else TABLES[name]
 
 
@@ -133,14 +136,14 @@ def _task(name: str) -> str:
 
 
 def _steps(row: Row, results: Results) -> str:
-    """Training steps, and those of the teacher before."""
+    """Return the training steps, after those of the teacher."""
     kept = next(made["made_with"] for name, made in results.rows.items() if name.startswith(f"{row.task}/{row.key}/"))
     teacher = f"{kept['from']['train_steps']} + " if "from" in kept else ""
     return f"{teacher}{kept['train_steps']}"
 
 
 def plot(name: str, results: Results, path: Path) -> None:
-    """Quality against steps: means over the seeds of what is sampled by DDIM."""
+    """Plot quality against steps: means over the seeds, sampled by DDIM."""
     columns = list(FIGURES[name])
     rows: list[dict[str, Any]] = [
         {"name": reference, "method": reference, "steps": None, **{c: figures.get(c) for c in columns}}
@@ -152,11 +155,11 @@ def plot(name: str, results: Results, path: Path) -> None:
             if found and at[1] == "ddim":
                 means = {c: fmean(seed[c] for seed in found) if c in found[0] else None for c in columns}
                 rows.append({"name": f"{row.name}, {at_key(at)}", "method": row.name, "steps": at[0], **means})
-    plot_quality(Table(columns, rows), TITLES[name], path)
+    plot_quality(Table(columns, rows, COLUMNS), TITLES[name], path)
 
 
 def write(results: Results, path: Path) -> None:
-    """The page, and its plots beside the results. Rows that were made otherwise than they would be now are left out."""
+    """Write the page, and plots beside the results. Rows trained with other settings than today's are left out."""
     rows = {name: row for name, row in results.rows.items() if row["made_with"] == _made_now(name, results)}
     results = replace(results, rows=rows)
     steps = results.about["steps"]
@@ -168,7 +171,7 @@ def write(results: Results, path: Path) -> None:
         HEAD.format(
             steps=steps,
             tables=names,
-            pairs=PAIRS - HELD_OUT,
+            pairs=PAIRS - MAX_HELD_OUT,
             size=SIZE,
             measured=MEASURED,
             enough=ENOUGH,
@@ -186,7 +189,7 @@ def write(results: Results, path: Path) -> None:
             image = results.path.parent / f"{name}.png"
             plot(name, results, image)
             parts.append(f"![{TITLES[name]}: quality against steps]({image.relative_to(path.parent).as_posix()})\n")
-    parts += ["## The figures\n", *_listed(legend(_columns()))]
+    parts += ["## The figures\n", *_listed(legend({name: COLUMNS[name] for name in _columns()}))]
     page, figures = "\n".join(parts) + "\n", results.path.parent / goals.FIGURES.name
     path.write_text(goals.insert(page, goals.section(json.loads(figures.read_text()))) if figures.exists() else page)
 

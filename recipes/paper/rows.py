@@ -1,16 +1,16 @@
-"""The rows of the paper's tables at this project's scale, and the claims that they decide."""
+"""The rows of the paper's tables at this project's scale, and the claims that they test."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 At = tuple[int, str]
-"""How an adapter samples: steps, and the sampler's name."""
+"""How an adapter samples: steps and sampler."""
 
-SIZE = 64  # px a side of all pictures
-PAIRS = 3000  # to train on, other ones for each seed
-MEASURED = 256  # pictures that nothing was trained on, the same for all rows
+SIZE = 64  # side of all images in px
+PAIRS = 3000  # training pairs, others for each seed
+MEASURED = 256  # held-out images, the same for all rows
 COMMON: dict[str, Any] = {"size": SIZE, "count": PAIRS, "batch": 16, "lr": 6e-4, "sample_every": 0}
-FEW: dict[str, Any] = {"grid": 4}  # the four times that 1, 2 and 4 steps use get all of a short training
+FEW: dict[str, Any] = {"grid": 4}  # the times of 1, 2 and 4 sampling steps, and no others, in a short training
 DATA = {
     "superres": "leaves+scenes",
     "inpaint": "leaves+scenes",
@@ -18,9 +18,9 @@ DATA = {
     "edit": "edits",
 }
 WORK = ("method", "kind", "guidance", "consistency", "rollout")  # options that a training step's time depends on
-# as the network made it: what `codi run` does to a picture afterwards would hide differences between methods
+# without the postprocessing of `codi run`, which would hide differences between methods
 AS_MADE: dict[str, dict[str, Any]] = {
-    "superres": {"strength": 1.0, "correct": False, "sharpen": 0.0},
+    "superres": {"detail": 1.0, "correct": False, "sharpen": 0.0},
     "edit": {"keep": 0.0},
 }
 
@@ -31,11 +31,11 @@ class Row:
 
     Attributes:
         key: its name in files, together with the task's.
-        name: as tables show it.
-        told: options of `codi distill`, beside `COMMON`.
-        at: the ways its adapter is measured; none for what only teaches.
-        share: of the training time of the table.
-        teacher: key of the row that it goes on from.
+        name: its name in tables.
+        told: options of the distillation, in addition to `COMMON`.
+        at: the ways its adapter is sampled; none for a teacher.
+        share: its share of the table's training time.
+        teacher: key of the row it is distilled from.
     """
 
     task: str
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def work(self) -> str:
-        """What a training step computes, and so what it costs; rows that only differ in numbers share it."""
+        """Return what the cost of a training step depends on; rows that differ only in numbers share it."""
         told = {name: self.told[name] for name in WORK if name in self.told}
         return ", ".join(f"{name}={value}" for name, value in told.items())
 
@@ -66,7 +66,7 @@ def _ablation(key: str, name: str, **told: Any) -> Row:
 
 
 def _light(task: str) -> tuple[Row, ...]:
-    """PE-CoDi with the kinds that are light to keep or to run; its own row is of kind `control`, as published."""
+    """Return PE-CoDi with smaller or faster kinds; the published row is of kind `control`."""
     return tuple(Row(task, kind, f"PE-CoDi, kind {kind}", {**PE, "kind": kind}) for kind in ("static", "lora"))
 
 
@@ -101,14 +101,14 @@ TABLES: dict[str, tuple[Row, ...]] = {
         _ablation("no-consistency", "without noise consistency", consistency=False),
         _ablation("no-pf-ode", "without the PF-ODE step (z_s from x)", ode="none"),
         _ablation("true-noise", "the true noise in the PF-ODE step", ode="noise"),
-        _ablation("mixed-t", "a time per sample", shared_t=False),
-        _ablation("random", "encoder initialised at random", init="random"),
+        _ablation("mixed-t", "one time per sample", shared_t=False),
+        _ablation("random", "random initialisation of the encoder", init="random"),
         _ablation("gate", "fusion by a gate (mu)", fusion="gate"),
         _ablation("no-guidance", "without guidance", guidance="off"),
         _ablation("roundtrip", "guidance by E(D(x_hat))", guidance="roundtrip"),
         _ablation("pixel", "guidance by pixels", guidance="pixel"),
-        _ablation("plain-weight", "consistency's weight not capped", consistency_cap=False),
-        _ablation("rollout", "half of the steps from the sampler's states", rollout=0.5),
+        _ablation("plain-weight", "consistency weight without a cap", consistency_cap=False),
+        _ablation("rollout", "half of the steps from sampler states", rollout=0.5),
     ),
 }
 
@@ -120,9 +120,9 @@ class Claim:
     """`left` is at most `limit` times `right` in a figure where less is better; at least, where more is.
 
     Attributes:
-        text: what is claimed. `goal`: it is this project's own aim, and not the paper's finding.
-        left, right: (row's key, how it samples).
-        least: what the right side has to reach for the ratio to say anything.
+        text: the claim. `goal`: a goal of this project, not a finding of the paper.
+        left, right: (key of the row, way of sampling).
+        least: value of the right side below which the ratio means nothing.
     """
 
     text: str
@@ -136,7 +136,7 @@ class Claim:
 
 
 def _beats(text: str, task: str, left: tuple[str, At], right: tuple[str, At], *, goal: bool = False) -> list[Claim]:
-    """Better on both distances."""
+    """Return claims that the left is better in both distances."""
     return [Claim(text, task, figure, left, right, goal=goal) for figure in ("frechet", "perceptual")]
 
 
@@ -145,7 +145,7 @@ def _matters(what: str, without: str) -> list[Claim]:
 
 
 def _loses_little(kind: str, task: str) -> list[Claim]:
-    """At most a twentieth of either distance, beside the kind `control`."""
+    """Return claims that a kind is at most 5 % worse than `control` in either distance."""
     claims = []
     for at, sampled in ((ONE_AND_FOUR[0], "1 step"), (FOUR, "4 steps")):
         text = f"{task}: kind {kind} at most 1.05 times kind control, both at {sampled}"
@@ -172,7 +172,7 @@ CLAIMS: tuple[Claim, ...] = (
     *_matters("Noise consistency helps", "no-consistency"),
     *_matters("The network's own PF-ODE step helps", "no-pf-ode"),
     *_matters("One time for the whole batch is better than one per sample", "mixed-t"),
-    *_matters("A pre-trained start of the encoder is better than a random one", "random"),
+    *_matters("Pre-trained initialisation of the encoder is better than random", "random"),
     *_matters("Fusion by zero_conv is better than by the gate mu", "gate"),
     *_matters("Guidance helps", "no-guidance"),
     *_matters("Guidance in latents is better than by E(D(x_hat))", "roundtrip"),

@@ -1,4 +1,4 @@
-"""Trains the rows, every one for the same time, and measures what came out."""
+"""Train the rows, each for the same time, and evaluate the adapters."""
 
 import hashlib
 import json
@@ -20,19 +20,20 @@ from codi_hub.config.options import TAUGHT, DistillOptions
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
+from codi_hub.operations.evaluate import generate_function
 from codi_hub.training.latents import PairsSpec, build, open_pairs
 from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row
 
-ROUNDS, IN_A_ROUND = 12, 3  # of timed steps; the first of each round is not counted
-REFERENCE = "superres", "pe-codi"  # the row whose steps all others get the time of
+ROUNDS, IN_A_ROUND = 12, 3  # timed steps; the first of each round is not counted
+REFERENCE = "superres", "pe-codi"  # the row whose training time all others get
 Say = Callable[[str], object]
 
 
 def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, float]:
-    """Seconds per training step of each kind of work, `Row.work` -> mean, the kinds taking turns."""
+    """Return the mean seconds per training step by `Row.work`, timed in turn."""
     trainers: dict[str, Trainer] = {}
     for row in rows:
         if row.work not in trainers:
@@ -48,10 +49,10 @@ def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, floa
 
 
 def all_costs(base: FrozenBase, results: Results, folder: Path) -> None:
-    """Times what was not timed yet, beside the reference, and puts it into the results at the reference's scale."""
+    """Time what was not timed yet, together with the reference, and store it at the reference's scale."""
     reference = by_key(*REFERENCE)
     with results.lock("timing"):
-        results.put("costs", {})  # what another process timed meanwhile
+        results.put("costs", {})  # read what another process timed
         missing = [row for rows in TABLES.values() for row in rows if row.work not in results.costs]
         if missing:
             now = costs(base, [reference, *missing], folder)
@@ -60,13 +61,13 @@ def all_costs(base: FrozenBase, results: Results, folder: Path) -> None:
 
 
 def train_steps(row: Row, results: Results) -> int:
-    """As many as fit into the row's share of the time that the reference's take."""
+    """Return the steps that fit into the row's share of the reference's training time."""
     ratio = results.costs[by_key(*REFERENCE).work] / results.costs[row.work]
     return max(1, round(row.share * results.about["steps"] * ratio))
 
 
 def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
-    """All that decides what a row's adapter is, beside what the results are about."""
+    """Return everything that a row's adapter depends on, in addition to `Results.about`."""
     told = {name: value for name, value in {**COMMON, **row.told}.items() if name != "sample_every"}
     made: dict[str, Any] = {"data": DATA[row.task], **told, "seed": seed, "train_steps": train_steps(row, results)}
     if row.teacher:
@@ -75,7 +76,7 @@ def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
 
 
 def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
-    """A trainer of the row on a few pairs, which is never saved."""
+    """Return a trainer of the row on a few pairs, for timing."""
     told = {**COMMON, **row.told} | ({"parent": "unused", "kind": "full"} if row.told["method"] in TAUGHT else {})
     options = DistillOptions(**told)
     spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
@@ -90,13 +91,13 @@ def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
 
 
 class Bench:
-    """One workspace: a home with the bundled base, the adapters distilled so far, and the pairs they share.
+    """A workspace: a home with the bundled base, the adapters trained so far, and their shared pairs.
 
     Args:
-        workspace: where all of that is: `home`, `pairs`, and `runs` while they last.
-        results: what was measured so far; grows.
-        features: the network of the distances.
-        say: told of every row as it is begun and done.
+        workspace: folder of `home`, `pairs` and, during training, `runs`.
+        results: the results so far; added to.
+        features: network of the distances.
+        say: called with a line when a row starts and ends.
         device: "cpu" or "cuda".
     """
 
@@ -107,18 +108,18 @@ class Bench:
         self._held_out: dict[str, HeldOut] = {}
 
     def held_out(self, task: str) -> HeldOut:
-        """The task's pairs to measure on, made once."""
+        """Return the task's held-out pairs, created once."""
         if task not in self._held_out:
             self._held_out[task] = HeldOut.of(task)
         return self._held_out[task]
 
     def refer(self, task: str, base: FrozenBase) -> None:
-        """Measures what stands beside the rows, where that is not done: what needs no adapter, and the bundled one."""
+        """Evaluate the baselines without an adapter and the bundled adapter, where that is missing."""
         kept = self.results.references.get(task, {})
         if not kept:
             made = self.held_out(task).references(base)
             kept = {name: self.held_out(task).figures(images, self.features) for name, images in made.items()}
-        there = self.hub.registry.adapters.list(task, self.hub.registry.bases.get().name)
+        there = self.hub.catalog.registry.adapters.list(task, self.hub.catalog.registry.bases.get().name)
         bundled = [row.ref for row in there if row.bundled]
         for ref, at in product(bundled, ONE_AND_FOUR):
             name = f"the bundled adapter, {at_key(at)}"
@@ -126,7 +127,7 @@ class Bench:
         self.results.put("references", {task: kept})
 
     def do(self, row: Row, seed: int) -> None:
-        """Trains the row with the seed unless that is done, then measures it where it was not."""
+        """Train the row with the seed and evaluate it, where that is missing."""
         name = f"{row.task}/{row.key}/{seed}"
         wanted = made_with(row, seed, self.results)
         kept = self.results.rows.get(name, {})
@@ -145,27 +146,27 @@ class Bench:
         self.say(f"{name}: {kept['figures']}")
 
     def teacher(self, row: Row, seed: int) -> str | None:
-        """Reference of the row's teacher of the same seed, trained if it is not there."""
+        """Return the reference of the row's teacher of the same seed, trained if it is missing."""
         if row.teacher is None:
             return None
         teacher = by_key(row.task, row.teacher)
         name = f"{row.task}/{row.teacher}/{seed}"
         self.do(teacher, seed)
-        if not self._is_there(self.results.rows[name]):  # measured in another workspace
+        if not self._is_there(self.results.rows[name]):  # trained in another workspace
             del self.results.rows[name]
             self.do(teacher, seed)
         return str(self.results.rows[name]["adapter"])
 
     def _is_there(self, kept: dict[str, Any]) -> bool:
-        """Whether this home has the adapter itself, and not another under its name."""
+        """Return whether this home has the adapter, not another one under its name."""
         try:
-            return self.hub.registry.adapters.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
+            return self.hub.catalog.registry.adapters.resolve(kept["adapter"], base=None).sha256 == kept["sha256"]
         except NotFound:
             return False
 
     def _distilled(self, row: Row, seed: int) -> dict[str, Any]:
         told = json.dumps([self.results.about, made_with(row, seed, self.results)], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # what was begun otherwise is not gone on with
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # a run with other options is not resumed
         folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}-{digest}"
         parent = self.teacher(row, seed)
         begun = (folder / "run.json").exists()
@@ -183,7 +184,7 @@ class Bench:
         self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
         made = self.hub.distill(row.task, options)
         shutil.rmtree(folder)
-        sha256 = self.hub.registry.adapters.resolve(made.adapter, base=None).sha256
+        sha256 = self.hub.catalog.registry.adapters.resolve(made.adapter, base=None).sha256
         seconds = round(made.seconds, 1)
         return {"adapter": made.adapter, "sha256": sha256, "seconds": seconds, "machine": machine(self.device)}
 
@@ -191,18 +192,18 @@ class Bench:
         steps, sampler = at
         base, adapter, _ = self.hub.use(ref, device=self.device)
         held_out = self.held_out(row.task)
-        pictures, seconds = held_out.sampled(self.hub.generator(base, adapter, sampler=sampler), steps)
-        found = held_out.figures(pictures, self.features) | {"seconds": seconds}
+        images, seconds = held_out.sampled(generate_function(base, adapter, sampler=sampler), steps)
+        found = held_out.figures(images, self.features) | {"seconds": seconds}
         return {name: float(f"{value:.5g}") for name, value in found.items()}
 
 
 def machine(device: str) -> str:
-    """Where a row was trained."""
+    """Return the hardware that a row is trained on."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()}, CPU threads: {torch.get_num_threads()}"
 
 
 def by_key(task: str, key: str) -> Row:
-    """The row of that name. Raises StopIteration."""
+    """Return the row of that name. Raises StopIteration."""
     return next(row for rows in TABLES.values() for row in rows if (row.task, row.key) == (task, key))

@@ -1,1 +1,1 @@
-"""Schema changes, one numbered step each, for Alembic."""
+"""Alembic migrations of the schema, one numbered file each."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates on the connection it is given, inside the transaction its caller has begun."""
+"""Alembic's entry point: migrate on the connection and inside the transaction of the caller."""
 
 from alembic import context
 

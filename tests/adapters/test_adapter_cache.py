@@ -35,11 +35,9 @@ def tiny(codi: Callable[..., Any], base: UNetBackbone, base_folder: Path, tmp_pa
     with Hub.open() as hub:
         for seed in (1, 2, 3):
             values = {"kind": "control", "steps": 1, "parameters": 1, "metrics": {}}
-            refs.append(
-                hub.registry.adapters.add(write(base, tmp_path, seed=seed), task="superres", base="tiny", **values)[
-                    0
-                ].ref
-            )
+            folder = write(base, tmp_path, seed=seed)
+            row, _ = hub.catalog.registry.adapters.add(folder, task="superres", base="tiny", **values)
+            refs.append(row.ref)
     return refs
 
 
@@ -54,7 +52,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_as_many_stay_loaded_as_the_memory_given_holds(tiny: list[str], loads: list[Path]) -> None:
     with Hub.open() as hub:
-        size = 2 * hub.registry.adapters.resolve(tiny[0]).bytes  # in float32, with what else the file holds
+        size = 2 * hub.catalog.registry.adapters.resolve(tiny[0]).bytes  # in float32, with what else the file holds
 
         def use(k: int, count: float) -> torch.nn.Module:
             return hub.use(tiny[k], device="cpu", dtype="fp32", adapter_memory=int(count * size))[1]
@@ -104,7 +102,7 @@ def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], res
     """150 swaps between three adapters, all of which fit, or two: 100 leaked ones would take 10 MB."""
     process = psutil.Process()
     with Hub.open() as hub:
-        row = hub.registry.adapters.resolve(tiny[0])
+        row = hub.catalog.registry.adapters.resolve(tiny[0])
         memory = 10**9 if resident else 4 * row.bytes
 
         def swaps(count: int) -> int:

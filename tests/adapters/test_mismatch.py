@@ -37,10 +37,10 @@ def add(base: UNetBackbone, folder: Path, change: Change, *, task: str = "depth"
     change(content)
     (folder / format.RECORD).write_text(json.dumps(content), "utf-8")
     with Hub.open() as hub:
-        row, _ = hub.registry.adapters.add(
+        row, _ = hub.catalog.registry.adapters.add(
             folder, task=task, base="tiny", kind="control", steps=1, parameters=1, metrics={}
         )
-        return str(hub.registry.adapters.file(row, format.WEIGHTS))
+        return str(hub.catalog.registry.adapters.file(row, format.WEIGHTS))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The frozen base: its split forward, its fingerprint, and what it refuses."""
+"""The `sd` family: its split forward pass, its fingerprint, and what it refuses."""
 
 import shutil
 from pathlib import Path
@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_base, scheduler_config, stir, unet, with_unet
+from tiny import autoencoder, save_base, scheduler_config, stir, unet, with_unet
 
 import codi_hub.backbones.unet
-from codi_hub.backbones.unet import Fingerprint, FrozenBase, fingerprint, sketch_distance
+from codi_hub import backbones
+from codi_hub.backbones.backbone import Residuals
+from codi_hub.backbones.fingerprint import Fingerprint, sketch_distance
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import InvalidInput, Mismatch, NotFound
 
 LIKE_NANO = {
@@ -27,35 +30,74 @@ LIKE_SD = {
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
 @pytest.mark.parametrize("changes", [{}, LIKE_NANO, LIKE_SD], ids=["default", "nano", "sd"])
-def test_split_forward_is_diffusers_own_bit_for_bit(
-    base: FrozenBase, changes: dict[str, Any], size: tuple[int, int]
+def test_the_split_forward_pass_is_diffusers_own_bit_for_bit(
+    base: UNetBackbone, changes: dict[str, Any], size: tuple[int, int]
 ) -> None:
     split = with_unet(base, unet(**changes))
     generator = torch.Generator().manual_seed(0)
     z_t = torch.randn(3, 4, *size, generator=generator)
-    t = torch.tensor([999, 500, 1])
-    prompt = base.embed(["a red ball", "", "two trees"])
-    emb, features = split.features(z_t, t, prompt)
+    t = torch.tensor([1.0, 0.501, 0.002])
+    prompt = split.embed(["a red ball", "", "two trees"])
+    state = split.state(z_t, t, prompt)
     with torch.no_grad():
-        expected = split.unet(z_t, t, prompt).sample
-        assert torch.equal(split.finish(emb, features, prompt), expected)
-    assert not any(feature.requires_grad for feature in features)
+        expected = split.unet(z_t, torch.tensor([999, 500, 1]), prompt["context"]).sample
+        assert torch.equal(split.predict(z_t, t, prompt), expected)
+        assert torch.equal(split.predict(z_t, t, prompt, state=state), expected)
+        zeros = Residuals({str(k): torch.zeros_like(feature) for k, feature in enumerate(state.features)})
+        assert torch.equal(split.predict(z_t, t, prompt, residuals=zeros, state=state), expected)
+    assert not any(feature.requires_grad for feature in state.features)
     assert expected.std() > 0.01
 
 
-def test_gradient_flows_through_the_decoder_half_into_the_features(base: FrozenBase) -> None:
-    prompt = base.embed(["a red ball"])
-    emb, features = base.features(torch.randn(1, 4, 8, 8), torch.tensor([500]), prompt)
-    features = [feature.requires_grad_() for feature in features]
-    base.finish(emb, features, prompt).square().sum().backward()
-    assert all(feature.grad is not None and feature.grad.abs().max() > 0 for feature in features)
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
+def test_residuals_are_added_as_diffusers_adds_a_controlnets(base: UNetBackbone, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    z_t, t, prompt = torch.randn(2, 4, *size), torch.tensor([1.0, 0.25]), base.embed(["a red ball", ""])
+    state = base.state(z_t, t, prompt)
+    *down, middle = [0.1 * torch.randn_like(feature) for feature in state.features]
+    with torch.no_grad():
+        expected = base.unet(
+            z_t,
+            torch.tensor([999, 249]),
+            prompt["context"],
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
+        residuals = Residuals({str(k): value for k, value in enumerate([*down, middle])})
+        found = base.predict(z_t, t, prompt, residuals=residuals, state=state)
+        output = Residuals(residuals.tensors | {"output": torch.ones_like(z_t)})
+        assert torch.equal(base.predict(z_t, t, prompt, residuals=output), found + 1)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, base.predict(z_t, t, prompt), atol=1e-3)
+
+
+def test_rows_of_a_state_are_the_state_of_those_rows(base: UNetBackbone) -> None:
+    z_t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, prompt = torch.tensor([1.0, 0.5, 0.25]), base.embed(["a red ball", "", "two trees"])
+    rows = torch.tensor([2, 0])
+    part = base.state(z_t, t, prompt).rows(rows)
+    found = base.predict(z_t[rows], t[rows], prompt.rows(rows), state=part)
+    assert torch.allclose(found, base.predict(z_t, t, prompt)[rows], atol=1e-6)
+
+
+def test_gradient_flows_through_the_decoder_half_into_the_residuals(base: UNetBackbone) -> None:
+    prompt, t = base.embed(["a red ball"]), torch.tensor([0.5])
+    z_t = torch.randn(1, 4, 8, 8)
+    state = base.state(z_t, t, prompt)
+    residuals = Residuals({str(k): torch.zeros_like(h, requires_grad=True) for k, h in enumerate(state.features)})
+    base.predict(z_t, t, prompt, residuals=residuals, state=state).square().sum().backward()
+    gradients = [value.grad for value in residuals.tensors.values()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
-def test_loaded_base_is_frozen_and_knows_its_sizes(base: FrozenBase, eps_base: FrozenBase) -> None:
+def test_loaded_base_is_frozen_and_knows_its_sizes(base: UNetBackbone, eps_base: UNetBackbone) -> None:
     assert not any(parameter.requires_grad for parameter in base.parameters())
     assert not base.training
-    assert (base.factor, base.multiple) == (eps_base.factor, eps_base.multiple) == (2, 4)
+    for each in (base, eps_base):
+        spec = each.latents
+        assert (spec.channels, spec.factor, spec.multiple, spec.native_size) == (4, 2, 4, 16)
+    assert base.latents.size(16, 13) == (8, 8)  # sides are rounded up to the multiple
     assert eps_base.scaling_factor == 0.5
     images = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     for each in (base, eps_base):
@@ -66,7 +108,7 @@ def test_loaded_base_is_frozen_and_knows_its_sizes(base: FrozenBase, eps_base: F
         assert 0 <= decoded.min() <= decoded.max() <= 1
 
 
-def test_autoencoder_is_asked_in_its_own_range_and_scale(eps_base: FrozenBase) -> None:
+def test_autoencoder_is_asked_in_its_own_range_and_scale(eps_base: UNetBackbone) -> None:
     images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mean = eps_base.vae.encode(2 * images - 1).latent_dist.mean
@@ -76,8 +118,8 @@ def test_autoencoder_is_asked_in_its_own_range_and_scale(eps_base: FrozenBase) -
         assert torch.allclose(eps_base.decode(latents), (decoded / 2 + 0.5).clamp(0, 1), atol=1e-6)
 
 
-def test_large_pictures_are_decoded_one_by_one(
-    base: FrozenBase, eps_base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+def test_large_images_are_decoded_one_by_one(
+    base: UNetBackbone, eps_base: UNetBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0))
     for each in (base, eps_base):
@@ -93,27 +135,29 @@ def test_large_pictures_are_decoded_one_by_one(
 
 
 def test_prompts_are_encoded_once_each_and_come_back_in_order(base_folder: Path) -> None:
-    base = FrozenBase.load(str(base_folder))
+    base = UNetBackbone.load(str(base_folder))
     calls: list[int] = []
-    base.text_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    base.text_encoders[0].register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     embedded = base.embed(["a", "b", "a"])
-    assert embedded.shape == (3, 16, 16)
-    assert torch.equal(embedded[0], embedded[2])
-    assert not torch.equal(embedded[0], embedded[1])
+    context = embedded["context"]
+    assert len(embedded) == 3
+    assert context.shape == (3, 16, 16)
+    assert torch.equal(context[0], context[2])
+    assert not torch.equal(context[0], context[1])
     assert calls == [2]
     many = [f"word {k}" for k in range(600)]
     everything = base.embed(many)
-    assert torch.equal(base.embed(["word 599"])[0], everything[599])
+    assert torch.equal(base.embed(["word 599"])["context"][0], everything["context"][599])
     assert sum(calls) == 602  # the last ones are still known
 
 
 def test_prompt_cache_filled_at_inference_serves_training(base_folder: Path) -> None:
-    base = FrozenBase.load(str(base_folder))
+    base = UNetBackbone.load(str(base_folder))
     with torch.inference_mode():
         base.embed(["a red ball"])
     prompt = base.embed(["a red ball"])
     weight = torch.ones(1, requires_grad=True)
-    (weight * prompt).sum().backward()
+    (weight * prompt["context"]).sum().backward()
     assert weight.grad is not None
 
 
@@ -125,30 +169,32 @@ def check(mine: Fingerprint, theirs: Fingerprint, **options: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_16_bit_copy_is_the_same_base(base: FrozenBase, dtype: torch.dtype) -> None:
-    copy = fingerprint(unet().to(dtype), base.schedule, base.scaling_factor)
+def test_a_16_bit_copy_is_the_same_base(base: UNetBackbone, dtype: torch.dtype) -> None:
+    copy = with_unet(base, unet().to(dtype)).fingerprint
     assert copy.family == base.fingerprint.family
     assert sketch_distance(base.fingerprint.sketch, copy.sketch) < 0.005
     check(base.fingerprint, copy)
 
 
-def test_a_fine_tune_is_refused_unless_allowed(base: FrozenBase) -> None:
-    tuned = fingerprint(stir(unet(), 0.002), base.schedule, base.scaling_factor)  # weights lie about 0.1 from zero
+def test_a_fine_tune_is_refused_unless_allowed(base: UNetBackbone) -> None:
+    tuned = with_unet(base, stir(unet(), 0.002)).fingerprint  # weights lie about 0.1 from zero
     assert 0.02 < sketch_distance(base.fingerprint.sketch, tuned.sketch) < 0.06
     assert tuned.family == base.fingerprint.family
-    with pytest.raises(Mismatch, match=r"other weights of the same family .* --allow-base-mismatch") as caught:
+    with pytest.raises(Mismatch, match=r"other weights of the same family .* allow a base mismatch") as caught:
         check(base.fingerprint, tuned)
     assert "\n" not in str(caught.value)
     check(base.fingerprint, tuned, allow_fine_tune=True)
 
 
 @pytest.mark.parametrize("what", ["shapes", "prediction type", "noise", "scale"])
-def test_another_family_is_refused_by_both_names_even_if_fine_tunes_are_allowed(base: FrozenBase, what: str) -> None:
+def test_another_family_is_refused_by_both_names_even_if_fine_tunes_are_allowed(base: UNetBackbone, what: str) -> None:
     net = unet(block_out_channels=(8, 24)) if what == "shapes" else unet()
     config = scheduler_config("sample" if what == "prediction type" else "v_prediction", zero_snr=what != "noise")
-    other = with_unet(base, net, config).fingerprint
+    vae, texts = base.vae, list(zip(base.tokenizers, base.text_encoders, strict=True))
     if what == "scale":
-        other = fingerprint(net, base.schedule, 0.18215)
+        vae = autoencoder("tiny")
+        vae.register_to_config(scaling_factor=0.18215)
+    other = UNetBackbone(net, vae, texts, config).fingerprint
     assert other.family != base.fingerprint.family
     with pytest.raises(Mismatch, match=f"{other.family}.*{base.fingerprint.family}") as caught:
         check(base.fingerprint, other, allow_fine_tune=True)
@@ -156,7 +202,7 @@ def test_another_family_is_refused_by_both_names_even_if_fine_tunes_are_allowed(
 
 
 @pytest.mark.parametrize("damage", ["shorter", "not a number"])
-def test_a_sketch_that_cannot_be_compared_does_not_pass(base: FrozenBase, damage: str) -> None:
+def test_a_sketch_that_cannot_be_compared_does_not_pass(base: UNetBackbone, damage: str) -> None:
     mine = base.fingerprint
     spoilt = {name: v[:-1] if damage == "shorter" else [float("nan")] * len(v) for name, v in mine.sketch.items()}
     with pytest.raises(Mismatch, match="other weights"):
@@ -169,11 +215,11 @@ def test_a_sketch_that_cannot_be_compared_does_not_pass(base: FrozenBase, damage
 def test_eps_prediction_with_zero_terminal_snr_is_refused(tmp_path: Path) -> None:
     folder = save_base(tmp_path / "base", scheduler_config("epsilon", zero_snr=True))
     with pytest.raises(Mismatch, match="zero terminal SNR"):
-        FrozenBase.load(str(folder))
+        UNetBackbone.load(str(folder))
 
 
 @pytest.mark.parametrize("changes", [{"time_cond_proj_dim": 8}, {"center_input_sample": True}], ids=str)
-def test_a_unet_with_other_inputs_is_refused(base: FrozenBase, changes: dict[str, Any]) -> None:
+def test_a_unet_with_other_inputs_is_refused(base: UNetBackbone, changes: dict[str, Any]) -> None:
     with pytest.raises(Mismatch, match="only plain text-conditioned"):
         with_unet(base, unet(**changes))
 
@@ -191,15 +237,31 @@ LIKE_SDXL = {
     ids=["classes", "sdxl"],
 )
 def test_a_unet_with_other_embeddings_is_refused_by_the_name_of_its_setting(
-    base: FrozenBase, changes: dict[str, Any], named: str
+    base: UNetBackbone, changes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(Mismatch, match=named):
         with_unet(base, unet(**changes))
 
 
-def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [UNetBackbone.load, backbones.load])
+def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path, load: Any) -> None:
     with pytest.raises(NotFound, match=r"unet/config\.json is missing"):
-        FrozenBase.load(str(tmp_path))
+        load(str(tmp_path))
+
+
+def test_a_base_is_loaded_by_its_family(base_folder: Path, base: UNetBackbone) -> None:
+    assert "sd" in backbones.FAMILIES
+    found = backbones.load(str(base_folder), dtype=torch.bfloat16)
+    assert isinstance(found, UNetBackbone)
+    assert (found.family, found.dtype, found.device.type) == ("sd", torch.bfloat16, "cpu")
+    assert found.fingerprint.family == base.fingerprint.family
+    assert found.latents == base.latents
+
+
+def test_further_input_channels_are_refused(base: UNetBackbone) -> None:
+    z_t = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(Mismatch, match="family sd have no further input channels"):
+        base.predict(z_t, torch.ones(1), base.embed([""]), concat=z_t)
 
 
 @pytest.mark.parametrize(
@@ -217,5 +279,5 @@ def test_a_damaged_folder_is_refused_in_one_line(base_folder: Path, tmp_path: Pa
     shutil.copytree(base_folder, folder)
     (folder / part).write_bytes((folder / part).read_bytes()[:100])
     with pytest.raises(InvalidInput, match="cannot be loaded") as caught:
-        FrozenBase.load(str(folder))
+        UNetBackbone.load(str(folder))
     assert "\n" not in str(caught.value)

@@ -53,18 +53,18 @@ def adapter(home, tmp_path):
     return row.ref
 
 
-def test_a_table_is_a_page_and_says_how_to_see_the_rest(codi, monkeypatch):
+def test_a_table_shows_one_page_and_how_to_see_the_next(codi, monkeypatch):
     names = codi("list", "-q").out.split()
     assert len(names) > 3
     monkeypatch.setattr(adapters, "PAGE", 2)
-    more = "There are more: --offset {} shows the next, --limit as many as you like.\n"
+    more = "There are more adapters: --offset {} shows the next, --limit N shows N.\n"
     first = codi("list")
     assert (_first_column(first.out), first.err) == (["ADAPTER", *names[:2]], more.format(2))
     second = codi("list", "--offset", "2", "--limit", "1")
     assert (_first_column(second.out), second.err) == (["ADAPTER", names[2]], more.format(3))
     rest = codi("list", "--offset", "1", "--limit", "1000")
     assert (_first_column(rest.out), rest.err) == (["ADAPTER", *names[1:]], "")
-    assert codi("list", "--offset", "99") == (0, "", "Nothing after the first 99.\n")
+    assert codi("list", "--offset", "99") == (0, "", "No adapters after the first 99.\n")
     assert [entry["ref"] for entry in json.loads(codi("list", "--json").out)] == codi("list", "-q").out.split() == names
     assert [entry["ref"] for entry in json.loads(codi("list", "--json", "--limit", "1", "--offset", "1").out)] == [
         names[1]
@@ -77,13 +77,13 @@ def _first_column(table):
 
 
 @pytest.mark.parametrize("args", [("--limit", "0"), ("--offset", "-1"), ("--limit", "x")], ids=" ".join)
-def test_no_page_is_wrong_usage(codi, args):
+def test_invalid_limits_are_wrong_usage(codi, args):
     answer = codi("list", *args)
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert args[0] in answer.err
 
 
-def test_a_task_that_is_not_there_among_many(codi):
+def test_an_unknown_task_error_names_twenty_tasks(codi):
     with Catalog.open() as catalog:
         for k in range(30):
             catalog.registry.tasks.add(f"variant-{k:02}", "depth", {})
@@ -128,7 +128,7 @@ def test_list_as_json_has_the_documented_fields(codi, adapter):
     assert codi("ls", "mine", "--json") == answer
 
 
-def test_list_for_people_and_quietly(codi, adapter):
+def test_list_as_a_table_and_quiet(codi, adapter):
     head, line = codi("list", "mine", "--base", "tiny").out.splitlines()
     assert head.split() == ["ADAPTER", "TASK", "VERSION", "BASE", "KIND", "METHOD", "STEPS", "SIZE", "SCORE", "TAGS"]
     assert line.split()[:7] == ["mine:1", "mine", "1", "tiny", "control", "pe-codi", "4"]
@@ -138,7 +138,7 @@ def test_list_for_people_and_quietly(codi, adapter):
 
 def test_an_empty_list_says_what_to_do(codi):
     codi("task", "add", "new", "--like", "superres")
-    assert codi("list", "new") == (0, "", "No adapters yet: make one with `codi distill TASK`.\n")
+    assert codi("list", "new") == (0, "", "No adapters yet: train one with `codi distill TASK`.\n")
     assert codi("list", "new", "--json") == (0, "[]\n", "")
 
 
@@ -246,7 +246,7 @@ def test_a_variant_of_a_variant_has_the_options_of_both(codi):
     ],
     ids=["no template", "another template", "built in"],
 )
-def test_what_cannot_be_done_with_tasks(args, code, line, codi):
+def test_refused_task_commands(args, code, line, codi):
     assert codi("task", *args) == (code, "", f"Error: {line}\n")
 
 
@@ -273,7 +273,7 @@ def test_bases_are_listed_shown_chosen_and_removed(codi, home):
     assert "a" not in codi("base", "list", "-q").out.split()
 
 
-def test_what_is_no_base_is_refused_before_torch_loads(codi, tmp_path):
+def test_a_source_that_is_not_a_base_is_refused_before_torch_loads(codi, tmp_path):
     (tmp_path / "weights.ckpt").touch()
     hint = "a base is a diffusers folder or a hub id such as owner/name"
     assert codi("base", "add", "x", tmp_path / "no") == (1, "", f"Error: no folder {tmp_path / 'no'}; {hint}\n")
@@ -344,7 +344,14 @@ def test_data_that_a_task_cannot_use_is_refused_when_it_is_added(like, data, lin
     assert codi("task", "show", "mine").code == 1
 
 
-def test_a_task_without_an_option_that_has_a_flag_says_so_in_one_line(codi):
+def test_a_flag_for_an_option_the_task_lacks_is_refused(codi):
     answer = codi("task", "add", "mine", "--like", "deblur", "--mask", "m.png")
     has = "data, blur, noise, correct, correct_sigma"
     assert answer == (2, "", f"Error: task deblur: no option 'mask'; it has {has}\n")
+
+
+def test_bundled_adapters_say_how_they_were_trained(codi):
+    listed = {entry["ref"]: entry["method"] for entry in json.loads(codi("list", "--base", "nano", "--json").out)}
+    assert (listed["superres:1"], listed["inpaint:1"]) == ("regression", "pe-codi")
+    assert json.loads(codi("show", "superres:1", "--base", "nano", "--json").out)["method"] == "regression"
+    assert "regression" in codi("list", "superres").out

@@ -1,6 +1,6 @@
-"""run, distill and eval: what the command line gives the Hub, and what it makes of its answers.
+"""run, distill and eval: the arguments that the command line passes to the Hub, and how it prints the results.
 
-The Hub here answers at once; the real one is tested end to end elsewhere.
+The Hub here returns at once; the real one is tested end to end elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from codi_hub import Catalog, DistillOptions, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+from codi_hub import Catalog, DistillConfig, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
+from codi_hub.config.first_edition import layer_of
+from codi_hub.events import Message
 
 ITEMS = [
     {"input": "in/a.png", "output": "out/a.png", "status": "ok", "seed": 7, "error": None, "seconds": 0.5},
@@ -20,23 +22,36 @@ ITEMS = [
 ]
 
 
-class Hub(Catalog):
-    """Keeps what it was asked."""
+class Hub:
+    """Keeps its arguments."""
 
     asked: tuple
     items: list
     latest: str
 
+    def __init__(self):
+        self.catalog = Catalog.open()
+
+    @classmethod
+    def open(cls, home=None, base=None):
+        return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.catalog.close()
+
     def run(self, task, inputs, options, on_event=None):
         Hub.asked = (task, inputs, options)
         for done, item in enumerate(Hub.items):
-            on_event({"kind": "item", **item, "done": done + 1, "total": len(Hub.items)})
+            on_event(ItemDone(item, done + 1, len(Hub.items)))
         count = {status: sum(item["status"] == status for item in Hub.items) for status in ("ok", "failed", "skipped")}
-        return RunReport(task=task, adapter=f"{task}:1", steps=4, seconds=1.25, items=Hub.items, **count)
+        return RunReport(task=task, adapter=f"{task}:1", steps=4, seconds=1.25, batches=[1], items=Hub.items, **count)
 
-    def distill(self, task, options, on_event=None):
-        Hub.asked = (task, options)
-        on_event({"kind": "message", "text": "data: leaves"})
+    def distill(self, task, config, on_event=None):
+        Hub.asked = (task, config)
+        on_event(Message("data: leaves"))
         return DistillResult(
             task=task, adapter=f"{task}:2", base="nano", kind="control", steps=100, seconds=60.0,
             metrics={"psnr": 24.5}, score=24.5, latest=Hub.latest, run_dir=Path("runs/1"),
@@ -57,7 +72,7 @@ def hub(monkeypatch):
     return Hub
 
 
-def test_run_hands_over_inputs_and_what_was_typed(codi, hub):
+def test_run_passes_inputs_and_options(codi, hub):
     answer = codi("run", "superres", "in", "b.png", "-o", "out", "--steps", "2", "--no-resume", "--set", "scale=2")
     expected = RunOptions(out=Path("out"), steps=2, resume=False, set={"scale": 2})
     assert hub.asked == ("superres", [Path("in"), Path("b.png")], expected)
@@ -76,7 +91,7 @@ def test_task_options_with_a_flag_of_their_own(codi, hub, flag):
 
 def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
     document = json.loads(codi("run", "superres", "in", "--json").out)
-    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "items"]
+    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "batches", "items"]
     assert document["items"] == ITEMS[:1]
     assert list(document["items"][0]) == ["input", "output", "status", "seed", "error", "seconds"]
 
@@ -92,19 +107,42 @@ def test_distill_without_options_takes_what_the_task_prefers(codi, hub):
     assert codi("distill", "superres").code == 0
     with Catalog.open() as catalog:
         preferred = catalog.load_task("superres").distill
-    assert hub.asked == ("superres", DistillOptions(**preferred))
+    assert hub.asked == ("superres", DistillConfig(**layer_of(preferred)))
 
 
-def test_what_is_typed_comes_before_what_the_task_prefers(codi, hub, monkeypatch):
+def test_flags_come_before_overrides_files_presets_and_what_the_task_prefers(codi, hub, monkeypatch, tmp_path):
     from codi_hub.tasks.superres import SuperRes
 
-    monkeypatch.setattr(SuperRes, "distill", {"batch": 8, "lr": 1e-4})
-    codi("distill", "superres", "--batch", "16", "--time-budget", "10m", "--mixed-t", "--scale", "2")
-    expected = DistillOptions(batch=16, lr=1e-4, time_budget=600.0, shared_t=False, options={"scale": 2})
-    assert hub.asked == ("superres", expected)
+    preferred = {"batch": 8, "lr": 1e-4, "count": 1, "size": 8, "ema": 0.5, "workers": 1}
+    monkeypatch.setattr(SuperRes, "distill", preferred)
+    file = tmp_path / "c.yaml"
+    file.write_text("training: {time_budget: 1m, lr: 3.0e-4, batch: 2, ema: 0.7}\ntask: {scale: 4, strength: 0.5}\n")
+    arguments = ["--preset", "quick", "--config", file, "-O", "training.lr=4e-4", "-O", "training.batch=3"]
+    assert codi("distill", "superres", *arguments, "--batch", "16", "--set", "scale=2").code == 0
+    _, config = hub.asked
+    assert config == DistillConfig(
+        data={"count": 800, "size": 8, "workers": 1},  # the preset's over the task's; the task's
+        loss={"grid": 4},  # the preset's
+        training={"batch": 16, "lr": 4e-4, "ema": 0.7, "time_budget": 60, "sample_every": 100},
+        task={"scale": 2, "strength": 0.5},
+    )
 
 
-def test_distill_says_where_latest_points(codi, hub):
+def test_what_the_task_prefers_gives_way_to_a_method_that_lacks_it(codi, hub, monkeypatch):
+    from codi_hub.tasks.superres import SuperRes
+
+    monkeypatch.setattr(SuperRes, "distill", {"kind": "control", "guidance": "relative"})
+    assert codi("distill", "superres").code == 0
+    assert (hub.asked[1].adapter.kind, hub.asked[1].loss.guidance) == ("control", "relative")
+    assert codi("distill", "superres", "--method", "codi").code == 0
+    assert (hub.asked[1].adapter.kind, hub.asked[1].loss.guidance) == ("", "relative")
+    assert codi("distill", "superres", "--method", "conditional").code == 0
+    assert (hub.asked[1].adapter.kind, hub.asked[1].loss.guidance) == ("", None)
+    assert codi("distill", "superres", "--from", "superres:1").code == 0
+    assert (hub.asked[1].adapter.kind, hub.asked[1].loss.guidance) == ("", "relative")
+
+
+def test_distill_prints_what_latest_names(codi, hub):
     answer = codi("distill", "superres")
     assert answer.out == "Registered superres:2 for base nano after 100 steps: psnr 24.5\n"
     assert answer.err == "data: leaves\n"

@@ -6,15 +6,16 @@ import pytest
 
 from codi_hub.cli.output import Output, cell, details, size, table
 from codi_hub.cli.progress import Display
+from codi_hub.events import EvaluationStep, ItemDone, Message, TrainingStep
 
-FAILED = {"kind": "item", "input": "a.png", "status": "failed", "error": "truncated", "done": 1, "total": 3}
-
-
-def _step(step, total=20):
-    return {"kind": "step", "step": step, "total": total, "losses": {"x": 0.12345}, "images_per_s": 3.21, "eta": 61.0}
+FAILED = ItemDone({"input": "a.png", "status": "failed", "error": "truncated"}, done=1, total=3)
 
 
-def test_steps_are_said_now_and_then_and_at_the_end(capsys):
+def _step(step, total=20, eta=61.0):
+    return TrainingStep(step, total, {"x": 0.12345}, images_per_s=3.21, eta=eta)
+
+
+def test_steps_are_printed_at_intervals_and_at_the_end(capsys):
     with Display(Output()) as display:
         for step in range(1, 21):
             display(_step(step))
@@ -27,14 +28,21 @@ def test_steps_are_said_now_and_then_and_at_the_end(capsys):
 
 def test_a_time_budget_has_no_last_step(capsys):
     with Display(Output()) as display:
-        display({**_step(3, total=None), "eta": 3725})
+        display(_step(3, total=None, eta=3725.0))
     assert capsys.readouterr().err == "step 3  x 0.1235  3.2 images/s  1:02:05 left\n"
 
 
+def test_an_evaluation_counts_its_images(capsys):
+    with Display(Output()) as display:
+        for done in range(1, 9):
+            display(EvaluationStep(done, 8))
+    assert capsys.readouterr().err.splitlines() == ["measured 1/8", "measured 8/8"]
+
+
 @pytest.mark.parametrize(("quiet", "lines"), [(True, 1), (False, 3)])
-def test_failures_are_said_even_when_quiet(quiet, lines, capsys):
+def test_failures_are_printed_even_when_quiet(quiet, lines, capsys):
     with Display(Output(quiet=quiet)) as display:
-        display({"kind": "message", "text": "training data: leaves"})
+        display(Message("training data: leaves"))
         display(FAILED)
     out, err = capsys.readouterr()
     assert out == ""

@@ -40,7 +40,7 @@ def test_list_shows_the_last_runs_with_their_counts(codi, runs):
     assert codi("runs", "ls", "--json").out == codi("runs", "list", "--json").out
 
 
-def test_show_lists_what_each_item_was(codi, runs, tmp_path):
+def test_show_lists_the_items_of_a_run(codi, runs, tmp_path):
     shown = json.loads(codi("runs", "show", "1", "--json").out)
     assert {key: shown[key] for key in ("id", "adapter", "status", "ok", "failed")} == {
         "id": 1, "adapter": "superres:1", "status": "failed", "ok": 1, "failed": 1,

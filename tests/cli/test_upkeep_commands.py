@@ -1,4 +1,4 @@
-"""tag, cp, rm and gc as they are typed."""
+"""codi tag, cp, rm and gc."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def mine(home, tmp_path):
             catalog.registry.adapters.add(folder, task="mine", base="tiny", **facts)
 
 
-def test_tag_names_a_version_until_it_is_taken_away(codi, mine):
+def test_tag_and_remove_it(codi, mine):
     assert codi("tag", "mine:1", "prod") == (0, "mine:prod is mine:1 for base tiny.\n", "")
     assert json.loads(codi("tag", "mine:prod", "latest", "--json").out)["tags"] == ["latest", "prod"]
     assert codi("tag", "mine", "prod", "-q") == (0, "mine:1\n", "")
-    assert codi("tag", "mine", "prod", "--remove").out == "mine:prod is no more; it was mine:1 for base tiny.\n"
+    assert codi("tag", "mine", "prod", "--remove").out == "Removed mine:prod; it was mine:1 for base tiny.\n"
     line = "Error: mine has no tag 'prod' for base tiny; see `codi list`\n"
     assert codi("tag", "mine", "prod", "--remove") == (1, "", line)
     assert codi("tag", "mine", "7").code == 2
@@ -38,9 +38,10 @@ def test_tag_names_a_version_until_it_is_taken_away(codi, mine):
 
 def test_cp_gives_a_task_like_it_the_same_weights(codi, mine):
     assert codi("cp", "mine", "other") == (0, "Copied mine:2 to other:1 for base tiny.\n", "")
-    assert codi("cp", "mine:2", "other") == (0, "other:1 for base tiny has these weights already.\n", "")
+    assert codi("cp", "mine:2", "other") == (0, "other:1 for base tiny already has these weights.\n", "")
     worse = (
-        "Copied mine:1 to other:2 for base tiny.\nIt scores worse than other:latest, which stays; use it as other:2.\n"
+        "Copied mine:1 to other:2 for base tiny.\n"
+        "Its score is worse than that of other:latest, which stays; use it as other:2.\n"
     )
     assert codi("cp", "mine:1", "other").out == worse
     copied = json.loads(codi("cp", "mine:1", "superres", "--json").out)
@@ -62,7 +63,7 @@ def test_cp_gives_a_task_like_it_the_same_weights(codi, mine):
         (["mine", "other:1"], "no task 'other:1'; there are "),
     ],
 )
-def test_what_cannot_be_copied(args, line, codi, mine):
+def test_refused_copies(args, line, codi, mine):
     answer = codi("cp", *args)
     assert (answer.code, answer.out) == (1, "")
     assert answer.err.startswith(f"Error: {line}")
@@ -79,10 +80,10 @@ def test_rm_then_gc_leaves_a_clean_registry(codi, mine):
     distilled = codi("distill", "mine", "--method", "cm", "--from", "mine:2")
     assert distilled == (1, "", gone)
     assert codi("verify").code == 1
-    told = codi("gc", "--dry-run").out.splitlines()
-    assert told[0].split() == ["FILE", "SIZE", "WHAT", "IT", "WAS"]
-    assert told[1].endswith("11 B  of mine:2 for tiny, removed")
-    assert told[2] == "Would delete 1 file, 11 B."
+    lines = codi("gc", "--dry-run").out.splitlines()
+    assert lines[0].split() == ["FILE", "SIZE", "ORIGIN"]
+    assert lines[1].endswith("11 B  of mine:2 for tiny, removed")
+    assert lines[2] == "Would delete 1 file, 11 B."
     document = json.loads(codi("gc", "--json").out)
     assert (document["dry_run"], document["bytes"], len(document["files"])) == (False, 11, 1)
     assert codi("gc") == (0, "Nothing to delete.\n", "")

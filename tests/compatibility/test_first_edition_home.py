@@ -66,7 +66,7 @@ def test_a_finished_run_is_resumed_and_a_missing_image_made_the_same(
 
 def test_an_interrupted_training_is_resumed(codi: Callable[..., Any], first_home: Path) -> None:
     run = first_home / "home" / "distill" / "x2-20260101-000003-dddddd"
-    answer = codi("distill", "x2", "--run-dir", run, "--resume", "--json")
+    answer = codi("distill", "x2", "--run-dir", run, "--resume", "--train-steps", "4", "--json")
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     assert (result["steps"], result["adapter"]) == (4, "x2:4")

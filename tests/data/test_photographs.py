@@ -30,7 +30,7 @@ def test_the_photographs_of_scikit_image() -> None:
     assert [photo.name for photo in photographs(count=2)] == list(BUNDLED[:2])
 
 
-def test_a_folder_is_read_in_order_and_cut(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_order_and_cropped(tmp_path: Path) -> None:
     write(tmp_path / "b.png", 200, 130)
     write(tmp_path / "a" / "wide.png", 1200, 400)
     (tmp_path / "notes.txt").write_text("not an image")
@@ -44,21 +44,21 @@ def test_a_folder_is_read_in_order_and_cut(tmp_path: Path) -> None:
     assert len(photographs(tmp_path, count=1)) == 1
 
 
-def test_the_middle_is_kept(tmp_path: Path) -> None:
+def test_the_centre_is_cropped(tmp_path: Path) -> None:
     write(tmp_path / "ramp.png", 128 + 20, 64)
     (photo,) = photographs(tmp_path / "ramp.png")
     ramp = np.linspace(0, 255, 148, dtype=np.uint8)
     assert photo.image[0, :, 0].tolist() == ramp[10:138].tolist()
 
 
-def test_what_cannot_be_measured_on_is_refused(tmp_path: Path) -> None:
+def test_unusable_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nowhere"):
         photographs(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="no images in"):
+    with pytest.raises(UsageError, match="no images; give a folder"):
         photographs(tmp_path)
     write(tmp_path / "tiny.png", 60, 90)
-    with pytest.raises(InvalidInput, match=r"tiny\.png: 60x90 pixels are too few"):
+    with pytest.raises(InvalidInput, match=r"tiny\.png: 60x90 pixels: at least 64 px a side"):
         photographs(tmp_path)
-    (tmp_path / "tiny.png").write_bytes(b"not a picture")
+    (tmp_path / "tiny.png").write_bytes(b"not an image")
     with pytest.raises(InvalidInput, match=r"tiny\.png: not a readable image"):
         photographs(tmp_path)

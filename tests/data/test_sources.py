@@ -1,4 +1,4 @@
-"""Training data from every kind of source, and what is said about bad ones."""
+"""Training data from every kind of source, and the errors of bad ones."""
 
 import io
 import json
@@ -13,28 +13,28 @@ from PIL import Image
 
 from codi_hub import tasks
 from codi_hub.data import open_source
-from codi_hub.data.sources import DEFAULT_COUNT, Generated
+from codi_hub.data.sources import DEFAULT_COUNT, Synthetic
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
 SUPERRES, DEPTH = tasks.load("superres"), tasks.load("depth")
 
 
-def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+def image(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def ramp(width: int = 48, height: int = 40) -> Image.Image:
-    """Red tells the column, green the row: a cut shows where it was made."""
+    """Encode the column in red and the row in green, so that a crop shows its position."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pictures" / "below").mkdir(parents=True)
+    (tmp_path / "images" / "below").mkdir(parents=True)
     for k in range(5):
-        picture(k).save(tmp_path / "pictures" / ("below" if k > 3 else "") / f"{k}.png")
-    return tmp_path / "pictures"
+        image(k).save(tmp_path / "images" / ("below" if k > 3 else "") / f"{k}.png")
+    return tmp_path / "images"
 
 
 def with_metadata(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -47,7 +47,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.parametrize("spec", ["leaves", "scenes", "scenes+leaves"])
-def test_pictures_made_on_the_fly(spec: str) -> None:
+def test_synthetic_examples(spec: str) -> None:
     source = open_source(spec, SUPERRES, count=4, size=32, seed=5)
     examples = list(source)
     assert len(source) == len(examples) == 4
@@ -57,18 +57,18 @@ def test_pictures_made_on_the_fly(spec: str) -> None:
     assert not np.array_equal(source[2]["image"], open_source(spec, SUPERRES, count=4, size=32, seed=6)[2]["image"])
 
 
-def test_making_pictures_ends_even_if_nobody_says_when() -> None:
+def test_synthetic_sources_are_finite_without_a_count() -> None:
     assert len(open_source("leaves", SUPERRES, size=16)) == DEFAULT_COUNT
     with pytest.raises(IndexError):
-        Generated(("leaves",), 3, 16, 0)[3]
+        Synthetic(("leaves",), 3, 16, 0)[3]
 
 
-def test_data_without_what_the_task_needs_is_refused_at_once() -> None:
+def test_data_without_a_column_that_the_task_needs_is_refused_on_opening() -> None:
     with pytest.raises(InvalidInput, match="task depth needs data with 'depth'; this has caption, image"):
         open_source("leaves", DEPTH, size=16)
 
 
-def test_folder_gives_cuts_that_depend_on_seed_and_position(folder: Path) -> None:
+def test_crops_of_a_folder_depend_on_seed_and_position(folder: Path) -> None:
     source = open_source(str(folder), SUPERRES, size=16, seed=1)
     assert len(source) == 5
     forwards = [source[k] for k in range(5)]
@@ -78,7 +78,7 @@ def test_folder_gives_cuts_that_depend_on_seed_and_position(folder: Path) -> Non
     assert not same(open_source(str(folder), SUPERRES, size=16, seed=2)[0], forwards[0])
 
 
-def test_more_examples_than_pictures_are_cut_elsewhere_and_fewer_are_chosen(folder: Path) -> None:
+def test_more_examples_than_images_repeat_with_other_crops_and_fewer_are_a_subset(folder: Path) -> None:
     more = open_source(str(folder), SUPERRES, count=12, size=16, seed=1)
     assert len(more) == 12
     assert not same(more[0], more[5])
@@ -87,7 +87,7 @@ def test_more_examples_than_pictures_are_cut_elsewhere_and_fewer_are_chosen(fold
     assert len({source[0]["image"].tobytes() for source in fewer}) > 1
 
 
-def test_pictures_are_cut_where_the_task_reads_no_prompt_and_shrunk_where_it_does(tmp_path: Path) -> None:
+def test_images_are_cropped_without_a_prompt_and_resized_with_one(tmp_path: Path) -> None:
     ramp(96, 64).save(tmp_path / "a.png")
     with_metadata(tmp_path, [{"file_name": "a.png", "condition": "a.png", "text": "words"}])
     cut = open_source(str(tmp_path), SUPERRES, size=32, seed=3)[0]["image"]
@@ -96,11 +96,11 @@ def test_pictures_are_cut_where_the_task_reads_no_prompt_and_shrunk_where_it_doe
     assert np.ptp(whole[..., 1]) > 58
 
 
-def test_small_pictures_are_enlarged(tmp_path: Path) -> None:
+def test_small_images_are_enlarged(tmp_path: Path) -> None:
     ramp(20, 10).save(tmp_path / "a.png")
-    image = open_source(str(tmp_path), SUPERRES, size=32)[0]["image"]
-    assert image.shape == (32, 32, 3)
-    assert np.ptp(image[..., 1]) >= 8
+    enlarged = open_source(str(tmp_path), SUPERRES, size=32)[0]["image"]
+    assert enlarged.shape == (32, 32, 3)
+    assert np.ptp(enlarged[..., 1]) >= 8
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_folder_of_pairs_keeps_them_aligned(tmp_path: Path, names: tuple[str, st
 
 def test_edits_in_the_columns_of_instruct_pix2pix(tmp_path: Path) -> None:
     for name, seed in (("before.png", 0), ("after.png", 1)):
-        picture(seed).save(tmp_path / name)
+        image(seed).save(tmp_path / name)
     row = {"input_image": "before.png", "edit_prompt": "make it noisier", "edited_image": "after.png"}
     example = open_source(with_metadata(tmp_path, [row]), SUPERRES, size=40)[0]
     assert example["edit_prompt"] == "make it noisier"
@@ -136,16 +136,16 @@ def test_unreadable_files_are_skipped_and_counted(folder: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING, "codi_hub.data"):
         source = open_source(str(folder), SUPERRES, size=16)
     assert len(source) == 5
-    assert "skipped 2 of 7 pictures" in caplog.text
+    assert "skipped 2 of 7 images" in caplog.text
 
 
-def test_a_file_broken_further_in_gives_way_to_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_with_broken_pixels_is_replaced_by_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
     with caplog.at_level(logging.WARNING, "codi_hub.data"):
         source = open_source(str(folder), SUPERRES, size=40)
         examples = list(source)
     assert len(examples) == 5
-    instead = np.asarray(picture(2))
+    instead = np.asarray(image(2))
     assert any(np.array_equal(examples[1]["image"], instead[:, left : left + 40]) for left in range(9))
     assert list(source.skipped) == [1]
     assert "skipped row 1" in caplog.text
@@ -156,9 +156,9 @@ def test_a_file_broken_further_in_gives_way_to_the_next(folder: Path, caplog: py
     [
         ('{"file_name": "0.png"\n', "metadata.jsonl line 1 is no JSON"),
         ("[1, 2]\n", "metadata.jsonl line 1 is no JSON object"),
-        ('{"picture": "0.png"}\n', "has no column of pictures .image, target.*; it has picture"),
-        ('{"file_name": "gone.png"}\n', "no readable picture in .*gone.png is no readable picture"),
-        ("\n", "no readable picture in"),
+        ('{"picture": "0.png"}\n', "has no column of images .image, target.*; it has picture"),
+        ('{"file_name": "gone.png"}\n', "no readable image in .*gone.png is not a readable image"),
+        ("\n", "no readable image in"),
     ],
 )
 def test_bad_metadata_is_one_line(folder: Path, lines: str, message: str) -> None:
@@ -169,13 +169,13 @@ def test_bad_metadata_is_one_line(folder: Path, lines: str, message: str) -> Non
 
 
 def test_empty_folder_missing_folder_and_other_files(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no readable picture in"):
+    with pytest.raises(InvalidInput, match="no readable image in"):
         open_source(str(tmp_path), SUPERRES, size=16)
     for missing in (tmp_path / "gone", tmp_path / "gone.parquet"):
         with pytest.raises(NotFound, match="no folder or file"):
             open_source(str(missing), SUPERRES, size=16)
     (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(UsageError, match="is no source of pictures"):
+    with pytest.raises(UsageError, match="is not a source of images"):
         open_source(str(tmp_path / "a.txt"), SUPERRES, size=16)
 
 
@@ -206,7 +206,7 @@ def test_parquet_with_images_of_datasets_or_plain_bytes(
     assert np.array_equal(example["depth"], example["image"][..., 0] * np.float32(100))
 
 
-def test_parquet_that_is_none_and_parquet_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_parquet_and_parquet_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
@@ -214,7 +214,7 @@ def test_parquet_that_is_none_and_parquet_without_pictures(tmp_path: Path, monke
         open_source(str(tmp_path / "bad.parquet"), SUPERRES, size=16)
     assert "\n" not in str(caught.value)
     datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(str(tmp_path / "words.parquet"))
-    with pytest.raises(InvalidInput, match=r"has no column of pictures .*; it has words"):
+    with pytest.raises(InvalidInput, match=r"has no column of images .*; it has words"):
         open_source(str(tmp_path / "words.parquet"), SUPERRES, size=16)
 
 
@@ -244,8 +244,8 @@ def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert str(caught.value) == "cannot open the dataset owner/pictures: cannot reach the hub"
 
 
-def test_a_pipe_among_the_pictures_is_skipped(tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "a.png")
+def test_a_pipe_among_the_images_is_skipped(tmp_path: Path) -> None:
+    image(1).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 1
 
@@ -257,7 +257,7 @@ def two_folders(root: Path, names: tuple[str, str] = ("condition", "target")) ->
     for k, name in enumerate(names):
         (root / name / "below").mkdir(parents=True)
         for stem in ("0", "1", "below/2"):
-            picture(10 * k + int(stem[-1])).save(root / name / f"{stem}.{('png', 'bmp')[k]}")
+            image(10 * k + int(stem[-1])).save(root / name / f"{stem}.{('png', 'bmp')[k]}")
     return root
 
 
@@ -266,48 +266,48 @@ def test_two_folders_of_the_same_names_are_pairs(tmp_path: Path, names: tuple[st
     source = open_source(str(two_folders(tmp_path, names)), PAIRS, size=40)
     assert len(source) == 3
     for k, example in enumerate(source):
-        images = [np.asarray(picture(10 * j + k)) for j in (0, 1)]
+        images = [np.asarray(image(10 * j + k)) for j in (0, 1)]
         left = next(x for x in range(9) if np.array_equal(example["image"], images[1][:, x : x + 40]))
         assert np.array_equal(example["condition"], images[0][:, left : left + 40])
 
 
 @pytest.mark.parametrize("beside", ["c.png", "C/c.png"])
-def test_two_folders_among_others_are_albums(tmp_path: Path, beside: str) -> None:
+def test_two_folders_beside_other_images_are_single_images(tmp_path: Path, beside: str) -> None:
     two_folders(tmp_path, ("A", "B"))
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
     assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 3
     (tmp_path / beside).parent.mkdir(exist_ok=True)
-    picture(1).save(tmp_path / beside)
+    image(1).save(tmp_path / beside)
     assert len(open_source(str(tmp_path), SUPERRES, size=16)) == 7
 
 
 @pytest.mark.parametrize("name", ["colorize", "inpaint"])
-def test_a_task_that_makes_its_own_conditions_takes_the_pictures_of_both(tmp_path: Path, name: str) -> None:
+def test_a_task_with_conditions_of_its_own_reads_the_images_of_both_folders(tmp_path: Path, name: str) -> None:
     two_folders(tmp_path, ("A", "B"))
     assert len(open_source(str(tmp_path), tasks.load(name), size=16)) == 6
 
 
-def test_pictures_without_a_partner_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_a_partner_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two_folders(tmp_path)
-    picture(5).save(tmp_path / "target" / "lonely.png")
+    image(5).save(tmp_path / "target" / "lonely.png")
     with caplog.at_level(logging.WARNING, "codi_hub.data"):
         assert len(open_source(str(tmp_path), PAIRS, size=16)) == 3
-    assert "skipped 1 pictures without a partner, such as" in caplog.text
+    assert "skipped 1 images without a partner, such as" in caplog.text
     assert "lonely.png" in caplog.text
 
 
-def test_two_folders_without_a_pair_name_the_first_that_is_alone(tmp_path: Path) -> None:
+def test_two_folders_without_a_pair_name_the_first_unpaired_image(tmp_path: Path) -> None:
     two_folders(tmp_path)
     for path in (tmp_path / "target").rglob("*.bmp"):
         path.rename(path.with_stem(path.stem + "_out"))
     with pytest.raises(
-        InvalidInput, match=r"no picture in .*condition has the name of one in .*target .*condition/0.png"
+        InvalidInput, match=r"no image in .*condition has the name of one in .*target .*condition/0.png"
     ):
         open_source(str(tmp_path), PAIRS, size=16)
 
 
-def test_pairs_train_on_whole_pictures_unless_told_to_crop(tmp_path: Path) -> None:
+def test_pairs_use_whole_images_unless_crop_is_set(tmp_path: Path) -> None:
     for name in ("A", "B"):
         (tmp_path / name).mkdir()
         ramp(96, 64).save(tmp_path / name / "a.png")

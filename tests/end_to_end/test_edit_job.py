@@ -111,7 +111,7 @@ def test_how_often_instructions_are_followed_is_measured(
     answer = codi("eval", "edit", "--steps", "1,2", "--count", "4", "-o", out, "--device", "cpu", "--json")
     assert answer.code == 0, answer.err
     table = {row["name"]: row for row in json.loads(answer.out)["rows"]}
-    assert list(table) == ["input", "twin", "autoencoder", "1 step", "2 steps"]
-    assert (table["input"]["followed"], table["twin"]["followed"]) == (0, 1)
+    assert list(table) == ["input", "ground truth", "autoencoder", "1 step", "2 steps"]
+    assert (table["input"]["followed"], table["ground truth"]["followed"]) == (0, 1)
     assert table["2 steps"]["seconds"] > 0
     assert Image.open(out / "sheet.png").width > 4 * 256

@@ -90,6 +90,16 @@ def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs
     assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
+def test_the_batch_size_on_request_and_by_default(codi: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for k in range(32):
+        Image.new("RGB", (16, 16), (8 * k, 90, 255 - 8 * k)).save(tmp_path / "in" / f"{k:02}.png")
+    fixed = ("run", "superres", tmp_path / "in", "--steps", "1", "--device", "cpu", "--overwrite", "--json")
+    for asked, batches in {("--batch", "32"): [32], ("--batch", "20"): [20, 12], (): [32]}.items():
+        report = json.loads(codi(*fixed, *asked).out)
+        assert (report["batches"], report["ok"]) == (batches, 32)
+
+
 def test_a_seed_makes_another_picture_where_sampling_begins_with_noise(
     codi: Callable[..., Any], inputs: Path, tmp_path: Path
 ) -> None:

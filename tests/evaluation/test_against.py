@@ -1,4 +1,4 @@
-"""What --against may name."""
+"""What the option `against` may name."""
 
 import pytest
 
@@ -19,48 +19,48 @@ ROWS = [row("depth", 1), row("depth", 2)]
 
 
 def resolve(name: str) -> AdapterRow:
-    known = {one.ref: one for one in ROWS} | {"depth": ROWS[1]}
-    if name not in known:
+    rows = {one.ref: one for one in ROWS} | {"depth": ROWS[1]}
+    if name not in rows:
         raise NotFound(f"no {name}")
-    return known[name]
+    return rows[name]
 
 
-def named(*names: str, like: str = "depth") -> list[tuple[str, tuple[int, ...]]]:
-    found = entrants(names, ROWS[0], like, (1, 4), resolve=resolve, there=lambda: ROWS)
-    return [(one.name, one.steps) for one in found]
+def named(*names: str, baselines: tuple[str, ...] = ()) -> list[tuple[str, tuple[int, ...]]]:
+    contestants = entrants(names, ROWS[0], baselines, (1, 4), resolve=resolve, available=lambda: ROWS)
+    return [(one.name, one.steps) for one in contestants]
 
 
-def test_what_is_named_stands_in_order_with_the_same_steps_or_its_own() -> None:
+def test_contestants_are_in_order_with_the_same_steps_or_their_own() -> None:
     assert named() == [("depth:1", (1, 4))]
     assert named("base", "depth:2@50") == [("depth:1", (1, 4)), ("base", (1, 4)), ("depth:2", (50,))]
     assert named("depth", "base@8") == [("depth:1", (1, 4)), ("depth:2", (1, 4)), ("base", (8,))]
 
 
-def test_a_name_given_twice_is_one_entrant_with_all_its_steps() -> None:
+def test_a_repeated_name_is_one_contestant_with_all_its_steps() -> None:
     assert named("depth:2@50", "depth:2@250", "depth:1@8", "depth:1") == [
         ("depth:1", (1, 4, 8)),
         ("depth:2", (50, 250)),
     ]
 
 
-def test_bicubic_is_for_superres_and_adds_nothing_there() -> None:
-    assert named("bicubic", like="superres") == [("depth:1", (1, 4))]
-    with pytest.raises(UsageError, match=r"--against bicubic: .* possible are base, depth:1, depth:2, and steps"):
+def test_a_baseline_of_the_task_adds_nothing_and_others_are_refused() -> None:
+    assert named("bicubic", baselines=("bicubic",)) == [("depth:1", (1, 4))]
+    with pytest.raises(UsageError, match=r"against bicubic: .* use one of base, depth:1, depth:2, with steps"):
         named("bicubic")
 
 
 @pytest.mark.parametrize("name", ["nearest", "superres:1", "edit", "bicubic@4", ""])
-def test_what_means_nothing_here_is_refused_with_what_does(name: str) -> None:
-    with pytest.raises(UsageError, match=r"possible are bicubic, base, depth:1, depth:2, .* as depth:1@50"):
-        named(name, like="superres")
+def test_names_without_a_meaning_are_refused_with_those_that_have_one(name: str) -> None:
+    with pytest.raises(UsageError, match=r"use one of bicubic, base, depth:1, depth:2, .* as depth:1@50"):
+        named(name, baselines=("bicubic",))
 
 
 @pytest.mark.parametrize("name", ["base@", "base@0", "depth:2@x", "depth:2@4@5", "base@-1"])
-def test_steps_of_its_own_are_a_number(name: str) -> None:
-    with pytest.raises(UsageError, match=r"after @ comes a number of steps from 1 up, as depth:1@50"):
+def test_own_steps_are_a_number(name: str) -> None:
+    with pytest.raises(UsageError, match=r"after @ comes a number of steps of at least 1, such as depth:1@50"):
         named(name)
 
 
-def test_a_version_that_is_not_there_is_not_found() -> None:
+def test_a_missing_version_is_not_found() -> None:
     with pytest.raises(NotFound, match="no depth:7"):
         named("depth:7")

@@ -56,13 +56,13 @@ def test_frechet_is_zero_for_equal_sets_symmetric_and_blind_to_rotation(count: i
 
 
 @pytest.mark.parametrize(("a", "b"), [((1, 4), (9, 4)), ((9, 4), (9, 5)), ((9,), (9,))])
-def test_frechet_refuses_what_has_no_covariance(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+def test_frechet_refuses_sets_without_a_covariance(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"two or more vectors .* not \("):
         frechet(np.zeros(a), np.zeros(b))
 
 
 def test_perceptual_is_its_formula() -> None:
-    a = torch.tensor([[3.0, 4.0], [0.0, 5.0]])[..., None, None]  # two pictures, two channels, one place
+    a = torch.tensor([[3.0, 4.0], [0.0, 5.0]])[..., None, None]  # two images, two channels, one position
     b = torch.tensor([[4.0, 3.0], [0.0, 1.0]])[..., None, None]
     assert perceptual([a], [b]).tolist() == pytest.approx([2 * 0.2**2, 0.0])
     halves = torch.cat([a, b], 3), torch.cat([b, b], 3)
@@ -78,15 +78,17 @@ def test_perceptual_grows_with_blur_and_with_noise() -> None:
     blurred = [image, *(smooth(image, sigma) for sigma in (0.5, 1, 2, 4))]
     noisy = [np.clip(image + sigma * noise, 0, 1) for sigma in (0.02, 0.05, 0.1, 0.2)]
     with torch.no_grad():
-        true = network(patches(image))[0]
-        told = [[perceptual(network(patches(o))[0], true).mean().item() for o in row] for row in (blurred, noisy)]
-    assert told[0][0] == 0
-    assert told[0] == sorted(told[0])
-    assert told[1] == sorted(told[1])
-    assert told[1][0] > 0
+        reference = network(patches(image))[0]
+        distances = [
+            [perceptual(network(patches(o))[0], reference).mean().item() for o in row] for row in (blurred, noisy)
+        ]
+    assert distances[0][0] == 0
+    assert distances[0] == sorted(distances[0])
+    assert distances[1] == sorted(distances[1])
+    assert distances[1][0] > 0
 
 
-def test_patches_cover_a_picture_of_any_size() -> None:
+def test_patches_cover_an_image_of_any_size() -> None:
     image = np.random.default_rng(5).integers(0, 256, (100, 130, 3), np.uint8)
     pieces = patches(image)
     assert pieces.shape == (2 * 3, 3, 64, 64)
@@ -101,20 +103,22 @@ def test_a_nearer_method_has_smaller_distances() -> None:
     torch.manual_seed(0)
     network = FeatureNet()
     originals = [scene(np.random.default_rng([6, k]), 128).image for k in range(3)]
-    made = {
+    outputs = {
         "same": originals,
         "near": [(smooth(o / 255, 0.7) * 255).round().astype(np.uint8) for o in originals],
         "far": [(smooth(o / 255, 3) * 255).round().astype(np.uint8) for o in originals],
     }
-    told = compare(network, made, originals)
-    assert told["same"].perceptual == [0, 0, 0]
-    assert told["same"].frechet == pytest.approx(0, abs=1e-6)
-    assert 0 < told["near"].frechet < told["far"].frechet
-    assert all(0 < near < far for near, far in zip(told["near"].perceptual, told["far"].perceptual, strict=True))
-    assert told["far"].samples == (12, 12)
+    distances = compare(network, outputs, originals)
+    assert distances["same"].perceptual == [0, 0, 0]
+    assert distances["same"].frechet == pytest.approx(0, abs=1e-6)
+    assert 0 < distances["near"].frechet < distances["far"].frechet
+    assert all(
+        0 < near < far for near, far in zip(distances["near"].perceptual, distances["far"].perceptual, strict=True)
+    )
+    assert distances["far"].samples == (12, 12)
 
 
-def test_a_reference_that_stands_twice_counts_once() -> None:
+def test_a_repeated_reference_counts_once() -> None:
     network = FeatureNet()
     originals = [scene(np.random.default_rng([6, k]), 64).image for k in range(3)]
     doubled = [original for original in originals for _ in "ab"]
@@ -122,5 +126,5 @@ def test_a_reference_that_stands_twice_counts_once() -> None:
     twice = compare(network, {"m": doubled}, doubled)["m"]
     assert once.samples == (3, 3)
     assert twice.samples == (6, 3)
-    with pytest.raises(ValueError, match=r"m: a picture of shape \(63, 64, 3\)"):
+    with pytest.raises(ValueError, match=r"m: an image of shape \(63, 64, 3\)"):
         compare(network, {"m": [originals[0][1:]]}, originals[:1])

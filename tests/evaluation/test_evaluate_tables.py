@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from codi_hub.evaluation.table import Figure, mean_table
-from codi_hub.images.sheets import GAP, sheet
+from codi_hub.images.sheets import GAP, contact_sheet
 
 FIGURES = [
     Figure("bicubic", "a", {"psnr": 20.0, "gmsd": 0.10, "seconds": None}),
@@ -45,30 +45,32 @@ def test_the_text_of_a_table() -> None:
     ]
 
 
-def test_a_sheet_holds_its_pictures_where_it_should() -> None:
+def test_a_contact_sheet_holds_its_images_in_place() -> None:
     red = np.zeros((8, 16, 3), np.uint8)
     red[..., 0] = 255
     grey = np.full((40, 40, 1), 0.5, np.float32)
-    paper = np.asarray(sheet([[red, grey], [None, red]], columns=["in", "out"], labels=["one", "two"], width=32))
+    paper = np.asarray(
+        contact_sheet([[red, grey], [None, red]], columns=["in", "out"], labels=["one", "two"], width=32)
+    )
     assert paper.shape[1] == 6 + 2 * 38
     assert paper[6 + 18 + 18 + 8, 6 + 16].tolist() == [255, 0, 0]
     assert paper[6 + 18 + 18 + 16, 6 + 38 + 16].tolist() == [128, 128, 128]
     second = 6 + 18 + 18 + 32 + 6 + 18
     assert paper[second + 8, 6 + 16].tolist() == [250, 250, 250]
     assert paper[second + 8, 6 + 38 + 16].tolist() == [255, 0, 0]
-    assert (paper[:24, :40] < 100).any()  # there is ink in the heading
+    assert (paper[:24, :40] < 100).any()  # the heading is drawn
 
 
-def test_long_labels_are_cut_to_the_sheet() -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
-    short = sheet([[picture]], labels=["x" * 400], width=64)
+def test_long_labels_are_truncated_to_the_sheet() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    short = contact_sheet([[image]], labels=["x" * 400], width=64)
     assert short.width == 64 + 12
     assert (np.asarray(short)[:, -5:] > 200).all()
 
 
 def test_an_empty_sheet_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one picture"):
-        sheet([[None]])
+    with pytest.raises(ValueError, match="at least one image"):
+        contact_sheet([[None]])
 
 
 def test_a_condition_of_four_channels_is_shown_by_its_first_three() -> None:
@@ -77,6 +79,6 @@ def test_a_condition_of_four_channels_is_shown_by_its_first_three() -> None:
     condition[:5, :, :3] = 128
     condition[:5, :, 3] = 255
     for image in (condition, condition.astype(np.float32) / 255):
-        pixels = np.asarray(sheet([[image]], width=10))
+        pixels = np.asarray(contact_sheet([[image]], width=10))
         assert (pixels[GAP : GAP + 5, GAP : GAP + 10] == 128).all()
         assert (pixels[GAP + 5 : GAP + 10, GAP : GAP + 10] == (200, 0, 0)).all()

@@ -86,14 +86,14 @@ def test_another_network_takes_its_place_as_torchscript(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_is_no_feature_network_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"--features .*nowhere: no such file or folder"):
+    with pytest.raises(NotFound, match=r"features .*nowhere: no such file or folder"):
         load_features(tmp_path / "nowhere")
     with pytest.raises(InvalidInput, match=r"not a feature network \(config.json and features.safetensors\)"):
         load_features(tmp_path)
     (tmp_path / "noise.pt").write_bytes(b"no archive")
     with pytest.raises(InvalidInput, match=r"noise\.pt: not a TorchScript file"):
         load_features(tmp_path / "noise.pt")
-    with pytest.raises(InvalidInput, match=r"vectors\.pt: (must return \(maps, vectors\)|fails on 64 px pictures)"):
+    with pytest.raises(InvalidInput, match=r"vectors\.pt: (must return \(maps, vectors\)|fails on 64 px images)"):
         load_features(scripted(tmp_path / "vectors.pt", OnlyVectors()))
     save_features(tmp_path / "net", FeatureNet(widths=(4, 6), pooled=3), "")
     config = json.loads((tmp_path / "net" / "config.json").read_text())
@@ -101,5 +101,5 @@ def test_what_is_no_feature_network_is_refused_in_one_line(tmp_path: Path) -> No
     with pytest.raises(InvalidInput, match="not a feature network"):
         load_features(tmp_path / "net")
     (tmp_path / "net" / "config.json").write_text(json.dumps(config | {"format_version": 9}))
-    with pytest.raises(InvalidInput, match="format version 9, this program reads 1"):
+    with pytest.raises(InvalidInput, match="format version 9, supported: 1"):
         load_features(tmp_path / "net")

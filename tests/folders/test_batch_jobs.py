@@ -69,11 +69,14 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
         ({"task": "superres", "input": "a", "steps": 0}, "line 2: --steps must be at least 1, not 0"),
         ({"task": "superres", "input": "a", "ext": "exe"}, "line 2: --ext must be one of auto, png, jpg"),
         ({"task": "superres", "input": "a", "set": [1]}, "line 2: set: "),
-        ({"task": "superres", "input": "a\x00b"}, "line 2: 'a\\x00b' holds what no name can"),
-        ({"task": "superres", "input": "a", "output": "\ud800"}, "line 2: '\\ud800' holds what no name can"),
-        ("{", "line 2 is no JSON"),
-        ("[" * 100_000, "line 2 is no JSON"),
-        ("[]", "line 2 is no JSON object"),
+        ({"task": "superres", "input": "a\x00b"}, "line 2: 'a\\x00b' contains characters that no path can have"),
+        (
+            {"task": "superres", "input": "a", "output": "\ud800"},
+            "line 2: '\\\\ud800' contains characters",
+        ),
+        ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ("[]", "line 2 is not a JSON object"),
     ],
     ids=str,
 )
@@ -180,7 +183,7 @@ def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi
         ({"task": "superres", "input": "nowhere"}, 1, "line 2: no such file or folder: nowhere"),
         ({"task": "superres", "input": "in", "set": {"scale": 3}}, 2, "line 2: task superres: option 'scale'"),
         ({"task": "superres", "input": "in", "steps": 1001}, 1, "line 2: --steps must be at most 1000"),
-        ({"task": "superres", "input": "in", "tile": "tiny"}, 2, "line 2: --tile must be auto, off, or a side"),
+        ({"task": "superres", "input": "in", "tile": "tiny"}, 2, "line 2: tile 'tiny': auto, off, or a side"),
         ({"task": "edit", "input": "in"}, 2, "line 2: task edit needs a prompt for every image"),
         ({"task": "superres", "input": "in/b.png", "output": "out/a.png"}, 2, "would both be written to"),
         ({"task": "superres", "input": "in/b.png", "output": "in/a.png"}, 2, "would replace the input"),
@@ -212,7 +215,7 @@ def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: 
     assert (both.code, "leave one of them out" in both.err, (pictures / "page.html").exists()) == (2, True, False)
     told = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run").out.splitlines()
     assert told[0] == "skipped: in/a.png -> out/a.png"
-    assert told[-1] == "3 to make, 0 refused, 1 done already (superres:1, 1 step)"
+    assert told[-1] == "3 to generate, 0 refused, 1 finished already (superres:1, 1 step)"
     from codi_hub.registry import Registry
 
     with Registry.open() as registry:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.folders import plan
-from codi_hub.folders.plan import item_seed, walk
+from codi_hub.folders.plan import walk
+from codi_hub.seeds import image_seed
 
 
 def touch(*paths: Path) -> None:
@@ -19,7 +21,7 @@ def touch(*paths: Path) -> None:
 
 
 def test_a_folder_is_mirrored_beside_itself(images, task):
-    items = plan([images], None, task)
+    items = plan([images], task, RunOptions())
     out = images.with_name("imgs_double")
     assert [item.name for item in items] == ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"]
     assert [item.output for item in items] == [out / item.name for item in items]
@@ -27,7 +29,7 @@ def test_a_folder_is_mirrored_beside_itself(images, task):
 
 
 def test_the_registered_name_names_the_folder(images, task):
-    assert plan([images], None, task, name="mine")[0].output.parent == images.with_name("imgs_mine")
+    assert plan([images], task, RunOptions(), task_name="mine")[0].output.parent == images.with_name("imgs_mine")
 
 
 @pytest.mark.parametrize(
@@ -47,54 +49,56 @@ def test_the_registered_name_names_the_folder(images, task):
 )
 def test_the_name_of_an_output(tmp_path, task, name, options, output):
     touch(tmp_path / "in" / name)
-    (item,) = plan([tmp_path / "in"], tmp_path / "out", task, **options)
+    (item,) = plan([tmp_path / "in"], task, RunOptions(out=tmp_path / "out", **options))
     assert item.output == tmp_path / "out" / output
 
 
 def test_alpha_forces_png(tmp_path, task):
     Image.new("RGBA", (4, 4)).save(tmp_path / "clear.webp")
     Image.new("RGB", (4, 4)).save(tmp_path / "solid.webp")
-    items = plan([tmp_path], tmp_path / "out", task, ext="jpg")
+    items = plan([tmp_path], task, RunOptions(out=tmp_path / "out", ext="jpg"))
     assert [item.output.name for item in items] == ["clear.png", "solid.jpg"]
 
 
 def test_seeds_come_from_the_relative_name_alone(images, task, tmp_path):
     expected = int.from_bytes(hashlib.sha256(b"7/sub/e.png").digest()[:8], "big") >> 1
-    assert item_seed(7, "sub/e.png") == expected
-    assert {item.name: item.seed for item in plan([images], tmp_path / "x", task, seed=7)}["sub/e.png"] == expected
+    assert image_seed(7, "sub/e.png") == expected
+    options = RunOptions(out=tmp_path / "x", seed=7)
+    assert {item.name: item.seed for item in plan([images], task, options)}["sub/e.png"] == expected
     moved = images.rename(tmp_path / "elsewhere")
-    assert {item.name: item.seed for item in plan([moved], None, task, seed=7)}["sub/e.png"] == expected
-    assert len({item.seed for item in plan([moved], None, task)}) == 6
+    assert {item.name: item.seed for item in plan([moved], task, options)}["sub/e.png"] == expected
+    assert len({item.seed for item in plan([moved], task, RunOptions())}) == 6
 
 
 def test_single_files(images, task, tmp_path):
-    (item,) = plan([images / "a.png"], None, task)
+    (item,) = plan([images / "a.png"], task, RunOptions())
     assert item.output == images / "a_double" / "a.png"
-    assert (item.name, item.seed) == ("a.png", item_seed(0, "a.png"))
-    assert plan([images / "a.png"], tmp_path / "o", task)[0].output == tmp_path / "o" / "a.png"
-    assert plan([images / "a.png"], tmp_path / "big.jpg", task)[0].output == tmp_path / "big.jpg"
+    assert (item.name, item.seed) == ("a.png", image_seed(0, "a.png"))
+    assert plan([images / "a.png"], task, RunOptions(out=tmp_path / "o"))[0].output == tmp_path / "o" / "a.png"
+    assert plan([images / "a.png"], task, RunOptions(out=tmp_path / "big.jpg"))[0].output == tmp_path / "big.jpg"
 
 
 def test_the_folder_one_is_in(images, task, monkeypatch):
     monkeypatch.chdir(images)
-    item = plan([Path(".")], None, task)[0]
+    item = plan([Path(".")], task, RunOptions())[0]
     assert item.output == images.with_name("imgs_double") / "a.png"
     assert str(item.input) == "a.png"
 
 
 def test_sidecars_hidden_files_and_other_types_are_not_items(images, task):
     touch(images / "a.mask.png", images / ".hidden.png", images / ".git" / "x.png", images / "notes.txt")
-    assert len(plan([images], None, task)) == 6
-    assert len(plan([images], None, task, recursive=False)) == 4
-    assert [i.name for i in plan([images / "a.png", images / "a.mask.png"], images / "o", task)] == ["a.png"]
+    assert len(plan([images], task, RunOptions())) == 6
+    assert len(plan([images], task, RunOptions(recursive=False))) == 4
+    files = [images / "a.png", images / "a.mask.png"]
+    assert [item.name for item in plan(files, task, RunOptions(out=images / "o"))] == ["a.png"]
 
 
 def test_an_output_folder_inside_an_input_is_not_walked(images, task):
     touch(images / "out" / "old.png", images / "sub" / "e_double" / "old.png")
-    names = [item.name for item in plan([images, images / "sub" / "e.png"], None, task)]
+    names = [item.name for item in plan([images, images / "sub" / "e.png"], task, RunOptions())]
     assert "sub/e_double/old.png" not in names
     assert "out/old.png" in names
-    assert "out/old.png" not in [item.name for item in plan([images], images / "out", task)]
+    assert "out/old.png" not in [item.name for item in plan([images], task, RunOptions(out=images / "out"))]
 
 
 def test_links(tmp_path, task):
@@ -112,7 +116,7 @@ def test_links(tmp_path, task):
     }.items():
         (root / name).symlink_to(target)
     (tmp_path / "other" / "back").symlink_to(root)
-    found = [item.name for item in plan([root], None, task)]
+    found = [item.name for item in plan([root], task, RunOptions())]
     assert found == ["broken.png", "file.png", "self.png", "outside/b.png", "real/a.png"]
 
 
@@ -125,7 +129,7 @@ def test_a_folder_that_cannot_be_listed_is_one_failed_item(images, task, monkeyp
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    items = plan([images], None, task)
+    items = plan([images], task, RunOptions())
     assert [item.error for item in items] == [None] * 4 + ["this folder cannot be listed: Permission denied"]
 
 
@@ -139,7 +143,7 @@ def test_a_deep_tree(tmp_path, task):
     for folder in folders:
         folder.mkdir()
     touch(folders[-1] / "a.png")
-    items = plan([tmp_path], tmp_path / "out", task)
+    items = plan([tmp_path], task, RunOptions(out=tmp_path / "out"))
     (folders[-1] / "a.png").unlink()
     for folder in reversed(folders):  # or else pytest's own tidying up recurses too deep
         folder.rmdir()
@@ -158,7 +162,7 @@ def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str,
         "over itself": ([a], images, {}, UsageError, "would replace the input"),
         "out is a file": ([images], a, {}, UsageError, "is a file: name a folder"),
         "suffix": ([images], None, {"suffix": "/../x"}, UsageError, "path separator"),
-        "ext": ([images], None, {"ext": "exe"}, UsageError, "cannot write 'exe' files"),
+        "ext": ([images], None, {"ext": "exe"}, UsageError, "must be one of auto, png, jpg"),
     }
 
 
@@ -169,7 +173,7 @@ def test_refused_before_anything_runs(images, task, case):
         (images / "twins" / "t.webp").unlink()
     inputs, out, options, kind, said = refusals(images)[case]
     with pytest.raises(kind, match=said) as caught:
-        plan(inputs, out, task, **options)
+        plan(inputs, task, RunOptions(out=out, **options))
     assert "\n" not in str(caught.value)
 
 
@@ -179,5 +183,5 @@ def test_a_name_that_is_not_utf8(tmp_path, task):
         (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    (item,) = plan([tmp_path / "in"], None, task)
+    (item,) = plan([tmp_path / "in"], task, RunOptions())
     assert item.seed == int.from_bytes(hashlib.sha256(b"0/\xff.png").digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Which prompt each image gets, where it is written, and what is said about prompts that cannot be used."""
+"""Prompts of images: their sources, their precedence, and the errors of prompts that cannot be used."""
 
 import json
 import os
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folder_runs import MemoryLog, run_items
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.folders import plan, run_folder
+from codi_hub.folders import plan
 from codi_hub.folders.prompts import MAX_BYTES
 
 
@@ -23,12 +25,13 @@ def write_metadata(folder: Path, *rows: dict[str, Any]) -> None:
 @pytest.fixture
 def prompts(task, tmp_path: Path) -> Callable[..., dict[str, str | None]]:
     def planned(*inputs: Path, **options: Any) -> dict[str, str | None]:
-        return {item.name: item.prompt for item in plan(list(inputs), tmp_path / "out", task, **options)}
+        items = plan(list(inputs), task, RunOptions(out=tmp_path / "out", **options))
+        return {item.name: item.prompt for item in items}
 
     return planned
 
 
-def test_what_is_typed_comes_before_metadata_and_metadata_before_the_file_beside(images, prompts):
+def test_the_option_comes_before_metadata_and_metadata_before_the_sidecar(images, prompts):
     write_metadata(images, {"file_name": "a.png", "prompt": "listed"}, {"file_name": "sub/e.png", "text": "below"})
     for name in ("a", "b", "sub/f"):
         (images / f"{name}.txt").write_text("  beside\n")
@@ -56,7 +59,7 @@ def test_an_instruction_comes_before_a_caption(images, prompts):
     assert prompts(images)["a.png"] == "make it red"
 
 
-def test_a_task_that_reads_no_prompt_looks_for_none(images, prompts, task):
+def test_no_prompt_is_read_for_a_task_that_uses_none(images, prompts, task):
     task.uses_prompt = False
     (images / "metadata.jsonl").write_text("no JSON")
     (images / "a.txt").write_text("beside")
@@ -66,18 +69,18 @@ def test_a_task_that_reads_no_prompt_looks_for_none(images, prompts, task):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON: "),
-        ("[" * 100_000, "line 2 is no JSON: "),
-        ("[1]", r"line 2 is no JSON object: \[1\]$"),
+        ("{", "line 2 is not JSON: "),
+        ("[" * 100_000, "line 2 is not JSON: "),
+        ("[1]", r"line 2 is not a JSON object: \[1\]$"),
         ('{"prompt": "x"}', "line 2 has no file_name: write "),
-        ('{"file_name": "b.png", "prompt": ["x"]}', r"line 2: prompt is \['x'\], and not text$"),
+        ('{"file_name": "b.png", "prompt": ["x"]}', r"line 2: prompt is \['x'\], not text$"),
         ('{"file_name": "b.png", "prompt": "\\ud800"}', "line 2: prompt is not UTF-8 text$"),
-        ('{"file_name": "b.png", "prompt": "\\u0000"}', "line 2: prompt is no text: it has zero bytes"),
+        ('{"file_name": "b.png", "prompt": "\\u0000"}', "line 2: prompt is not text: it contains zero bytes"),
         ('{"file_name": "b.png", "text": "%s"}' % ("x" * 20_000), "line 2: text has 20000 bytes, over the limit of"),
         ('{"file_name": "a.png", "prompt": "other"}', "line 2 gives a.png a second prompt: keep one line for it$"),
     ],
 )
-def test_a_wrong_line_is_said_before_anything_runs(images, prompts, line, message):
+def test_a_wrong_line_is_refused_before_anything_runs(images, prompts, line, message):
     (images / "metadata.jsonl").write_text('{"file_name": "a.png", "prompt": "x"}\n' + line + "\n")
     with pytest.raises(InvalidInput, match=rf"^{images}/metadata.jsonl {message}") as caught:
         prompts(images)
@@ -104,32 +107,32 @@ def test_names_that_are_not_utf8(images, prompts):
     [
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"x" * (MAX_BYTES + 1), f"has {MAX_BYTES + 1} bytes, over the limit of {MAX_BYTES}"),
-        (b"a\0b", "is no text: it has zero bytes in it"),
+        (b"a\0b", "is not text: it contains zero bytes"),
         (None, "is no regular file"),
     ],
 )
-def test_a_file_beside_that_cannot_be_used_is_one_failed_row(images, task, copying, tmp_path, content, why):
+def test_a_sidecar_that_cannot_be_used_is_one_failed_row(images, task, copying, tmp_path, content, why):
     (images / "b.txt").write_bytes(b"\xef\xbb\xbfa prompt from Notepad \r\n")
     if content is None:
         os.mkfifo(images / "a.txt")
     else:
         (images / "a.txt").write_bytes(content)
-    items = plan([images], tmp_path / "out", task)
-    report = run_folder(items, task, copying, name="double", adapter="double:1", steps=4)
+    items = plan([images], task, RunOptions(out=tmp_path / "out"))
+    report = run_items(items, task, copying)
     assert (report.ok, report.failed) == (5, 1)
     assert f"the prompt beside it, a.txt, {why}" in report.items[0]["error"]
     assert report.items[1]["prompt"] == "a prompt from Notepad"
     assert "prompt" not in report.items[2]
 
 
-def test_each_image_of_a_batch_is_made_with_its_own_prompt(images, task, copying, tmp_path):
+def test_each_image_of_a_batch_has_its_own_prompt(images, task, copying, tmp_path):
     (images / "a.txt").write_text("one")
     (images / "c.txt").write_text("two")
-    kept: list[dict[str, Any]] = []
-    items = plan([images], tmp_path / "out", task)
-    run_folder(items, task, copying, name="d", adapter="d:1", steps=4, batch=4, record=kept.append)
+    log = MemoryLog()
+    items = plan([images], task, RunOptions(out=tmp_path / "out"))
+    run_items(items, task, copying, batch=4, log=log)
     assert [prompts for _, prompts, _ in copying.calls] == [["one", "", "two", ""], ["", ""]]
-    assert [row.get("prompt") for row in kept] == ["one", None, "two", None, None, None]
+    assert [row.get("prompt") for row in log.rows] == ["one", None, "two", None, None, None]
 
 
 def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, prompts):
@@ -140,7 +143,8 @@ def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, pr
         prompts(images)
     assert str(caught.value) == (
         f"task double needs a prompt for every image; without one: {images / 'b.png'}, {images / 'c.png'}, "
-        f"{images / 'sub' / 'e.png'} and 1 more. Give --prompt, a line in metadata.jsonl, or NAME.txt beside NAME.png"
+        f"{images / 'sub' / 'e.png'} and 1 more. "
+        "Give one for all, a line in metadata.jsonl, or NAME.txt beside NAME.png"
     )
     with pytest.raises(UsageError, match="without one: "):
         prompts(images, prompt="  ")
@@ -149,15 +153,13 @@ def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, pr
     assert prompts(images)["sub/f.png"] == "one"
 
 
-def test_an_image_whose_prompt_became_unusable_is_not_done(images, task, tmp_path):
-    from codi_hub.runs import _is_done
-
-    (item, *_) = plan([images], tmp_path / "out", task)
-    finished = {str(item.output): ("ab", None, item.seed)}
-    assert _is_done(item, "ab", finished)
+def test_an_image_whose_prompt_became_unusable_is_not_skipped(images, task, copying, tmp_path):
+    log = MemoryLog()
+    (images / "a.txt").write_text("a tree")
+    assert run_items(plan([images], task, RunOptions(out=tmp_path / "out")), task, copying, log=log).ok == 6
     (images / "a.txt").write_bytes(b"\xff")
-    (item, *_) = plan([images], tmp_path / "out", task)
-    assert not _is_done(item, "ab", finished)
+    again = run_items(plan([images], task, RunOptions(out=tmp_path / "out")), task, copying, log=log)
+    assert [row["status"] for row in again.items] == ["failed"] + ["skipped"] * 5
 
 
 def text_of_any_kind() -> st.SearchStrategy[bytes]:
@@ -171,7 +173,7 @@ def text_of_any_kind() -> st.SearchStrategy[bytes]:
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=text_of_any_kind())
-def test_any_bytes_where_prompts_are_looked_for(images, prompts, content):
+def test_any_bytes_in_metadata_and_sidecars(images, prompts, content):
     for name, what in (("metadata.jsonl", content), ("a.txt", content)):
         (images / name).write_bytes(what)
     found: dict[str, str | None] = {}

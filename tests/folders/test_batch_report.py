@@ -1,4 +1,4 @@
-"""The page about a run: what is on it, that nothing on it can act, and that it is written whole or not at all."""
+"""The report page of a run: its content, escaping, and that it is written whole or not at all."""
 
 import errno
 import os
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folder_runs import MemoryLog, run_items
 from PIL import Image
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import CodiError, UsageError
-from codi_hub.folders import Interrupted, Item, plan, run_folder
+from codi_hub.folders import Interrupted, Item, plan
 from codi_hub.folders import report as pages
-from codi_hub.folders.report import Page, thumbnail
+from codi_hub.folders.report import ReportPage, thumbnail
 from codi_hub.reports import RunReport
 
 VOID = {"meta", "link", "img", "input"}
@@ -56,9 +58,9 @@ def made(images, task, copying, tmp_path) -> Callable[..., tuple[Read, RunReport
     """A run over imgs/ with its page: as read, the report, and the source."""
 
     def make(**options: Any) -> tuple[Read, RunReport, str]:
-        items = plan([images], tmp_path / "out", task, prompt=options.pop("prompt", None))
-        page = Page(tmp_path / "pages" / "run.html", items, options.pop("settings", {}))
-        report = run_folder(items, task, copying, name="double", adapter="double:1", steps=4, **options)
+        items = plan([images], task, RunOptions(out=tmp_path / "out", prompt=options.pop("prompt", None)))
+        page = ReportPage(tmp_path / "pages" / "run.html", items, options.pop("settings", {}))
+        report = run_items(items, task, copying, **options)
         page.write(report)
         source = page.path.read_text("utf-8")
         return Read(source), report, source
@@ -86,8 +88,9 @@ def test_every_item_is_on_the_page(made, images):
 
 
 def test_a_second_run_shows_what_the_first_one_made(made):
-    made()
-    page, report, _ = made(done=lambda item, digest: True)
+    log = MemoryLog()
+    made(log=log)
+    page, report, _ = made(log=log)
     assert (report.skipped, page.text("status")) == (6, ["skipped"] * 6)
     assert page.count("input", type="range") == 6
     assert page.count("input", type="radio") == 2
@@ -115,7 +118,7 @@ def test_an_error_stays_text_even_where_it_is_no_text(tmp_path):
         task="<i>", adapter="a:1", steps=1, ok=0, failed=1, skipped=0, seconds=0.0,
         items=[row | {"error": f"{HOSTILE} \udcff"}],
     )  # fmt: skip
-    page = Page(tmp_path / "r.html", [item], {})
+    page = ReportPage(tmp_path / "r.html", [item], {})
     page.write(report)
     read = Read(page.path.read_text("utf-8"))
     assert read.text("error") == [f"{HOSTILE} \\udcff"]
@@ -131,10 +134,10 @@ def test_the_page_may_ask_for_nothing(made):
 
 
 def test_only_the_first_pictures_are_embedded_and_the_page_says_so(made, monkeypatch):
-    monkeypatch.setattr(pages, "PICTURED", 2)
+    monkeypatch.setattr(pages, "MAX_ITEMS", 2)
     page, _, _ = made()
     assert (page.count("img"), len(page.text("h2"))) == (4, 6)
-    assert page.text("notice") == ["Pictures are here for the first 2 images that have any; the others are lines."]
+    assert page.text("notice") == ["Thumbnails are embedded for the first 2 images."]
 
 
 def test_a_picture_is_upright_small_and_keeps_its_alpha(tmp_path):
@@ -146,8 +149,8 @@ def test_a_picture_is_upright_small_and_keeps_its_alpha(tmp_path):
     turned, clear = thumbnail(tmp_path / "turned.jpg"), thumbnail(tmp_path / "clear.png")
     assert turned is not None
     assert clear is not None
-    assert (turned.width, turned.height, turned.clear) == (171, 512, False)
-    assert (clear.width, clear.height, clear.clear) == (8, 4, True)
+    assert (turned.width, turned.height, turned.transparent) == (171, 512, False)
+    assert (clear.width, clear.height, clear.transparent) == (8, 4, True)
 
 
 def test_what_is_no_picture_has_none(tmp_path):
@@ -160,8 +163,8 @@ def test_what_is_no_picture_has_none(tmp_path):
 
 
 def test_an_interrupted_run_has_its_page(images, task, copying, tmp_path):
-    items = plan([images], tmp_path / "out", task)
-    page = Page(tmp_path / "r.html", items, {})
+    items = plan([images], task, RunOptions(out=tmp_path / "out"))
+    page = ReportPage(tmp_path / "r.html", items, {})
 
     def interrupt(conditions: list[np.ndarray]) -> None:
         if len(copying.calls) == 3:
@@ -169,7 +172,7 @@ def test_an_interrupted_run_has_its_page(images, task, copying, tmp_path):
 
     copying.fails = interrupt
     with pytest.raises(Interrupted) as stopped:
-        run_folder(items, task, copying, name="double", adapter="double:1", steps=4)
+        run_items(items, task, copying, batch=1)
     page.write(stopped.value.report)
     read = Read(page.path.read_text())
     assert read.text("h2") == ["a.png", "b.png"]
@@ -182,11 +185,11 @@ def test_a_page_that_fails_leaves_the_one_before_it(made, images, task, tmp_path
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    page = Page(tmp_path / "pages" / "run.html", plan([images], tmp_path / "out", task), {})
+    page = ReportPage(tmp_path / "pages" / "run.html", plan([images], task, RunOptions(out=tmp_path / "out")), {})
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CodiError) as caught:
         page.write(report)
-    line = f"the run is over (6 ok, 0 failed, 0 skipped), but --report {page.path}: No space left on device"
+    line = f"the run is complete (6 ok, 0 failed, 0 skipped), but not its report {page.path}: No space left on device"
     assert str(caught.value) == line
     assert page.path.read_text() == before
     assert os.listdir(page.path.parent) == ["run.html"]
@@ -197,11 +200,11 @@ def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
     (tmp_path / "file").touch()
     odd = tmp_path / "input.html"
     odd.write_bytes((images / "a.png").read_bytes())
-    items = plan([images, odd], tmp_path / "out.html", task)
-    taken = "is a folder or an input: name another file"
+    items = plan([images, odd], task, RunOptions(out=tmp_path / "out.html"))
+    taken = "is a folder or an input: choose another file"
     long = f"{'n' * 251}.html"
     for name, why in {
-        "a.png": "a page's name ends in .html",
+        "a.png": "the name must end in .html",
         "folder.html": taken,
         "out.html": taken,
         "input.html": taken,
@@ -210,8 +213,8 @@ def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
         long: "cannot be written: File name too long",
     }.items():
         with pytest.raises(UsageError) as caught:
-            Page(tmp_path / name, items, {})
-        assert str(caught.value).startswith(f"--report {tmp_path / name}")
+            ReportPage(tmp_path / name, items, {})
+        assert str(caught.value).startswith(f"report {tmp_path / name}")
         assert str(caught.value).endswith(why)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.html", "imgs", "input.html"]
 
@@ -223,4 +226,4 @@ def test_a_folder_that_takes_no_file_is_refused_first(tmp_path, monkeypatch, err
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(UsageError, match=f"r.html cannot be written: {os.strerror(error)}"):
-        Page(tmp_path / "r.html", [], {})
+        ReportPage(tmp_path / "r.html", [], {})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folder_runs import run_items
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
@@ -13,8 +14,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from codi_hub.folders import plan, run_folder
-from codi_hub.folders.report import Page
+from codi_hub.config.options import RunOptions
+from codi_hub.folders import plan
+from codi_hub.folders.report import ReportPage
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -36,9 +38,9 @@ def page(images, task, copying, tmp_path) -> Path:
     Image.new("RGB", (30, 5), "green").save(images / "wide.png")
     (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:-30])
     prompt = "</script><script>console.error(document.title = 'ran')</script><img src='http://example.org/x.png'>"
-    items = plan([images], tmp_path / "out", task, prompt=prompt)
-    page = Page(tmp_path / "run.html", items, {"seed": 0})
-    page.write(run_folder(items, task, copying, name="double", adapter="double:1", steps=4))
+    items = plan([images], task, RunOptions(out=tmp_path / "out", prompt=prompt))
+    page = ReportPage(tmp_path / "run.html", items, {"seed": 0})
+    page.write(run_items(items, task, copying))
     return page.path
 
 

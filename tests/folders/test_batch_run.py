@@ -1,4 +1,4 @@
-"""A run: the right pixels, batches by shape, one row per file, resumed and interrupted runs."""
+"""Runs: pixels, batches by shape, one row per file, resumed and interrupted runs."""
 
 import os
 import signal
@@ -6,16 +6,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from folder_runs import FunctionGenerator, MemoryLog, run_items
 from PIL import Image
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import Mismatch
-from codi_hub.folders import Interrupted, Item, plan, run_folder, runner
+from codi_hub.events import ItemDone
+from codi_hub.folders import FolderRun, Interrupted, Item, RunSettings, plan
 from codi_hub.reports import RunReport
 
 
@@ -23,29 +26,13 @@ from codi_hub.reports import RunReport
 def go(task, copying, tmp_path) -> Callable[..., RunReport]:
     def run(inputs: Path | list[Item], **options: Any) -> RunReport:
         items = (
-            plan([inputs], tmp_path / "out", task, seed=3, prompt=options.pop("prompt", None))
+            plan([inputs], task, RunOptions(out=tmp_path / "out", seed=3, prompt=options.pop("prompt", None)))
             if isinstance(inputs, Path)
             else inputs
         )
-        known: dict[str, Any] = {"name": "double", "adapter": "double:1", "steps": 4, "batch": 2}
-        generate = options.pop("generate", copying)
-        return run_folder(items, options.pop("task", task), generate, **{**known, **options})
+        return run_items(items, options.pop("task", task), options.pop("generate", copying), **{"batch": 2, **options})
 
     return run
-
-
-class Book:
-    """What the registry does for a run: remembers rows, and knows what was done."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def record(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def done(self, item: Item, digest: str) -> bool:
-        key = (str(item.output), digest, "ok")
-        return any((row["output"], row["input_hash"], row["status"]) == key for row in self.rows)
 
 
 def errors(report: RunReport) -> dict[str, str | None]:
@@ -53,8 +40,8 @@ def errors(report: RunReport) -> dict[str, str | None]:
 
 
 def test_a_folder(images, go, copying, tmp_path):
-    seen: list[dict[str, Any]] = []
-    report = go(images, on_item=seen.append, prompt="a tree")
+    seen: list[ItemDone] = []
+    report = go(images, on_event=seen.append, prompt="a tree")
     assert (report.task, report.adapter, report.steps) == ("double", "double:1", 4)
     assert (report.ok, report.failed, report.skipped) == (6, 0, 0)
     names = ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"]
@@ -62,11 +49,12 @@ def test_a_folder(images, go, copying, tmp_path):
     keys = {"input", "output", "status", "seed", "error", "seconds", "prompt"}
     assert [set(row) for row in report.items] == [keys] * 6
     assert all(row["seconds"] > 0 for row in report.items)
-    assert sorted(map(str, seen)) == sorted(map(str, report.items))
+    assert sorted(str(event.row) for event in seen) == sorted(map(str, report.items))
+    assert [(event.done, event.total) for event in seen] == [(k, 6) for k in range(1, 7)]
     for name in names:
         with Image.open(images / name) as before, Image.open(tmp_path / "out" / name) as after:
             assert np.array_equal(np.asarray(after), np.asarray(before.resize((16, 16), 0)))
-    assert copying.sizes == [2, 2, 2]
+    assert copying.sizes == report.batches == [2, 2, 2]
     assert [seed for _, _, seeds in copying.calls for seed in seeds] == [row["seed"] for row in report.items]
     assert {prompt for _, prompts, _ in copying.calls for prompt in prompts} == {"a tree"}
 
@@ -94,9 +82,8 @@ def test_shapes_that_stay_alone_do_not_pile_up(tmp_path, go, copying):
     assert copying.sizes == [1] * 40
 
 
-def test_large_pictures_do_not_pile_up_while_others_are_computed_or_saved(tmp_path, go, task, monkeypatch):
-    """The first picture is computed slowly and saved slowly, and is 60 kB of 100 kB for what lies ready."""
-    monkeypatch.setattr(runner, "WAITING_BYTES", 50_000)
+def test_the_memory_limit_holds_while_images_are_computed_and_saved(tmp_path, go, task):
+    """Computing and saving are slow; an image takes 30 kB of 50 kB at each stage."""
     for k in range(12):
         Image.new("RGB", (50, 25)).save(tmp_path / f"{k:02d}.png")
     here, most = set(), []
@@ -116,7 +103,7 @@ def test_large_pictures_do_not_pile_up_while_others_are_computed_or_saved(tmp_pa
         return conditions
 
     task.prepare, task.finish = counted, saved
-    assert go(tmp_path, batch=8, generate=slow).ok == 12
+    assert go(tmp_path, batch=8, generate=slow, memory=50_000).ok == 12
     assert max(most) <= 8  # without the limit all ten that a batch of eight loads ahead, and more that wait
 
 
@@ -143,7 +130,7 @@ def test_work_goes_on_while_images_load_and_save(images, task, go):
 
 def test_a_name_too_long_for_its_output_fails_alone(images, go, task, tmp_path):
     (images / ("n" * 251 + ".png")).write_bytes((images / "a.png").read_bytes())
-    report = go(plan([images], tmp_path / "out", task, suffix="_x4"))
+    report = go(plan([images], task, RunOptions(out=tmp_path / "out", suffix="_x4")))
     assert (report.ok, report.failed) == (6, 1)
     assert list(errors(report).values()) == ["the output cannot be written: File name too long"]
 
@@ -159,51 +146,56 @@ def test_a_batch_that_fails_is_tried_one_by_one(images, go, copying):
     assert copying.sizes == [4, 1, 1, 1, 1, 2]
 
 
-def test_batches_too_large_for_the_memory_become_smaller(tmp_path, go, copying):
-    for k in range(12):
+def test_without_a_batch_size_the_generator_chooses_it(images, go, copying):
+    copying.auto = 5
+    report = go(images, batch=None)
+    assert report.batches == copying.sizes == [5, 1]
+
+
+def test_a_batch_size_is_honoured_exactly(tmp_path, go, copying):
+    for k in range(33):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{k:02d}.png")
-
-    def fails(conditions: list[np.ndarray]) -> None:
-        if len(conditions) > 2:
-            raise MemoryError
-
-    copying.fails = fails
-    assert go(tmp_path, batch=4).ok == 12
-    assert copying.sizes == [4, 1, 1, 1, 1, 2, 2, 2, 2]
+    copying.auto = 3
+    assert go(tmp_path, batch=32).batches == copying.sizes == [32, 1]
 
 
-def test_networks_that_cannot_be_had_end_the_run_before_a_picture_is_loaded(images, go, task):
-    def begin() -> None:
+def test_networks_that_cannot_be_loaded_end_the_run_before_an_image_is_loaded(images, task, tmp_path):
+    def load() -> FunctionGenerator:
         raise Mismatch("another base")
 
     task.load = lambda path: pytest.fail("loaded")
-    book = Book()
+    log, items = MemoryLog(), plan([images], task, RunOptions(out=tmp_path / "out"))
     with pytest.raises(Mismatch, match="another base"):
-        go(images, begin=begin, record=book.record)
-    assert book.rows == []
+        FolderRun(items, task, load, RunSettings(task="double", adapter="double:1", steps=4), log=log).run()
+    assert (log.rows, log.statuses) == ([], ["failed"])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("codi-")]
 
 
-def test_networks_are_not_asked_for_where_nothing_has_to_be_made(images, go):
-    book = Book()
-    begun: list[str] = []
-    again = {"record": book.record, "done": book.done, "begin": lambda: begun.append("begun")}
-    assert go(images, **again).ok == 6
-    assert go(images, **again).skipped == 6
+def test_networks_are_loaded_only_if_there_is_an_image_to_generate(images, task, copying, tmp_path):
+    log, loads = MemoryLog(), []
+
+    def again() -> RunReport:
+        items = plan([images], task, RunOptions(out=tmp_path / "out"))
+        settings = RunSettings(task="double", adapter="double:1", steps=4)
+        return FolderRun(items, task, lambda: loads.append("loaded") or copying, settings, log=log).run()
+
+    assert again().ok == 6
+    assert again().skipped == 6
     for path in images.rglob("*.png"):
-        path.write_bytes(b"no picture")
-    assert go(images, **again).failed == 6
-    assert begun == ["begun"]
+        path.write_bytes(b"not an image")
+    assert again().failed == 6
+    assert loads == ["loaded"]
+    assert log.statuses == ["ok", "ok", "failed"]
 
 
 @pytest.mark.parametrize(
     ("generate", "said"),
     [
         (lambda c, p, s: [np.full_like(x, np.nan) for x in c], "values that are not numbers"),
-        (lambda c, p, s: [], "0 outputs came back for 1 images"),
+        (lambda c, p, s: [], "the generator returned 0 images for 1 conditions"),
     ],
 )
-def test_a_generator_that_answers_nonsense(images, go, generate, said):
+def test_outputs_that_cannot_be_used_are_failed_rows(images, go, generate, said):
     report = go(images, generate=generate)
     assert report.failed == 6
     assert all(said in row["error"] for row in report.items)
@@ -230,18 +222,18 @@ def test_alpha_profile_and_orientation_survive(tmp_path, go, task):
 
 
 def test_resume_goes_by_what_was_recorded(images, go, copying, tmp_path):
-    book = Book()
-    again = {"record": book.record, "done": book.done}
+    log = MemoryLog()
+    again = {"log": log}
     assert go(images, **again).ok == 6
-    assert set(book.rows[0]) == {"input", "output", "input_hash", "status", "seed", "error", "seconds"}
-    assert all(row["seconds"] > 0 and len(row["input_hash"]) == 64 for row in book.rows)
+    assert set(log.rows[0]) == {"input", "output", "input_hash", "status", "seed", "error", "seconds"}
+    assert all(row["seconds"] > 0 and len(row["input_hash"]) == 64 for row in log.rows)
     assert go(images, **again).skipped == 6
-    assert len(book.rows) == 6  # nothing was done, so nothing is recorded
+    assert len(log.rows) == 6  # nothing was done, so nothing is recorded
     Image.new("RGB", (8, 8), "white").save(images / "b.png")  # the input changed
     (tmp_path / "out" / "d.png").unlink()  # the output went
     third = go(images, **again)
     assert [row["status"] for row in third.items] == ["skipped", "ok", "skipped", "ok", "skipped", "skipped"]
-    assert go(images, done=lambda item, digest: False).ok == 6  # another adapter or other options
+    assert go(images, log=MemoryLog()).ok == 6  # another adapter or other options
     assert go(images, overwrite=True, **again).ok == 6
 
 
@@ -249,17 +241,18 @@ def test_without_resume_nothing_is_replaced(images, go, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"mine")
     report = go(images, resume=False)
-    assert errors(report) == {"a.png": "the output exists already: use --overwrite or --resume"}
+    assert errors(report) == {"a.png": "the output exists already: allow overwrite or resume"}
     assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
     assert go(images, resume=False, overwrite=True).ok == 6
 
 
 def test_an_item_that_cannot_be_recorded_says_so(images, go, tmp_path):
-    def record(row: dict[str, Any]) -> None:
-        if row["input"].endswith("a.png"):
-            raise OSError(28, "No space left on device")
+    class FullDisk(MemoryLog):
+        def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
+            if row["input"].endswith("a.png"):
+                raise OSError(28, "No space left on device")
 
-    report = go(images, record=record)
+    report = go(images, log=FullDisk())
     assert errors(report) == {"a.png": "written, but not recorded: No space left on device"}
     assert (tmp_path / "out" / "a.png").exists()
 
@@ -270,22 +263,24 @@ def test_the_same_image_alone_or_among_others(images, go, task, tmp_path):
 
     go(images, generate=seeded, batch=4)
     together = (tmp_path / "out" / "sub" / "f.png").read_bytes()
-    go([item for item in plan([images], tmp_path / "alone", task, seed=3) if item.name == "sub/f.png"], generate=seeded)
+    items = plan([images], task, RunOptions(out=tmp_path / "alone", seed=3))
+    go([item for item in items if item.name == "sub/f.png"], generate=seeded)
     assert (tmp_path / "alone" / "sub" / "f.png").read_bytes() == together
 
 
 def test_interrupted_after_the_batch_in_hand(images, go, copying, tmp_path):
-    book = Book()
+    log = MemoryLog()
     copying.fails = lambda conditions: os.kill(os.getpid(), signal.SIGINT) if len(copying.calls) == 2 else None
     with pytest.raises(Interrupted, match="interrupted after 4 of 6 images: the same command") as caught:
-        go(images, record=book.record)
+        go(images, log=log)
     assert caught.value.exit_code == 130
     assert [row["status"] for row in caught.value.report.items] == ["ok"] * 4
-    assert len(list((tmp_path / "out").rglob("*.png"))) == len(book.rows) == 4
+    assert len(list((tmp_path / "out").rglob("*.png"))) == len(log.rows) == 4
+    assert log.statuses == ["interrupted"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("codi-")]
     copying.fails = lambda conditions: None
-    rest = go(images, record=book.record, done=book.done)
+    rest = go(images, log=log)
     assert (rest.ok, rest.skipped) == (2, 4)
 
 
@@ -313,12 +308,13 @@ def test_no_torch_and_no_warning_of_pillow(images, tmp_path):
     Image.new("RGB", (8, 8)).save(images / "exif.jpg", exif=exif)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom conftest import Copying, Double\n"
-        "from codi_hub.folders import plan, run_folder\n"
-        "items = plan([Path(sys.argv[2])], None, Double())\n"
-        "report = run_folder(items, Double(), Copying(), name='d', adapter='d:1', steps=1)\n"
+        "from pathlib import Path\nfrom folder_runs import Copying, Double, run_items\n"
+        "from codi_hub.config.options import RunOptions\nfrom codi_hub.folders import plan\n"
+        "items = plan([Path(sys.argv[2])], Double(), RunOptions())\n"
+        "report = run_items(items, Double(), Copying())\n"
         "print(report.ok, 'torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(images)]
+    support = str(Path(__file__).parents[1] / "support")
+    command = [sys.executable, "-c", script, support, str(images)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("7 False\n", "")

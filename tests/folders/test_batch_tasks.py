@@ -1,13 +1,15 @@
-"""Runs of the built-in tasks, with networks that give back what they are given."""
+"""Runs of the built-in tasks, with networks that return their conditions."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_runs import MemoryLog, run_items
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.folders import plan, run_folder
+from codi_hub.config.options import RunOptions
+from codi_hub.folders import plan
 from codi_hub.tasks.base import Task
 
 
@@ -21,8 +23,9 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def run(folder: Path, task: Task) -> dict[str, tuple[str, str | None]]:
-    items = plan([folder], folder.with_name("out"), task, prompt="a word" if task.needs_prompt else None)
-    report = run_folder(items, task, grey_or_rgb, name=task.name, adapter=f"{task.name}:1", steps=4, batch=3)
+    prompt = "a word" if task.needs_prompt else None
+    items = plan([folder], task, RunOptions(out=folder.with_name("out"), prompt=prompt))
+    report = run_items(items, task, grey_or_rgb, batch=3)
     return {Path(row["input"]).name: (row["status"], row["error"]) for row in report.items}
 
 
@@ -88,16 +91,13 @@ def test_inpainting_a_folder_keeps_what_is_known_bit_for_bit(tmp_path):
 
 
 def test_another_mask_is_another_input(tmp_path):
-    folder, done, task = tmp_path / "in", {}, tasks.load("inpaint")
+    folder, log, task = tmp_path / "in", MemoryLog(), tasks.load("inpaint")
     folder.mkdir()
     photograph(16, 16).save(folder / "a.png")
 
     def statuses(task: Task) -> list[str]:
-        report = run_folder(
-            plan([folder], tmp_path / "out", task), task, grey_or_rgb, name="inpaint", adapter="inpaint:1", steps=1,
-            done=lambda item, digest: done.get(item.output) == digest,
-            record=lambda row: done.update({Path(row["output"]): row["input_hash"]}),
-        )  # fmt: skip
+        items = plan([folder], task, RunOptions(out=tmp_path / "out"))
+        report = run_items(items, task, grey_or_rgb, steps=1, log=log)
         return [row["status"] for row in report.items]
 
     Image.new("L", (16, 16), 255).save(folder / "a.mask.png")
@@ -115,9 +115,9 @@ def test_outputs_that_must_be_exact_are_png_unless_asked(tmp_path):
     for name in ("a.jpg", "b.png"):
         photograph(8, 8).save(tmp_path / name)
     task = tasks.load("inpaint")
-    assert [item.output.name for item in plan([tmp_path], None, task)] == ["a.png", "b.png"]
-    assert [item.output.name for item in plan([tmp_path], None, task, ext="jpg")] == ["a.jpg", "b.jpg"]
-    assert [item.output.name for item in plan([tmp_path], None, tasks.load("deblur"))] == ["a.jpg", "b.png"]
+    assert [item.output.name for item in plan([tmp_path], task, RunOptions())] == ["a.png", "b.png"]
+    assert [item.output.name for item in plan([tmp_path], task, RunOptions(ext="jpg"))] == ["a.jpg", "b.jpg"]
+    assert [item.output.name for item in plan([tmp_path], tasks.load("deblur"), RunOptions())] == ["a.jpg", "b.png"]
 
 
 @pytest.mark.parametrize("name", sorted(tasks.builtin()))

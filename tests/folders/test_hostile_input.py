@@ -18,15 +18,16 @@ from corpus import Outcome, bombs, depth_maps, masked, photograph, pictures
 from PIL import Image
 
 from codi_hub.config.options import RunOptions
+from codi_hub.events import Event, ItemDone
 from codi_hub.hub import Hub
-from codi_hub.images.io import text
+from codi_hub.paths import path_text
 
 ONE_STEP = ["--steps", "1", "--device", "cpu", "--dtype", "fp32", "--batch", "1"]
 Codi = Callable[..., Any]
 
 
 def files_below(folder: Path) -> set[str]:
-    return {text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return {path_text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
 def looks_like(made: Path, picture: Image.Image) -> bool:
@@ -52,10 +53,10 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
     assert "Traceback" not in answer.out + answer.err
     assert all(line.isprintable() for line in answer.err.splitlines())
     rows = {Path(row["input"]).name: row for row in json.loads(answer.out)["items"]}
-    assert rows.keys() == {text(Path(name)) for name in outcomes}
+    assert rows.keys() == {path_text(Path(name)) for name in outcomes}
     made = set()
     for name, outcome in outcomes.items():
-        row = rows[text(Path(name))]
+        row = rows[path_text(Path(name))]
         if isinstance(outcome, str):
             assert row["status"] == "failed", name
             assert re.search(outcome, row["error"]), (name, row["error"])
@@ -66,7 +67,7 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
             made.add(row["output"])
             output = out / Path(name).with_suffix(".jpg" if name.endswith(".jpg") and task != "inpaint" else ".png")
             assert task == "depth" or looks_like(output, outcome), name
-    assert files_below(out) == {text(Path(path).relative_to(out)) for path in made}  # nothing half-written
+    assert files_below(out) == {path_text(Path(path).relative_to(out)) for path in made}  # nothing half-written
     assert not (folder / "executed").exists()
     best = next(name for name, outcome in outcomes.items() if not isinstance(outcome, str))
     assert codi("run", task, folder / best, "-o", alone, *ONE_STEP).code == 0
@@ -125,16 +126,15 @@ def test_files_that_go_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mo
     for name in "abcd":
         photograph().save(folder / f"{name}.png")
     options = RunOptions(out=out, steps=1, batch=1, device="cpu", dtype="fp32")
-    events: list[dict[str, Any]] = []
 
-    def event(made: dict[str, Any]) -> None:
-        events.append(made)
-        if made["status"] == "ok" and made["done"] <= 2:
+    def event(made: Event) -> None:
+        assert isinstance(made, ItemDone)
+        if made.row["status"] == "ok" and made.done <= 2:
             shutil.rmtree(out, ignore_errors=True)
 
     with Hub.open() as hub:
-        begun = hub.registry.runs.start
-        monkeypatch.setattr(hub.registry.runs, "start", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
+        begun = hub.catalog.registry.runs.start
+        monkeypatch.setattr(hub.catalog.registry.runs, "start", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
         report = hub.run("superres", [folder], options, on_event=event)
         errors = [row["error"] for row in report.items]
         assert errors[:2] == [None, "the file cannot be read: No such file or directory"]
@@ -155,14 +155,17 @@ def test_a_pipe_is_not_waited_for_when_its_alpha_is_asked_for(codi: Codi, tmp_pa
 
 MEASURED = """
 import sys
+sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from codi_hub import tasks
-from codi_hub.folders import plan, run_folder
+from codi_hub.config.options import RunOptions
+from codi_hub.folders import plan
+from folder_runs import run_items
 task = tasks.load("deblur")
 def generate(conditions, prompts, seeds):
     raise MemoryError
-items = plan([Path(sys.argv[1])], None, task)
-report = run_folder(items, task, generate, name="t", adapter="t:1", steps=1, batch=8)
+items = plan([Path(sys.argv[1])], task, RunOptions())
+report = run_items(items, task, generate, batch=8)
 # Not getrusage, which counts the process that this one was forked from.
 (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(report.failed, most)
@@ -171,7 +174,7 @@ print(report.failed, most)
 
 def peak(folder: Path) -> tuple[int, int]:
     """(failed items, MB at most) of planning and loading a folder in a process of its own."""
-    command = [sys.executable, "-c", MEASURED, str(folder)]
+    command = [sys.executable, "-c", MEASURED, str(folder), str(Path(__file__).parents[1] / "support")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     failed, size = map(int, done.stdout.split())
     return failed, size // 1024

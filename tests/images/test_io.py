@@ -8,18 +8,18 @@ import pytest
 from corpus import SRGB, bombs, broken, encoded
 from PIL import Image
 
-from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.images import io as files
-from codi_hub.images.io import explain, file_hash, open_image, picture, save_image, shown, text, with_alpha
+from codi_hub.errors import InvalidInput, UsageError, describe
+from codi_hub.images.io import MAX_BYTES, LoadedImage, decode_image, file_hash, open_image, save_image, with_alpha
+from codi_hub.paths import display_path, path_text
 
 HOSTILE = broken() | bombs()
 
 
-def read(path: Path) -> files.Picture:
-    return picture(open_image(path))
+def read(path: Path) -> LoadedImage:
+    return decode_image(open_image(path))
 
 
-def hash_and_read(path: Path) -> files.Picture:
+def hash_and_read(path: Path) -> LoadedImage:
     file_hash(path)
     return read(path)
 
@@ -106,8 +106,8 @@ def test_hostile_files_are_one_clear_line(tmp_path, case):
     path.write_bytes(data)
     with pytest.raises(InvalidInput, match=said) as caught:
         hash_and_read(path)
-    assert "\n" not in explain(caught.value)
-    assert len(explain(caught.value)) < 200
+    assert "\n" not in describe(caught.value)
+    assert len(describe(caught.value)) < 200
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -143,7 +143,7 @@ def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path):
 
 def test_a_sparse_giant_is_not_read(tmp_path):
     with open(tmp_path / "x.png", "wb") as file:
-        file.truncate(files.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     with pytest.raises(InvalidInput, match="over the limit of 2147483648"):
         file_hash(tmp_path / "x.png")
 
@@ -186,21 +186,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         save_image(ramp(), tmp_path / "x.png")
-    assert explain(caught.value) == "No space left on device"
+    assert describe(caught.value) == "No space left on device"
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     assert (tmp_path / "x.png").read_bytes() == b"old"
 
 
 def test_one_line_for_any_exception():
-    assert explain(MemoryError()) == "not enough memory"
-    assert explain(UsageError("two\nlines")) == "two lines"
-    assert explain(ValueError("x" * 999)).startswith("ValueError: xxx")
-    assert len(explain(ValueError("x" * 999))) == 300
+    assert describe(MemoryError()) == "not enough memory"
+    assert describe(UsageError("two\nlines")) == "two lines"
+    assert describe(ValueError("x" * 999)).startswith("ValueError: xxx")
+    assert len(describe(ValueError("x" * 999))) == 300
 
 
 def test_names_can_be_printed_and_stored():
     odd = Path(os.fsdecode(b"\xff\n.png"))
-    assert text(odd) == "\\xff\n.png"
-    assert shown(odd) == "\\xff\\n.png"
-    assert shown(Path("\ud800.png")) == "\\ud800.png"  # no name of a file, but JSON can hold it
-    assert text(Path("é🙂.png")) == shown(Path("é🙂.png")) == "é🙂.png"
+    assert path_text(odd) == "\\xff\n.png"
+    assert display_path(odd) == "\\xff\\n.png"
+    assert display_path(Path("\ud800.png")) == "\\ud800.png"  # no name of a file, but JSON can hold it
+    assert path_text(Path("é🙂.png")) == display_path(Path("é🙂.png")) == "é🙂.png"

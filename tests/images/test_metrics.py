@@ -5,12 +5,12 @@ import pytest
 
 from codi_hub.data.synthetic.scenes import scene
 from codi_hub.images.metrics import (
+    blur,
     correlation,
     gmsd,
     gradient_magnitude,
-    luma,
+    luminance,
     psnr,
-    smooth,
     ssim,
     structure_agreement,
 )
@@ -27,14 +27,14 @@ def noisy(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def gmsd_by_hand(image: np.ndarray, reference: np.ndarray) -> float:
-    """The paper's recipe with loops, on (H, W) in 0..255."""
+    """Compute GMSD as the paper states it, with loops, on (H, W) in 0..255."""
     magnitudes = []
-    for picture in (reference, image):
-        h, w = picture.shape[0] // 2, picture.shape[1] // 2
+    for field in (reference, image):
+        h, w = field.shape[0] // 2, field.shape[1] // 2
         half = np.zeros((h + 2, w + 2))
         for y in range(h):
             for x in range(w):
-                half[y + 1, x + 1] = picture[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].sum() / 4
+                half[y + 1, x + 1] = field[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].sum() / 4
         m = np.zeros((h, w))
         for y in range(h):
             for x in range(w):
@@ -52,10 +52,10 @@ def test_psnr_is_its_formula() -> None:
     assert psnr(flat, flat) == math.inf
     half = np.zeros((4, 4, 3), np.float32)
     assert psnr(half + 0.1, half) == pytest.approx(20, abs=1e-5)
-    assert psnr(half + 7, half) == pytest.approx(0)  # what is out of range is clipped, as it would be in a file
+    assert psnr(half + 7, half) == pytest.approx(0)  # values out of range are clipped, as in a file
 
 
-def test_psnr_does_not_care_whether_pixels_are_bytes_or_floats(photo: np.ndarray) -> None:
+def test_psnr_is_the_same_for_bytes_and_floats(photo: np.ndarray) -> None:
     worse = noisy(photo, 10)
     assert psnr(worse, photo) == pytest.approx(psnr(worse.astype(np.float64) / 255, photo))
 
@@ -64,7 +64,7 @@ def test_gmsd_of_equal_images_is_zero(photo: np.ndarray) -> None:
     assert gmsd(photo, photo) == 0
 
 
-def test_gmsd_is_the_papers_recipe() -> None:
+def test_gmsd_matches_the_paper_written_with_loops() -> None:
     rng = np.random.default_rng(4)
     reference = rng.integers(0, 256, (14, 18), np.uint8)
     image = noisy(reference, 30)
@@ -75,7 +75,7 @@ def test_gmsd_is_the_papers_recipe() -> None:
 
 def test_gmsd_of_a_lost_edge_has_a_closed_form() -> None:
     # On black, a bright square far from the border; the image lost it: similarity is T / (m^2 + T) where the square's
-    # edge was and 1 elsewhere. In the halved picture of height 40 px, m takes known values along sides and corners.
+    # edge was and 1 elsewhere. In the halved image of height 40 px, m takes known values along sides and corners.
     reference = np.zeros((40, 40), np.uint8)
     reference[12:28, 12:28] = 90  # 8 x 8 px in the halved 20 x 20
     sides, near, outer = 90.0, 60.0, 30.0
@@ -99,22 +99,22 @@ def test_gmsd_and_ssim_get_worse_with_noise(photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("metric", [psnr, gmsd])
-def test_other_shapes_are_refused(metric, photo: np.ndarray) -> None:
+def test_different_shapes_are_refused(metric, photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"different shapes .*\(95, 96, 3\)"):
         metric(photo[1:], photo)
 
 
-def test_luma_weighs_the_channels() -> None:
-    assert luma(np.array([[[255, 0, 0]]], np.uint8)).item() == pytest.approx(0.2989)
-    assert luma(np.array([[[0.0, 1.0, 0.0]]])).item() == pytest.approx(0.587)
-    assert luma(np.full((2, 2, 1), 51, np.uint8)).tolist() == [[0.2, 0.2], [0.2, 0.2]]
+def test_luminance_weights_the_channels() -> None:
+    assert luminance(np.array([[[255, 0, 0]]], np.uint8)).item() == pytest.approx(0.2989)
+    assert luminance(np.array([[[0.0, 1.0, 0.0]]])).item() == pytest.approx(0.587)
+    assert luminance(np.full((2, 2, 1), 51, np.uint8)).tolist() == [[0.2, 0.2], [0.2, 0.2]]
 
 
-def test_smoothing_keeps_constants_and_has_the_width_it_says() -> None:
-    np.testing.assert_allclose(smooth(np.full((9, 12), 0.7), 2.0), 0.7)
+def test_blur_keeps_constants_and_has_the_stated_width() -> None:
+    np.testing.assert_allclose(blur(np.full((9, 12), 0.7), 2.0), 0.7)
     dot = np.zeros((41, 41))
     dot[20, 20] = 1
-    blurred = smooth(dot, 2.0)
+    blurred = blur(dot, 2.0)
     offset = np.arange(41) - 20
     assert (blurred.sum(0) * offset**2).sum() == pytest.approx(4.0, rel=0.03)
 
@@ -131,7 +131,7 @@ def test_correlation() -> None:
     assert correlation(a, np.ones_like(a)) == 0
 
 
-def test_pictures_agree_with_their_own_depth_and_not_with_anothers() -> None:
+def test_images_agree_with_their_own_depth_map_and_not_with_another() -> None:
     scenes = [scene(np.random.default_rng([77, k]), 96) for k in range(12)]
     own = [structure_agreement(one.image, one.depth) for one in scenes]
     other = [structure_agreement(one.image, scenes[k - 1].depth) for k, one in enumerate(scenes)]
@@ -140,7 +140,7 @@ def test_pictures_agree_with_their_own_depth_and_not_with_anothers() -> None:
     assert np.mean(np.array(own) > np.array(other)) > 0.9
 
 
-def test_agreement_ignores_brightness_contrast_and_flat_pictures() -> None:
+def test_agreement_ignores_brightness_contrast_and_constant_images() -> None:
     one = scene(np.random.default_rng([77, 3]), 96)
     floats = one.image.astype(np.float64) / 255
     plain = structure_agreement(floats, one.depth)

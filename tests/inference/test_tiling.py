@@ -1,4 +1,4 @@
-"""Large pictures in tiles: nothing is left out, counted twice or shifted, and no seam shows."""
+"""Large images in tiles: no pixel is missing, counted twice or shifted, and there are no seams."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -6,25 +6,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folder_runs import Copying as CopyingGenerator
+from folder_runs import Double, run_items
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from codi_hub import tasks
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.folders import Tiling, plan, run_folder
-from codi_hub.inference.tiling import UNIT, Window, generate_tiled, spans, weights
+from codi_hub.folders import plan
+from codi_hub.inference.tiling import UNIT, Tiling, Window, generate_tiled, spans, weights
 from codi_hub.tasks import Prepared
 
 Generate = Any
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 class Copying:
-    """Gives back the first three channels of its conditions, and keeps where they lay."""
+    """Returns the first three channels of its conditions, and keeps their windows."""
 
     def __init__(self) -> None:
         self.windows: list[Window] = []
@@ -37,7 +40,7 @@ class Copying:
         return [condition[..., :3] for condition in conditions]
 
 
-# ---- where tiles lie
+# ---- positions of tiles
 
 
 @given(st.integers(1, 5000), st.sampled_from([128, 192, 256, 1024]))
@@ -64,34 +67,34 @@ def test_weights_of_all_tiles_add_up_to_one_and_change_slowly(length: int, side:
     assert np.allclose(total, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("said", ["", "0", "-256", "127", "1e3", "AUTO", "٢٥٦", "256.0"])
-def test_a_tile_that_cannot_be_is_refused(said: str) -> None:
-    with pytest.raises(UsageError, match="--tile must be auto, off, or a side of at least 128 pixels"):
-        Tiling.parse(said)
+@pytest.mark.parametrize("value", ["", "0", "-256", "127", "1e3", "AUTO", "٢٥٦", "256.0"])
+def test_an_impossible_tile_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"tile .*: auto, off, or a side of at least 128 pixels"):
+        Tiling.parse(value)
 
 
-def test_what_is_cut() -> None:
+def test_which_images_are_tiled() -> None:
     assert Tiling.parse("off") is None
     auto, small = Tiling.parse("auto"), Tiling.parse("200")
     assert auto is not None
     assert small is not None
     assert small.side == 256  # the next multiple of 64
-    assert not auto.cuts((1024, 2048))
-    assert auto.cuts((1025, 2048))
-    assert not small.cuts((256, 256))
-    assert small.cuts((257, 256))
-    assert small.cuts((100_000, 1))
+    assert not auto.applies((1024, 2048))
+    assert auto.applies((1025, 2048))
+    assert not small.applies((256, 256))
+    assert small.applies((257, 256))
+    assert small.applies((100_000, 1))
 
 
-# ---- what comes out
+# ---- outputs
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (129, 400), (700, 333), (64, 1000), (1000, 3)])
-def test_tiles_that_agree_give_the_picture_itself(height: int, width: int) -> None:
-    given, copying = picture(height, width), Copying()
+def test_tiles_that_agree_give_the_image_itself(height: int, width: int) -> None:
+    original, copying = noise_image(height, width), Copying()
     task = tasks.load("pairs")
-    made = generate_tiled(Prepared(given, (width, height)), task, copying, Tiling(128, 0))
-    assert np.array_equal(made, given)
+    made = generate_tiled(Prepared(original, (width, height)), task, copying, Tiling(128, 0))
+    assert np.array_equal(made, original)
     assert all((one.height, one.width) == (height, width) for one in copying.windows)
     assert len(copying.windows) == len(set(copying.windows))
 
@@ -110,39 +113,38 @@ def test_tiles_that_differ_are_blended_without_a_step() -> None:
 
 
 def test_tiles_without_a_hole_are_not_computed_and_stay() -> None:
-    given = picture(512, 512)
+    original = noise_image(512, 512)
     hole = np.zeros((512, 512), np.uint8)
     hole[400:420, 380:440] = 255
     task = tasks.load("inpaint")
-    prepared = task.prepare(np.dstack([given, 255 - hole]))
+    prepared = task.prepare(np.dstack([original, 255 - hole]))
     copying = Copying()
     output = generate_tiled(prepared, task, copying, Tiling(128, 0))
     assert output.dtype == np.float32
     assert 0 < len(copying.windows) < 10 < len(spans(512, 128, 64)) ** 2
     finished = task.finish(output, prepared)
-    assert np.array_equal(finished[hole == 0], given[hole == 0])
-    assert not np.array_equal(finished[hole > 0], given[hole > 0])
+    assert np.array_equal(finished[hole == 0], original[hole == 0])
+    assert not np.array_equal(finished[hole > 0], original[hole > 0])
 
 
-def test_a_tile_that_is_not_finite_fails_the_picture() -> None:
+def test_a_tile_that_is_not_finite_fails_the_image() -> None:
     def broken(conditions: list[np.ndarray], windows: list[Window]) -> list[np.ndarray]:
         return [np.full_like(c, np.nan if w.left else 0.5) for c, w in zip(conditions, windows, strict=True)]
 
-    with pytest.raises(InvalidInput, match="not numbers: try --dtype fp32"):
-        generate_tiled(Prepared(picture(128, 300), (300, 128)), tasks.load("pairs"), broken, Tiling(128, 0))
+    with pytest.raises(InvalidInput, match="not numbers: try dtype fp32"):
+        generate_tiled(Prepared(noise_image(128, 300), (300, 128)), tasks.load("pairs"), broken, Tiling(128, 0))
 
 
 # ---- in a run
 
 
-def test_large_pictures_are_cut_and_small_ones_still_go_together(tmp_path: Path, task: Any, copying: Any) -> None:
+def test_large_images_are_tiled_and_small_ones_share_batches(tmp_path: Path) -> None:
+    task, copying = Double(), CopyingGenerator()
     (tmp_path / "in").mkdir()
     for k, side in enumerate((96, 16, 96, 16)):
-        Image.fromarray(picture(side, side, k)).save(tmp_path / "in" / f"{k}.png")
-    items = plan([tmp_path / "in"], tmp_path / "out", task)
-    report = run_folder(
-        items, task, copying, name="double", adapter="double:1", steps=1, batch=2, tiling=Tiling.parse("128")
-    )
+        Image.fromarray(noise_image(side, side, k)).save(tmp_path / "in" / f"{k}.png")
+    items = plan([tmp_path / "in"], task, RunOptions(out=tmp_path / "out"))
+    report = run_items(items, task, copying, batch=2, tiling=Tiling.parse("128"))
     assert (report.ok, report.failed) == (4, 0)
     assert copying.sizes == [2, 2, 2, 2, 2]  # two rows of two tiles each, twice, and the small ones
     for item in items:
@@ -150,16 +152,17 @@ def test_large_pictures_are_cut_and_small_ones_still_go_together(tmp_path: Path,
         assert np.array_equal(made, np.asarray(Image.open(item.input)).repeat(2, 0).repeat(2, 1))
 
 
-def test_a_tile_that_fails_fails_its_picture_alone(tmp_path: Path, task: Any, copying: Any) -> None:
+def test_a_tile_that_fails_fails_its_image_alone(tmp_path: Path) -> None:
+    task, copying = Double(), CopyingGenerator()
     (tmp_path / "in").mkdir()
     for name, side in (("a", 100), ("b", 16)):
-        Image.fromarray(picture(side, side)).save(tmp_path / "in" / f"{name}.png")
+        Image.fromarray(noise_image(side, side)).save(tmp_path / "in" / f"{name}.png")
 
     def fails(conditions: list[np.ndarray]) -> None:
         if conditions[0].shape[0] > 64:
             raise MemoryError
 
     copying.fails = fails
-    items = plan([tmp_path / "in"], tmp_path / "out", task)
-    report = run_folder(items, task, copying, name="double", adapter="double:1", steps=1, tiling=Tiling.parse("128"))
+    items = plan([tmp_path / "in"], task, RunOptions(out=tmp_path / "out"))
+    report = run_items(items, task, copying, tiling=Tiling.parse("128"))
     assert [(row["status"], row["error"]) for row in report.items] == [("failed", "not enough memory"), ("ok", None)]

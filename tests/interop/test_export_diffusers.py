@@ -1,4 +1,4 @@
-"""Exported adapters in plain diffusers: the same predictions, the same pictures; and what is refused."""
+"""Exported adapters in plain diffusers: the same predictions, the same images; and what is refused."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from safetensors.torch import load_file
 from tiny import record_of, save_base, scheduler_config, stir
 
 import codi_hub
-from codi_hub import adapters
-from codi_hub.adapters import ControlAdapter, format
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import ExportOptions
-from codi_hub.diffusion.schedule import sampling_timesteps
+from codi_hub import ExportOptions, adapters, backbones
+from codi_hub.adapters import format
+from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.hub import Hub
-from codi_hub.inference.engine import Engine, seeded_noise
+from codi_hub.inference.engine import Engine, Request, Sampling, gaussian
 from codi_hub.interop import diffusers, folders
 
 NANO = Path(codi_hub.__file__).parent / "nano" / "base"
 CASES = [
     pytest.param("v", 3, id="v"),
     pytest.param("eps", 3, id="eps"),
-    pytest.param("v", 4, id="v, a picture and a mask"),
+    pytest.param("v", 4, id="v, an image and a mask"),
     pytest.param("cross", 3, id="only cross-attention, as nano"),
 ]
 every_kind = pytest.mark.parametrize("kind", diffusers.CONTROLNETS)
@@ -47,7 +46,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def made(base: FrozenBase, kind: str, channels: int = 3, **config: Any) -> ControlAdapter:
+def built(base: UNetBackbone, kind: str, channels: int = 3, **config: Any) -> ControlAdapter:
     torch.manual_seed(0)
     if kind == "static":
         config = {"gain": False} | config
@@ -55,8 +54,8 @@ def made(base: FrozenBase, kind: str, channels: int = 3, **config: Any) -> Contr
     return adapter.requires_grad_(False).eval()
 
 
-def exported(base: FrozenBase, adapter: ControlAdapter, folder: Path) -> ControlNetModel:
-    """The adapter through its folder, in its own precision, as plain diffusers loads it."""
+def exported(base: UNetBackbone, adapter: ControlAdapter, folder: Path) -> ControlNetModel:
+    """Return the adapter through its folder, in its own precision, as plain diffusers loads it."""
     (folder / "record").mkdir(parents=True)
     format.write(folder / "record", adapter, record_of(base, adapter), "")
     diffusers.write(folder / "net", adapter, base, folder / "record" / format.RECORD, "")
@@ -68,50 +67,51 @@ def exported(base: FrozenBase, adapter: ControlAdapter, folder: Path) -> Control
 def test_diffusers_predicts_what_the_adapter_does(
     folder_of: dict[str, Path], tmp_path: Path, kind: str, name: str, channels: int
 ) -> None:
-    base = FrozenBase.load(str(folder_of[name]))
-    off, effect = compared(base, made(base, kind, channels), channels, tmp_path)
-    assert off < 1e-5
+    base = backbones.load(str(folder_of[name]))
+    difference, effect = compared(base, built(base, kind, channels), channels, tmp_path)
+    assert difference < 1e-5
     assert effect > 0.01  # the adapter does something
 
 
 def test_so_it_does_for_an_encoder_that_attends_on_every_level(folder_of: dict[str, Path], tmp_path: Path) -> None:
-    base = FrozenBase.load(str(folder_of["v"]))
-    off, effect = compared(base, made(base, "control", attend="all"), 3, tmp_path)
-    assert off < 1e-5
+    base = backbones.load(str(folder_of["v"]))
+    difference, effect = compared(base, built(base, "control", attend="all"), 3, tmp_path)
+    assert difference < 1e-5
     assert effect > 0.01
 
 
-def compared(base: FrozenBase, adapter: ControlAdapter, channels: int, tmp_path: Path) -> tuple[float, float]:
-    """How far diffusers' prediction is from the adapter's at most, and the adapter's from the base's at least."""
+def compared(base: UNetBackbone, adapter: ControlAdapter, channels: int, tmp_path: Path) -> tuple[float, float]:
+    """Return the largest difference of diffusers' prediction from ours, and the least of ours from the base's."""
     net = exported(base, adapter, tmp_path)
     generator = torch.Generator().manual_seed(0)
     z_t = torch.randn(2, 4, 8, 12, generator=generator)
     condition, prompt = torch.rand(2, channels, 16, 24, generator=generator), base.embed(["a red ball", ""])
-    off, effect = [], []
-    for t in (torch.tensor([999, 300]), torch.tensor([0, 499])):
+    difference, effect = [], []
+    for entries in (torch.tensor([999, 300]), torch.tensor([0, 499])):
         with torch.no_grad():
-            down, middle = net(z_t, t, prompt, controlnet_cond=condition, return_dict=False)
+            text = prompt["context"]
+            down, middle = net(z_t, entries, text, controlnet_cond=condition, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-            found = base.unet(z_t, t, prompt, **residuals).sample
-            expected = adapter(base, z_t, t, prompt, condition)
-            alone = base.unet(z_t, t, prompt).sample
-        off.append((found - expected).abs().max().item())
-        effect.append((expected - alone).abs().max().item())
-    return max(off), min(effect)
+            theirs = base.unet(z_t, entries, text, **residuals).sample
+            ours = adapter(base, z_t, (entries + 1) / 1000, prompt, condition)
+            alone = base.unet(z_t, entries, text).sample
+        difference.append((theirs - ours).abs().max().item())
+        effect.append((ours - alone).abs().max().item())
+    return max(difference), min(effect)
 
 
 @every_kind
 @pytest.mark.parametrize(("name", "channels"), CASES)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_whole_pipeline_makes_the_pictures_of_our_engine(
+def test_a_whole_pipeline_generates_the_images_of_our_engine(
     folder_of: dict[str, Path], tmp_path: Path, kind: str, name: str, channels: int, steps: int
 ) -> None:
-    base = FrozenBase.load(str(folder_of[name]))
-    adapter = made(base, kind, channels)
+    base = backbones.load(str(folder_of[name]))
+    adapter = built(base, kind, channels)
     pipe = StableDiffusionControlNetPipeline(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoders[0],
+        tokenizer=base.tokenizers[0],
         unet=base.unet,
         controlnet=exported(base, adapter, tmp_path),
         scheduler=DDIMScheduler(
@@ -127,17 +127,20 @@ def test_a_whole_pipeline_makes_the_pictures_of_our_engine(
     )
     pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(0)
-    given, seeds, prompts = [rng.random((16, 24, channels), np.float32) for _ in range(2)], [3, 4], ["a red ball", ""]
+    conditions = [rng.random((16, 24, channels), np.float32) for _ in range(2)]
+    seeds, prompts = [3, 4], ["a red ball", ""]
     with torch.inference_mode():
         theirs = pipe(
             prompts,
-            image=torch.from_numpy(np.stack(given)).permute(0, 3, 1, 2),
+            image=torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2),
             num_inference_steps=steps,
             guidance_scale=1.0,
-            latents=seeded_noise(seeds, (4, 8, 12)),
+            latents=torch.stack([gaussian((4, 8, 12), seed) for seed in seeds]),
             output_type="np",
         ).images
-    ours = np.stack(Engine(base).generate(adapter, given, prompts, seeds, steps=steps))
+    rows = zip(conditions, prompts, seeds, strict=True)
+    requests = [Request(condition, adapter, prompt, seed) for condition, prompt, seed in rows]
+    ours = np.stack(Engine(base).generate(requests, Sampling(steps)).images)
     assert np.abs(ours - theirs).max() < 1e-4
     assert ours.std() > 0.02
 
@@ -145,11 +148,12 @@ def test_a_whole_pipeline_makes_the_pictures_of_our_engine(
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def test_the_steps_the_readme_names_are_those_of_our_sampler() -> None:
+def test_the_steps_the_readme_names_are_those_of_our_sampler(folder_of: dict[str, Path]) -> None:
+    schedule = backbones.load(str(folder_of["v"])).schedule
     for steps in (1, 2, 4, 8):
         for scheduler in (DDIMScheduler(timestep_spacing="trailing"), LCMScheduler(original_inference_steps=1000)):
             scheduler.set_timesteps(steps)
-            assert scheduler.timesteps.tolist() == sampling_timesteps(steps, 1000)
+            assert scheduler.timesteps.tolist() == schedule.index(torch.tensor(schedule.grid(steps))).tolist()
 
 
 # ---- the command
@@ -158,21 +162,21 @@ def test_the_steps_the_readme_names_are_those_of_our_sampler() -> None:
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of adapters of kind control for the bundled base, as distillation leaves them."""
-    base = FrozenBase.load(str(NANO))
+    base = backbones.load(str(NANO))
     folders_of = {task: tmp_path_factory.mktemp(task) for task in ("depth", "canny")}
     for task, folder in folders_of.items():
-        adapter = made(base, "control", 1)
+        adapter = built(base, "control", 1)
         format.write(folder, adapter, record_of(base, adapter).model_copy(update={"task": task}), "")
     return folders_of
 
 
 @pytest.fixture
 def exportable(distilled: dict[str, Path]) -> None:
-    """Makes them the latest versions of their tasks, in place of the bundled ones."""
+    """Register them as the latest versions of their tasks, in place of the bundled ones."""
     with Hub.open() as hub:
         for task, folder in distilled.items():
             values = {"kind": "control", "steps": 4, "parameters": 1, "metrics": {}}
-            assert hub.registry.adapters.add(folder, task=task, base="nano", **values)[1]
+            assert hub.catalog.registry.adapters.add(folder, task=task, base="nano", **values)[1]
 
 
 @pytest.mark.usefixtures("exportable")
@@ -193,12 +197,12 @@ def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any],
     names = {"FOLDER": str(out), "BASE": str(NANO), "prompt": "", "condition": condition[None]}
     setup, call = code.rsplit("image = ", 1)
     exec(setup, names)
-    noise = {"latents": seeded_noise([7], (12, 16, 16)), "output_type": "np"}
+    noise = {"latents": gaussian((12, 16, 16), 7)[None], "output_type": "np"}
     names["noise"] = noise
     exec("image = " + call.replace(").images", ", **noise).images"), names)
     with Hub.open() as hub:
         base, adapter, row = hub.use("depth", device="cpu", dtype="fp32")
-        ours = Engine(base).generate(adapter, [condition], [""], [7], steps=row.steps)[0]
+        ours = Engine(base).generate([Request(condition, adapter, seed=7)], Sampling(row.steps)).images[0]
     assert np.abs(names["image"] - ours).max() < 1e-3
 
 
@@ -214,8 +218,9 @@ def test_weights_have_the_precision_asked_for(
     tensors = load_file(weights)
     assert {value.dtype for value in tensors.values()} == {type_}
     with Hub.open() as hub:
-        stored = load_file(hub.registry.adapters.file(hub.registry.adapters.resolve("depth"), format.WEIGHTS))
-        kept = hub.registry.adapters.file(hub.registry.adapters.resolve("depth"), format.RECORD).read_bytes()
+        files = hub.catalog.registry.adapters
+        stored = load_file(files.file(files.resolve("depth"), format.WEIGHTS))
+        kept = files.file(files.resolve("depth"), format.RECORD).read_bytes()
     for name, value in stored.items():
         if "time_embedding.linear_1" not in name:  # which is folded into one time
             assert torch.equal(tensors[name.removeprefix("encoder.")], value.to(type_))
@@ -232,65 +237,62 @@ def test_no_path_of_this_machine_is_written(codi: Callable[..., Any], tmp_path: 
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_what_no_controlnet_can_be_is_refused_in_one_line_before_anything_is_written(
+def test_an_adapter_that_is_not_a_controlnet_is_refused_before_anything_is_written(
     codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path
 ) -> None:
     assert codi("base", "add", "tiny", folder_of["v"]).code == 0
-    base = FrozenBase.load(str(folder_of["v"]))
+    base = backbones.load(str(folder_of["v"]))
     cases: list[tuple[str, dict[str, Any], str]] = [
         (
             "full",
             {},
-            "is of kind full, which a ControlNet beside the base cannot be: distil the task with --kind control to "
-            "export it",
+            "is of kind full, which is not a ControlNet beside the base: use kind control",
         ),
         (
             "control",
             {"fusion": "gate"},
-            "is fused by gates, which a ControlNet does not have: distil the task with --fusion zero_conv to export it",
+            "is fused by gates, which a ControlNet does not have: use fusion zero_conv",
         ),
         (
             "control",
             {"top_down": True},
-            "has a way up beside its encoder, which a ControlNet does not have: distil the task without --top-down to "
-            "export it",
+            "has a top-down path beside its encoder, which a ControlNet does not have: train it anew",
         ),
         (
             "static",
             {"gain": False, "start": 0.5},
-            "starts from its condition, which a ControlNet's pipeline does not: distil with --start 1 to export it",
+            "starts from its condition, which a ControlNet's pipeline does not: use start 1",
         ),
         (
             "static",
             {"gain": True},
-            "weighs its condition by the time, which a ControlNet does not: distil the task with --kind static "
-            "--no-gain to export it",
+            "weights its condition by the time, which a ControlNet does not: use kind static with gain false",
         ),
     ]
     for number, (kind, config, words) in enumerate(cases, 1):
-        adapter = made(base, kind, **config)
+        adapter = built(base, kind, **config)
         format.write(tmp_path / f"{number}", adapter, record_of(base, adapter), "")
         with Hub.open() as hub:
             values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
-            hub.registry.adapters.add(tmp_path / f"{number}", task="depth", base="tiny", **values)
+            hub.catalog.registry.adapters.add(tmp_path / f"{number}", task="depth", base="tiny", **values)
         answer = codi("export", f"depth:{number}", "--base", "tiny", "-o", tmp_path / "net")
-        assert answer == (1, "", f"Error: depth:{number} {words}\n")
+        assert answer == (1, "", f"Error: depth:{number} {words} to distil an adapter that can be exported\n")
     assert not (tmp_path / "net").exists()
 
 
 def test_an_export_leaves_the_adapter_and_its_base_as_they_were(folder_of: dict[str, Path], tmp_path: Path) -> None:
-    base = FrozenBase.load(str(folder_of["v"]))
+    base = backbones.load(str(folder_of["v"]))
     for kind in diffusers.CONTROLNETS:
-        adapter = made(base, kind)
+        adapter = built(base, kind)
         before = [(value, value.clone()) for module in (base, adapter) for value in module.parameters()]
         exported(base, adapter, tmp_path / kind)
         assert all(torch.equal(value, kept) for value, kept in before)
 
 
 def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[..., Any], tmp_path: Path) -> None:
-    line = "Error: --format must be one of diffusers, not 'onnx'\n"
+    line = "Error: --format onnx: one of diffusers\n"
     assert codi("export", "depth", "-o", tmp_path / "net", "--format", "onnx") == (2, "", line)
-    line = "Error: --dtype must be one of fp16, bf16, fp32, not 'int8'\n"
+    line = "Error: --dtype int8: one of fp16, bf16, fp32\n"
     assert codi("export", "depth", "-o", tmp_path / "net", "--dtype", "int8") == (2, "", line)
     answer = codi("export", "depth:99", "-o", tmp_path / "net")
     assert answer.code == 1
@@ -303,12 +305,12 @@ def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[...,
 
 
 @pytest.mark.usefixtures("exportable")
-def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Callable[..., Any], tmp_path: Path) -> None:
+def test_only_an_export_is_overwritten(codi: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "a" / "net"
     assert codi("export", "depth", "-o", out).code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     answer = codi("export", "canny", "-o", out)
-    assert answer == (1, "", f"Error: {out} is there already: add --overwrite, or choose another folder\n")
+    assert answer == (1, "", f"Error: {out} exists: choose another folder, or overwrite it\n")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert codi("export", "canny", "-o", out, "--overwrite").code == 0
     assert "canny" in (out / "README.md").read_text()
@@ -318,7 +320,7 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     assert answer == (
         1,
         "",
-        f"Error: {out} holds what is no export of an adapter: choose another folder\n",
+        f"Error: {out} has files that are not an export's: choose another folder\n",
     )
     assert (out / "thesis.tex").read_text() == "mine"
 
@@ -327,11 +329,11 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
     for name in ("config.json", "diffusion_pytorch_model.safetensors", "README.md"):
         (theirs / name).write_text("theirs")
     answer = codi("export", "depth", "-o", theirs, "--overwrite")
-    assert (answer.code, "holds what is no export of an adapter" in answer.err) == (1, True)
+    assert (answer.code, "has files that are not an export's" in answer.err) == (1, True)
     assert {path.read_text() for path in theirs.iterdir()} == {"theirs"}
 
     answer = codi("export", "depth", "-o", out / "thesis.tex", "--overwrite")
-    assert answer == (1, "", f"Error: {out / 'thesis.tex'} is a file: name a folder with -o\n")
+    assert answer == (1, "", f"Error: {out / 'thesis.tex'} is a file: choose another folder\n")
     (out / "loop").symlink_to("loop")
     answer = codi("export", "depth", "-o", out / "loop" / "net")
     assert answer.code == 1
@@ -344,7 +346,7 @@ def test_what_is_there_is_kept_unless_it_is_an_export_and_told_to_go(codi: Calla
 
 
 @pytest.mark.usefixtures("exportable")
-def test_an_export_that_fails_leaves_what_was_there(
+def test_an_export_that_fails_leaves_the_earlier_one(
     codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "net"

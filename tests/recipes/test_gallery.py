@@ -1,17 +1,17 @@
-"""What the gallery tells depth and canny, beside the captions of their scenes."""
+"""The second captions of depth and canny in the gallery."""
 
 import pytest
 
-from recipes.gallery import told_otherwise
+from recipes.gallery import recoloured
 
 
 @pytest.mark.parametrize(
-    ("caption", "otherwise"),
+    ("caption", "expected"),
     [
         ("an orange cone and a gray sphere on grass in fog", "a green cone and a yellow sphere on grass at sunset"),
         ("a small orange box on sand at sunset", "a small green box on sand in daylight"),
         ("a wooden box on a carpet in front of a green wall", "a wooden box on a carpet in front of a green wall"),
     ],
 )
-def test_things_get_other_colours_and_walls_stay(caption: str, otherwise: str) -> None:
-    assert told_otherwise(caption) == otherwise
+def test_objects_get_other_colours_and_walls_do_not(caption: str, expected: str) -> None:
+    assert recoloured(caption) == expected

@@ -1,11 +1,11 @@
-"""The table of goals: what is measured stands in it, and the page around it stays."""
+"""The table of goals: its figures, and the page around it."""
 
 import pytest
 
 from recipes.goals import CARDS, PAGE, PARTS, TITLE, Goal, insert, section
 
 
-def test_a_goal_holds_or_does_not() -> None:
+def test_a_goal_is_met_or_not() -> None:
     assert Goal("a", 0.7, "<= 0.8").holds == "yes"
     assert Goal("a", 0.9, "<= 0.8").holds == "**no**"
     assert Goal("a", 1.0, ">= 1").holds == "yes"
@@ -13,7 +13,7 @@ def test_a_goal_holds_or_does_not() -> None:
     assert Goal("a", 1.0).holds == ""
 
 
-def test_the_section_is_put_in_once_and_replaced() -> None:
+def test_the_section_is_inserted_once_and_replaced() -> None:
     figures = {
         "base": "abc",
         "date": "2026-01-01",
@@ -45,7 +45,7 @@ def test_the_real_page_keeps_its_sections() -> None:
     [("# A\n\n## Use\n\n## Limits\n\nFew.\n", "# A\n\n## Use\n\n{}\n## Limits\n\nFew.\n"), ("# B\n", "# B\n\n{}\n")],
     ids=["of an adapter", "of the base"],
 )
-def test_a_card_tells_its_own_parts_before_its_limits(card: str, told: str) -> None:
+def test_a_card_has_its_own_parts_before_its_limits(card: str, told: str) -> None:
     parts = {name: [{"text": name, "figure": 1.0, "needed": ""}] for name in ("edit", "depth")}
     text = section({"base": "abc", "date": "2026-01-01", "parts": parts}, ["depth"])
     assert "| depth | 1 |  |  |" in text
@@ -55,5 +55,5 @@ def test_a_card_tells_its_own_parts_before_its_limits(card: str, told: str) -> N
     assert insert(found, text, before="## Limits") == found
 
 
-def test_every_part_is_told_by_one_card() -> None:
+def test_every_part_is_in_one_card() -> None:
     assert sorted(part for parts in CARDS.values() for part in parts) == sorted(PARTS)

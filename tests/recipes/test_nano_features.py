@@ -1,4 +1,4 @@
-"""The recipe of the feature network: its views and targets, its folded form, and what it leaves behind."""
+"""The recipe of the feature network: views, targets, folded normalisation, and the files it writes."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from codi_hub.registry.bundled import Manifest
 from recipes.nano import bundle, features
 
 
-def test_a_degradation_says_what_it_did() -> None:
+def test_degradations_have_their_strengths() -> None:
     image = scene(np.random.default_rng(1), 64).image.astype(np.float32) / 255
     rng = np.random.default_rng(2)
     strengths = np.stack([features.strengths(rng) for _ in range(300)])
@@ -30,7 +30,7 @@ def test_a_degradation_says_what_it_did() -> None:
     assert all(value > plain for value in rough[noise])
 
 
-def test_views_of_a_batch_are_the_same_again_and_lie_a_batch_apart() -> None:
+def test_views_of_a_batch_are_reproducible_and_a_batch_apart() -> None:
     pictures = [np.full((128, 128, 3), shade, np.uint8) for shade in (40, 210)]
     views, strengths = features.batch(pictures, np.random.default_rng(3))
     again, _ = features.batch(pictures, np.random.default_rng(3))
@@ -41,7 +41,7 @@ def test_views_of_a_batch_are_the_same_again_and_lie_a_batch_apart() -> None:
     assert (views.mean((1, 2, 3)) > 0.5).tolist() == [False, True, False, True]
 
 
-def test_the_contrast_is_least_where_views_of_one_picture_agree() -> None:
+def test_the_contrastive_loss_is_least_where_views_of_one_image_agree() -> None:
     pairs = torch.eye(4).repeat(2, 1)
     assert features.same(pairs) < 0.01
     assert features.same(pairs.roll(1, 0)[:4].repeat(2, 1)) < 0.01  # any names will do
@@ -49,14 +49,14 @@ def test_the_contrast_is_least_where_views_of_one_picture_agree() -> None:
     assert features.same(crossed) > 5
 
 
-def test_words_that_tell_captions_apart() -> None:
+def test_the_vocabulary_distinguishes_captions() -> None:
     captions = ["a red box"] * 30 + ["a green box"] * 68 + ["a rare cone"]
     words = features.vocabulary(captions)
     assert words == ["red"]  # green, a and box are nearly everywhere, rare and cone nowhere
-    assert features.spelt(captions, words)[[0, 40]].tolist() == [[1.0], [0.0]]
+    assert features.bag_of_words(captions, words)[[0, 40]].tolist() == [[1.0], [0.0]]
 
 
-def test_folding_the_normalisation_in_changes_nothing() -> None:
+def test_folding_the_normalisation_keeps_the_outputs() -> None:
     torch.manual_seed(0)
     net = features.normalised(FeatureNet(widths=(4, 6), pooled=5))
     images = torch.rand(8, 3, 32, 32)
@@ -73,7 +73,7 @@ def test_folding_the_normalisation_in_changes_nothing() -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace after the stage has run on a few pictures, for as long as two steps take."""
+    """A workspace after the stage has run for two steps on a few images."""
     monkeypatch.setattr(features, "HELD_OUT", 8)
     monkeypatch.setattr(features, "BATCH", 4)
     clock = iter(range(10_000))
@@ -84,19 +84,19 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_stage_leaves_a_network_that_can_be_loaded_and_its_card(workspace: Path) -> None:
+def test_the_stage_writes_a_network_that_can_be_loaded_and_its_card(workspace: Path) -> None:
     loaded = load_features(workspace / "features")
     assert loaded is not None
     maps, pooled = loaded(torch.rand(2, 3, 64, 64))
     assert len(maps) == 5
     assert pooled.isfinite().all()
     card = (workspace / "features" / "README.md").read_text()
-    assert "no FID and no" in card
-    assert "8 dead-leaves pictures and 8 rendered" in card
+    assert "not FID and not" in card
+    assert "8 dead-leaves images and 8\nrendered scenes" in card
     assert "{" not in card
 
 
-def test_it_is_bundled_with_its_files_in_the_manifest(
+def test_the_network_is_bundled_with_its_files_in_the_manifest(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "package" / "nano"

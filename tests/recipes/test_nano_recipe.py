@@ -1,19 +1,17 @@
-"""The recipe of the bundled models: its loop resumes, its tokenizer knows its words, its base opens elsewhere."""
+"""The recipe of the bundled models: the loop resumes, captions are tokenized by words, diffusers opens the base."""
 
 import json
-import shutil
+from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
-from codi_hub.adapters.format import WEIGHTS
 from codi_hub.registry import Registry
 from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
@@ -23,7 +21,7 @@ from recipes.nano.base import TOKENS, tokenizer
 NANO = Path(codi_hub.__file__).parent / "nano"
 
 
-def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(clock)))
     seen: list[int] = []
@@ -54,14 +52,14 @@ def test_words_of_captions_are_single_tokens(tmp_path: Path, text: str) -> None:
 
 
 def embedded(folder: Path, text: str) -> torch.Tensor:
-    told = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    ids = told(text, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    ids = words(text, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     with torch.no_grad():
         return CLIPTextModel.from_pretrained(folder / "text_encoder")(ids)[0]
 
 
-def test_batches_side_by_side_are_one_large_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(threads: int, batch: int) -> torch.Tensor:
+def test_batches_of_several_cores_are_one_large_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(threads: int, batch: int) -> torch.Tensor:
         clock = iter(range(100))
         monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(clock)))
         monkeypatch.setattr(stage.torch, "get_num_threads", lambda: threads)
@@ -74,12 +72,12 @@ def test_batches_side_by_side_are_one_large_batch(tmp_path: Path, monkeypatch: p
 
         return stage.train(tmp_path / f"{threads}", model, loss_of, minutes=0.5, lr=0.1)["weight"]
 
-    together, one = made(2, 4), made(1, 8)
+    together, one = trained(2, 4), trained(1, 8)
     assert torch.allclose(together, one, atol=1e-6)
 
 
-def test_the_bundled_base_tells_words_apart() -> None:
-    """Further than bfloat16 rounds."""
+def test_the_bundled_base_distinguishes_words() -> None:
+    """By more than bfloat16's rounding."""
     red, green = (embedded(NANO / "base", f"a {colour} box") for colour in ("red", "green"))
     assert (red - green).norm() > 0.05 * red.norm()
 
@@ -92,7 +90,7 @@ def test_the_bundled_base_is_a_plain_diffusers_pipeline() -> None:
     assert latents.isfinite().all()
 
 
-def test_the_bundle_is_small_and_whole() -> None:
+def test_the_bundle_is_small_and_complete() -> None:
     manifest = json.loads((NANO / "manifest.json").read_text())
     parts = [manifest["base"], *manifest["adapters"], *manifest.get("others", [])]
     listed = {f"{part['path']}/{name}" for part in parts for name in part["files"]}
@@ -101,7 +99,7 @@ def test_the_bundle_is_small_and_whole() -> None:
     assert sum((NANO / name).stat().st_size for name in there) < 60_000_000
 
 
-def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> None:
+def test_the_workspace_base_has_the_bundled_name_beside_the_bundle(tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(NANO / "base")
     register_base(tmp_path)
     with Registry.open(tmp_path / "home") as registry:  # as every command does, with the bundle
@@ -110,69 +108,40 @@ def test_its_base_bears_the_bundled_name_beside_the_bundle(tmp_path: Path) -> No
         assert not registry.adapters.list("superres", base=bundle.BASE)
 
 
-def test_adapters_are_distilled_side_by_side_and_passes_one_after_another(
+def test_adapters_are_trained_side_by_side_and_rounds_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, str, str, int]] = []
+    calls: list[tuple[str, str, str, int, list[str]]] = []
     meeting = Barrier(2, timeout=20)
 
     def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
         parent = arguments[arguments.index("--from") + 1] if "--from" in arguments else ""
         if parent in ("", "edit:0"):
-            meeting.wait()  # two tasks are at it at once, or this breaks
-        told.append((task, parent, arguments[arguments.index("--time-budget") + 1], threads))
+            meeting.wait()  # breaks unless two tasks are trained at a time
+        overrides = [value for flag, value in pairwise(arguments) if flag == "-O"]
+        assert arguments[arguments.index("--preset") + 1] == task
+        calls.append((task, parent, arguments[arguments.index("--time-budget") + 1], threads, overrides))
         Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
-        return {"adapter": f"{task}:{len([one for one in told if one[0] == task])}"}
+        return {"adapter": f"{task}:{len([one for one in calls if one[0] == task])}"}
 
     monkeypatch.setattr(nano, "codi", codi)
-    short = Round(1.0, [])
-    rounds = {"canny": [short], "depth": [Round(3.0, ["--x"]), short], "edit": [short]}
+    short = Round(1.0)
+    rounds = {"canny": [short], "depth": [Round(3.0, ("training.lr=1",)), short], "edit": [short]}
     minutes = {"canny": 0.5, "depth": 2.0, "edit": 1.0}
     monkeypatch.setattr(nano, "ROUNDS", rounds)
-    monkeypatch.setattr(nano, "AFTER", {"canny": "depth", "edit": "sight"})
-    seen = bundle.run_folder(tmp_path, "sight", 1) / bundle.DONE  # a stage of its own, done before
+    monkeypatch.setattr(nano, "AFTER", {"canny": "depth", "edit": "pretraining"})
+    seen = bundle.run_folder(tmp_path, "pretraining", 1) / bundle.DONE  # written by the stage before
     seen.parent.mkdir(parents=True)
     seen.write_text("edit:0")
     monkeypatch.setattr(nano, "MINUTES", {"canny": 1.0, "depth": 4.0, "edit": 1.0})
     monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
     nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
-    assert sorted(told) == [
-        ("canny", "depth:2", "0.5m", 2),  # not before depth is done
-        ("depth", "", "1.5m", 2),
-        ("depth", "depth:1", "0.5m", 2),
-        ("edit", "edit:0", "1m", 2),
+    assert sorted(calls) == [
+        ("canny", "depth:2", "0.5m", 2, []),  # not before depth is done
+        ("depth", "", "1.5m", 2, ["training.lr=1"]),
+        ("depth", "depth:1", "0.5m", 2, []),
+        ("edit", "edit:0", "1m", 2, []),
     ]
-    told.clear()
+    calls.clear()
     nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
-    assert told == []  # what is done is not done again
-
-
-def test_a_round_may_begin_with_the_mean_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parents: list[str] = []
-    versions = iter(range(10))
-
-    def codi(workspace: Path, _: str, task: str, *arguments: str, threads: int) -> dict[str, str]:
-        folder, number = tmp_path / "made", next(versions)
-        parents.append(arguments[arguments.index("--from") + 1] if "--from" in arguments else "")
-        shutil.copytree(NANO / "deblur", folder, dirs_exist_ok=True)
-        weights = {name: torch.full_like(value, number) for name, value in load_file(folder / WEIGHTS).items()}
-        save_file(weights, folder / WEIGHTS)
-        with Registry.open(workspace / "home") as registry:
-            row, _ = registry.adapters.add(
-                folder, task=task, base=bundle.BASE, kind="side", steps=4, parameters=1, metrics={}
-            )
-        Path(arguments[arguments.index("--run-dir") + 1]).mkdir(parents=True)
-        return {"adapter": row.ref}
-
-    (tmp_path / "base").symlink_to(NANO / "base")
-    register_base(tmp_path)
-    monkeypatch.setattr(nano, "codi", codi)
-    monkeypatch.setattr(nano, "ROUNDS", {"deblur": [Round(1.0, [])] * 3 + [Round(1.0, [], mean_of=2)]})
-    monkeypatch.setattr(nano, "AFTER", {})
-    nano.distil(tmp_path, "deblur", 4.0, "cpu", 1)
-    assert len(set(parents)) == 4
-    with Registry.open(tmp_path / "home") as registry:
-        row = registry.adapters.resolve(parents[-1], base=bundle.BASE)
-        assert row.kind == "side"
-        weights = load_file(registry.adapters.file(row, WEIGHTS))
-    assert all((value == 1.5).all() for value in weights.values())  # of the versions filled with 1 and with 2
+    assert calls == []  # finished rounds are not trained again

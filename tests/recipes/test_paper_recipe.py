@@ -1,4 +1,4 @@
-"""The recipe of the paper's tables: its rows can be trained, its claims can be decided, an interrupted run goes on."""
+"""The recipe of the paper's tables: rows can be trained, claims tested, interrupted runs resumed."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_names_are_unique_and_ablations_change_one_thing() -> None:
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.text} ({claim.figure})")
-def test_a_claim_is_about_what_is_measured(claim: Claim) -> None:
+def test_a_claim_is_about_measured_figures(claim: Claim) -> None:
     for key, at in (claim.left, claim.right):
         assert at in train.by_key(claim.task, key).at
     assert claim.figure in report.FIGURES[claim.task]
@@ -69,14 +69,14 @@ def results(left: list[float], right: list[float], figure: str = "frechet") -> R
         ([], [1.3, 1.4, 1.5], 1.0, "cannot be told"),
     ],
 )
-def test_a_verdict_asks_for_more_than_the_spread(
+def test_a_verdict_needs_more_than_the_spread(
     left: list[float], right: list[float], limit: float, expected: str
 ) -> None:
     claim = Claim("a beats b", "superres", "frechet", ("a", FOUR), ("b", FOUR), limit)
     assert report.verdict(claim, results(left, right))[0] == expected
 
 
-def test_where_more_is_better_the_sides_change() -> None:
+def test_where_more_is_better_the_sides_are_swapped() -> None:
     claim = Claim("a obeys", "superres", "followed", ("a", FOUR), ("b", FOUR), 0.95)
     more = results([0.96, 0.97, 0.98], [1.0, 1.0, 1.0], "followed")
     assert report.verdict(claim, more) == ("holds", "0.97")
@@ -123,7 +123,7 @@ def empty(tmp_path: Path) -> Results:
     return made
 
 
-def test_an_interrupted_row_goes_on_where_it_was(empty: Results) -> None:
+def test_an_interrupted_row_is_resumed(empty: Results) -> None:
     row = train.by_key("superres", "pe-codi")
     first = FakeBench(empty, stop_at=1)
     with pytest.raises(Interrupted):
@@ -137,7 +137,7 @@ def test_an_interrupted_row_goes_on_where_it_was(empty: Results) -> None:
     assert third.done == []
 
 
-def test_a_row_that_was_made_otherwise_is_made_again(empty: Results) -> None:
+def test_a_row_with_other_settings_is_trained_again(empty: Results) -> None:
     row = train.by_key("superres", "gate")
     FakeBench(empty).do(row, 0)
     changed = FakeBench(empty)
@@ -145,7 +145,7 @@ def test_a_row_that_was_made_otherwise_is_made_again(empty: Results) -> None:
     assert changed.done[0] == "train gate"
 
 
-def test_a_teacher_is_made_once_for_its_students_and_again_where_it_is_gone(empty: Results) -> None:
+def test_a_teacher_is_trained_once_for_its_students_and_again_where_it_is_missing(empty: Results) -> None:
     cm, gd = train.by_key("superres", "cm-ii"), train.by_key("superres", "gd-ii")
     bench = FakeBench(empty)
     bench.do(cm, 0)
@@ -167,24 +167,22 @@ def test_two_processes_fill_one_file(empty: Results) -> None:
     assert set(Results.read(empty.path).rows) == {"superres/pe-codi/0", "superres/gate/0", "superres/pe-codi/1"}
 
 
-def test_equal_time_is_fewer_steps_for_a_dearer_row(empty: Results) -> None:
+def test_equal_time_is_fewer_steps_for_a_slower_row(empty: Results) -> None:
     pixel, half, random = (train.by_key("superres", key) for key in ("pixel", "ldm-half", "random"))
     empty.put("costs", {pixel.work: 2.0})
     assert [train.train_steps(row, empty) for row in (pixel, half, random)] == [25, 50, 100]
     assert random.work == train.by_key("superres", "pe-codi").work != pixel.work
 
 
-def test_who_begins_anew_is_not_mixed_with_who_goes_on(empty: Results) -> None:
+def test_a_process_that_starts_over_is_not_mixed_with_one_that_continues(empty: Results) -> None:
     other = Results.read(empty.path)
     other.clear()
     other.put("about", {"steps": 200})
-    with pytest.raises(RuntimeError, match="about"):
+    with pytest.raises(RuntimeError, match="no longer of"):
         empty.put("rows", {"superres/pe-codi/0": {}})
 
 
-def test_what_was_timed_later_is_put_at_the_first_ones_scale(
-    empty: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_timings_are_scaled_to_the_first(empty: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pe, pixel = train.by_key("superres", "pe-codi"), train.by_key("superres", "pixel")
     empty.costs.pop(pixel.work)
     empty._write()
@@ -201,7 +199,7 @@ def test_what_was_timed_later_is_put_at_the_first_ones_scale(
     assert empty.costs[pe.work] == pytest.approx(0.5)
 
 
-def test_the_page_leaves_out_what_was_made_otherwise(empty: Results, tmp_path: Path) -> None:
+def test_the_page_leaves_out_rows_with_other_settings(empty: Results, tmp_path: Path) -> None:
     row = train.by_key("superres", "gate")
     FakeBench(empty).do(row, 0)
     made = {**empty.rows["superres/gate/0"], "machine": "a"}
@@ -217,7 +215,7 @@ def test_the_page_leaves_out_what_was_made_otherwise(empty: Results, tmp_path: P
 def test_the_command_fills_and_writes_the_page(
     tmp_path: Path, codi: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a tiny base with a feature network that knows nothing: two rows and a teacher, trained for two steps."""
+    """On a tiny base with an untrained feature network: two rows and a teacher, trained for two steps."""
     workspace, page = tmp_path / "work", tmp_path / "docs" / "RESULTS.md"
     monkeypatch.setenv("CODI_HOME", str(workspace / "home"))
     base = save_base(tmp_path / "base", scheduler_config("v_prediction", zero_snr=True))

@@ -43,7 +43,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", *(["postgresql"] if SERVER else [])])
 def backend(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every registry that a test opens is on this backend; on both, one after the other, where there is a server."""
+    """Set the database of every registry in a test: SQLite, and in a second run PostgreSQL where there is a server."""
     if request.param == "postgresql":
         monkeypatch.setenv("CODI_REGISTRY_URL", request.getfixturevalue("postgres_url"))
     return str(request.param)
@@ -60,7 +60,7 @@ def registry(home: Path, nothing_bundled: Path, backend: str) -> Iterator[Regist
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes an adapter's folder; the weights are the text given."""
+    """Return a function that creates an adapter folder with the given text as weights."""
 
     def make(weights: str) -> Path:
         where = tmp_path / f"adapter-{hashlib.sha256(weights.encode()).hexdigest()[:8]}"
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def add(registry: Registry, folder: Callable[[str], Path]) -> Add:
-    """`add("depth", score=1.0)` -> (row, whether latest moved)."""
+    """Return a function: `add("depth", score=1.0)` gives (row, whether `latest` moved)."""
 
     def run(task: str = "depth", base: str = "nano", weights: str = "weights", **more: Any) -> tuple[AdapterRow, bool]:
         facts = {"kind": "control", "steps": 4, "parameters": 7, "metrics": {"psnr": 20.0}} | more
@@ -86,7 +86,7 @@ def add(registry: Registry, folder: Callable[[str], Path]) -> Add:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Makes or changes a bundle: `bundle(("superres", 1, "weights"), ...)`."""
+    """Return a function that writes a bundle: `bundle(("superres", 1, "weights"), ...)`."""
 
     def make(*adapters: tuple[str, int, str], score: float | None = None) -> Path:
         root = tmp_path / "bundle"

@@ -24,7 +24,7 @@ def test_the_first_base_comes_into_use_and_another_can(registry: Registry) -> No
         registry.bases.use("sd15")
 
 
-def test_a_base_again_is_no_error_but_another_of_its_name_is(registry: Registry) -> None:
+def test_an_equal_base_is_accepted_and_another_of_its_name_refused(registry: Registry) -> None:
     again = registry.bases.add("nano", "/models/nano", family="f1", sketch={"w": [1.0]})
     assert again == registry.bases.get("nano")
     with pytest.raises(Conflict, match=r"from /models/nano \(family f1\); `codi base rm nano` first"):
@@ -33,7 +33,7 @@ def test_a_base_again_is_no_error_but_another_of_its_name_is(registry: Registry)
         registry.bases.add("a b", "/models/other", family="f1")
 
 
-def test_a_base_that_adapters_need_stays(registry: Registry, add) -> None:
+def test_a_base_with_adapters_cannot_be_removed(registry: Registry, add) -> None:
     add("depth", "sd15")
     with pytest.raises(Conflict, match=r"1 adapters were distilled on it \(depth:1\)"):
         registry.bases.remove("sd15")
@@ -57,7 +57,7 @@ def test_tasks_are_rows(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Depth", "-a", "a:b", "a/b", "a\n", "ä", "a" * 65])
-def test_impossible_task_names(registry: Registry, name: str) -> None:
+def test_invalid_task_names(registry: Registry, name: str) -> None:
     with pytest.raises(UsageError, match="cannot name a task"):
         registry.tasks.add(name, "depth", {})
 
@@ -74,7 +74,7 @@ def test_versions_are_per_task_and_base(add) -> None:
     ]
 
 
-def test_an_adapter_of_a_forgotten_task_stays(registry: Registry, add) -> None:
+def test_an_adapter_of_a_removed_task_stays(registry: Registry, add) -> None:
     registry.tasks.add("fog", "depth", {})
     add("fog")
     registry.tasks.remove("fog")
@@ -116,12 +116,12 @@ def test_references(registry: Registry, add) -> None:
 @pytest.mark.parametrize(
     "ref", ["", ":", "depth:", ":1", "depth:1:2", "Depth", "depth:a b", "depth:-1", "../x", "depth:²"]
 )
-def test_what_is_no_reference(registry: Registry, ref: str) -> None:
+def test_invalid_references(registry: Registry, ref: str) -> None:
     with pytest.raises(UsageError):
         registry.adapters.resolve(ref)
 
 
-def test_what_is_not_there_names_what_is(registry: Registry, add) -> None:
+def test_not_found_errors_name_the_alternatives(registry: Registry, add) -> None:
     with pytest.raises(NotFound, match="'depth' has no adapter yet; train one with `codi distill depth`"):
         registry.adapters.resolve("depth")
     add("depth", "sd15")
@@ -133,7 +133,7 @@ def test_what_is_not_there_names_what_is(registry: Registry, add) -> None:
         registry.adapters.resolve("depth", "sdxl")
 
 
-def test_tags_that_cannot_be(registry: Registry, add) -> None:
+def test_invalid_tags(registry: Registry, add) -> None:
     add()
     for name in ("3", "", "a:b", "-x"):
         with pytest.raises(UsageError, match="cannot name a tag"):
@@ -161,7 +161,7 @@ def test_pages(registry: Registry, add) -> None:
         registry.adapters.list(base="zzz")
 
 
-def test_what_was_put_in_comes_out(registry: Registry, add) -> None:
+def test_an_adapter_keeps_its_metadata_and_files(registry: Registry, add) -> None:
     metrics = {"psnr": {"4": 21.5}, "broken": float("inf"), "steps": (1, 2)}
     row, _ = add(metrics=metrics, weights="abc", parent="depth:9", score=3)
     assert registry.adapters.resolve("depth:1") == row
@@ -205,7 +205,7 @@ def test_runs(registry: Registry) -> None:
         registry.runs.finish(99, "done")
 
 
-def test_finished_outputs_are_those_of_the_same_settings_that_still_stand(registry: Registry) -> None:
+def test_finished_outputs_have_the_same_settings_and_were_not_overwritten(registry: Registry) -> None:
     item = {"seed": 1, "seconds": 0.5, "error": None}
     same = {"steps": 4, "size": (1, 2)}
     first = registry.runs.start("depth", "depth:1", same)

@@ -1,4 +1,4 @@
-"""Opening, creating and migrating a database; many processes at once; a process killed half-way."""
+"""Open, create and migrate a database; concurrent processes; killed processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _python(code: str, *args: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
 
 
-def test_the_migrations_make_what_the_models_say(home: Path, nothing_bundled: Path) -> None:
+def test_migrations_and_models_agree(home: Path, nothing_bundled: Path) -> None:
     with Registry.open(home, bundled=nothing_bundled) as registry, registry.database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), models.metadata) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -69,7 +69,7 @@ print(sorted({"torch", "alembic", "sqlalchemy.orm", "numpy", "filelock"} & set(s
 
 @pytest.fixture
 def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Adds a migration after the last, with the given body to this version."""
+    """Return a function that adds a migration with the given body after the last one."""
     shutil.copytree(database.MIGRATIONS, tmp_path / "migrations")
 
     def put(body: str) -> None:
@@ -126,7 +126,7 @@ def test_a_failing_migration_changes_nothing(home: Path, nothing_bundled: Path, 
 
 @pytest.fixture
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
-    """Inside `with earlier("0001"):` the package knows no later revision."""
+    """Return a context manager that hides the revisions after the given one from the package."""
 
     @contextmanager
     def until(revision: str) -> Iterator[None]:
@@ -248,7 +248,7 @@ def test_a_newer_database_is_refused(home: Path, nothing_bundled: Path) -> None:
     assert not (home / "backups").exists()
 
 
-def test_files_that_are_no_registry_are_refused_and_kept(home: Path, nothing_bundled: Path) -> None:
+def test_other_files_are_refused_and_not_changed(home: Path, nothing_bundled: Path) -> None:
     path = home / "registry.db"
     path.write_text("not a database, but a text that is long enough to have a header" * 20)
     with pytest.raises(InvalidInput, match="is damaged"):
@@ -257,12 +257,12 @@ def test_files_that_are_no_registry_are_refused_and_kept(home: Path, nothing_bun
     path.unlink()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE task (id INTEGER)")
-    with pytest.raises(InvalidInput, match="is no registry: it has a table task"):
+    with pytest.raises(InvalidInput, match="is not a registry: it has a table task"):
         Registry.open(home, bundled=nothing_bundled)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://u:secret@h/d", "sqlite://", "postgresql://u:secret@h"])
-def test_urls_that_cannot_be_a_registry(home: Path, nothing_bundled: Path, url: str) -> None:
+def test_invalid_database_urls(home: Path, nothing_bundled: Path, url: str) -> None:
     with pytest.raises(UsageError, match=r"postgresql://user@host/database") as caught:
         Registry.open(home, url=url, bundled=nothing_bundled)
     assert "secret" not in str(caught.value)

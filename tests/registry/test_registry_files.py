@@ -34,7 +34,7 @@ def test_equal_files_are_stored_once_under_their_hash(registry: Registry, add, h
     assert registry.verify() == []
 
 
-def test_a_file_is_read_again_only_when_it_looks_different(
+def test_a_file_is_read_again_only_when_its_stamp_has_changed(
     registry: Registry, add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = add()[0]
@@ -62,7 +62,7 @@ def test_drift_is_refused_and_reported(registry: Registry, add) -> None:
     assert _kinds(registry) == [("missing", path.name)]
 
 
-def test_drift_that_verify_found_is_refused_though_the_file_looks_the_same(registry: Registry, add) -> None:
+def test_drift_that_verify_reported_is_refused_though_the_stamp_is_equal(registry: Registry, add) -> None:
     row = add(weights="good")[0]
     path = registry.adapters.file(row, WEIGHTS)
     times = path.stat()
@@ -74,7 +74,7 @@ def test_drift_that_verify_found_is_refused_though_the_file_looks_the_same(regis
         registry.adapters.file(row, WEIGHTS)
 
 
-def test_adding_the_same_content_mends_a_damaged_blob(registry: Registry, add) -> None:
+def test_adding_the_same_content_repairs_a_damaged_blob(registry: Registry, add) -> None:
     row = add(weights="good")[0]
     _overwrite(registry.adapters.file(row, WEIGHTS), "evil")
     add("other", weights="good")
@@ -90,7 +90,7 @@ def test_orphans_and_leftovers_are_reported(registry: Registry, add, home: Path)
     assert _kinds(registry) == [("orphan", "stranger"), ("leftover", "half.part")]
 
 
-def test_a_full_disk_leaves_nothing_behind(registry: Registry, add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_row_and_no_file(registry: Registry, add, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_nothing_behind(registry: Registry, add, monkeypatch:
     assert registry.verify() == []
 
 
-def test_bundled_models_are_registered_where_they_lie(home: Path, bundle: Callable[..., Path]) -> None:
+def test_bundled_models_are_registered_in_place(home: Path, bundle: Callable[..., Path]) -> None:
     root = bundle(("superres", 1, "sr"), ("depth", 1, "d"))
     for _ in range(2):  # again: nothing changes
         with Registry.open(home, bundled=root) as registry:
@@ -146,7 +146,7 @@ def test_a_changed_manifest_changes_the_rows(home: Path, bundle: Callable[..., P
         ]
 
 
-def test_a_base_of_the_user_s_with_the_bundled_name_is_kept(
+def test_a_user_base_with_the_bundled_name_is_kept(
     home: Path, bundle: Callable[..., Path], nothing_bundled: Path
 ) -> None:
     with Registry.open(home, bundled=nothing_bundled) as registry:
@@ -168,7 +168,7 @@ def test_bundled_files_are_verified_too(home: Path, bundle: Callable[..., Path])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"base": {}}', '{"base": {"name": "nano"}, "adapters": []}'])
-def test_a_damaged_manifest_is_one_line(home: Path, tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_is_a_one_line_error(home: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InvalidInput, match="install CoDi Hub again"):
         Registry.open(home, bundled=tmp_path)

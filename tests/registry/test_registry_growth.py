@@ -1,4 +1,4 @@
-"""What a large registry must not do: read whole tables for one answer, or say all it has in one line."""
+"""A large registry: queries use an index, messages name a few of many."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWING = ("adapter", "adapter_file", "tag", "task", "run", "run_item", "verifie
 
 @contextmanager
 def _plans(registry: Registry) -> Iterator[list[str]]:
-    """How SQLite goes about every SELECT inside the block, one line for each table."""
+    """Collect the query plan of every SELECT inside the block, one line for each table."""
     lines: list[str] = []
     engine = registry.database.engine
 
@@ -35,7 +35,7 @@ def _plans(registry: Registry) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
+def test_queries_and_changes_use_an_index(registry: Registry, add) -> None:
     for _ in range(3):
         add()
     registry.tasks.add("fog", "depth", {})
@@ -63,7 +63,7 @@ def test_lookups_and_changes_go_by_an_index(registry: Registry, add) -> None:
     assert [line for line in plans if whole.match(line)] == []
 
 
-def test_a_file_of_many_adapters_names_some(registry: Registry, add) -> None:
+def test_a_problem_with_a_shared_file_names_five_adapters(registry: Registry, add) -> None:
     rows = [add()[0] for _ in range(7)]
     path = registry.adapters.file(rows[0], WEIGHTS)
     path.unlink()
@@ -72,7 +72,7 @@ def test_a_file_of_many_adapters_names_some(registry: Registry, add) -> None:
     assert missing.message == f"needed by {named} and 2 more; restore it from a backup"
 
 
-def test_what_is_not_there_names_the_last_of_many(registry: Registry, add) -> None:
+def test_not_found_errors_name_the_last_versions(registry: Registry, add) -> None:
     for _ in range(13):
         add()
     registry.adapters.tag("depth:1", "first")
@@ -85,7 +85,7 @@ def test_what_is_not_there_names_the_last_of_many(registry: Registry, add) -> No
         registry.adapters.remove(["depth"])
 
 
-def test_counts_and_what_is_bundled(registry: Registry, add) -> None:
+def test_count_and_bundled(registry: Registry, add) -> None:
     add(), add(), add("edit")
     registry.adapters.remove(["depth:1"])
     assert registry.adapters.count() == 2

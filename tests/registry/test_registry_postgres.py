@@ -1,4 +1,4 @@
-"""What only PostgreSQL does, in a schema of a server's database; `backend` runs other tests of the registry there."""
+"""PostgreSQL, in a schema of its own; the fixture `backend` runs the other registry tests on it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tags, copies, removals, and what gc deletes."""
+"""Tags, copies, removals and garbage collection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _blobs(home: Path) -> int:
     return sum(path.is_file() for path in (home / "blobs" / "sha256").rglob("*"))
 
 
-def test_a_tag_is_taken_only_from_the_version_that_has_it(registry: Registry, add) -> None:
+def test_a_tag_is_removed_only_from_the_version_that_has_it(registry: Registry, add) -> None:
     add(weights="a"), add(weights="b")
     registry.adapters.tag("depth:1", "prod")
     with pytest.raises(NotFound, match="the tag 'prod' is not on depth:2 but on depth:1; name that, or the task"):
@@ -33,7 +33,7 @@ def test_a_tag_is_taken_only_from_the_version_that_has_it(registry: Registry, ad
 # ---- rm
 
 
-def test_what_is_removed_is_nowhere_but_says_so(registry: Registry, add) -> None:
+def test_removed_versions_are_refused_as_removed(registry: Registry, add) -> None:
     for weights in "abc":
         add(weights=weights)
     add("depth", "sd15")
@@ -62,7 +62,7 @@ def test_what_is_removed_is_nowhere_but_says_so(registry: Registry, add) -> None
         registry.adapters.resolve("depth:2")
 
 
-def test_a_number_never_comes_twice(registry: Registry, add) -> None:
+def test_a_version_number_is_not_used_again(registry: Registry, add) -> None:
     add(weights="a"), add(weights="b")
     registry.adapters.remove(["depth:1", "depth:2"])
     registry.collect()
@@ -86,7 +86,7 @@ def test_a_number_never_comes_twice(registry: Registry, add) -> None:
         ((3.0, 4.0), [2, 1], None),
     ],
 )
-def test_latest_goes_to_the_best_that_is_left(registry: Registry, add, scores, removed, latest) -> None:
+def test_latest_moves_to_the_best_remaining_version(registry: Registry, add, scores, removed, latest) -> None:
     for k, score in enumerate(scores):
         add(score=score, weights=f"w{k}")
     registry.adapters.tag(f"depth:{removed[0]}", "latest")
@@ -100,7 +100,7 @@ def test_latest_goes_to_the_best_that_is_left(registry: Registry, add, scores, r
         assert add(score=-9.0, weights="new")[1]
 
 
-def test_latest_stays_where_another_version_goes(registry: Registry, add) -> None:
+def test_latest_stays_when_another_version_is_removed(registry: Registry, add) -> None:
     add(score=2.0, weights="a"), add(score=1.0, weights="b"), add("depth", "sd15")
     assert registry.adapters.remove(["depth:2"]).latest == {}
     assert registry.adapters.resolve("depth").version == 1
@@ -112,11 +112,11 @@ def test_latest_stays_where_another_version_goes(registry: Registry, add) -> Non
     [
         (["depth:1", "depth:9"], NotFound, r"no depth:9 for base nano; there is depth:1\|2\|latest"),
         (["depth:1", "depth"], UsageError, r"depth has 2 versions for base nano; say which: depth:1\|2\|latest"),
-        (["depth:1", "de/pth"], UsageError, "is no reference"),
+        (["depth:1", "de/pth"], UsageError, "is not a reference"),
         (["depth:1", "fog"], NotFound, "task 'fog' has no adapter yet"),
     ],
 )
-def test_several_are_removed_together_or_not_at_all(registry: Registry, add, refs, error, line) -> None:
+def test_versions_are_removed_all_or_none(registry: Registry, add, refs, error, line) -> None:
     add(weights="a"), add(weights="b")
     with pytest.raises(error, match=line):
         registry.adapters.remove(refs)
@@ -125,7 +125,7 @@ def test_several_are_removed_together_or_not_at_all(registry: Registry, add, ref
     assert [row.ref for row in registry.adapters.remove(["depth"]).rows] == ["depth:1"]
 
 
-def test_the_bundled_stay(home: Path, bundle: Callable[..., Path]) -> None:
+def test_bundled_adapters_cannot_be_removed(home: Path, bundle: Callable[..., Path]) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"))) as registry:
         with pytest.raises(Conflict, match="depth:1 comes with CoDi Hub and cannot be removed"):
             registry.adapters.remove(["depth"])
@@ -133,14 +133,14 @@ def test_the_bundled_stay(home: Path, bundle: Callable[..., Path]) -> None:
         assert registry.adapters.resolve("depth").bundled
 
 
-def test_a_removed_adapter_s_runs_stay(registry: Registry, add) -> None:
+def test_the_runs_of_a_removed_adapter_stay(registry: Registry, add) -> None:
     add()
     registry.runs.finish(registry.runs.start("depth", "depth:1", {}), "ok")
     registry.adapters.remove(["depth"])
     assert [(run.adapter, run.status) for run in registry.runs.list()] == [("depth:1", "ok")]
 
 
-def test_latest_is_the_user_s_where_the_bundle_has_none_any_more(
+def test_latest_moves_to_the_user_s_version_when_the_bundle_drops_its_own(
     home: Path, bundle: Callable[..., Path], folder: Callable[[str], Path]
 ) -> None:
     with Registry.open(home, bundled=bundle(("depth", 1, "d"), ("fog", 1, "f"))) as registry:
@@ -187,7 +187,7 @@ def test_a_copy_that_scores_worse_is_not_the_latest(registry: Registry, add) -> 
     assert (row.ref, row.tags, registry.adapters.resolve("fog").ref) == ("fog:2", (), "fog:1")
 
 
-def test_a_bundled_adapter_s_copy_has_files_of_its_own(home: Path, bundle: Callable[..., Path]) -> None:
+def test_the_copy_of_a_bundled_adapter_has_its_own_files(home: Path, bundle: Callable[..., Path]) -> None:
     root = bundle(("depth", 1, "d"))
     with Registry.open(home, bundled=root) as registry:
         row, _ = registry.adapters.copy("depth", "fog")
@@ -213,7 +213,7 @@ def test_a_damaged_adapter_is_not_copied(registry: Registry, add) -> None:
 # ---- gc
 
 
-def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add, home: Path) -> None:
+def test_gc_deletes_exactly_the_files_that_no_adapter_needs(registry: Registry, add, home: Path) -> None:
     kept = add(weights="kept")[0]
     gone = add(weights="gone")[0]
     path = registry.adapters.file(gone, WEIGHTS)
@@ -225,15 +225,14 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add,
     registry.adapters.remove([gone.ref])
     assert [(problem.kind, problem.message) for problem in registry.verify()] == [
         ("orphan", "no adapter needs it; `codi gc` deletes it"),
-        ("leftover", "a process was killed while it wrote this; `codi gc` deletes it"),
+        ("leftover", "partial file of a killed process; `codi gc` deletes it"),
     ]
-    told = registry.collect(dry_run=True)
+    preview = registry.collect(dry_run=True)
     assert path.exists()
     assert all(file.exists() for file in stray)
-    assert registry.collect() == told
-    assert sorted((Path(entry.path), entry.bytes, entry.message) for entry in told) == sorted(
-        [(path, 4, "of depth:2 for nano, removed")]
-        + [(file, 5, "a process was killed while it wrote this") for file in stray]
+    assert registry.collect() == preview
+    assert sorted((Path(entry.path), entry.bytes, entry.message) for entry in preview) == sorted(
+        [(path, 4, "of depth:2 for nano, removed")] + [(file, 5, "partial file of a killed process") for file in stray]
     )
     assert registry.collect() == []
     assert not path.exists()
@@ -242,11 +241,11 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(registry: Registry, add,
     assert registry.verify() == []
 
 
-def test_gc_under_another_database_would_lose_files_and_is_refused(
+def test_gc_is_refused_in_a_store_shared_with_another_database(
     registry: Registry, add, home: Path, nothing_bundled: Path, tmp_path: Path
 ) -> None:
     row = add()[0]
-    line = f"blobs also has files of {re.escape(registry.database.mark)}, which would be lost"
+    line = f"blobs also has files of {re.escape(registry.database.store_key)}, which would be lost"
     url = f"sqlite:///{tmp_path / 'other.db'}"
     with Registry.open(home, url=url, bundled=nothing_bundled) as other, pytest.raises(Conflict, match=line):
         other.collect()
@@ -254,7 +253,9 @@ def test_gc_under_another_database_would_lose_files_and_is_refused(
     assert registry.collect() == []
 
 
-def test_a_file_that_cannot_be_deleted_is_one_line(registry: Registry, add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_deleted_is_a_one_line_error(
+    registry: Registry, add, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add()
     registry.adapters.remove(["depth"])
 
@@ -263,23 +264,23 @@ def test_a_file_that_cannot_be_deleted_is_one_line(registry: Registry, add, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(garbage.Path, "unlink", denied)
-        with pytest.raises(CodiError, match="cannot be deleted: Permission denied; put that right and try again"):
+        with pytest.raises(CodiError, match="cannot be deleted: Permission denied; correct that and try again"):
             registry.collect()
     assert len(registry.collect()) == 3
 
 
-def test_what_is_removed_while_verify_reads_is_not_missed(
+def test_an_adapter_removed_during_verify_is_not_reported_missing(
     registry: Registry, add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(weights="a"), add(weights="b")
-    examine = verify._examine
+    examine = verify.examine
 
     def removed_first(*args: object) -> object:
-        monkeypatch.setattr(verify, "_examine", examine)
+        monkeypatch.setattr(verify, "examine", examine)
         registry.adapters.remove(["depth:1"])
         registry.collect()
         return examine(*args)
 
-    monkeypatch.setattr(verify, "_examine", removed_first)
+    monkeypatch.setattr(verify, "examine", removed_first)
     assert registry.verify() == []
     assert [row.ref for row in registry.adapters.list()] == ["depth:2"]

@@ -2,8 +2,8 @@
 
     python launched.py FOLDER, where FOLDER/commands.json holds lists of arguments
 
-It leaves FOLDER/RANK.pt: the exit codes, the pairs made, and x, eps and t of every evaluation of the loss.
-FAIL=RANK:STEP makes that process fail in that step.
+It leaves FOLDER/RANK.pt: the exit codes, the numbers of pairs created, and x, eps and t of every evaluation of the
+loss. FAIL=RANK:STEP lets that process fail in that step.
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from codi_hub.cli import _run
-from codi_hub.training import latents as cache
-from codi_hub.training import step as methods
+from codi_hub import cli
+from codi_hub.losses import codi
+from codi_hub.training import latents
 from codi_hub.training.trainer import Trainer
 
 RANK = int(os.environ["RANK"])
@@ -24,20 +24,22 @@ seen: dict[str, list[Any]] = {"codes": [], "pairs": [], "drawn": []}
 
 
 def watch() -> None:
-    plain_loss, plain_pairs = methods.codi_loss, cache.make_pairs
+    """Record what the loss is evaluated on, and how many pairs are created."""
+    plain_loss, plain_pairs = codi.codi_loss, latents.make_pairs
 
-    def loss(student: Any, target: Any, x: Any, eps: Any, t: Any, *rest: Any, **named: Any) -> Any:
-        seen["drawn"].append((x, eps, t))
-        return plain_loss(student, target, x, eps, t, *rest, **named)
+    def loss(student: Any, target: Any, x: Any, eps: Any, times: Any, *rest: Any, **named: Any) -> Any:
+        seen["drawn"].append((x, eps, times[0]))
+        return plain_loss(student, target, x, eps, times, *rest, **named)
 
     def pairs(spec: Any, indices: range, workers: int) -> Any:
         seen["pairs"].append(len(indices))
         return plain_pairs(spec, indices, workers)
 
-    methods.codi_loss, cache.make_pairs = loss, pairs
+    codi.codi_loss, latents.make_pairs = loss, pairs
 
 
 def fail(rank: int, step: int) -> None:
+    """Let one process fail in one step."""
     plain = Trainer.train_step
 
     def train_step(trainer: Trainer) -> dict[str, float]:
@@ -48,6 +50,14 @@ def fail(rank: int, step: int) -> None:
     Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
+def exit_code(command: list[str]) -> int:
+    """Run a command in this process."""
+    try:
+        cli.main(command)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     watch()
@@ -55,6 +65,6 @@ if __name__ == "__main__":
         rank, step = os.environ["FAIL"].split(":")
         fail(int(rank), int(step))
     for command in json.loads((folder / "commands.json").read_text()):
-        seen["codes"].append(_run(command))
+        seen["codes"].append(exit_code(command))
     torch.save(seen, folder / f"{RANK}.pt")
     sys.exit(max(seen["codes"]))

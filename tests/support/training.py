@@ -79,9 +79,19 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {f"{kind}/{k}": v.clone() for kind, module in modules.items() for k, v in module.state_dict().items()}
 
 
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's tensors."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two sets of tensors are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_gradient(name: str) -> bool:
+    """Whether a tensor has none by construction: a bias of all keys shifts all of a softmax's scores alike."""
+    return name.endswith("add_embedding.pool.k_proj.bias")
 
 
 def quiet(event: Event) -> None:

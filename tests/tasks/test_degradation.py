@@ -54,28 +54,28 @@ def test_full_loses_more_than_light(image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("shape", [(33, 57, 3), (5, 4, 3), (4, 200, 3)])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_odd_and_tiny_pictures(shape: tuple[int, int, int], preset: str) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+def test_odd_and_tiny_images(shape: tuple[int, int, int], preset: str) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for seed in range(4):
-        assert degrade(picture, 4, np.random.default_rng(seed), preset).shape == (shape[0] // 4, shape[1] // 4, 3)
+        assert degrade(photo, 4, np.random.default_rng(seed), preset).shape == (shape[0] // 4, shape[1] // 4, 3)
 
 
 @pytest.mark.parametrize(
     "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 3), np.uint8)]
 )
-def test_other_forms_are_refused(wrong: np.ndarray) -> None:
+def test_other_types_and_shapes_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(InvalidInput, match="cannot degrade"):
         degrade(wrong, 4, np.random.default_rng(0))
 
 
-def test_unknown_preset_names_the_known_ones(image: np.ndarray) -> None:
+def test_an_unknown_preset_names_the_presets(image: np.ndarray) -> None:
     with pytest.raises(UsageError, match="'hard': use light or full"):
         degrade(image, 4, np.random.default_rng(0), "hard")
 
 
 @pytest.mark.parametrize("sigma", [2.0, 8.0, 25.0])
 @pytest.mark.parametrize("gray", [False, True])
-def test_gaussian_noise_has_the_level_asked_for(sigma: float, gray: bool) -> None:
+def test_gaussian_noise_has_the_requested_level(sigma: float, gray: bool) -> None:
     noise = add_gaussian_noise(np.full((64, 64, 3), 0.5, np.float32), sigma, np.random.default_rng(1), gray=gray) - 0.5
     assert noise.std() * 255 == pytest.approx(sigma, rel=0.05)
     assert (np.ptp(noise, axis=2).max() < 1e-6) == gray
@@ -89,7 +89,7 @@ def test_poisson_noise_grows_with_the_root_of_light() -> None:
         assert noise[row - 4 : row + 4].std() == pytest.approx(np.sqrt(ramp[row, 0, 0] / 256), rel=0.1)
 
 
-def test_noise_of_a_whole_degradation_is_what_was_asked_for() -> None:
+def test_noise_of_a_whole_degradation_has_the_requested_level() -> None:
     flat = np.full((256, 256, 3), 128, np.uint8)
     small = degrade_once(flat, 4, 1.0, 6.0, 100, np.random.default_rng(0))
     spread = np.sqrt(0.299**2 + 0.587**2 + 0.114**2)  # of luma, for three channels of 1; JPEG averages the chroma
@@ -139,11 +139,11 @@ def test_bessel_function_and_the_sinc_kernel_as_a_low_pass() -> None:
 
 
 def test_smoothing_is_a_gaussian_with_mirrored_edges() -> None:
-    picture = np.random.default_rng(0).random((150, 37, 2)).astype(np.float32)
+    photo = np.random.default_rng(0).random((150, 37, 2)).astype(np.float32)
     kernel = blur_kernel("gaussian", 17, 2.0, 2.0)
-    assert np.allclose(smooth(picture, 2.0), filter2d(picture, kernel), atol=1e-4)
+    assert np.allclose(smooth(photo, 2.0), filter2d(photo, kernel), atol=1e-4)
     assert np.allclose(smooth(np.full((300, 5, 3), 0.3, np.float32), 3.0), 0.3, atol=1e-6)
     impulse = np.zeros((41, 41, 1), np.float32)
     impulse[20, 20] = 1
     assert np.allclose(smooth(impulse, 2.0)[12:29, 12:29, 0], kernel, atol=1e-6)
-    assert np.array_equal(smooth(picture, 0.0), picture)
+    assert np.array_equal(smooth(photo, 0.0), photo)

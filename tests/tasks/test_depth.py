@@ -1,4 +1,4 @@
-"""Depth maps in every form they come in."""
+"""Depth maps in every format."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def written(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     "kind", ["png8", "png16", "png16 low", "png rgb", "npy float", "npy half", "npy int", "npy 1HW"]
 )
-def test_the_same_map_in_any_form_is_the_same_condition(tmp_path: Path, kind: str) -> None:
+def test_a_map_gives_the_same_condition_in_any_format(tmp_path: Path, kind: str) -> None:
     condition = prepared(written(tmp_path, kind))
     assert condition.shape == (30, 40, 1)
     assert np.abs(condition[..., 0] - RAMP).max() < 0.03
@@ -49,7 +49,7 @@ def test_the_same_map_in_any_form_is_the_same_condition(tmp_path: Path, kind: st
     assert np.allclose(inverted, 1 - condition)
 
 
-def test_16_bits_are_not_cut_to_8(tmp_path: Path) -> None:
+def test_16_bits_are_not_reduced_to_8(tmp_path: Path) -> None:
     assert len(np.unique(prepared(written(tmp_path, "png16 low")))) > 30
 
 
@@ -64,7 +64,7 @@ def test_outliers_do_not_flatten_the_rest() -> None:
     assert np.abs(normalise(depth)[1:] - normalise(RAMP)[1:]).max() < 0.06
 
 
-def test_a_small_thing_before_a_constant_ground_is_seen() -> None:
+def test_a_small_object_on_a_constant_background_is_kept() -> None:
     depth = np.zeros((40, 40), np.float32)
     depth[3:6, 3:6] = 7
     assert np.array_equal(np.unique(normalise(depth)), [0, 1])
@@ -91,9 +91,9 @@ def test_a_map_of_holes_is_refused() -> None:
         (b"", "not a readable .npy"),
         (b"\x93NUMPY\x01\x00garbage", "not a readable .npy"),
         (np.array([[{"a": 1}]], dtype=object), "not a readable .npy"),
-        (np.array([["a", "b"]]), "no depth map: save it as numbers"),
-        (np.zeros((2, 3, 4, 5)), "is no depth map"),
-        (np.zeros(0), "is no depth map"),
+        (np.array([["a", "b"]]), "not a depth map: save it as numbers"),
+        (np.zeros((2, 3, 4, 5)), "is not a depth map"),
+        (np.zeros(0), "is not a depth map"),
     ],
 )
 def test_hostile_arrays_are_refused(tmp_path: Path, content: object, message: str) -> None:
@@ -107,7 +107,7 @@ def test_hostile_arrays_are_refused(tmp_path: Path, content: object, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+def test_a_header_with_a_wrong_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "map.npy"
     np.save(path, np.zeros((4, 4), np.float32))
     path.write_bytes(path.read_bytes().replace(b"(4, 4)", b"(9999999, 9999999)")[:128] + bytes(64))
@@ -122,25 +122,25 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
         prepared(path)
 
 
-def test_pairs_come_from_depth_or_from_a_given_condition() -> None:
+def test_pairs_use_depth_or_the_example_condition() -> None:
     image = np.zeros((30, 40, 3), np.uint8)
     task = tasks.load("depth")
-    given = np.round(RAMP * 255).astype(np.uint8)[..., None].repeat(3, 2)
+    stored = np.round(RAMP * 255).astype(np.uint8)[..., None].repeat(3, 2)
     by_depth = task.make_pair({"image": image, "depth": RAMP, "caption": "a wall"}, np.random.default_rng(0))
-    by_condition = task.make_pair({"image": image, "condition": given, "caption": None}, np.random.default_rng(0))
+    by_condition = task.make_pair({"image": image, "condition": stored, "caption": None}, np.random.default_rng(0))
     assert np.abs(by_depth.condition.astype(int) - by_condition.condition).max() <= 1
     assert (by_depth.prompt, by_condition.prompt) == ("a wall", "")
     with pytest.raises(InvalidInput, match="task depth needs data with 'depth'; this has image"):
         task.make_pair({"image": image}, np.random.default_rng(0))
 
 
-def test_adherence_of_a_map_without_edges_cannot_be_told() -> None:
+def test_adherence_of_a_map_without_edges_is_undefined() -> None:
     noise = np.random.default_rng(0).random((30, 40, 3)).astype(np.float32)
     assert tasks.load("depth").adherence(noise, np.full((30, 40, 1), 0.5, np.float32)) is None
 
 
 @pytest.mark.slow
-def test_estimate_makes_the_map_of_a_photograph(tmp_path: Path) -> None:
+def test_estimate_gives_the_map_of_a_photograph(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     processing = pytest.importorskip("transformers.models.dpt.image_processing_pil_dpt")
     config = transformers.DPTConfig(
@@ -156,7 +156,7 @@ def test_estimate_makes_the_map_of_a_photograph(tmp_path: Path) -> None:
     assert (condition.min(), condition.max()) == (0, 1)
     pair = task.make_pair({"image": photograph, "caption": "noise"}, np.random.default_rng(0))
     assert np.abs(pair.condition / 255 - condition).max() < 0.01
-    assert np.array_equal(task.prepare(RAMP).condition[..., 0], normalise(RAMP))  # an array is a map all the same
+    assert np.array_equal(task.prepare(RAMP).condition[..., 0], normalise(RAMP))  # an array is a map even so
 
 
 def test_a_model_that_does_not_exist_is_one_line(tmp_path: Path) -> None:

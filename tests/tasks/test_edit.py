@@ -1,4 +1,4 @@
-"""Pairs of input, instruction and edited picture, whatever the data call them."""
+"""Editing: pairs of input, instruction and target under every column name; what `finish` restores."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def assert_edits(pair: Any) -> None:
         ("input_image", "edited_image", "edit_prompt"),  # InstructPix2Pix
         ("original_image", "edited_image", "edit_prompt"),
         ("file_name", "edited_file_name", "instruction"),
-        ("conditioning_image", "image", "text"),  # as pairs for ControlNet training are laid out
+        ("conditioning_image", "image", "text"),  # columns of data sets for ControlNet
         ("condition", "target", "edit_prompt"),
     ],
 )
@@ -52,9 +52,9 @@ def test_a_parquet_file_of_instruct_pix2pix(tmp_path: Path, monkeypatch: pytest.
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     cells = {}
-    for name, picture in (("input_image", BEFORE), ("edited_image", AFTER)):
+    for name, image in (("input_image", BEFORE), ("edited_image", AFTER)):
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
+        Image.fromarray(image).save(buffer, "PNG")
         cells[name] = [buffer.getvalue()]
     table = datasets.Dataset.from_dict(cells | {"edit_prompt": ["make it noisier"]})
     for name in cells if typed else ():
@@ -70,19 +70,19 @@ def test_a_parquet_file_of_instruct_pix2pix(tmp_path: Path, monkeypatch: pytest.
         ("edit_prompt", "task edit needs data with 'edit_prompt'; this has edited, image"),
     ],
 )
-def test_data_that_lack_a_part_are_refused(without: str, message: str) -> None:
+def test_data_without_a_column_are_refused(without: str, message: str) -> None:
     example = {"image": BEFORE, "edited": AFTER, "edit_prompt": "make it noisier"}
     del example[without]
     with pytest.raises(InvalidInput, match=f"^{message}$"):
         TASK.make_pair(example, np.random.default_rng(0))
 
 
-def test_the_condition_is_the_picture() -> None:
+def test_the_condition_is_the_image() -> None:
     prepared = TASK.prepare(Image.fromarray(BEFORE))
     assert np.array_equal((prepared.condition * 255).round().astype(np.uint8), BEFORE)
 
 
-def test_adherence_is_what_is_left_of_the_input() -> None:
+def test_adherence_is_the_psnr_to_the_input() -> None:
     same = BEFORE.astype(np.float32) / 255
     assert TASK.adherence(same, same) == 100
     assert TASK.adherence(np.clip(same + 0.1, 0, 1), same) == pytest.approx(20, abs=1)
@@ -93,32 +93,31 @@ def finished(keep: float, output: np.ndarray) -> np.ndarray:
     return task.finish(output, task.prepare(Image.fromarray(BEFORE)))
 
 
-def test_what_hardly_changes_stays_to_the_bit_and_what_does_is_the_networks() -> None:
-    known = BEFORE.astype(np.float32) / 255
-    output = np.clip(known + 0.02, 0, 1)  # everywhere a little lighter
-    output[:, 24:] = 0.9  # and on the right another thing
-    made = finished(0.1, output)
-    assert np.array_equal(made[:, :8], BEFORE[:, :8])
-    assert np.array_equal(made[:, 36:], np.full_like(made[:, 36:], 230))
+def test_small_changes_are_undone_bit_for_bit_and_large_ones_kept() -> None:
+    output = np.clip(BEFORE.astype(np.float32) / 255 + 0.02, 0, 1)  # slightly lighter everywhere
+    output[:, 24:] = 0.9  # another content on the right
+    result = finished(0.1, output)
+    assert np.array_equal(result[:, :8], BEFORE[:, :8])
+    assert np.array_equal(result[:, 36:], np.full_like(result[:, 36:], 230))
 
 
-def test_without_keeping_all_is_the_networks() -> None:
+def test_keep_of_zero_restores_nothing() -> None:
     output = np.clip(BEFORE.astype(np.float32) / 255 + 0.01, 0, 1)
     assert np.array_equal(finished(0, output), (output * 255 + 0.5).astype(np.uint8))
     assert np.array_equal(finished(0.1, output), BEFORE)
 
 
-def test_a_faint_edit_is_kept_where_nothing_else_changes_more() -> None:
-    known = BEFORE.astype(np.float32) / 255 * 0.8
-    faint, strong = known + np.float32(0.01), known + np.float32(0.01)
-    faint[:, 24:] = known[:, 24:] + 0.06
-    strong[:, 24:] = known[:, 24:] + 0.06
+def test_a_faint_edit_is_kept_if_it_is_the_largest_change() -> None:
+    dark = BEFORE.astype(np.float32) / 255 * 0.8
+    faint, strong = dark + np.float32(0.01), dark + np.float32(0.01)
+    faint[:, 24:] = dark[:, 24:] + 0.06
+    strong[:, 24:] = dark[:, 24:] + 0.06
     strong[:8, :8] = 1
     task = load("edit", {"keep": 0.05})
-    made = [task.finish(output, Prepared(known, (40, 40))) for output in (faint, strong)]
-    assert np.array_equal(made[0][:, 36:], to_uint8(faint[:, 36:]))
-    assert np.array_equal(made[0][:, :8], to_uint8(known[:, :8]))
-    assert not np.array_equal(made[1][:, 36:], to_uint8(strong[:, 36:]))
+    results = [task.finish(output, Prepared(dark, (40, 40))) for output in (faint, strong)]
+    assert np.array_equal(results[0][:, 36:], to_uint8(faint[:, 36:]))
+    assert np.array_equal(results[0][:, :8], to_uint8(dark[:, :8]))
+    assert not np.array_equal(results[1][:, 36:], to_uint8(strong[:, 36:]))
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.0])
@@ -127,9 +126,9 @@ def test_an_impossible_option_is_refused(keep: float) -> None:
         load("edit", {"keep": keep})
 
 
-def test_done_is_how_much_of_the_change_was_made() -> None:
+def test_done_is_the_share_of_the_change() -> None:
     pair = Pair(np.full_like(BEFORE, 128), BEFORE, "make it gray")
-    before, after = (picture.astype(np.float32) / 255 for picture in (pair.condition, pair.target))
+    before, after = (image.astype(np.float32) / 255 for image in (pair.condition, pair.target))
     assert TASK.done(before, pair) == pytest.approx(0, abs=1e-6)
     assert TASK.done(after, pair) == pytest.approx(1, abs=1e-6)
     assert TASK.done(0.25 * before + 0.75 * after, pair) == pytest.approx(0.75, abs=1e-3)

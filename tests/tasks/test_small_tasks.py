@@ -1,4 +1,4 @@
-"""canny, colorize, deblur and pairs: what each does to pictures."""
+"""canny, colorize, deblur and pairs: conditions, pairs and finished images."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from codi_hub.tasks.deblur import disc_kernel, motion_kernel, random_blur
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def photo() -> np.ndarray:
     return leaves(np.random.default_rng(5), 96)
 
 
 # ---- canny
 
 
-def test_edges_lie_where_the_picture_changes() -> None:
+def test_edges_lie_where_the_image_changes() -> None:
     image = np.full((40, 60, 3), 30, np.uint8)
     image[:, 30:] = 200
     condition = tasks.load("canny").prepare(image).condition
@@ -31,21 +31,21 @@ def test_edges_lie_where_the_picture_changes() -> None:
     assert set(range(2, 38)) <= set(rows)
 
 
-def test_lower_thresholds_find_more(picture: np.ndarray) -> None:
+def test_lower_thresholds_find_more(photo: np.ndarray) -> None:
     counts = [
-        tasks.load("canny", options).prepare(picture).condition.sum()
+        tasks.load("canny", options).prepare(photo).condition.sum()
         for options in ({"low": 0.02, "high": 0.05}, {}, {"low": 0.3, "high": 0.5})
     ]
     assert counts[0] > counts[1] > counts[2]
 
 
-def test_training_varies_the_thresholds(picture: np.ndarray) -> None:
+def test_training_varies_the_thresholds(photo: np.ndarray) -> None:
     task = tasks.load("canny")
-    shares = [task.make_pair({"image": picture}, np.random.default_rng(k)).condition.mean() for k in range(8)]
+    shares = [task.make_pair({"image": photo}, np.random.default_rng(k)).condition.mean() for k in range(8)]
     assert max(shares) > 1.2 * min(shares)
 
 
-def test_edge_maps_are_taken_as_they_are() -> None:
+def test_edge_maps_are_used_unchanged() -> None:
     drawn = np.zeros((20, 30, 3), np.uint8)
     drawn[5] = 255
     drawn[6] = 77
@@ -61,44 +61,44 @@ def test_thresholds_in_the_wrong_order_are_one_line() -> None:
     assert str(caught.value) == "task canny: option 'low' (0.5) must not be above 'high' (0.2)"
 
 
-def test_nothing_to_follow_has_no_adherence(picture: np.ndarray) -> None:
-    assert tasks.load("canny").adherence(picture / np.float32(255), np.zeros((96, 96, 1), np.float32)) is None
+def test_a_map_without_edges_has_no_adherence(photo: np.ndarray) -> None:
+    assert tasks.load("canny").adherence(photo / np.float32(255), np.zeros((96, 96, 1), np.float32)) is None
 
 
 # ---- colorize
 
 
-def test_brightness_is_the_inputs_whatever_colours_come_out(picture: np.ndarray) -> None:
+def test_luma_stays_the_inputs_for_any_output(photo: np.ndarray) -> None:
     task = tasks.load("colorize")
-    grey = np.asarray(Image.fromarray(picture).convert("L"))
+    grey = np.asarray(Image.fromarray(photo).convert("L"))
     prepared = task.prepare(np.dstack([grey] * 3))
     assert np.array_equal(prepared.condition[..., 0], grey / np.float32(255))
     wild = np.random.default_rng(0).uniform(-0.5, 1.5, (96, 96, 3)).astype(np.float32)
-    made = task.finish(wild, prepared)
-    assert np.abs(luma(made) - grey).max() <= 0.5 + 1e-3
-    assert np.ptp(made, axis=-1).mean() > 20
+    finished = task.finish(wild, prepared)
+    assert np.abs(luma(finished) - grey).max() <= 0.5 + 1e-3
+    assert np.ptp(finished, axis=-1).mean() > 20
 
 
-def test_colours_that_fit_stay_and_the_true_ones_come_back(picture: np.ndarray) -> None:
+def test_colours_within_the_gamut_are_kept(photo: np.ndarray) -> None:
     task = tasks.load("colorize")
-    prepared = task.prepare(picture)
-    assert psnr(task.finish(picture.astype(np.float32) / 255, prepared), picture) > 45
-    darker = picture.astype(np.float32) / 255 - 0.1
-    assert psnr(task.finish(darker, prepared), picture) > 45
+    prepared = task.prepare(photo)
+    assert psnr(task.finish(photo.astype(np.float32) / 255, prepared), photo) > 45
+    darker = photo.astype(np.float32) / 255 - 0.1
+    assert psnr(task.finish(darker, prepared), photo) > 45
 
 
 # ---- deblur
 
 
 def spread(kernel: np.ndarray) -> float:
-    """Root of the mean variance of the two axes, px."""
+    """Return the root of the mean variance of both axes, px."""
     y, x = np.mgrid[: len(kernel), : len(kernel)]
     centre = [(kernel * axis).sum() for axis in (y, x)]
     return float(np.sqrt(sum((kernel * (axis - c) ** 2).sum() for axis, c in zip((y, x), centre, strict=True)) / 2))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
-def test_kernels_keep_brightness_and_deviate_as_asked(sigma: float) -> None:
+def test_kernels_sum_to_one_and_have_the_requested_deviation(sigma: float) -> None:
     rng = np.random.default_rng(0)
     kernels = [random_blur(rng, sigma) for _ in range(60)]
     assert all(k.shape[0] == k.shape[1] and k.shape[0] % 2 == 1 and (k >= 0).all() for k in kernels)
@@ -107,48 +107,48 @@ def test_kernels_keep_brightness_and_deviate_as_asked(sigma: float) -> None:
     assert np.mean([spread(k) for k in kernels]) > 0.5 * sigma
 
 
-def test_discs_and_paths_are_what_they_say() -> None:
+def test_discs_and_paths_have_their_stated_size() -> None:
     assert spread(disc_kernel(8.0)) == pytest.approx(4.0, rel=0.1)
     path = motion_kernel(np.random.default_rng(1), 20.0)
     assert 15 < np.count_nonzero(path) < 90  # thin
     assert path.shape[0] < 30
 
 
-def test_training_pictures_are_blurred_as_strongly_as_told(picture: np.ndarray) -> None:
+def test_training_images_are_blurred_as_strongly_as_set(photo: np.ndarray) -> None:
     means = []
     for blur in (0.6, 2.0, 8.0):
         task = tasks.load("deblur", {"blur": blur, "noise": 0})
-        pairs = [task.make_pair({"image": picture}, np.random.default_rng(k)) for k in range(12)]
+        pairs = [task.make_pair({"image": photo}, np.random.default_rng(k)) for k in range(12)]
         means.append(np.mean([psnr(pair.condition, pair.target) for pair in pairs]))
     assert means == sorted(means, reverse=True)
-    own = tasks.load("deblur").make_pair({"image": picture, "condition": picture[::-1]}, np.random.default_rng(0))
-    assert np.array_equal(own.condition, picture[::-1])
+    own = tasks.load("deblur").make_pair({"image": photo, "condition": photo[::-1]}, np.random.default_rng(0))
+    assert np.array_equal(own.condition, photo[::-1])
 
 
-def test_correction_brings_back_the_inputs_light(picture: np.ndarray) -> None:
-    task, sharp = tasks.load("deblur"), picture.astype(np.float32) / 255
+def test_correction_restores_the_inputs_colours(photo: np.ndarray) -> None:
+    task, sharp = tasks.load("deblur"), photo.astype(np.float32) / 255
     prepared = task.prepare((smooth(sharp, 2.0) * 255 + 0.5).astype(np.uint8))
     drifted = (0.8 * sharp + np.array([0.15, 0.0, 0.05])).astype(np.float32)
     plain = tasks.load("deblur", {"correct": False})
-    assert psnr(task.finish(drifted, prepared), picture) > psnr(plain.finish(drifted, prepared), picture) + 5
+    assert psnr(task.finish(drifted, prepared), photo) > psnr(plain.finish(drifted, prepared), photo) + 5
     assert task.adherence(sharp, prepared.condition) > task.adherence(drifted, prepared.condition)
 
 
 # ---- pairs
 
 
-def test_pairs_are_what_they_are_given_as(picture: np.ndarray) -> None:
+def test_pairs_are_used_unchanged(photo: np.ndarray) -> None:
     task = tasks.load("pairs")
-    example = {"image": picture, "condition": picture[::-1], "caption": "upside down"}
+    example = {"image": photo, "condition": photo[::-1], "caption": "upside down"}
     pair = task.make_pair(example, np.random.default_rng(0))
-    assert np.array_equal(pair.target, picture)
-    assert np.array_equal(pair.condition, picture[::-1])
+    assert np.array_equal(pair.target, photo)
+    assert np.array_equal(pair.condition, photo[::-1])
     assert pair.prompt == "upside down"
     with pytest.raises(InvalidInput, match="task pairs needs data with 'condition'; this has image"):
-        task.make_pair({"image": picture}, np.random.default_rng(0))
+        task.make_pair({"image": photo}, np.random.default_rng(0))
 
 
-def test_pairs_without_data_say_where_to_name_some() -> None:
+def test_pairs_without_data_name_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"has no data of its own: .*--like pairs --data FOLDER"):
         _ = tasks.load("pairs").training_data
     assert tasks.load("pairs", {"data": "owner/name"}).training_data == "owner/name"

@@ -7,82 +7,69 @@ import pytest
 import torch
 from tiny import save_base, scheduler_config
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub import backbones
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import UsageError
-from codi_hub.tasks.base import other_way_round
-from codi_hub.training import latents as cache
+from codi_hub.training import latents
 from codi_hub.training.latents import PairsSpec, build
 
 SPEC = PairsSpec("superres", {"scale": 2}, "leaves", 6, 32, 0)
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of pairs whenever some are made."""
+def created(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of pairs whenever some are created."""
     seen: list[int] = []
-    make_pairs = cache.make_pairs
+    make_pairs = latents.make_pairs
 
     def counted(spec: PairsSpec, indices: range, workers: int) -> object:
         seen.append(len(indices))
         return make_pairs(spec, indices, workers)
 
-    monkeypatch.setattr(cache, "make_pairs", counted)
+    monkeypatch.setattr(latents, "make_pairs", counted)
     return seen
 
 
-def test_the_same_pairs_are_made_once(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+def test_the_same_pairs_are_encoded_once(base: Backbone, tmp_path: Path, created: list[int]) -> None:
     first, second = (build(SPEC, range(5), base, tmp_path) for _ in range(2))
-    assert made == [5]
+    assert created == [5]
     assert torch.equal(first.x, second.x)
     assert torch.equal(first.conditions, second.conditions)
     assert first.prompts == second.prompts
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_other_pairs_are_made_beside_them(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
+def test_other_pairs_are_cached_beside_them(base: Backbone, tmp_path: Path, created: list[int]) -> None:
     build(SPEC, range(5), base, tmp_path)
     for spec in (replace(SPEC, seed=1), replace(SPEC, size=40), replace(SPEC, options={"scale": 4})):
         build(spec, range(5), base, tmp_path)
     build(SPEC, range(4), base, tmp_path)
     with_targets = build(SPEC, range(5), base, tmp_path, with_targets=True)
-    assert made == [5, 5, 5, 5, 4, 5]
+    assert created == [5, 5, 5, 5, 4, 5]
     assert with_targets.targets is not None
     again = build(SPEC, range(5), base, tmp_path)  # the first ones are still there
-    assert made[6:] == []
+    assert created[6:] == []
     assert again.targets is None
 
 
-def test_latents_of_another_autoencoder_are_not_taken(tmp_path: Path, made: list[int]) -> None:
-    """Two bases whose U-Nets, and so whose fingerprints, are alike."""
+def test_latents_of_another_autoencoder_are_not_reused(tmp_path: Path, created: list[int]) -> None:
+    """Two bases with equal U-Nets, and so with equal fingerprints."""
     config = scheduler_config("v_prediction", zero_snr=True)
-    base = FrozenBase.load(str(save_base(tmp_path / "base", config)))
+    base = backbones.load(str(save_base(tmp_path / "base", config)))
     build(SPEC, range(2), base, tmp_path / "pairs")
     with torch.no_grad():
         next(base.vae.encoder.parameters()).mul_(2)
     build(SPEC, range(2), base, tmp_path / "pairs")
     with torch.no_grad():
-        next(base.vae.decoder.parameters()).mul_(2)  # which pairs do not depend on
+        next(base.vae.decoder.parameters()).mul_(2)  # pairs do not depend on it
     build(SPEC, range(2), base, tmp_path / "pairs")
-    assert made == [2, 2]
-
-
-def test_pairs_are_followed_by_their_mirror_images(base: FrozenBase, tmp_path: Path, made: list[int]) -> None:
-    scenes = PairsSpec("depth", {}, "scenes", 12, 32, 2)
-    alone, both = (build(scenes, range(8), base, tmp_path, mirror=mirror) for mirror in (False, True))
-    assert made == [8, 8]
-    assert len(both) == 16
-    assert torch.equal(both.conditions[::2], alone.conditions)
-    assert torch.equal(both.conditions[1::2], alone.conditions.flip(3))
-    assert torch.equal(both.x[::2], alone.x)
-    assert not torch.equal(both.x[1::2], alone.x)
-    assert both.prompts[::2] == alone.prompts
-    assert both.prompts[1::2] == [other_way_round(text) for text in alone.prompts] != alone.prompts
+    assert created == [2, 2]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 @pytest.mark.parametrize("left", [None, 40])
-def test_half_written_pairs_are_made_again(
-    base: FrozenBase, tmp_path: Path, made: list[int], suffix: str, left: int | None
+def test_half_written_pairs_are_encoded_again(
+    base: Backbone, tmp_path: Path, created: list[int], suffix: str, left: int | None
 ) -> None:
     build(SPEC, range(5), base, tmp_path)
     file = next(tmp_path.glob(f"*{suffix}"))
@@ -91,23 +78,23 @@ def test_half_written_pairs_are_made_again(
     else:
         file.write_bytes(file.read_bytes()[:left])
     again = build(SPEC, range(5), base, tmp_path)
-    assert made == [5, 5]
+    assert created == [5, 5]
     assert len(again) == 5
 
 
-def test_pairs_of_a_task_that_makes_others_now_are_not_taken(
-    base: FrozenBase, tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch
+def test_pairs_of_a_task_that_changed_are_not_reused(
+    base: Backbone, tmp_path: Path, created: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(SPEC, range(5), base, tmp_path)
     monkeypatch.setattr("codi_hub.tasks.superres.degrade", lambda image, scale, rng, preset: image[::scale, ::scale])
     build(SPEC, range(5), base, tmp_path)
-    assert made == [5, 5]
+    assert created == [5, 5]
 
 
-def test_a_place_that_cannot_be_is_refused_before_anything_is_made(
-    base: FrozenBase, tmp_path: Path, made: list[int]
+def test_a_folder_that_cannot_be_written_is_refused_before_any_pair(
+    base: Backbone, tmp_path: Path, created: list[int]
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="--pairs"):
+    with pytest.raises(UsageError, match=r"data\.cache_dir .*file: "):
         build(SPEC, range(5), base, tmp_path / "file")
-    assert made == []
+    assert created == []

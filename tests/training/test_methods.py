@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
-from training import Make, equal, weights
+from training import Make, equal, state, weights, without_gradient
 
-from codi_hub.config.options import METHODS, TAUGHT
-from codi_hub.diffusion.schedule import CLEAN, sampling_timesteps
-from codi_hub.training import step as methods
+from codi_hub.diffusion.schedule import CLEAN, VariancePreserving
+from codi_hub.errors import UsageError
+from codi_hub.losses import METHODS
+from codi_hub.losses.codi import CoDiConfig, PECoDi
+from codi_hub.training.trainer import Trainer
 
 TERMS = {
     "pe-codi": {"guidance", "consistency"},
@@ -18,17 +21,55 @@ TERMS = {
     "cm": {"consistency"},
     "gd": {"progressive"},
 }
-CASES = [(method, kind) for method in METHODS for kind in ("control", "full")]
+TAUGHT = {"cm", "gd"}
+CASES = [(method, kind) for method in METHODS.names() for kind in ("control", "full")]
 CASES = [case for case in CASES if case not in (("pe-codi", "full"), ("codi", "control"))]
 
 
-def state(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+def test_every_method_says_what_it_trains_and_needs() -> None:
+    cpu = torch.device("cpu")
+    assert METHODS.names() == list(TERMS)
+    for name, terms in TERMS.items():
+        method = METHODS.load(name)
+        assert method(method.Config(), cpu).weights() == dict.fromkeys(terms, 1.0)
+        assert method.needs_teacher == (name in TAUGHT)
+        assert method.trains_base is {"codi": True, "pe-codi": False}.get(name)
+        assert method.steps == (50 if name == "conditional" else 4)
 
 
-def test_every_method_that_can_be_chosen_is_there() -> None:
-    assert tuple(methods.METHODS) == METHODS
-    assert TERMS.keys() == methods.METHODS.keys()
+@pytest.mark.parametrize(
+    ("method", "switch"),
+    [("conditional", {"grid": 8}), ("cm", {"ode": "own"}), ("gd", {"grid": 8}), ("pe-codi", {"steps": 4})],
+    ids=str,
+)
+def test_a_switch_that_a_method_does_not_read_is_refused(method: str, switch: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        METHODS.load(method).Config(**switch)
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        ({"dt": 8}, r"loss\.dt 8: less than loss\.grid \(8\)"),
+        ({"rollout": 0.5, "shared_t": False}, r"loss\.rollout needs one time"),
+        ({"guidance": "lpips"}, r"name its weights with loss\.lpips"),
+        ({"guidance": "off", "consistency": 0}, "nothing would be trained"),
+    ],
+    ids=str,
+)
+def test_switches_that_exclude_each_other_are_refused_in_one_line(switches: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        PECoDi(CoDiConfig(**switches), torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_record_states_the_weights_that_were_trained() -> None:
+    def weights_of(**switches: Any) -> dict[str, float]:
+        return PECoDi(CoDiConfig(**switches), torch.device("cpu")).weights()
+
+    assert weights_of(consistency=0.5) == {"guidance": 1.0, "consistency": 0.5}
+    assert weights_of(consistency=0) == {"guidance": 1.0}
+    assert weights_of(guidance="off") == {"consistency": 1.0}
 
 
 @pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda case: str(case))
@@ -42,7 +83,7 @@ def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: 
     moved = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
     assert {name.split("/")[0] for name in moved} == {"student", "target"}
     if method not in TAUGHT:  # where the teacher is the start itself, its zeros leave some tensors without gradient
-        assert len(moved) == len(before)
+        assert set(before) - set(moved) <= {name for name in before if without_gradient(name)}
     assert equal(state(trainer.base), base)
     if trainer.teacher:
         assert equal(state(trainer.teacher), teacher)
@@ -57,9 +98,9 @@ def test_a_codi_step_is_two_evaluations_and_one_backward(
     trainer = make(method="codi" if kind == "full" else "pe-codi", kind=kind)
     seen: list[tuple[str, bool]] = []
     backwards: list[Tensor] = []
-    watched = {"base": trainer.base.unet, "student": trainer.student.encoder, "target": trainer.target.encoder}
+    watched = {"base": trainer.base.unet, "student": trainer.student.encoder, "target": trainer.ema.encoder}
     if kind == "full":
-        watched |= {"student's own": trainer.student.unet, "target's own": trainer.target.unet}
+        watched |= {"student's own": trainer.student.unet, "target's own": trainer.ema.unet}
     hooks = [
         net.mid_block.register_forward_hook(lambda *_, name=name: seen.append((name, torch.is_grad_enabled())))
         for name, net in watched.items()
@@ -76,22 +117,30 @@ def test_a_codi_step_is_two_evaluations_and_one_backward(
     assert len(backwards) == 1
 
 
-def seen_by(trainer: Any, name: str, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[tuple[Any, ...]]:
-    """What the loss `name` is given in so many steps; nothing is computed."""
+def seen_by(trainer: Trainer, loss: str, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[tuple[Any, ...]]:
+    """What the loss function `module.name` is given in so many steps; nothing is computed."""
     seen: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(methods, name, lambda *given: seen.append(given))
+    monkeypatch.setattr(f"codi_hub.losses.{loss}", lambda *given: seen.append(given))
     for step in range(steps):
         trainer.losses(step, 0)
     return seen
+
+
+def entries(trainer: Trainer, times: Tensor) -> list[int]:
+    """The schedule's table entries of some times; -1 is clean."""
+    schedule = trainer.base.schedule
+    assert isinstance(schedule, VariancePreserving)
+    return [int(index) for index in schedule.index(times.flatten())]
 
 
 def test_conditional_draws_a_time_for_every_pair_from_all_there_are(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(method="conditional", batch=10)
-    times = torch.stack([given[3] for given in seen_by(trainer, "conditional_loss", monkeypatch, 60)])
+    drawn = [entries(trainer, given[3]) for given in seen_by(trainer, "conditional.conditional_loss", monkeypatch, 60)]
+    times = torch.tensor(drawn)
     assert times.shape == (60, 10)
-    assert min(len(set(row)) for row in times.tolist()) > 5
+    assert min(len(set(row)) for row in drawn) > 5
     assert 0 <= times.min() < 20
     assert 980 <= times.max() < 1000
     assert times.float().mean().item() == pytest.approx(499.5, abs=40)
@@ -99,12 +148,13 @@ def test_conditional_draws_a_time_for_every_pair_from_all_there_are(
 
 @pytest.mark.parametrize("shared_t", [True, False])
 def test_cm_walks_the_grid_down_to_clean(make: Make, monkeypatch: pytest.MonkeyPatch, shared_t: bool) -> None:
-    trainer = make(method="cm", batch=4, grid=10, shared_t=shared_t)
-    points = [CLEAN, *trainer.grid.tolist()]
+    trainer = make(method="cm", batch=4, loss={"grid": 10, "shared_t": shared_t})
+    points = [-1, *range(99, 1000, 100)]
     pairs: set[tuple[int, int]] = set()
-    for *_, t, s, _ in seen_by(trainer, "cm_loss", monkeypatch, 60):
+    for *_, t, s, _ in seen_by(trainer, "consistency_distillation.cm_loss", monkeypatch, 60):
         assert not shared_t or len(set(t.tolist())) == 1
-        pairs |= set(zip(t.tolist(), s.tolist(), strict=True))
+        assert ((s == CLEAN) == (s < 0.0005)).all()
+        pairs |= set(zip(entries(trainer, t), entries(trainer, s), strict=True))
     assert pairs == set(zip(points[1:], points[:-1], strict=True))
 
 
@@ -112,24 +162,34 @@ def test_cm_walks_the_grid_down_to_clean(make: Make, monkeypatch: pytest.MonkeyP
 def test_gd_takes_the_teachers_points_two_by_two(
     make: Make, monkeypatch: pytest.MonkeyPatch, phase: int, steps: int
 ) -> None:
-    trainer = make(method="gd", batch=4, shared_t=False)
+    trainer = make(method="gd", batch=4, loss={"shared_t": False})
     trainer.progress.phase = phase
-    grid = [*sampling_timesteps(steps, 1000), CLEAN]
+    schedule = trainer.base.schedule
+    grid = entries(trainer, torch.tensor([*schedule.grid(steps), CLEAN]))
     expected = {tuple(grid[k : k + 3]) for k in range(0, steps, 2)}
-    seen = seen_by(trainer, "gd_loss", monkeypatch, 60)
-    assert {tuple(row) for given in seen for row in torch.stack(given[4:7], 1).tolist()} == expected
+    seen = seen_by(trainer, "progressive.gd_loss", monkeypatch, 60)
+    found = {row for given in seen for row in zip(*(entries(trainer, times) for times in given[4:7]), strict=True)}
+    assert found == expected
     assert expected >= {(999, grid[1], grid[2])}
-    assert {t for t, _, _ in expected} == set(sampling_timesteps(steps // 2, 1000))
+    assert [t for t, _, _ in sorted(expected)[::-1]] == entries(trainer, torch.tensor(schedule.grid(steps // 2)))
+
+
+def test_gd_begins_where_its_adapter_does(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(method="gd", batch=4, adapter={"start": 0.5}, loss={"shared_t": False})
+    trainer.progress.phase = 2
+    seen = seen_by(trainer, "progressive.gd_loss", monkeypatch, 60)
+    assert {t for given in seen for t in entries(trainer, given[4])} == {499, 374, 249, 124}
 
 
 def test_in_gd_what_was_learnt_becomes_the_teacher_at_every_third_of_the_training(make: Make) -> None:
     trainer = make(method="gd", total=6, lr=1e-2)
-    start, phases, teachers = state(trainer.target), [], []
+    start, phases, teachers = state(trainer.ema), [], []
     learnt: dict[int, dict[str, Tensor]] = {}
     for step in range(6):
-        learnt[step] = state(trainer.target)
+        learnt[step] = state(trainer.ema)
         trainer.train_step()
         phases.append(trainer.progress.phase)
+        assert trainer.teacher
         teachers.append(state(trainer.teacher))
     assert phases == [0, 0, 1, 1, 2, 2]
     assert all(equal(teachers[k], start) for k in (0, 1))
@@ -139,42 +199,62 @@ def test_in_gd_what_was_learnt_becomes_the_teacher_at_every_third_of_the_trainin
     assert not equal(learnt[4], learnt[2])
 
 
-def test_in_gd_the_student_goes_on_from_its_teacher(make: Make) -> None:
-    trainer = make(method="gd", total=6, lr=1e-2)
+def test_in_gd_student_and_teacher_go_on_from_the_average(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(method="gd", total=6, lr=0.0)
+    for group in trainer.optimiser.param_groups:
+        group["weight_decay"] = 0.0  # so that a step changes no weight
+    monkeypatch.setattr("codi_hub.training.trainer.update_ema", lambda *_: None)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            for p in trainer.ema.parameters():
+                p.add_(1.0)
+
     trainer.progress.step = 2
-    with torch.no_grad():
-        for p in trainer.target.parameters():
-            p.add_(1.0)
-    methods.halve(trainer)
+    spoil()
+    trainer.train_step()
     assert trainer.progress.phase == 1
-    assert equal(state(trainer.student), state(trainer.target))
-    with torch.no_grad():
-        for p in trainer.target.parameters():
-            p.add_(1.0)
-    methods.halve(trainer)  # in the same phase nothing happens
-    assert not equal(state(trainer.student), state(trainer.target))
+    assert trainer.teacher
+    assert equal(state(trainer.student), state(trainer.ema))
+    assert equal(state(trainer.teacher), state(trainer.ema))
+    spoil()
+    trainer.train_step()  # in the same phase nothing happens
+    assert not equal(state(trainer.student), state(trainer.ema))
+    assert not equal(state(trainer.teacher), state(trainer.ema))
 
 
 @pytest.mark.parametrize(
     ("method", "networks"),
     [
-        ("codi", ["student", "target"]),
+        ("codi", ["student", "ema"]),
         ("conditional", ["student"]),
-        ("cm", ["student", "target", "teacher"]),
+        ("cm", ["student", "ema", "teacher"]),
         ("gd", ["student", "teacher"]),
     ],
 )
-def test_each_network_has_its_place_in_the_loss(make: Make, method: str, networks: list[str]) -> None:
+def test_a_loss_evaluates_the_networks_it_needs(
+    make: Make, monkeypatch: pytest.MonkeyPatch, method: str, networks: list[str]
+) -> None:
     trainer = make(method=method)
-    bound: list[Any] = []
-    bind = trainer.bind
-    trainer.bind = lambda network, *rest: bound.append(network) or bind(network, *rest)
+    evaluated: list[str] = []
+    for name in ("student", "ema", "teacher"):
+        network = getattr(trainer, name)
+        if network is None:
+            continue
+        predict = network.predict
+
+        def watched(*given: Any, name: str = name, predict: Any = predict) -> Any:
+            evaluated.append(name)
+            return predict(*given)
+
+        monkeypatch.setattr(network, "predict", watched)
     trainer.losses(1, 0)
-    assert [id(network) for network in bound] == [id(getattr(trainer, name)) for name in networks]
+    assert sorted(set(evaluated)) == sorted(networks)
 
 
 def test_gd_learns_from_its_teacher(make: Make) -> None:
     trainer = make(method="gd", total=1000, lr=1e-2, batch=5)
+    assert trainer.teacher
     torch.manual_seed(1)
     with torch.no_grad():
         for p in trainer.teacher.parameters():
@@ -190,14 +270,16 @@ def test_gd_learns_from_its_teacher(make: Make) -> None:
     assert mean() < 0.6 * first
 
 
-def test_rollout_asks_the_student_where_the_sampler_of_the_target_arrives(
+def test_rollout_evaluates_the_student_where_the_sampler_of_the_average_arrives(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, Tensor | None]] = []
-    monkeypatch.setattr(methods, "codi_loss", lambda *given, z_t, **_: seen.append((int(given[4][0]), z_t)))
+    seen: list[tuple[float, Tensor | None]] = []
+    monkeypatch.setattr(
+        "codi_hub.losses.codi.codi_loss", lambda *given, z_t, **_: seen.append((float(given[4][0][0]), z_t))
+    )
     shares = {}
     for share in (0.0, 0.5, 1.0):
-        trainer = make(rollout=share, grid=4)
+        trainer = make(loss={"rollout": share, "grid": 4})
         seen.clear()
         for step in range(40):
             trainer.losses(step, 0)
@@ -206,25 +288,25 @@ def test_rollout_asks_the_student_where_the_sampler_of_the_target_arrives(
     assert 0.2 < shares[0.5] < 0.8
     assert shares[1.0] == 1
     assert all(z_t is not None and not z_t.requires_grad for _, z_t in seen)
-    by_t = {t for t, _ in seen}
-    assert by_t == set(trainer.grid.tolist())
+    assert {t for t, _ in seen} == {0.25, 0.5, 0.75, 1.0}
 
 
-def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_target(
+def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_average(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walks: list[list[int]] = []
+    walks: list[list[float]] = []
 
-    def rollout(denoise: object, noise: Tensor, walk: list[int], schedule: object) -> Tensor:
+    def rollout(denoise: object, noise: Tensor, walk: list[float], schedule: object) -> Tensor:
         walks.append(walk)
         return noise
 
-    monkeypatch.setattr(methods, "rollout", rollout)
-    trainer = make(rollout=1.0, grid=4)
+    monkeypatch.setattr("codi_hub.losses.codi.rollout", rollout)
+    trainer = make(loss={"rollout": 1.0, "grid": 4})
     for step in range(40):
         trainer.losses(step, 0)
-    grid = trainer.grid.tolist()
+    grid = [0.25, 0.5, 0.75, 1.0]
     assert {walk[-1] for walk in walks} == set(grid)
+    assert all(set(walk) <= set(grid) for walk in walks)
     assert all(walk[0] == grid[-1] and walk == sorted(walk, reverse=True) for walk in walks)
     assert all(len(set(walk)) == len(walk) for walk in walks)
     lowest = {tuple(walk) for walk in walks if walk[-1] == grid[0]}
@@ -232,17 +314,24 @@ def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_target(
 
 
 @pytest.mark.parametrize("method", ["pe-codi", "codi"])
-def test_the_target_sees_its_condition_once_however_long_its_walk(make: Make, method: str) -> None:
-    trainer = make(method=method, kind="full" if method == "codi" else "static", rollout=1.0, grid=8)
-    seen: dict[str, list[bool]] = {"student": [], "target": []}
+def test_the_average_sees_its_condition_once_however_long_its_walk(
+    make: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    trainer = make(method=method, loss={"rollout": 1.0})
+    seen: dict[str, list[bool]] = {"student": [], "ema": []}
     for name, calls in seen.items():
         getattr(trainer, name).encoder.controlnet_cond_embedding.register_forward_hook(
             lambda *_, calls=calls: calls.append(torch.is_grad_enabled())
         )
     walked: list[Tensor] = []
-    predict = trainer.target.predict
-    trainer.target.predict = lambda *given: walked.append(given[1]) or predict(*given)
+    predict = trainer.ema.predict
+
+    def watched(backbone: Any, z_t: Tensor, *rest: Any) -> Tensor:
+        walked.append(z_t)
+        return predict(backbone, z_t, *rest)
+
+    monkeypatch.setattr(trainer.ema, "predict", watched)
     for step in range(8):
         trainer.losses(step, 0)
-    assert seen == {"student": [True] * 8, "target": [False] * 8}
+    assert seen == {"student": [True] * 8, "ema": [False] * 8}
     assert len(walked) > 16  # where the student's step leads to, and on the way to where it begins

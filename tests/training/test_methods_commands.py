@@ -22,96 +22,101 @@ def tiny(codi: Callable[..., Any], base_folder: Path) -> Callable[..., Any]:
     return codi
 
 
-TERMS = {
-    "pe-codi": {"guidance": 1.0, "consistency": 1.0},
-    "codi": {"guidance": 1.0, "consistency": 1.0},
-    "conditional": {"diffusion": 1.0},
-    "cm": {"consistency": 1.0},
-    "gd": {"progressive": 1.0},
-}
-
-
 def distilled(codi: Callable[..., Any], method: str, *more: str) -> dict[str, Any]:
+    """Distil an adapter for depth; return the result with what `codi show` says of it as `shown`."""
     answer = codi("distill", "depth", "--method", method, *SMALL, *more, "--json")
     assert answer.code == 0, answer.err
-    made = json.loads(answer.out)
-    shown = json.loads(codi("show", made["adapter"], "--base", "tiny", "--json").out)
+    result = json.loads(answer.out)
+    shown = json.loads(codi("show", result["adapter"], "--base", "tiny", "--json").out)
     assert shown["method"] == method
-    last = shown["config"]["lineage"][-1]
-    assert (last["method"], last["kind"], last["steps"]) == (method, shown["kind"], made["steps"])
-    assert shown["loss"] == TERMS[method]
-    return made | {"shown": shown}
+    assert shown["config"]["lineage"][-1]["method"] == method
+    assert shown["config"]["lineage"][-1]["kind"] == shown["kind"]
+    return result | {"shown": shown}
 
 
+@pytest.mark.slow
 def test_a_teacher_its_students_and_codi_are_distilled_shown_and_run(tiny: Callable[..., Any], tmp_path: Path) -> None:
     teacher = distilled(tiny, "conditional")
-    made = {"conditional": teacher, "codi": distilled(tiny, "codi")}
-    made |= {method: distilled(tiny, method, "--from", teacher["adapter"]) for method in ("cm", "gd")}
-    assert [m["adapter"] for m in made.values()] == ["depth:1", "depth:2", "depth:3", "depth:4"]
-    assert [m["kind"] for m in made.values()] == ["control", "full", "control", "control"]
-    shown = {method: m["shown"] for method, m in made.items()}
+    results = {"conditional": teacher, "codi": distilled(tiny, "codi")}
+    results |= {method: distilled(tiny, method, "--from", teacher["adapter"]) for method in ("cm", "gd")}
+    assert [m["adapter"] for m in results.values()] == ["depth:1", "depth:2", "depth:3", "depth:4"]
+    assert [m["kind"] for m in results.values()] == ["control", "full", "control", "control"]
+    shown = {method: m["shown"] for method, m in results.items()}
     assert [s["steps"] for s in shown.values()] == [50, 4, 4, 4]
     assert [s["parent"] for s in shown.values()] == [None, None, "depth:1", "depth:1"]
+    assert [s["config"]["loss"] for s in shown.values()] == [
+        {"diffusion": 1.0},
+        {"guidance": 1.0, "consistency": 1.0},
+        {"consistency": 1.0},
+        {"progressive": 1.0},
+    ]
+    assert [one["method"] for one in shown["cm"]["config"]["lineage"]] == ["conditional", "cm"]
     assert "50" in shown["conditional"]["config"]["metrics"]["by_steps"]
     words = {"conditional": "not distilled", "codi": "Mei et al.", "cm": "Song et al.", "gd": "Salimans & Ho"}
-    assert all(words[method] in s["card"] for method, s in shown.items())
+    assert all(words[method] in " ".join(s["card"].split()) for method, s in shown.items())
     assert shown["codi"]["bytes"] > shown["cm"]["bytes"]
     tensors = {m: load_file(s["files"]["adapter.safetensors"]) for m, s in shown.items()}
     assert any(name.startswith("unet.") for name in tensors["codi"])
     assert any(not torch.equal(tensors["cm"][name], v) for name, v in tensors["conditional"].items())
     Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(tmp_path / "m.png")
-    for method, m in made.items():
+    for method, m in results.items():
         command = ["run", m["adapter"], tmp_path / "m.png", "-o", tmp_path / f"{method}.png", "--base", "tiny"]
-        for sampler in ("ddim", "dpmpp"):  # another sampler is another picture: nothing is skipped
-            done = json.loads(tiny(*command, "--steps", "3", "--sampler", sampler, "--json").out)
-            assert (done["ok"], done["skipped"]) == (1, 0)
+        for sampler in ("ddim", "dpmpp"):  # another sampler gives another image: nothing is skipped
+            report = json.loads(tiny(*command, "--steps", "3", "--sampler", sampler, "--json").out)
+            assert (report["ok"], report["skipped"]) == (1, 0)
         assert json.loads(tiny(*command, "--steps", "3", "--sampler", "dpmpp", "--json").out)["skipped"] == 1
-    assert len({(tmp_path / f"{method}.png").read_bytes() for method in made}) == 4
+    assert len({(tmp_path / f"{method}.png").read_bytes() for method in results}) == 4
 
 
+@pytest.mark.slow
+def test_without_consistency_and_noise_the_method_is_regression(tiny: Callable[..., Any]) -> None:
+    arguments = ["--kind", "side", "--start", "0.3", "-O", "loss.consistency=0", "-O", "adapter.blocks=2"]
+    answer = tiny("distill", "superres", *SMALL, *arguments, "--json")
+    assert answer.code == 0, answer.err
+    shown = json.loads(tiny("show", "superres:1", "--base", "tiny", "--json").out)
+    assert (shown["kind"], shown["method"]) == ("residual", "regression")
+    assert shown["config"]["loss"] == {"guidance": 1.0}
+    assert shown["config"]["training"]["rollout"] == 1.0  # its sampling begins with an image without noise
+
+
+@pytest.mark.slow
 def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callable[..., Any]) -> None:
-    plain = distilled(tiny, "pe-codi", "--fusion", "gate")
+    parent = distilled(tiny, "pe-codi", "-O", "adapter.fusion=gate")
     everything = distilled(tiny, "conditional", "--kind", "full")
     refused = {
-        ("--method", "cm", "--from", plain["adapter"]): "Error: --from depth:1 was made with --method pe-codi, and the "
-        "teacher of cm must follow the whole ODE: train one with --method conditional\n",
-        ("--from", everything["adapter"]): "Error: --method pe-codi keeps the base frozen, and --from depth:2 of kind "
-        "full trains it: use --method codi\n",
-        (
-            "--method",
-            "codi",
-            "--from",
-            plain["adapter"],
-        ): "Error: --method codi trains everything, and --from depth:1 "
-        "of kind static keeps the base frozen: use --method pe-codi\n",
-        ("--method", "cm", "--kind", "control", "--from", everything["adapter"]): "Error: --kind control: --from "
-        "depth:2 is of kind full, and stays so\n",
-        ("--start", "0.5", "--from", plain["adapter"]): "Error: --start 0.5: --from depth:1 starts at 1, and goes on "
-        "so\n",
-        ("--rank", "4", "--from", plain["adapter"]): "Error: --rank 4: --from depth:1 is of rank None, and stays so\n",
-        ("--no-gain", "--from", plain["adapter"]): "Error: --no-gain: --from depth:1 has a gain, and keeps it: distil "
-        "it without --from\n",
-        ("--kind", "pickle"): "Error: --kind pickle: one of control, lora, static, residual, full\n",
-        (
-            "--attend",
-            "all",
-            "--kind",
-            "static",
-        ): "Error: --attend all: not with --kind static, which has no attention of its own\n",
-        ("--guidance", "relative"): "Error: --guidance relative: the condition of depth is no picture to be changed\n",
+        ("--method", "cm", "--from", parent["adapter"]): "--from depth:1: it was trained with method pe-codi, and the "
+        "teacher of cm must follow the whole ODE; train one with method conditional",
+        ("--from", everything["adapter"]): "--method pe-codi: it keeps the base frozen, and kind full of depth:2 "
+        "trains it; use method codi",
+        ("--method", "codi", "--from", parent["adapter"]): "--method codi: it trains everything, and kind static of "
+        "depth:1 keeps the base frozen; use method pe-codi",
+        ("--method", "cm", "--kind", "control", "--from", everything["adapter"]): "--kind control: the parent depth:2 "
+        "is of kind full, and stays so",
+        ("--start", "0.5", "--from", parent["adapter"]): "--start 0.5: the parent depth:1 has 1.0, and keeps it; train "
+        "without --from",
+        ("-O", "adapter.gain=false", "--from", parent["adapter"]): "adapter.gain false: the parent depth:1 has true, "
+        "and keeps it; train without --from",
+        ("-O", "adapter.rank=4", "--from", parent["adapter"]): "adapter.rank: not a field of kind static; one of "
+        "condition_channels, start, start_noise, fusion, init, attend, top_down, gain",
+        ("--kind", "pickle"): "--kind pickle: one of control, lora, static, residual, full",
+        ("-O", "adapter.start_noise=0.5"): "adapter.start_noise 0.5: sampling starts from noise alone; set --start "
+        "below 1",
+        ("--guidance", "relative"): "--guidance relative: the condition of depth is not an image of three channels",
     }
-    for options, line in refused.items():
-        assert tiny("distill", "depth", *SMALL, *options) == (2, "", line)
-    on = distilled(tiny, "pe-codi", "--from", plain["adapter"])  # the fusion is the parent's
-    assert on["shown"]["config"]["config"]["fusion"] == "gate"
-    assert [one["start"] for one in on["shown"]["config"]["lineage"]] == ["pretrained initialisation", "from depth:1"]
+    for arguments, line in refused.items():
+        assert tiny("distill", "depth", *SMALL, *arguments) == (2, "", f"Error: {line}\n")
+    continued = distilled(tiny, "pe-codi", "--from", parent["adapter"])  # the fusion is the parent's
+    assert continued["shown"]["config"]["config"]["fusion"] == "gate"
+    assert continued["shown"]["config"]["lineage"][-1]["start"] == "from depth:1"
 
 
+@pytest.mark.slow
 def test_an_interrupted_student_is_resumed_with_its_own_teacher_only(tiny: Callable[..., Any], tmp_path: Path) -> None:
     first, second = (distilled(tiny, "conditional", "--seed", seed)["adapter"] for seed in ("0", "1"))
-    fixed = ["distill", "depth", "--method", "gd", *SMALL, "--run-dir", tmp_path / "run", "--json"]
+    run = tmp_path / "run"
+    fixed = ["distill", "depth", "--method", "gd", *SMALL, "--run-dir", run, "--json"]
     assert tiny(*fixed, "--from", first).code == 0
-    line = "Error: --resume: the run was begun with from = 'depth:1', not 'depth:2'\n"
+    line = f"Error: --from depth:2: the run in {run} was started with depth:1\n"
     assert tiny(*fixed, "--from", second, "--resume") == (2, "", line)
-    again = tiny(*fixed, "--from", first, "--resume", "--train-steps", "4")
+    again = tiny("distill", "depth", "--run-dir", run, "--resume", "--train-steps", "4", "--json")
     assert json.loads(again.out)["steps"] == 4

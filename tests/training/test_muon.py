@@ -5,10 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from training import Make, equal, weights
 
-from codi_hub.config.options import DistillOptions
-from codi_hub.errors import UsageError
 from codi_hub.training.muon import RMS, Muon, orthogonal
 
 
@@ -75,18 +72,3 @@ def test_fp16_gradients_that_are_not_finite_are_skipped() -> None:
     scaler.scale(net(torch.randn(2, 3, 3, 3)).sum() * torch.inf).backward()
     scaler.step(optimiser)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_a_distillation_takes_it(make: Make) -> None:
-    trainers = make(optimizer="muon", lr=1e-3), make(lr=1e-3)
-    before = weights(trainers[0])
-    for trainer in trainers:
-        trainer.train_step()
-    assert type(trainers[0].accelerator._optimizers[0].optimizer) is Muon
-    assert not equal(weights(trainers[0]), before)
-    assert not equal(weights(trainers[0]), weights(trainers[1]))
-
-
-def test_another_optimizer_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match="--optimizer must be one of adamw, muon, not 'sgd'"):
-        DistillOptions(optimizer="sgd")

@@ -1,4 +1,4 @@
-"""`codi distill` in two processes over gloo: what one would make of twice the batch, made once, and ended together."""
+"""`codi distill` in two processes over gloo: the same as one with twice the batch, written once, ended together."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codi_hub.training import step as methods
+from codi_hub.losses import codi as codi_losses
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 SMALL = ["superres", "--count", "10", "--size", "32", "--workers", "1", "--precision", "fp32", "--device", "cpu"]
 SMALL += ["--sample-every", "2", "--base", "tiny", "--lr", "1e-3"]
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
@@ -50,7 +50,7 @@ def started(folder: Path, commands: list[list[str]], **more: str) -> list[subpro
     fixed = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} | more
     return [
         subprocess.Popen(
-            [sys.executable, str(HERE / "launched.py"), str(folder)],
+            [sys.executable, str(SUPPORT / "launched.py"), str(folder)],
             env=environment(RANK=rank, LOCAL_RANK=rank, **fixed),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,7 +61,7 @@ def started(folder: Path, commands: list[list[str]], **more: str) -> list[subpro
 
 
 def losses(run: Path) -> dict[str, list[float]]:
-    """What TensorBoard was told, by the names of the terms."""
+    """Return the logged losses by the names of the terms."""
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     return {name: [event.value for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
 
@@ -80,13 +80,14 @@ def same(a: Path, b: Path) -> None:
     assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_batch(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def command(name: str, *more: str) -> list[str]:
         return ["distill", *SMALL, "--run-dir", str(tmp_path / name), "--train-steps", "3", *more]
 
-    full = ["--method", "codi", "--mixed-t"]
+    full = ["--method", "codi", "-O", "loss.shared_t=false"]
     commands = [
         command("two", "--batch", "2", "--accumulate", "2", "--json"),
         command("two-full", *full, "--batch", "2"),
@@ -94,7 +95,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(
         command("two-timed", "--batch", "2", "--train-steps", "1000", "--time-budget", "0.5s"),
     ]
     (tmp_path / "commands.json").write_text(json.dumps(commands))
-    launch = [sys.executable, *LAUNCH, free_port(), str(HERE / "launched.py"), str(tmp_path)]
+    launch = [sys.executable, *LAUNCH, free_port(), str(SUPPORT / "launched.py"), str(tmp_path)]
     done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     notes = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
@@ -106,13 +107,13 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(
     assert sorted(path.name for path in (tmp_path / "two" / "samples").iterdir()) == ["000002.png", "000004.png"]
 
     drawn: list[Any] = []
-    plain = methods.codi_loss
+    plain = codi_losses.codi_loss
 
-    def recorded(student: Any, target: Any, x: Any, eps: Any, t: Any, *rest: Any, **named: Any) -> Any:
-        drawn.append((x, eps, t))
-        return plain(student, target, x, eps, t, *rest, **named)
+    def recorded(student: Any, target: Any, x: Any, eps: Any, times: Any, *rest: Any, **named: Any) -> Any:
+        drawn.append((x, eps, times[0]))
+        return plain(student, target, x, eps, times, *rest, **named)
 
-    monkeypatch.setattr(methods, "codi_loss", recorded)
+    monkeypatch.setattr(codi_losses, "codi_loss", recorded)
     assert tiny(*command("one", "--batch", "8")).code == 0
     assert tiny(*command("one-full", *full, "--batch", "4")).code == 0
     on = ["--accumulate", "2", "--resume", "--train-steps"]
@@ -121,19 +122,21 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(
     for step in range(3):
         shares = [ranks[2 * step + micro] for micro in (0, 1) for ranks in (first, second)]
         assert all(torch.equal(torch.cat(parts), one) for *parts, one in zip(*shares, drawn[step], strict=True))
-        assert len({int(t) for _, _, ts in shares for t in ts}) == 1  # one for the whole step
+        assert len({float(t) for _, _, ts in shares for t in ts}) == 1  # one for the whole step
         shares = [ranks[6 + step] for ranks in (first, second)]
         assert all(torch.equal(torch.cat(parts), one) for *parts, one in zip(*shares, drawn[3 + step], strict=True))
     assert len(first) == len(second)  # steps of the timed run too
     same(tmp_path / "two", tmp_path / "one")
     same(tmp_path / "two-full", tmp_path / "one-full")
     refused = tiny(*command("two", "--batch", "2", *on, "5"))
-    assert refused == (2, "", "Error: --resume: the run was begun with pairs_per_step = 8, not 4\n")
-    for name in ("one", "two"):  # what two have begun, one goes on with
+    line = f"--batch: the run in {tmp_path / 'two'} has 8 pairs per step (batch x accumulate x processes), not 4"
+    assert refused == (2, "", f"Error: {line}\n")
+    for name in ("one", "two"):  # what two have started, one continues
         assert tiny(*command(name, "--batch", "4", *on, "5")).code == 0
     same(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_both_with_one_line(tiny: Callable[..., Any], tmp_path: Path) -> None:
     command = ["distill", *SMALL, "--run-dir", str(tmp_path / "run"), "--batch", "2", "--train-steps", "50"]
     two = started(tmp_path, [command], FAIL="1:2")

@@ -8,6 +8,7 @@ import torch
 from training import Make, equal, quiet, weights
 
 from codi_hub.errors import InvalidInput
+from codi_hub.events import Event, TrainingStep
 from codi_hub.training import checkpoint
 from codi_hub.training.trainer import Trainer
 
@@ -16,16 +17,19 @@ from codi_hub.training.trainer import Trainer
     "options",
     [
         {},
-        {"fusion": "gate", "accumulate": 2, "shared_t": False},
+        {"kind": "control"},
+        {"kind": "control", "adapter": {"fusion": "gate"}, "accumulate": 2, "loss": {"shared_t": False}},
+        {"adapter": {"fusion": "gate"}, "accumulate": 2},
         {"mixed_precision": "bf16"},
-        {"rollout": 0.7},
-        {"optimizer": "muon", "lr": 3e-3},
-        {"optimizer": "muon", "fusion": "gate", "accumulate": 2},
+        {"loss": {"rollout": 0.7}},
+        {"adapter": {"start": 0.5}, "lr": 3e-3},
+        {"kind": "residual"},
+        {"kind": "lora"},
         {"method": "codi"},
         {"method": "conditional"},
         {"method": "conditional", "kind": "full"},
         {"method": "cm"},
-        {"method": "cm", "kind": "full", "shared_t": False},
+        {"method": "cm", "kind": "full", "loss": {"shared_t": False}},
         {"method": "gd", "lr": 1e-2},
         {"method": "gd", "kind": "full", "accumulate": 2},
     ],
@@ -38,8 +42,8 @@ def test_interrupted_and_restored_training_gives_the_same_weights(
     whole.run(quiet)
     (tmp_path / checkpoint.NAME).unlink()
 
-    def interrupt(event: dict[str, Any]) -> None:
-        if event["step"] == 3:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, TrainingStep) and event.step == 3:
             raise KeyboardInterrupt
 
     broken = make(**options)
@@ -111,7 +115,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path,
     path = tmp_path / checkpoint.NAME
     data = path.read_bytes()
     if damage == "other adapter":
-        other = make(fusion="gate")
+        other = make(adapter={"fusion": "gate"})
         other.train_step()
         other.save()
     elif damage == "other file":
@@ -120,19 +124,21 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path,
         save_file({"x": torch.zeros(1)}, path)
     else:
         path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "garbage": b"\xff" * 100}[damage])
-    with pytest.raises(InvalidInput, match="start anew without --resume") as caught:
+    with pytest.raises(InvalidInput, match="start anew") as caught:
         make().restore()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(
-    make: Make, tmp_path: Path, value: float
+    make: Make, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     trainer = make()
     trainer.train_step()
     before, plain = weights(trainer), trainer.losses
-    trainer.losses = lambda step, micro: {name: v * value for name, v in plain(step, micro).items()}
+    monkeypatch.setattr(
+        trainer, "losses", lambda step, micro: {name: v * value for name, v in plain(step, micro).items()}
+    )
     with pytest.raises(FloatingPointError, match="not finite at step 1"):
         trainer.run(quiet)
     assert trainer.progress.step == 1

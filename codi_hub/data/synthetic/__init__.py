@@ -1,1 +1,1 @@
-"""Images generated on the fly: dead leaves, ray-cast scenes and their edits."""
+"""Synthetic images: ray-cast scenes with depth maps and captions, edits of them, and dead leaves."""

@@ -1,10 +1,10 @@
-"""Dead leaves: pictures of occluding shapes that carry the statistics of natural photographs.
+"""Dead leaves: images of occluding shapes with the statistics of natural photographs.
 
-Restoration networks trained on such pictures alone work on photographs (Achddou et al., "Fully synthetic training for
-image restoration tasks", 2023; Baradad et al., "Learning to see by looking at noise", 2021). What makes them work is
-kept here: power-law sizes (so the spectrum falls as 1/f), textures of 1/f noise, grain like fur or grass, shading
-inside a shape, soft edges and shadows, a blurred far layer, colours as muted as those of photographs; and what people
-put into the world, print and fine regular lines.
+Restoration networks trained on such images alone work on photographs (Achddou et al., "Fully synthetic training for
+image restoration tasks", 2023; Baradad et al., "Learning to see by looking at noise", 2021). The properties that
+matter are reproduced: power-law sizes (the spectrum falls as 1/f), textures of 1/f noise, grain like fur or grass,
+shading inside a shape, soft edges and shadows, a blurred background layer, the low saturation of photographs, and
+man-made detail: print and fine regular lines.
 """
 
 from functools import lru_cache
@@ -12,17 +12,19 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-SUPERSAMPLING = 2  # shapes are painted without antialiasing at twice the size, then averaged down
+from codi_hub import seeds
+
+SUPERSAMPLING = 2  # shapes are drawn without antialiasing at twice the size, then downscaled by averaging
 BANK = 512  # side of the stored noise fields, px
 
-# Luma and the two chroma axes that photographs vary along: orange-blue far more than green-magenta.
+# Luma and the two main chroma axes of photographs: orange-blue varies far more than green-magenta.
 _TO_RGB = np.array([[1.0, 1.0, 1.0], [1.0, 0.15, -1.0], [0.45, -0.55, 0.45]], np.float32)
 
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """1/f^a noise, float32 (16, BANK, BANK, 3) of unit deviation, a from 0.6 to 1.8, mostly the same in R, G, B."""
-    rng = np.random.default_rng(20231)
+    """Return 1/f^a noise, float32 (16, BANK, BANK, 3), unit standard deviation, a in 0.6..1.8, mostly grey."""
+    rng = seeds.constant(20231)
     frequency = np.hypot(np.fft.fftfreq(BANK)[:, None], np.fft.rfftfreq(BANK)[None])
     frequency[0, 0] = 1.0
     fields = []
@@ -37,8 +39,8 @@ def _noise_bank() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _print_bank() -> np.ndarray:
-    """Pages of made-up words, float32 (8, BANK, BANK) in [0, 1], letters 9 to 64 px high."""
-    rng = np.random.default_rng(20232)
+    """Return pages of random words, float32 (8, BANK, BANK) in [0, 1], letters 9 to 64 px high."""
+    rng = seeds.constant(20232)
     letters = list("aaabcdeeeefghiiijklmnnooopqrrssttuuvwxyzAEHMRST0123456789")
     pages = []
     for height in np.geomspace(9, 64, 8):
@@ -52,7 +54,7 @@ def _print_bank() -> np.ndarray:
 
 
 def _print(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Where ink lies, float32 (height, width) in [0, 1]: letters, or lines at even distances."""
+    """Return a mask of print, float32 (height, width) in [0, 1]: letters, or equidistant lines."""
     if rng.random() < 0.5:
         top, left = rng.integers(BANK, size=2)
         rows, columns = (top + np.arange(height)) % BANK, (left + np.arange(width)) % BANK
@@ -68,19 +70,19 @@ def _print(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A piece of stored noise, float32 (height, width, 3); of three pieces one is drawn out into grain or stripes."""
+    """Cut a piece of the stored noise, float32 (height, width, 3); a third are stretched into grain or stripes."""
     field = _noise_bank()[rng.integers(16)]
     top, left = rng.integers(BANK, size=2)
     rows = (top + np.arange(height)) % BANK
     columns = (left + np.arange(width)) % BANK
     kind = rng.random()
-    if kind < 0.24:  # fur, grass, brushed things: the noise is drawn out along a direction that bends a little
+    if kind < 0.24:  # fur, grass, brushed surfaces: noise stretched along a slightly curved direction
         angle, stretch = rng.uniform(0, np.pi), rng.uniform(3, 14)
         y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
         along = (np.cos(angle) * y + np.sin(angle) * x) / stretch
         across = np.cos(angle) * x - np.sin(angle) * y + rng.uniform(0, 8) * np.sin(along * rng.uniform(0.05, 0.4))
         return field[(top + along).astype(np.int32) % BANK, (left + across).astype(np.int32) % BANK]
-    if kind < 0.34:  # stripes, straight or bent by the noise
+    if kind < 0.34:  # stripes, straight or distorted by the noise
         angle, period = rng.uniform(0, np.pi), rng.uniform(5, 40)
         phase = (np.cos(angle) * np.arange(height)[:, None] + np.sin(angle) * np.arange(width)[None]) * (
             2 * np.pi / period
@@ -92,7 +94,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
-    """Corners of one shape around the origin, float (N, 2): an ellipse, a blob, a polygon, a bar or a bent thread."""
+    """Sample the corners of a shape around the origin, float (N, 2): ellipse, blob, polygon, bar or curved thread."""
     kind = rng.random()
     turn = rng.uniform(0, 2 * np.pi)
     if kind < 0.35:  # ellipse
@@ -109,7 +111,7 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
         points = np.stack([np.cos(angle), np.sin(angle)], -1) * rng.uniform(0.6, 1.0, (len(angle), 1))
     elif kind < 0.92:  # bar
         points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1.4, rng.uniform(0.05, 0.7)]
-    else:  # thread: a long arc of a few pixels' width
+    else:  # thread: a long arc a few pixels wide
         along = np.linspace(-2.5, 2.5, 16)
         bend, half = rng.normal(0, 0.15), rng.uniform(0.8, 3.0) / max(radius, 1.0)
         upper = np.stack([along, bend * along**2 + half], -1)
@@ -119,15 +121,17 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Colours of one picture, float32 (count, 3): broad in luma, narrow in chroma around a common cast."""
+    """Sample the colours of an image, float32 (count, 3): broad in luma, narrow in chroma around a common cast."""
     luma = np.clip(rng.normal(rng.uniform(0.3, 0.6), rng.uniform(0.12, 0.28), count), 0.02, 0.98)
-    vivid = rng.choice([1.0, 2.5, 5.0], (count, 1), p=[0.86, 0.12, 0.02])  # a few saturated things, as flags and fruit
+    vivid = rng.choice(
+        [1.0, 2.5, 5.0], (count, 1), p=[0.86, 0.12, 0.02]
+    )  # a few saturated objects, such as flags and fruit
     chroma = rng.normal(0, [0.05, 0.03]) + rng.laplace(0, [0.05, 0.035], (count, 2)) * vivid
     return (np.stack([luma, chroma[:, 0], chroma[:, 1]], -1) @ _TO_RGB).astype(np.float32)
 
 
 def _paint(canvas: np.ndarray, rng: np.random.Generator, outline: np.ndarray, colour: np.ndarray, rough: float) -> None:
-    """Paints one shape into the canvas, float32 (H, W, 3), in place: its shadow, colour, shading, texture and print."""
+    """Draw a shape on the canvas, float32 (H, W, 3), in place: shadow, colour, shading, texture and print."""
     height, width = canvas.shape[:2]
     soft = rng.uniform(1, 10) if rng.random() < 0.2 else 0.0
     shadow = rng.uniform(1, 8) if rng.random() < 0.25 else 0.0
@@ -160,20 +164,22 @@ def _paint(canvas: np.ndarray, rng: np.random.Generator, outline: np.ndarray, co
 
 
 def _weights(stencil: Image.Image, blur: float) -> np.ndarray:
+    """Blur a mask: float32 (H, W, 1) in [0, 1]."""
     return np.asarray(stencil.filter(ImageFilter.GaussianBlur(blur)), np.float32)[..., None] / 255
 
 
 def _blur(canvas: np.ndarray, radius: float) -> np.ndarray:
+    """Blur the canvas, by way of 8 bits."""
     image = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
 def leaves(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One dead-leaves picture.
+    """Draw a random dead-leaves image.
 
     Args:
-        rng: the only source of randomness; the same state gives the same picture.
-        size: side of the picture in pixels.
+        rng: the only source of randomness; the same state gives the same image.
+        size: side of the image, px.
 
     Returns:
         uint8 (size, size, 3), RGB.
@@ -186,19 +192,18 @@ def leaves(rng: np.random.Generator, size: int) -> np.ndarray:
     # p(r) ~ r^-3 between the bounds, by inverting its distribution function
     smallest, largest = rng.uniform(2, 12), side * rng.uniform(0.3, 0.8)
     radii = (smallest**-2 + rng.random(count) * (largest**-2 - smallest**-2)) ** -0.5
-    radii[: count // 8] = rng.uniform(
-        side * 0.08, side * 0.4, count // 8
-    )  # a few large ones, as objects in a photograph
+    # a few large shapes, such as the main objects of a photograph
+    radii[: count // 8] = rng.uniform(side * 0.08, side * 0.4, count // 8)
     far = int(count * rng.uniform(0.2, 0.6)) if rng.random() < 0.5 else 0
     for k in range(count):
         if k and k == far:
             canvas = _blur(canvas, rng.uniform(1, 8))
         rough = roughness * rng.exponential(1.0)
         _paint(canvas, rng, _outline(rng, radii[k]) + rng.uniform(0, side, 2), colours[k], rough)
-    slope = rng.normal(0, 0.12, 2)  # uneven light over the whole picture
+    slope = rng.normal(0, 0.12, 2)  # uneven illumination of the whole image
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     canvas = canvas * (1 + slope[0] * ramp[:, None] + slope[1] * ramp[None])[..., None]
     small = canvas.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
     if rng.random() < 0.35:
-        small = _blur(small, rng.uniform(0.3, 1.2))  # lenses are rarely sharp to the pixel
+        small = _blur(small, rng.uniform(0.3, 1.2))  # lenses are rarely sharp at pixel level
     return (np.clip(small, 0, 1) * 255 + 0.5).astype(np.uint8)

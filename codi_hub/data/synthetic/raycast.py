@@ -1,7 +1,7 @@
 """A small vectorised ray caster: spheres, boxes, cones and cylinders on a ground plane under a sky or before a wall.
 
-The camera stands at (0, height, 0), x to the right, y up, z ahead. Ray directions have a forward component of 1, so a
-hit's parameter t *is* its planar depth. All fields are flat float32 arrays, one element per ray.
+The camera is at (0, height, 0), x to the right, y up, z ahead. Ray directions have a forward component of 1, so that a
+hit's parameter t is its planar depth. All fields are flat float32 arrays, one element per ray.
 """
 
 import math
@@ -22,7 +22,7 @@ Vector = tuple[Any, ...]  # x, y, z: arrays of one shape, or scalars
 
 @dataclass(frozen=True)
 class Surface:
-    """Two colours mixed by a pattern whose cell measures `cell`; `gloss` in [0, 1]."""
+    """Two colours mixed by a pattern with cells of size `cell`; `gloss` in [0, 1]."""
 
     texture: str
     first: Colour
@@ -32,8 +32,8 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A solid standing on the ground: half extents for a box, (radius, half height, radius) for the round ones."""
+class Solid:
+    """An object on the ground; `half`: half extents of a box, (radius, half height, radius) of a round one."""
 
     shape: str
     at: tuple[float, float]  # x, z of its axis
@@ -44,17 +44,18 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float, float]:
+        """Return (x, y, z)."""
         return self.at[0], self.half[1], self.at[1]
 
     @property
     def radius(self) -> float:
-        """Of a sphere around it."""
+        """Return the radius of a bounding sphere."""
         return self.half[0] if self.shape == "sphere" else math.hypot(*self.half)
 
 
 @dataclass(frozen=True)
 class Light:
-    """Sun or moon, the sky around it and the haze; colours in linear light."""
+    """Sun or moon, sky and haze; colours in linear light."""
 
     towards: tuple[float, float, float]
     sun: Colour
@@ -65,32 +66,34 @@ class Light:
     haze: float  # extinction per unit of distance
     clouds: float = 0.0
     stars: float = 0.0
-    spread: float = 0.02  # angular radius of the light: the width of penumbrae
-    pool: float = 0.0  # indoors, the radius of the lamp's pool of light; 0 for none
+    spread: float = 0.02  # angular radius of the light, rad: width of the penumbrae
+    pool: float = 0.0  # indoors, the radius of the area that the lamp lights; 0 for none
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything `render` needs."""
+    """A scene: camera, ground, light, solids, wall."""
 
     height: float
     pitch: float  # radians downwards
     tan: float  # tangent of half the field of view
     ground: Surface
     light: Light
-    things: tuple[Thing, ...]
+    solids: tuple[Solid, ...]
     wall: Surface | None = None
     wall_at: float = 0.0
     hills: float = 0.0
-    drift: float = 0.0  # where in the noise field the clouds, hills and ground lie
+    drift: float = 0.0  # offset of clouds, hills and ground in the noise field
 
 
-def _local(thing: Thing, x: Array, y: Array, z: Array) -> Vector:
-    c, s = math.cos(thing.yaw), math.sin(thing.yaw)
+def _local(solid: Solid, x: Array, y: Array, z: Array) -> Vector:
+    """Rotate vectors into the axes of a solid."""
+    c, s = math.cos(solid.yaw), math.sin(solid.yaw)
     return c * x - s * z, y, s * x + c * z
 
 
 def _hit_sphere(r: float, o: Vector, d: Vector) -> Array:
+    """Return the ray parameter of the first hit from outside, else FAR."""
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
     root = b * b - a * (o[0] * o[0] + o[1] * o[1] + o[2] * o[2] - r * r)
@@ -99,6 +102,7 @@ def _hit_sphere(r: float, o: Vector, d: Vector) -> Array:
 
 
 def _hit_box(half: tuple[float, float, float], o: Vector, d: Vector) -> Array:
+    """Return the ray parameter of the first hit from outside, else FAR."""
     enter: Any = -FAR
     leave: Any = FAR
     for k in range(3):
@@ -110,7 +114,7 @@ def _hit_box(half: tuple[float, float, float], o: Vector, d: Vector) -> Array:
 
 
 def _hit_round(r: float, h: float, slope: float, o: Vector, d: Vector) -> Array:
-    """A vertical cylinder (slope 0) or a cone (slope r / 2h, apex up), with half height h and base radius r."""
+    """Hit a vertical cylinder (slope 0) or a cone (slope r / 2h, apex up) of half height h and base radius r."""
     at = r - slope * (o[1] + h)  # the radius allowed at the origin's height
     a = d[0] * d[0] + d[2] * d[2] - (slope * d[1]) ** 2
     b = o[0] * d[0] + o[2] * d[2] + at * slope * d[1]
@@ -129,30 +133,30 @@ def _hit_round(r: float, h: float, slope: float, o: Vector, d: Vector) -> Array:
     return best
 
 
-def _hit(thing: Thing, o: Vector, d: Vector) -> Array:
-    """Parameter of the first hit from outside along rays o + t d (world, relative to the thing's centre), else FAR."""
-    if thing.shape == "sphere":
-        return _hit_sphere(thing.half[0], o, d)
-    if thing.shape == "box":
-        return _hit_box(thing.half, _local(thing, *o), _local(thing, *d))
-    slope = thing.half[0] / (2 * thing.half[1]) if thing.shape == "cone" else 0.0
-    return _hit_round(thing.half[0], thing.half[1], slope, o, d)
+def _hit(solid: Solid, o: Vector, d: Vector) -> Array:
+    """Return t of the first hit from outside along rays o + t d, o relative to the solid's centre, else FAR."""
+    if solid.shape == "sphere":
+        return _hit_sphere(solid.half[0], o, d)
+    if solid.shape == "box":
+        return _hit_box(solid.half, _local(solid, *o), _local(solid, *d))
+    slope = solid.half[0] / (2 * solid.half[1]) if solid.shape == "cone" else 0.0
+    return _hit_round(solid.half[0], solid.half[1], slope, o, d)
 
 
-def _normal(thing: Thing, p: Vector) -> Vector:
-    """Outward unit normals at points on the thing, given relative to its centre in the world's axes."""
+def _normal(solid: Solid, p: Vector) -> Vector:
+    """Return the outward unit normals at points on a solid, relative to its centre, in the axes of the world."""
     x, y, z = p
-    r, h = thing.half[0], thing.half[1]
-    if thing.shape == "sphere":
+    r, h = solid.half[0], solid.half[1]
+    if solid.shape == "sphere":
         return x / r, y / r, z / r
-    if thing.shape == "box":
-        lx, ly, lz = _local(thing, x, y, z)
-        q = np.stack([lx / thing.half[0], ly / thing.half[1], lz / thing.half[2]])
+    if solid.shape == "box":
+        lx, ly, lz = _local(solid, x, y, z)
+        q = np.stack([lx / solid.half[0], ly / solid.half[1], lz / solid.half[2]])
         face = np.abs(q).argmax(0)
         nx, ny, nz = (np.where(face == k, np.sign(q[k]), 0).astype(np.float32) for k in range(3))
-        c, s = math.cos(thing.yaw), math.sin(thing.yaw)
+        c, s = math.cos(solid.yaw), math.sin(solid.yaw)
         return c * nx + s * nz, ny, -s * nx + c * nz
-    slope = r / (2 * h) if thing.shape == "cone" else 0.0
+    slope = r / (2 * h) if solid.shape == "cone" else 0.0
     length = math.hypot(1.0, slope)
     around = np.maximum(np.hypot(x, z), 1e-6) * length
     lid = np.abs(y) > h - 1e-3
@@ -161,16 +165,16 @@ def _normal(thing: Thing, p: Vector) -> Vector:
     return np.where(lid, 0, x / around), np.where(lid, np.sign(y), slope / length), np.where(lid, 0, z / around)
 
 
-def _window(world: World, thing: Thing, side: int) -> tuple[slice, slice]:
-    """Rows and columns of the picture that hold the sphere around a thing, generously."""
-    x, y, z = thing.centre
+def _window(world: World, solid: Solid, side: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the image that contain the bounding sphere of a solid, with a margin."""
+    x, y, z = solid.centre
     c, s = math.cos(world.pitch), math.sin(world.pitch)
     y -= world.height
     ahead, up = c * z - s * y, s * z + c * y
-    near = ahead - thing.radius
+    near = ahead - solid.radius
     if near < 0.2:
         return slice(0, side), slice(0, side)
-    reach = thing.radius / near + max(abs(x), abs(up)) * (1 / near - 1 / ahead)
+    reach = solid.radius / near + max(abs(x), abs(up)) * (1 / near - 1 / ahead)
     scale = side / (2 * world.tan)
     column, row = side / 2 + x / ahead * scale, side / 2 - up / ahead * scale
     extent = reach * scale + 2
@@ -180,7 +184,7 @@ def _window(world: World, thing: Thing, side: int) -> tuple[slice, slice]:
 
 
 def _sky(world: World, d: Vector) -> Array:
-    """Colour of the sky in directions d, float32 (N, 3)."""
+    """Return the colour of the sky in directions d, float32 (N, 3)."""
     light = world.light
     length = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
     x, y, z = d[0] / length, d[1] / length, d[2] / length
@@ -209,48 +213,47 @@ def _sky(world: World, d: Vector) -> Array:
 
 
 def _mix(first: Colour, second: Colour, weight: Array) -> Array:
+    """Interpolate two colours by weights (N,): (N, 3)."""
     a, b = np.array(first, np.float32), np.array(second, np.float32)
     return a + weight[:, None] * (b - a)
 
 
 def _paint(surface: Surface, p: Vector, blur: Array) -> Array:
+    """Return the colour of a surface at points p, (N, 3)."""
     scale = 1.0 / surface.cell
     weight = pattern(surface.texture, p[0] * scale, p[1] * scale, p[2] * scale, blur * scale)
     return _mix(surface.first, surface.second, weight)
 
 
 def _shadows(world: World, p: Vector, n: Vector, which: Array, side: int) -> tuple[Array, Array]:
-    """Share of the light (N,) that reaches points p, and of the sky (contact shadows), both in [0, 1]."""
+    """Return the shares of direct light and of sky light (contact shadows) at points p, both (N,) in [0, 1]."""
     sun, sky = np.ones_like(p[0]), np.ones_like(p[0])
     direction = world.light.towards
-    across = (
-        -direction[2],
-        0.0,
-        direction[0],
-    )  # the light has a width: each ray of a 2x2 block sees another part of it
-    for k, thing in enumerate(world.things):
-        c = thing.centre
+    across = (-direction[2], 0.0, direction[0])  # area light: the rays of a 2x2 block sample different parts of it
+    for k, solid in enumerate(world.solids):
+        c = solid.centre
         o = (p[0] - c[0], p[1] - c[1], p[2] - c[2])
         square = o[0] * o[0] + o[1] * o[1] + o[2] * o[2]
-        # the share of the hemisphere hidden by a ball: cos * r^2 / d^2 (Quilez)
-        size = 0.85 * min(thing.half)
+        # share of the hemisphere occluded by a sphere: cos * r^2 / d^2 (Quilez)
+        size = 0.85 * min(solid.half)
         lying = np.where(which == k, 0, -(n[0] * o[0] + n[1] * o[1] + n[2] * o[2]))
         sky *= 1 - np.clip(lying * size * size / (np.maximum(square, size * size) ** 1.5), 0, 0.75)
         along = o[0] * direction[0] + o[1] * direction[1] + o[2] * direction[2]
-        reach = thing.radius * 1.1 + 0.15
-        near = np.flatnonzero((square - along * along < reach * reach) & (along < thing.radius) & (sun > 0))
-        if thing.shape == "sphere":
+        reach = solid.radius * 1.1 + 0.15
+        near = np.flatnonzero((square - along * along < reach * reach) & (along < solid.radius) & (sun > 0))
+        if solid.shape == "sphere":
             near = near[which[near] != k]
         if not near.size:
             continue
         jitter = (((near % side) % 2) * 2 + (near // side) % 2 - 1.5) * np.float32(world.light.spread / 1.5)
         start = tuple(o[i][near] + 4e-3 * n[i][near] for i in range(3))
         ray = tuple((direction[i] + across[i] * jitter).astype(np.float32) for i in range(3))
-        sun[near] *= _hit(thing, start, ray) >= FAR
+        sun[near] *= _hit(solid, start, ray) >= FAR
     return sun, sky
 
 
 def _shade(world: World, p: Vector, n: Vector, d: Vector, base: Array, gloss: Array, lit: tuple[Array, Array]) -> Array:
+    """Return the reflected light at points p, (N, 3): ambient, diffuse and specular."""
     light = world.light
     sun, sky = lit
     cosine = np.clip(n[0] * light.towards[0] + n[1] * light.towards[1] + n[2] * light.towards[2], 0, 1) * sun
@@ -276,7 +279,7 @@ def _shade(world: World, p: Vector, n: Vector, d: Vector, base: Array, gloss: Ar
 
 
 def _cast(world: World, d: Vector, side: int) -> tuple[Array, Array]:
-    """Depth (N,) and what was hit (N,): a thing's index, -1 ground, -2 wall, -3 sky."""
+    """Return the depth (N,) and the index (N,) of the first hit: a solid's, -1 ground, -2 wall, -3 sky."""
     t = np.where(d[1] < -1e-4, -world.height / np.minimum(d[1], -1e-4), FAR).astype(np.float32)
     which = np.where(t < FAR, np.int32(-1), np.int32(-3))
     if world.wall is not None:
@@ -285,11 +288,11 @@ def _cast(world: World, d: Vector, side: int) -> tuple[Array, Array]:
         t = np.minimum(t, wall)
     depth, ids = t.reshape(side, side), which.reshape(side, side)
     grid = tuple(v.reshape(side, side) for v in d)
-    for k, thing in enumerate(world.things):
-        window = _window(world, thing, side)
-        c = thing.centre
+    for k, solid in enumerate(world.solids):
+        window = _window(world, solid, side)
+        c = solid.centre
         origin = tuple(np.float32(v) for v in (-c[0], world.height - c[1], -c[2]))
-        hit = _hit(thing, origin, tuple(v[window] for v in grid))
+        hit = _hit(solid, origin, tuple(v[window] for v in grid))
         closer = hit < depth[window]
         depth[window][closer] = hit[closer]
         ids[window][closer] = k
@@ -297,7 +300,7 @@ def _cast(world: World, d: Vector, side: int) -> tuple[Array, Array]:
 
 
 def _surfaces(world: World, p: Vector, which: Array, t: Array, pixel: float) -> tuple[Array, Vector, Array]:
-    """Base colour (N, 3), normal and gloss (N,) of what was hit; the sky's are left at zero."""
+    """Return base colour (N, 3), normal and gloss (N,) at the hits; zero for the sky."""
     base, gloss = np.zeros((t.size, 3), np.float32), np.zeros_like(t)
     n = (np.zeros_like(t), np.zeros_like(t), np.zeros_like(t))
     floor = np.flatnonzero(which == -1)
@@ -310,47 +313,47 @@ def _surfaces(world: World, p: Vector, which: Array, t: Array, pixel: float) -> 
         q = (p[0][wall] + world.drift, p[1][wall], np.zeros(wall.size, np.float32))
         base[wall] = _paint(world.wall, q, t[wall] * pixel)
         n[2][wall] = -1.0
-    for k, thing in enumerate(world.things):
+    for k, solid in enumerate(world.solids):
         mine = np.flatnonzero(which == k)
-        q = tuple(p[i][mine] - thing.centre[i] for i in range(3))
-        base[mine] = _paint(thing.surface, _local(thing, *q), t[mine] * pixel)
-        for i, value in enumerate(_normal(thing, q)):
+        q = tuple(p[i][mine] - solid.centre[i] for i in range(3))
+        base[mine] = _paint(solid.surface, _local(solid, *q), t[mine] * pixel)
+        for i, value in enumerate(_normal(solid, q)):
             n[i][mine] = value
-        gloss[mine] = thing.surface.gloss
+        gloss[mine] = solid.surface.gloss
     return base, n, gloss
 
 
 def _rays(world: World, side: int) -> Vector:
-    """The direction through the middle of each of side x side pixels."""
+    """Return the ray directions through the centres of side x side pixels."""
     steps = (((np.arange(side, dtype=np.float32) + 0.5) / side) * 2 - 1) * np.float32(world.tan)
     c, s = math.cos(world.pitch), math.sin(world.pitch)
     rise = np.repeat(-steps, side)
     return np.tile(steps, side), c * rise - s, s * rise + c
 
 
-def things_at(world: World, size: int) -> Array:
-    """Which thing is seen in each pixel, int32 (size, size): its index in `world.things`, or below 0 for none."""
+def solid_map(world: World, size: int) -> Array:
+    """Return the index in `world.solids` of the solid at each pixel, int32 (size, size); below 0 for none."""
     return _cast(world, _rays(world, size), size)[1].reshape(size, size)
 
 
 def render(world: World, size: int) -> tuple[Array, Array, list[float]]:
-    """Renders a world.
+    """Render a world.
 
     Returns:
         image uint8 (size, size, 3) sRGB; depth float32 (size, size), relative inverse depth in [0, 1] with the nearest
-        pixel 1 and the sky 0; and, per thing, the share of the picture where it is seen.
+        pixel 1 and the sky 0; and, per solid, the share of the image in which it is visible.
     """
     side = size * SUPERSAMPLING
     d = _rays(world, side)
     t, which = _cast(world, d, side)
-    solid = which > -3
-    reach = np.where(solid, t, 1)
+    hit = which > -3
+    reach = np.where(hit, t, 1)
     p = (d[0] * reach, d[1] * reach + np.float32(world.height), d[2] * reach)
     base, n, gloss = _surfaces(world, p, which, t, 2 * world.tan / side)
     lit = _shadows(world, p, n, which, side)
     colour = _shade(world, p, n, d, base, gloss, lit)
     if world.wall is None:
-        sky = np.flatnonzero(t > 60)  # the horizon melts into the sky
+        sky = np.flatnonzero(t > 60)  # fade the horizon into the sky
         colour[sky] += np.clip((t[sky] - 60) / 400, 0, 1)[:, None] * (
             _sky(world, tuple(v[sky] for v in d)) - colour[sky]
         )
@@ -358,11 +361,11 @@ def render(world: World, size: int) -> tuple[Array, Array, list[float]]:
         veil = 1 - np.exp(-world.light.haze * np.minimum(t, 50))
         colour += veil[:, None] * (np.array(world.light.horizon, np.float32) - colour)
     colour = colour * np.float32(world.light.exposure)
-    colour = colour * (1 + colour / 6.0) / (1 + colour * 0.75)  # a soft shoulder instead of clipped highlights
+    colour = (
+        colour * (1 + colour / 6.0) / (1 + colour * 0.75)
+    )  # tone mapping: a soft shoulder instead of clipped highlights
     colour = colour.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
     image = (np.clip(colour, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
-    inverse = (
-        np.where(solid, 1 / t, 0).astype(np.float32).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))
-    )
-    seen = np.bincount(which[which >= 0], minlength=len(world.things)) / which.size
-    return image, inverse / max(float(inverse.max()), 1e-9), seen.tolist()
+    inverse = np.where(hit, 1 / t, 0).astype(np.float32).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))
+    visible_share = np.bincount(which[which >= 0], minlength=len(world.solids)) / which.size
+    return image, inverse / max(float(inverse.max()), 1e-9), visible_share.tolist()

@@ -1,25 +1,25 @@
-"""Rendered scenes of simple solids: an image, its depth map, and a caption made from what is visible."""
+"""Rendered scenes of simple solids: an image, its depth map, and a caption of what is visible."""
 
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from codi_hub.data.synthetic.raycast import Colour, Light, Surface, Thing, World, render
+from codi_hub.data.synthetic.raycast import Colour, Light, Solid, Surface, World, render
 from codi_hub.data.synthetic.scenes_words import COLOURS, FLOORS, KINDS, LIGHTS, WALLS, caption
 
-VISIBLE = 0.006  # share of the picture from which on a thing is worth a word
-PROMINENT = 0.015  # and what the largest thing of a picture must have
+VISIBLE = 0.006  # share of the image above which the caption mentions a solid
+PROMINENT = 0.015  # minimum share of the largest solid of an image
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered picture.
+    """A rendered image.
 
     Attributes:
         image: uint8 (size, size, 3), sRGB.
         depth: float32 (size, size), relative inverse depth in [0, 1]; the nearest pixel is 1, the sky 0.
-        caption: what is visible, in words.
+        caption: description of what is visible.
     """
 
     image: np.ndarray
@@ -29,7 +29,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Setting:
-    """A world and the words for what is around its things."""
+    """A world and the words for its surroundings."""
 
     world: World
     ground: str
@@ -38,21 +38,22 @@ class Setting:
 
 
 def _linear(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
-    """An sRGB colour, varied a little, as linear light."""
+    """Convert an sRGB colour, randomly varied, to linear light."""
     value = np.array(colour) * rng.normal(1, 3 * spread) + rng.normal(0, spread, 3)
     r, g, b = (np.clip(value, 0.02, 0.95) ** 2.2).tolist()
     return r, g, b
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    """Sample uniformly."""
     return float(rng.uniform(low, high))
 
 
 def light_of(rng: np.random.Generator, clock: str) -> Light:
-    """A light of the kind `clock`, its direction and strengths varied."""
+    """Sample the light of a time of day, a key of LIGHTS."""
     look = LIGHTS[clock]
     elevation, azimuth = _between(rng, *look.elevation), _between(rng, 0, 2 * math.pi)
-    if clock == "sunset":  # low, and usually somewhere in front, where it colours the sky
+    if clock == "sunset":  # low, and usually in front of the camera, where it colours the sky
         azimuth = _between(rng, -0.3 * math.pi, 1.3 * math.pi)
     flat = math.cos(elevation)
     towards = (flat * math.cos(azimuth), math.sin(elevation), flat * math.sin(azimuth))
@@ -74,7 +75,7 @@ def light_of(rng: np.random.Generator, clock: str) -> Light:
 
 
 def surface_of(rng: np.random.Generator, kind: str, colour: Colour, scale: float) -> Surface:
-    """A thing's surface: its own colour with a darker or a pale second one."""
+    """Sample a surface: a colour with a darker or a pale second one."""
     look = KINDS[kind]
     own = _linear(rng, colour, 0.025)
     if look.pale:
@@ -87,7 +88,8 @@ def surface_of(rng: np.random.Generator, kind: str, colour: Colour, scale: float
     return Surface(look.texture, own, second, scale * look.cell, gloss)
 
 
-def _thing(rng: np.random.Generator, at: tuple[float, float], size: float, size_word: str) -> Thing:
+def _solid(rng: np.random.Generator, at: tuple[float, float], size: float, size_word: str) -> Solid:
+    """Sample a solid of a size at (x, z)."""
     shape = str(rng.choice(["sphere", "box", "cone", "cylinder"], p=[0.34, 0.32, 0.16, 0.18]))
     kind = str(rng.choice(list(KINDS), p=[look.share for look in KINDS.values()]))
     colour = "brown" if kind == "wooden" else str(rng.choice(list(COLOURS)))
@@ -99,25 +101,25 @@ def _thing(rng: np.random.Generator, at: tuple[float, float], size: float, size_
         radius = size * _between(rng, 0.55, 0.9)
         half = (radius, size * _between(rng, 0.7, 1.25), radius)
     yaw = _between(rng, -math.pi, math.pi)
-    return Thing(shape, at, half, yaw, surface_of(rng, kind, COLOURS[colour], size), (size_word, colour, kind))
+    return Solid(shape, at, half, yaw, surface_of(rng, kind, COLOURS[colour], size), (size_word, colour, kind))
 
 
-def place(rng: np.random.Generator, things: list[Thing], tan: float, distance: float) -> Thing | None:
-    """Another thing on a free spot in view, named unlike the others; None where chance offers no room."""
+def place(rng: np.random.Generator, solids: list[Solid], tan: float, distance: float) -> Solid | None:
+    """Sample another solid in view that overlaps no other and has a name of its own; None after 12 failures."""
     for _ in range(12):
         z = distance * _between(rng, 0.75, 1.7)
         x = z * tan * _between(rng, -0.8, 0.8)
         size_word = str(rng.choice(["small", "", "large"], p=[0.3, 0.45, 0.25]))
         low, high = {"small": (0.22, 0.36), "": (0.42, 0.7), "large": (0.85, 1.2)}[size_word]
-        new = _thing(rng, (x, z), _between(rng, low, high), size_word)
-        apart = all(math.dist(new.at, t.at) > 0.85 * (max(new.half[::2]) + max(t.half[::2])) + 0.1 for t in things)
-        if apart and all((t.shape, t.words[1]) != (new.shape, new.words[1]) for t in things):
+        new = _solid(rng, (x, z), _between(rng, low, high), size_word)
+        apart = all(math.dist(new.at, t.at) > 0.85 * (max(new.half[::2]) + max(t.half[::2])) + 0.1 for t in solids)
+        if apart and all((t.shape, t.words[1]) != (new.shape, new.words[1]) for t in solids):
             return new
     return None
 
 
 def _setting(rng: np.random.Generator) -> Setting:
-    """A random world: light, ground, things, and a camera that looks at them."""
+    """Sample a world: light, ground, solids, and a camera that looks at them."""
     indoor = rng.random() < 0.25
     clock = (
         "lamp"
@@ -135,56 +137,56 @@ def _setting(rng: np.random.Generator) -> Setting:
     ground = Surface(floor.texture, first, second, cell, floor.gloss)
     tan = math.tan(0.5 * _between(rng, math.radians(38), math.radians(62)))
     distance = _between(rng, 2.1, 3.9)
-    things: list[Thing] = []
+    solids: list[Solid] = []
     for _ in range(int(rng.choice([1, 2, 3, 4, 5], p=[0.24, 0.3, 0.24, 0.14, 0.08]))):
-        new = place(rng, things, tan, distance)
-        things += [new] if new else []
+        new = place(rng, solids, tan, distance)
+        solids += [new] if new else []
     height = float(np.exp(rng.uniform(math.log(0.5), math.log(3.4))))
-    middle = sum(t.at[1] for t in things) / len(things)
-    level = sum(t.centre[1] for t in things) / len(things)
+    middle = sum(t.at[1] for t in solids) / len(solids)
+    level = sum(t.centre[1] for t in solids) / len(solids)
     pitch = math.atan2(height - level, middle) + float(rng.normal(0, 0.25)) * tan
     wall, around, wall_at = None, LIGHTS[clock].words, 0.0
     if indoor:
         word = str(rng.choice(list(WALLS)))
-        wall_at = max(t.at[1] + max(t.half) for t in things) + _between(rng, 0.4, 3.0)
+        wall_at = max(t.at[1] + max(t.half) for t in solids) + _between(rng, 0.4, 3.0)
         wall_texture, wall_colour, wall_second = WALLS[word]
         wall_cell = _between(rng, 0.4, 0.8) if wall_texture == "bricks" else 1.5
         wall = Surface(wall_texture, _linear(rng, wall_colour, 0.02), _linear(rng, wall_second, 0.02), wall_cell)
         around = f"in front of a {word} wall"
     hills = _between(rng, 0.06, 0.2) if not indoor and clock != "fog" and rng.random() < 0.4 else 0.0
     light = light_of(rng, clock)
-    if indoor and light.towards[2] > -0.1:  # the lamp hangs on our side of the wall
+    if indoor and light.towards[2] > -0.1:  # the lamp is on the camera's side of the wall
         x, y, z = light.towards
         light = replace(light, towards=(x, y, -z))
     drift = _between(rng, 3, 90)
-    world = World(height, pitch, tan, ground, light, tuple(things), wall, wall_at, hills, drift)
+    world = World(height, pitch, tan, ground, light, tuple(solids), wall, wall_at, hills, drift)
     return Setting(world, ground_word, around, clock)
 
 
-def rendered(setting: Setting, size: int) -> tuple[Scene, list[Thing], float]:
-    """Renders, and describes what came into view; with the things seen, nearest first, and the largest one's share."""
-    image, depth, seen = render(setting.world, size)
-    visible = [t for t, share in zip(setting.world.things, seen, strict=True) if share >= VISIBLE]
-    visible.sort(key=lambda thing: thing.at[1])
+def rendered(setting: Setting, size: int) -> tuple[Scene, list[Solid], float]:
+    """Render and describe a setting; return the scene, the visible solids, nearest first, and the largest share."""
+    image, depth, shares = render(setting.world, size)
+    visible = [t for t, share in zip(setting.world.solids, shares, strict=True) if share >= VISIBLE]
+    visible.sort(key=lambda solid: solid.at[1])
     mountains = setting.world.hills > 0.12 and setting.world.pitch < 0.5 * math.atan(setting.world.tan)
     text = caption([(t.shape, t.words, t.at) for t in visible], setting.ground, setting.around, mountains)
-    return Scene(image, depth, text), visible, max(seen, default=0.0)
+    return Scene(image, depth, text), visible, max(shares, default=0.0)
 
 
-def viewed(rng: np.random.Generator, size: int) -> tuple[Setting, Scene, list[Thing]]:
-    """A random world with something to see in it: the world, its picture, and what is in view, nearest first."""
-    while True:  # a camera that misses everything is one in hundreds
+def viewed(rng: np.random.Generator, size: int) -> tuple[Setting, Scene, list[Solid]]:
+    """Sample a setting with a prominent solid; return it, its scene and the visible solids, nearest first."""
+    while True:  # fewer than one in a hundred settings is rejected
         setting = _setting(rng)
-        made, visible, largest = rendered(setting, size)
+        drawn, visible, largest = rendered(setting, size)
         if largest > PROMINENT:
-            return setting, made, visible
+            return setting, drawn, visible
 
 
 def scene(rng: np.random.Generator, size: int) -> Scene:
-    """One rendered scene.
+    """Render a random scene.
 
     Args:
         rng: the only source of randomness; the same state gives the same scene.
-        size: side of the picture in pixels.
+        size: side of the image, px.
     """
     return viewed(rng, size)[1]

@@ -1,4 +1,4 @@
-"""The words of scenes, what each looks like, and how captions are put together. Colours are sRGB in [0, 1]."""
+"""The vocabulary of scenes, the appearance of each word, and the captions. Colours are sRGB in [0, 1]."""
 
 import math
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """How a thing's surface looks: the texture, its cell in units of the thing's size, how often it is drawn."""
+    """A surface of solids: texture, cell in units of the solid's size, sampling probability."""
 
     texture: str
     share: float
     cell: float = 0.5
-    pale: bool = False  # the second colour is near white rather than a darker first
+    pale: bool = False  # the second colour is near white instead of a darker first one
     glossy: bool = False
 
 
@@ -45,7 +45,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Floor:
-    """A ground's texture and colours; no first colour means that of any thing, no second a paler first."""
+    """A ground's texture and colours. first None: a random colour of `COLOURS`; second None: a paler first one."""
 
     texture: str
     first: Colour | None
@@ -81,7 +81,7 @@ WALLS: dict[str, tuple[str, Colour, Colour]] = {
 
 @dataclass(frozen=True)
 class Look:
-    """A time of day: the ranges that a light is drawn from. `sun` is linear light, the sky's colours are sRGB."""
+    """A time of day: the ranges from which a light is sampled. `sun` is linear light, the sky colours are sRGB."""
 
     words: str
     elevation: tuple[float, float]  # radians
@@ -111,7 +111,7 @@ LIGHTS: dict[str, Look] = {
                  (0.0, 0.0), spread=0.07),
 }  # fmt: skip
 
-EDITS: dict[str, list[str]] = {  # what an edit is told as; {} stands for the thing, then its colour
+EDITS: dict[str, list[str]] = {  # instructions; {} is the name of the solid, then its colour
     "recolour": ["make the {} {}", "turn the {} {}", "paint the {} {}", "change the colour of the {} to {}"],
     "remove": ["remove the {}", "take the {} away", "delete the {}"],
     "add": ["add {}"],
@@ -127,6 +127,7 @@ Described = tuple[str, tuple[str, str, str], tuple[float, float]]  # shape, (siz
 
 
 def article(phrase: str) -> str:
+    """Prefix the indefinite article."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -138,23 +139,23 @@ def _phrase(shape: str, words: tuple[str, str, str]) -> str:
 
 
 def name_of(shape: str, words: tuple[str, str, str], among: list[tuple[str, tuple[str, str, str]]]) -> str:
-    """The shortest name of a thing among others: its shape if no other has it, else with its colour."""
+    """Return the shortest unambiguous name of a solid among others: its shape, with its colour if others share it."""
     alone = sum(other == shape for other, _ in among) == 1
     return shape if alone else f"{'wooden' if words[2] == 'wooden' else words[1]} {shape}"
 
 
-def caption(things: list[Described], ground: str, around: str, mountains: bool) -> str:
-    """A sentence about what is visible, such as "a large red sphere and a small green box on grass at sunset".
+def caption(solids: list[Described], ground: str, around: str, mountains: bool) -> str:
+    """Describe what is visible, such as "a large red sphere and a small green box on grass at sunset".
 
     Args:
-        things: what is in view, nearest first.
+        solids: the visible ones, nearest first.
         ground: a key of `FLOORS`.
-        around: the light or the wall, in words.
-        mountains: whether hills stand at the horizon.
+        around: words for the light or the wall.
+        mountains: whether there are hills at the horizon.
     """
-    phrases = [_phrase(shape, words) for shape, words, _ in things]
-    if len(things) == 2:
-        (_, _, one), (_, _, two) = things
+    phrases = [_phrase(shape, words) for shape, words, _ in solids]
+    if len(solids) == 2:
+        (_, _, one), (_, _, two) = solids
         beside = two[0] - one[0]
         if abs(beside) > 1.2 * abs(two[1] - one[1]):
             joined = f"{phrases[0]} to the {'left' if beside > 0 else 'right'} of {phrases[1]}"
@@ -164,6 +165,6 @@ def caption(things: list[Described], ground: str, around: str, mountains: bool) 
             joined = " and ".join(phrases)
     else:
         joined = " and ".join([*filter(None, [", ".join(phrases[:-1])]), *phrases[-1:]])
-    place = f"{joined} on {ground}" if things else ground
+    place = f"{joined} on {ground}" if solids else ground
     hills = " in front of mountains" if mountains else ""
     return f"{place}{hills} {around}"

@@ -1,6 +1,6 @@
-"""Procedural textures: each is a weight in [0, 1] that mixes two colours, as a function of the point in space.
+"""Procedural textures: weights in [0, 1] that mix two colours, as functions of the point in space.
 
-Points are in the texture's own unit (one cell, one stripe, one ring). `blur` is the side of a pixel's footprint in that
+Points are in units of the texture (one cell, one stripe, one ring). `blur` is the side of a pixel's footprint in that
 unit: a pattern finer than a pixel fades to its mean instead of aliasing.
 """
 
@@ -9,23 +9,25 @@ from functools import lru_cache
 
 import numpy as np
 
+from codi_hub import seeds
+
 BANK = 512  # side of the stored noise, px
 Array = np.ndarray
 
 
 @lru_cache(maxsize=1)
 def _bank() -> Array:
-    """Tileable 1/f noise, float32 (BANK, BANK), zero mean and unit deviation."""
+    """Return tileable 1/f noise, float32 (BANK, BANK), zero mean, unit standard deviation."""
     frequency = np.hypot(np.fft.fftfreq(BANK)[:, None], np.fft.rfftfreq(BANK)[None])
     frequency[0, 0] = 1.0
-    spectrum = np.fft.rfft2(np.random.default_rng(77).standard_normal((BANK, BANK))) / frequency
+    spectrum = np.fft.rfft2(seeds.constant(77).standard_normal((BANK, BANK))) / frequency
     spectrum[0, 0] = 0.0
     field = np.fft.irfft2(spectrum, s=(BANK, BANK))
     return (field / field.std()).astype(np.float32)
 
 
 def noise(u: Array, v: Array) -> Array:
-    """1/f noise at (u, v), bilinear, float32 of unit deviation; one unit is 32 samples of the stored field."""
+    """Sample 1/f noise at (u, v) bilinearly, float32 of unit standard deviation; one unit is 32 stored values."""
     u, v = u * 32.0, v * 32.0
     row, column = np.floor(u), np.floor(v)
     a, b = u - row, v - column
@@ -40,12 +42,12 @@ def noise(u: Array, v: Array) -> Array:
 
 
 def _solid(x: Array, y: Array, z: Array) -> Array:
-    """Noise in space from the flat field: the third axis slides the other two."""
+    """Sample noise in space from the 2D field: the third coordinate shifts the other two."""
     return noise(0.23 * x + 0.31 * y, 0.23 * z + 0.19 * y)
 
 
 def _edge(wave: Array, blur: Array) -> Array:
-    """A wave of sin/cos turned into bands whose edges are one pixel wide."""
+    """Turn a wave of sin/cos into bands with edges of one pixel."""
     return 0.5 + 0.5 * np.clip(wave / (np.pi * blur + 1e-3), -1.0, 1.0)
 
 
@@ -122,11 +124,11 @@ PATTERNS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
 
 
 def pattern(kind: str, x: Array, y: Array, z: Array, blur: Array) -> Array:
-    """The weight of the second colour at each point, float32 in [0, 1].
+    """Return the weight of the second colour at each point, float32 in [0, 1].
 
     Args:
         kind: a name in `PATTERNS`.
-        x, y, z: float32 arrays of one shape, in the texture's unit, y up.
-        blur: side of a pixel's footprint in the same unit, an array that broadcasts with them.
+        x, y, z: float32 arrays of one shape, in units of the texture, y up.
+        blur: side of a pixel's footprint in the same unit; broadcasts with them.
     """
     return PATTERNS[kind](x, y, z, blur)

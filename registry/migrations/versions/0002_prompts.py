@@ -1,4 +1,4 @@
-"""Every image of a run has a prompt of its own."""
+"""Add the prompt of each item of a run."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which run made an output is found without reading every run since."""
+"""Add an index to find the run that wrote an output."""
 
 from alembic import op
 

@@ -1,1 +1,1 @@
-"""`NNNN_what.py`, whose revision is NNNN: `database.revisions` reads the order off the names, without Alembic."""
+"""Files `NNNN_name.py` of revision NNNN: `database.revisions` reads the order from the names, without Alembic."""

@@ -1,4 +1,4 @@
-"""Kills an operation at one of its lines after another, each time in a copy of the home, and looks at what is left."""
+"""Kill an operation at each of its lines in turn, each time in a copy of the home, and check the remaining state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPERATIONS = {
 
 
 def killed(home: Path, bundle: Path, operation: str, line: int) -> bool:
-    """Whether the operation had that many lines, and so was killed."""
+    """Return whether the operation has that many lines and so was killed."""
     if child := os.fork():
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
     with Registry.open(home, bundled=bundle) as registry:
@@ -44,7 +44,7 @@ def killed(home: Path, bundle: Path, operation: str, line: int) -> bool:
 
 
 def look(home: Path, bundle: Path, operation: str) -> None:
-    """Everything that is listed is whole, everything else is garbage and says so; nothing is half removed."""
+    """Check that listed adapters are complete, other files are reported as garbage, and no removal is partial."""
     with Registry.open(home, bundled=bundle) as registry:
         problems = registry.verify()
         assert {problem.kind for problem in problems} <= {"orphan", "leftover"}, problems

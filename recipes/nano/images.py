@@ -1,4 +1,4 @@
-"""Pools of training pictures, made once and kept as memory-mapped arrays, so that training never waits for them."""
+"""Pools of training images, rendered once and read as memory-mapped arrays, so that training never waits for them."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -21,25 +21,25 @@ def _chunk(kind: str, size: int, seed: int, first: int) -> tuple[np.ndarray, lis
             images.append(leaves(rng, size))
             captions.append("")
         else:
-            made = scene(rng, size)
-            images.append(made.image)
-            captions.append(made.caption)
+            rendered = scene(rng, size)
+            images.append(rendered.image)
+            captions.append(rendered.caption)
     return np.stack(images), captions
 
 
 def pool(
     folder: Path, kind: str, count: int, *, size: int = 128, seed: int = 1, workers: int = 2
 ) -> tuple[np.ndarray, list[str]]:
-    """`count` pictures of a kind (`leaves` or `scenes`) and their captions, made if they are not there yet.
+    """Return `count` images of a kind (`leaves` or `scenes`) and their captions, rendered if they are missing.
 
     Returns:
         uint8 (count, size, size, 3) memory-mapped, and a list of captions (empty strings for leaves).
     """
     if count % CHUNK:
-        raise ValueError(f"a pool holds whole chunks of {CHUNK} pictures, not {count}")
+        raise ValueError(f"a pool of {count} images: a multiple of {CHUNK}")
     target = folder / f"{kind}-{size}-{count}-{seed}.npy"
     words = target.with_suffix(".json")
-    if not words.exists():  # the captions are written last: where they are, the pictures are whole
+    if not words.exists():  # the captions are written last: where they exist, the images are complete
         folder.mkdir(parents=True, exist_ok=True)
         array = np.lib.format.open_memmap(target, "w+", np.uint8, (count, size, size, 3))
         captions: list[str] = []

@@ -1,4 +1,4 @@
-"""Many processes at once, and processes killed at any line: nothing is lost, nothing is left half done."""
+"""Concurrent processes, and processes killed at any line: no lost and no partial changes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def _start(script: str, *args: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path, backend: str) -> None:
-    processes = [_start("storm.py", home, tmp_path, number) for number in range(PROCESSES)]
+def test_eight_processes_change_one_registry_at_once(home: Path, tmp_path: Path, backend: str) -> None:
+    processes = [_start("concurrent_worker.py", home, tmp_path, number) for number in range(PROCESSES)]
     answers = [process.communicate(timeout=300) for process in processes]
     assert [(process.returncode, err) for process, (_, err) in zip(processes, answers, strict=True)] == [(0, "")] * 8
     accounts = [json.loads(out) for out, _ in answers]
-    made = [ref for account in accounts for ref in account["made"]]
-    counts = Counter(ref.partition(":")[0] for ref in made)
-    assert sorted(made) == sorted(f"{task}:{k + 1}" for task, count in counts.items() for k in range(count))
+    added = [ref for account in accounts for ref in account["added"]]
+    counts = Counter(ref.partition(":")[0] for ref in added)
+    assert sorted(added) == sorted(f"{task}:{k + 1}" for task, count in counts.items() for k in range(count))
     weights = {ref: text for account in accounts for ref, text in account["weights"].items()}
     tags = {tag: ref for account in accounts for tag, ref in account["tags"].items()}
     with Registry.open(home, bundled=home / "none") as registry:
@@ -57,7 +57,7 @@ def test_eight_processes_do_everything_at_once(home: Path, tmp_path: Path, backe
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.parametrize("operation", ["rm", "cp", "gc"])
-def test_killed_at_any_line_leaves_nothing_lost_and_nothing_half_done(
+def test_a_process_killed_at_any_line_leaves_a_consistent_registry(
     operation: str, home: Path, bundle: Callable[..., Path], folder: Callable[[str], Path]
 ) -> None:
     root = bundle(("superres", 1, "sr"))
@@ -68,6 +68,8 @@ def test_killed_at_any_line_leaves_nothing_lost_and_nothing_half_done(
         registry.adapters.tag("depth", "prod")
         registry.adapters.remove(["old:1", "old:2"])
         (home / "blobs" / "tmp" / "half.part").write_text("half")
-    out, err = _start("killed.py", home, root, operation, 29).communicate(timeout=300)  # 1: at every single line
+    out, err = _start("kill_at_each_line.py", home, root, operation, 29).communicate(
+        timeout=300
+    )  # 1: at every single line
     assert err == ""
     assert int(out) > 50  # lines there were

@@ -1,4 +1,4 @@
-"""One of several processes that do everything to one registry at once; it prints what should be left of its doings."""
+"""One of several processes that change one registry at once; it prints the state that it expects of its own rows."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ROUNDS = 25
 
 
 class Worker:
-    """Does things to `registry`, and to its own account of what it has there. It removes only what it made itself."""
+    """Change the registry at random and keep an account of its own adapters, tags and runs."""
 
     def __init__(self, registry: Registry, folder: Path, number: int) -> None:
         self.registry, self.folder, self.number = registry, folder, number
         self.random = random.Random(number)
-        self.made: list[str] = []
+        self.added: list[str] = []
         self.weights: dict[str, str] = {}  # of every ref of its own that is there
         self.tags: dict[str, str] = {}  # task:tag -> ref
         self.runs = 0
         folder.mkdir()
 
     def add(self) -> None:
-        weights = self.random.choice(["everyone's", f"of {self.number}, {len(self.made)}"])
+        weights = self.random.choice(["everyone's", f"of {self.number}, {len(self.added)}"])
         (self.folder / WEIGHTS).write_text(weights)
         (self.folder / "adapter.json").write_text("{}")
         row, _ = self.registry.adapters.add(self.folder, task="depth", score=self.random.random(), **FACTS)
-        self.made.append(row.ref)
+        self.added.append(row.ref)
         self.weights[row.ref] = weights
 
     def copy(self) -> None:
@@ -42,7 +42,7 @@ class Worker:
             row, created = self.registry.adapters.copy(source, "copy")
             assert created == (self.weights[source] not in copies)
             if created:
-                self.made.append(row.ref)
+                self.added.append(row.ref)
             self.weights[row.ref] = self.weights[source]
 
     def tag(self) -> None:
@@ -78,9 +78,19 @@ class Worker:
             assert self.registry.adapters.file(row, WEIGHTS).read_text() == self.weights[ref]
 
     def work(self) -> None:
-        doings = [self.add, self.add, self.add, self.copy, self.tag, self.remove, self.run, self.collect, self.verify]
+        operations = [
+            self.add,
+            self.add,
+            self.add,
+            self.copy,
+            self.tag,
+            self.remove,
+            self.run,
+            self.collect,
+            self.verify,
+        ]
         for _ in range(ROUNDS):
-            self.random.choice(doings)()
+            self.random.choice(operations)()
             self.look()
 
 
@@ -90,4 +100,4 @@ if __name__ == "__main__":
         registry.bases.add("nano", "/nano", family="f")
         worker = Worker(registry, Path(sys.argv[2]) / str(number), number)
         worker.work()
-    print(json.dumps({name: getattr(worker, name) for name in ("made", "weights", "tags", "runs")}))
+    print(json.dumps({name: getattr(worker, name) for name in ("added", "weights", "tags", "runs")}))

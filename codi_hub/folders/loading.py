@@ -1,0 +1,153 @@
+"""Loading of inputs in background threads, ahead of the computation."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from codi_hub.errors import InvalidInput
+from codi_hub.folders.memory import MemoryBudget
+from codi_hub.folders.plan import Item
+from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
+from codi_hub.inference import tiling
+
+Answer = TypeVar("Answer")
+
+LOADERS = 2  # threads
+
+
+class Prepared(tiling.Prepared, Protocol):
+    """The part of a task's `Prepared` that a run reads."""
+
+    @property
+    def opaque(self) -> bool: ...
+
+
+class RunnableTask(tiling.Tileable, Protocol):
+    """The part of a task that a run needs. `load`, `prepare` and `finish` are called from several threads at once.
+
+    `load` returns an image as stored (it is decoded afterwards to RGB, or RGBA for a task that `reads_alpha`), or an
+    array that `prepare` takes.
+    """
+
+    @property
+    def reads_alpha(self) -> bool: ...
+    def companions(self, path: Path) -> Sequence[Path]: ...
+    def load(self, path: Path) -> Image.Image | np.ndarray: ...
+    def prepare(
+        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
+    ) -> Prepared: ...
+
+
+@dataclass(slots=True)
+class LoadedItem:
+    """An item ready for the networks.
+
+    Attributes:
+        digest: sha256 of its input files.
+        alpha: the input's alpha channel, for the output.
+        icc: the input's ICC profile, for the output.
+        seconds: time spent on it so far, in all threads.
+    """
+
+    index: int
+    item: Item
+    digest: str
+    alpha: Image.Image | None
+    icc: bytes | None
+    prepared: Prepared
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """Return the approximate size of its condition and its output."""
+        return 6 * math.prod(self.prepared.size)
+
+
+class Loader:
+    """Hashes, decodes and prepares items.
+
+    Args:
+        stop: ends every iteration when it is set.
+        memory: bytes of loaded items that may wait.
+    """
+
+    def __init__(self, items: Sequence[Item], task: RunnableTask, stop: threading.Event, memory: int) -> None:
+        self._items, self._task, self._stop = items, task, stop
+        self._budget = MemoryBudget(memory)
+        self._pool = ThreadPoolExecutor(LOADERS, "codi-load")
+
+    def hashes(self, indices: Iterable[int]) -> Iterator[tuple[int, str | None]]:
+        """Yield (index, sha256 of the input) in order; None if the input cannot be read."""
+        for index, future in self._ahead(self._hash, indices, depth=4 * LOADERS):
+            yield index, None if future.exception() else future.result()
+
+    def loaded(self, indices: Iterable[int], depth: int) -> Iterator[tuple[int, LoadedItem | BaseException]]:
+        """Yield (index, item or the exception of loading it) in order, `depth` of them loaded ahead at most."""
+        for index, future in self._ahead(self._load, indices, depth + LOADERS):
+            if (error := future.exception()) is not None:
+                yield index, error
+            else:
+                loaded = future.result()
+                self._budget.add(-loaded.bytes)
+                yield index, loaded
+
+    def is_candidate(self, index: int) -> bool:
+        """Return whether the item may be an image, by its header alone."""
+        item = self._items[index]
+        try:
+            if item.error is None and item.input.suffix.lower() != ".npy":
+                open_image(item.input).close()
+        except InvalidInput:
+            return False
+        return item.error is None
+
+    def close(self) -> None:
+        """Drop what was loaded ahead, and end the threads."""
+        self._budget.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ahead(
+        self, work: Callable[[int], Answer], indices: Iterable[int], depth: int
+    ) -> Iterator[tuple[int, Future[Answer]]]:
+        """Yield (index, completed future of work(index)) in order, at most `depth` of them submitted ahead."""
+        source = iter(indices)
+        pending: deque[tuple[int, Future[Answer]]] = deque()
+        while not self._stop.is_set():
+            while len(pending) < depth and (index := next(source, None)) is not None:
+                pending.append((index, self._pool.submit(work, index)))
+            if not pending:
+                return
+            self._budget.need(pending[0][0])
+            pending[0][1].exception()  # waits
+            yield pending.popleft()
+
+    def _hash(self, index: int) -> str:
+        path = self._items[index].input
+        return input_hash(path, self._task.companions(path))
+
+    def _load(self, index: int) -> LoadedItem:
+        item, start = self._items[index], time.perf_counter()
+        if item.error is not None:
+            raise InvalidInput(item.error)
+        self._budget.wait(index)
+        digest = self._hash(index)
+        if item.input.suffix.lower() != ".npy":
+            open_image(item.input).close()  # checks the header: a task's own `load` need not be safe
+        source = self._task.load(item.input)
+        image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)
+        pixels = image.with_alpha() if self._task.reads_alpha else image.image
+        prepared = self._task.prepare(pixels, path=item.input, rng=np.random.default_rng(item.seed))
+        loaded = LoadedItem(index, item, digest, image.alpha, image.icc, prepared, time.perf_counter() - start)
+        self._budget.add(loaded.bytes)
+        return loaded

@@ -1,0 +1,62 @@
+"""Finishing and saving of outputs in background threads, behind the computation."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from codi_hub.errors import CodiError, describe
+from codi_hub.folders.loading import LoadedItem, RunnableTask
+from codi_hub.images.io import save_image, with_alpha
+from codi_hub.inference.tiling import finish_output
+
+SAVERS = 2  # threads
+
+
+class Saver:
+    """Saves outputs in the order in which they were submitted.
+
+    Args:
+        memory: bytes of outputs that may wait.
+    """
+
+    def __init__(self, task: RunnableTask, memory: int) -> None:
+        self._task, self._memory = task, memory
+        self._pool = ThreadPoolExecutor(SAVERS, "codi-save")
+        self._pending: deque[tuple[LoadedItem, Future[float]]] = deque()
+
+    def submit(self, loaded: LoadedItem, output: np.ndarray) -> None:
+        """Save the output of an item, float32 (H, W, 3) in [0, 1], or finished uint8 (H, W, 3)."""
+        self._pending.append((loaded, self._pool.submit(self._save, loaded, output)))
+
+    def collect(self, limit: int) -> Iterator[tuple[LoadedItem, str | None]]:
+        """Yield (item, error or None) of what was saved; wait until at most `limit` outputs are pending."""
+        while self._pending and (
+            len(self._pending) > limit
+            or self._pending[0][1].done()
+            or sum(loaded.bytes for loaded, _ in self._pending) > self._memory
+        ):
+            loaded, future = self._pending.popleft()
+            error = future.exception()
+            if error is None:
+                loaded.seconds += future.result()
+            yield loaded, None if error is None else describe(error)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True)
+
+    def _save(self, loaded: LoadedItem, output: np.ndarray) -> float:
+        """Return the seconds it took."""
+        start = time.perf_counter()
+        pixels = finish_output(self._task, output, loaded.prepared)
+        alpha = None if loaded.prepared.opaque else loaded.alpha
+        try:
+            save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.icc)
+        except OSError as exc:
+            raise CodiError(f"the output cannot be written: {describe(exc)}") from exc
+        return time.perf_counter() - start

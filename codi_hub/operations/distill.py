@@ -1,0 +1,77 @@
+"""Training of an adapter, and its registration as a new version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codi_hub.config.distill import DistillConfig
+from codi_hub.events import OnEvent, ignore
+from codi_hub.operations.context import Context
+from codi_hub.reports import DistillResult
+from codi_hub.training.distributed import by_main, joined
+
+if TYPE_CHECKING:
+    from codi_hub.tasks import Task
+    from codi_hub.training.finish import Finished
+    from codi_hub.training.job import Job, Parent
+
+
+def distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+    """Train an adapter for a task and register it; see `Hub.distill`."""
+    with joined(config.training.device) as main:
+        return _distill(context, name, config, on_event if main else ignore)
+
+
+def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+    from codi_hub.training.folder import run_folder
+    from codi_hub.training.job import Job
+    from codi_hub.training.run import distil
+
+    catalog = context.catalog
+    entry = catalog.task(name)
+    task = catalog.load_task(name, config.task)
+    task_options = {**entry["options"], **config.task}
+    base = catalog.registry.bases.get(config.base or context.base)
+    folder = by_main(lambda: run_folder(catalog.registry.home, name, config.training))
+    parent = _parent(context, config, task, base.name) if config.adapter.parent else None
+    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent)
+    finished = distil(job, on_event)
+    return by_main(lambda: _register(context, job, finished))
+
+
+def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
+    adapters = context.catalog.registry.adapters
+    row, _ = adapters.add(
+        finished.folder,
+        task=job.task_name,
+        base=job.base_name,
+        kind=finished.record.kind,
+        steps=finished.record.steps,
+        parameters=finished.parameters,
+        metrics=finished.record.metrics,
+        score=finished.score,
+        parent=job.parent.ref if job.parent else None,
+    )
+    return DistillResult(
+        task=job.task_name,
+        adapter=row.ref,
+        base=job.base_name,
+        kind=row.kind,
+        steps=finished.steps,
+        seconds=finished.seconds,
+        metrics=finished.record.metrics,
+        score=finished.score,
+        latest=adapters.resolve(job.task_name, base=job.base_name).ref,
+        run_dir=job.folder,
+    )
+
+
+def _parent(context: Context, config: DistillConfig, task: Task, base: str) -> Parent:
+    """Return the adapter that training starts from."""
+    from codi_hub.adapters.format import RECORD, WEIGHTS
+    from codi_hub.training.job import Parent
+
+    row = context.resolve(config.adapter.parent or "", base)
+    context.models.check(row, task, allow_base_mismatch=config.adapter.allow_base_mismatch)
+    files = context.catalog.registry.adapters
+    return Parent.read(row.ref, files.file(row, WEIGHTS), files.file(row, RECORD))

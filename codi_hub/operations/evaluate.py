@@ -1,0 +1,94 @@
+"""Evaluation of an adapter beside baselines and other adapters."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from codi_hub.config.evaluate import EvalOptions
+from codi_hub.diffusion import SAMPLERS
+from codi_hub.events import EvaluationStep, OnEvent
+from codi_hub.operations.context import Context, check_steps
+from codi_hub.reports import EvalReport
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codi_hub.adapters.adapter import Adapter
+    from codi_hub.backbones.backbone import Backbone
+    from codi_hub.evaluation.measured import Contestant, Generate
+    from codi_hub.registry import AdapterRow
+    from codi_hub.tasks import Task
+
+
+def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent) -> EvalReport:
+    """Measure an adapter; see `Hub.evaluate`."""
+    from codi_hub.evaluation.run import evaluate_task
+
+    SAMPLERS.check(options.sampler, "sampler")
+    row = context.resolve(ref, options.base)
+    task = context.catalog.load_task(row.task, options.set)
+    start = time.perf_counter()
+    base, contestants = _contestants(context, row, task, options)
+
+    def on_progress(done: int, total: int) -> None:
+        on_event(EvaluationStep(done, total))
+
+    measured = evaluate_task(task, base, contestants, options, on_progress)
+    return EvalReport(
+        task=row.task,
+        adapter=row.ref,
+        base=row.base,
+        images=measured.images,
+        columns=measured.table.columns,
+        rows=measured.table.rows,
+        seconds=time.perf_counter() - start,
+        out=options.out,
+        notes=list(measured.notes),
+    )
+
+
+def _contestants(
+    context: Context, row: AdapterRow, task: Task, options: EvalOptions
+) -> tuple[Backbone, list[Contestant]]:
+    """Load the adapter and what it is compared with; everything is checked before anything is loaded."""
+    from codi_hub.adapters.base_only import BaseOnly
+    from codi_hub.evaluation.against import entrants
+    from codi_hub.evaluation.measured import Contestant
+    from codi_hub.inference.models import Placement
+
+    entries = entrants(
+        options.against,
+        row,
+        task.baselines,
+        options.steps,
+        resolve=lambda name: context.resolve(name, row.base),
+        available=lambda: context.catalog.registry.adapters.list(row.task, row.base),
+    )
+    for steps in dict.fromkeys(count for entry in entries for count in entry.steps):
+        check_steps(steps, row)
+    for entry in entries:
+        if entry.row:
+            context.models.check(entry.row, task)
+    placement = Placement(device=options.device, dtype=options.dtype)
+    base = context.models.base(row.base, placement)
+    contestants = []
+    for entry in entries:
+        adapter = context.models.load(entry.row, placement).adapter if entry.row else BaseOnly(base)
+        generate = generate_function(base, adapter, sampler=options.sampler, temperature=options.temperature)
+        contestants.append(Contestant(entry.name, generate, entry.steps))
+    return base, contestants
+
+
+def generate_function(base: Backbone, adapter: Adapter, *, sampler: str = "ddim", temperature: float = 1.0) -> Generate:
+    """Return the function (conditions, prompts, seeds, steps) -> images of an adapter, as evaluations call it."""
+    from codi_hub.inference.engine import Engine, Sampling
+    from codi_hub.inference.models import AdapterGenerator
+
+    engine = Engine(base)
+
+    def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
+        generator = AdapterGenerator(engine, adapter, Sampling(steps, sampler, temperature))
+        return generator.generate(conditions, prompts, seeds).images
+
+    return generate

@@ -1,0 +1,240 @@
+"""Runs over folders and over files of jobs: planned as a whole, then computed, recorded and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from codi_hub.config.run import RunOptions
+from codi_hub.errors import CodiError, UsageError
+from codi_hub.events import Event, ItemDone, Message, OnEvent
+from codi_hub.folders import (
+    FolderRun,
+    Interrupted,
+    Item,
+    RunSettings,
+    Stopped,
+    check_outputs,
+    plan,
+    read_jobs,
+)
+from codi_hub.inference.tiling import Tiling
+from codi_hub.operations.context import Context, check_steps
+from codi_hub.paths import path_text
+from codi_hub.reports import JobsReport, RunReport
+
+if TYPE_CHECKING:
+    from codi_hub.inference.models import AdapterGenerator
+    from codi_hub.registry import AdapterRow
+    from codi_hub.registry.runs import RunLog
+    from codi_hub.tasks import Task
+
+Report = TypeVar("Report", RunReport, JobsReport)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Items that one adapter processes with one set of options."""
+
+    row: AdapterRow
+    task: Task
+    items: list[Item]
+    steps: int
+    options: RunOptions
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides the outputs beside input, prompt and seed: a resumed run compares it.
+
+        Tiles, batch size and device are left out: they change how outputs are computed, not what they are.
+        """
+        chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
+        task_options = self.task.options.model_dump(mode="json", exclude={"data"})  # data is for training
+        return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": task_options}
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """Return a key that is equal for runs that can be merged; its first part is the base."""
+        return self.row.base, self.row.id, self.options.tile, json.dumps(self.recipe, sort_keys=True)
+
+
+class RegistryLog:
+    """The `folders.RunLog` of a planned run in the registry."""
+
+    def __init__(self, runs: RunLog, planned: PlannedRun) -> None:
+        self._runs, self._planned = runs, planned
+        self._run_id: int | None = None
+
+    def start(self) -> None:
+        row = self._planned.row
+        self._run_id = self._runs.start(row.task, row.ref, self._planned.recipe)
+
+    def finished(self, item: Item, input_hash: str) -> bool:
+        """Return whether the output was made from this input with the same prompt and seed."""
+        return self._finished.get(absolute_output(item.output)) == (input_hash, item.prompt, item.seed)
+
+    @cached_property
+    def _finished(self) -> dict[str, tuple[str | None, str | None, int]]:
+        outputs = [absolute_output(item.output) for item in self._planned.items]
+        return self._runs.finished_outputs(self._planned.row.ref, self._planned.recipe, outputs)
+
+    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
+        assert self._run_id is not None
+        output = absolute_output(row["output"])
+        self._runs.add_item(self._run_id, **{**row, "output": output}, input_hash=input_hash)
+
+    def finish(self, status: str) -> None:
+        assert self._run_id is not None
+        with suppress(CodiError):  # the rows are recorded: a missing end is not worth the run's report
+            self._runs.finish(self._run_id, status)
+
+
+def absolute_output(output: Path | str) -> str:
+    """Return an output's path as the run log stores it, whatever the working directory is."""
+    return os.path.abspath(path_text(output))
+
+
+class FolderRunner:
+    """Runs adapters over files."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
+        """Run an adapter over files and folders; see `Hub.run`."""
+        planned = self._plan(ref, inputs, options)
+        with _report_page(options, planned.items, planned.recipe, on_event) as write:
+            return write(self._run(planned, on_event))
+
+    def run_jobs(self, file: Path, options: RunOptions, on_event: OnEvent) -> JobsReport:
+        """Run a file of jobs, those of one adapter together; see `Hub.run_jobs`."""
+        merged: dict[tuple[str, int, str, str], PlannedRun] = {}
+        for job in read_jobs(file, options):
+            with _prefixed(job.where):
+                planned = self._plan(job.ref, job.inputs, job.options)
+                if (known := merged.setdefault(planned.key, planned)) is not planned:
+                    known.items.extend(planned.items)
+                else:
+                    self._check(planned)
+        runs = [run for _, run in sorted(merged.items(), key=lambda entry: entry[0][0])]
+        items = [item for run in runs for item in run.items]
+        check_outputs(items)
+        with _report_page(options, items, {}, on_event) as write:
+            return write(self._run_all(file, runs, _counting(on_event, len(items))))
+
+    def _run_all(self, file: Path, runs: Sequence[PlannedRun], on_event: OnEvent) -> JobsReport:
+        reports: list[RunReport] = []
+        for run in runs:
+            self._context.models.release_others(run.row.base)
+            try:
+                reports.append(self._run(run, on_event))
+            except Interrupted as stopped:
+                total = sum(len(run.items) for run in runs)
+                raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), total) from None
+            except CodiError as error:
+                raise Stopped(f"{run.row.ref}: {error}", JobsReport.of(file, reports)) from error
+        return JobsReport.of(file, reports)
+
+    def _plan(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> PlannedRun:
+        Tiling.parse(options.tile)  # refused before any input is looked at
+        row = self._context.resolve(ref, options.base)
+        task = self._context.catalog.load_task(row.task, options.set)
+        items = plan(list(inputs), task, options, task_name=row.task)
+        steps = options.steps or row.steps
+        check_steps(steps, row)
+        return PlannedRun(row, task, items, steps, options)
+
+    def _run(self, planned: PlannedRun, on_event: OnEvent) -> RunReport:
+        options = planned.options
+        settings = RunSettings(
+            task=planned.row.task,
+            adapter=planned.row.ref,
+            steps=planned.steps,
+            batch=options.batch,
+            tiling=Tiling.parse(options.tile),
+            overwrite=options.overwrite,
+            resume=options.resume,
+            dry_run=options.dry_run,
+        )
+        log = RegistryLog(self._context.catalog.registry.runs, planned)
+        run = FolderRun(
+            planned.items,
+            planned.task,
+            lambda: self._generator(planned, on_event),
+            settings,
+            log=log,
+            on_event=on_event,
+        )
+        return run.run()
+
+    def _check(self, planned: PlannedRun) -> None:
+        mismatch = planned.options.allow_base_mismatch
+        self._context.models.check(planned.row, planned.task, allow_base_mismatch=mismatch)
+
+    def _generator(self, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
+        """Load the networks of a run; an adapter that does not fit is refused before."""
+        from codi_hub.inference.engine import Engine, Sampling
+        from codi_hub.inference.models import AdapterGenerator, Placement
+
+        options = planned.options
+        self._check(planned)
+        names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
+        placement = Placement(**{name: getattr(options, name) for name in names})
+        loaded = self._context.models.load(planned.row, placement)
+        engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
+        return AdapterGenerator(engine, loaded.adapter, Sampling(planned.steps, options.sampler, options.temperature))
+
+
+def _counting(on_event: OnEvent, total: int) -> OnEvent:
+    """Number the items of several runs in one sequence."""
+    numbers = count(1)
+
+    def renumbered(event: Event) -> object:
+        return on_event(ItemDone(event.row, next(numbers), total) if isinstance(event, ItemDone) else event)
+
+    return renumbered
+
+
+@contextmanager
+def _report_page(
+    options: RunOptions, items: Sequence[Item], settings: Mapping[str, Any], on_event: OnEvent
+) -> Iterator[Callable[[Report], Report]]:
+    """Check the path of the report page; yield a function that writes it. An interrupted run has its page too."""
+    if options.report is None:
+        yield lambda report: report
+        return
+    from codi_hub.folders.report import ReportPage
+
+    if options.dry_run:
+        raise UsageError("dry_run computes nothing that a report could show: leave one of them out")
+    page = ReportPage(options.report, items, settings)
+
+    def write(report: Report) -> Report:
+        try:
+            page.write(report)
+        except CodiError as error:
+            raise Stopped(str(error), report) from error
+        on_event(Message(f"report: {page}"))
+        return report
+
+    try:
+        yield write
+    except Interrupted as stopped:
+        write(stopped.report)
+        raise
+
+
+@contextmanager
+def _prefixed(where: str) -> Iterator[None]:
+    """Prefix every CodiError with the place that it comes from."""
+    try:
+        yield
+    except CodiError as error:
+        raise type(error)(f"{where}: {error}") from error
