@@ -118,7 +118,7 @@ class Engine:
             requests: of any sizes.
             sampling: steps, sampler and temperature of all.
             batch: images per batch at most; None: what `auto_batch` says. A batch that does not fit the memory is
-                halved and tried again.
+                halved and tried again, and later ones of its size are no larger.
 
         Raises:
             UsageError: an unknown sampler, more steps than the schedule has, or a strength that an adapter lacks.
@@ -133,7 +133,8 @@ class Engine:
         for (height, width, *_), rows in groups.items():
             left = list(rows)
             while left:
-                part = left[: batch or self.auto_batch(height, width)]
+                most = batch or self.auto_batch(height, width)
+                part = left[: min(most, self._limits.get((height, width), most))]
                 outputs, part = self._fitting(requests, part, sampling)
                 images.update(zip(part, outputs, strict=True))
                 sizes.append(len(part))
@@ -157,7 +158,9 @@ class Engine:
                 raise MemoryError("one image alone does not fit the memory") from failure
             failure = None  # its frames keep the batch's tensors
             rows = rows[: len(rows) // 2]
-            self._limits[requests[rows[0]].condition.shape[:2]] = len(rows)
+            size = requests[rows[0]].condition.shape[:2]
+            self._limits[size] = len(rows)
+            self._filled.pop(size, None)  # compiled batches are filled up, and would stay too large
             if self.base.device.type == "cuda":
                 torch.cuda.empty_cache()
 
