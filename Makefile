@@ -26,7 +26,7 @@ test-fast: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow"
 
 docs: $(VENV)/.dev typing
-	$(PY) -m mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
 
 docs-serve: $(VENV)/.dev typing
 	$(PY) -m mkdocs serve
