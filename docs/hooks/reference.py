@@ -192,8 +192,12 @@ def field_table(model: type[BaseModel]) -> str:
     lines = ["| field | type | default | meaning |", "|-|-|-|-|"]
     for name, entry in schema.get("properties", {}).items():
         kind = _type(entry, schema.get("$defs", {}))
-        default = f"`{_plain(entry['default'])}`" if "default" in entry else "required"
-        lines.append(f"| `{name}` | {kind} | {default} | {_text(entry.get('description'))} |")
+        section = schema.get("$defs", {}).get(str(entry.get("$ref", "")).rpartition("/")[2], {})
+        default = f"`{_plain(entry['default'])}`" if "default" in entry and not section else "see there"
+        if "default" not in entry:
+            default = "required"
+        meaning = entry.get("description") or section.get("description")
+        lines.append(f"| `{name}` | {kind} | {default} | {_text(meaning)} |")
     return "\n".join(lines) if len(lines) > 2 else "No fields."
 
 

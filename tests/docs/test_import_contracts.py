@@ -53,7 +53,7 @@ def test_a_violation_is_reported(checkout, module, line, broken):
 
 def test_every_layer_exists():
     layers = next(contract for contract in CONTRACTS if contract["type"] == "layers")["layers"]
-    names = [name.strip(" ()") for line in layers for name in line.replace("|", ":").split(":")]
+    names = [name.strip() for line in layers for name in line.replace("|", ":").split(":") if "(" not in name]
     for name in names:
         top = ROOT / name if name in ("cli", "registry", "tasks") else ROOT / "codi_hub" / name
         assert top.is_dir() or top.with_suffix(".py").is_file(), name
