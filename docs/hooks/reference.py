@@ -22,6 +22,18 @@ EXTENSION_API = (
     "codi_hub.tasks.Task",
     "codi_hub.tasks.Pair",
     "codi_hub.tasks.Prepared",
+    "codi_hub.adapters.adapter.Adapter",
+    "codi_hub.adapters.adapter.AdapterConfig",
+    "codi_hub.losses.method.Method",
+    "codi_hub.losses.method.StepContext",
+    "codi_hub.evaluation.metrics",
+    "codi_hub.backbones.backbone.Backbone",
+    "codi_hub.backbones.backbone.LatentSpec",
+    "codi_hub.backbones.backbone.Residuals",
+    "codi_hub.diffusion.schedule.Schedule",
+    "codi_hub.inference.engine.Engine",
+    "codi_hub.inference.engine.Request",
+    "codi_hub.inference.engine.Sampling",
     "codi_hub.plugins.Plugins",
     "codi_hub.events",
     "codi_hub.seeds",
@@ -232,8 +244,21 @@ def api_page() -> str:
         value = getattr(codi_hub, name)
         if not name.startswith("__"):
             parts.append(f"::: {value.__module__}.{getattr(value, '__qualname__', name)}")
-    parts += [f"::: {name}" for name in EXTENSION_API]
+    parts += [f"::: {name}" for name in EXTENSION_API if _exists(name)]
     return "\n\n".join(parts) + "\n"
+
+
+def _exists(name: str) -> bool:
+    """Return whether a dotted name is a module or a member of one; false for parts that are not merged yet."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        module, _, member = name.rpartition(".")
+        try:
+            return hasattr(importlib.import_module(module), member)
+        except ImportError:
+            return False
+    return True
 
 
 # ---- tables in other pages
