@@ -244,11 +244,11 @@ def api_page() -> str:
         value = getattr(codi_hub, name)
         if not name.startswith("__"):
             parts.append(f"::: {value.__module__}.{getattr(value, '__qualname__', name)}")
-    parts += [f"::: {name}" for name in EXTENSION_API if _exists(name)]
+    parts += [f"::: {name}" for name in EXTENSION_API if exists(name)]
     return "\n\n".join(parts) + "\n"
 
 
-def _exists(name: str) -> bool:
+def exists(name: str) -> bool:
     """Return whether a dotted name is a module or a member of one; false for parts that are not merged yet."""
     try:
         importlib.import_module(name)
