@@ -1,7 +1,7 @@
 """Measures the bundled models against what they are meant to reach: `python -m recipes.goals [PART...]`.
 
 Every figure is of pictures that nothing was trained on: scikit-image's photographs, and scenes of seeds that no
-training draws. They go to docs/results/goals.json, and from there into a section of docs/results.md and of the bundled
+training draws. They go to docs/results/goals.json, and from there into a section of docs/RESULTS.md and of the bundled
 models' cards.
 """
 
@@ -30,7 +30,7 @@ from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
 from codi_hub.tasks.deblur import disc_kernel
 from recipes.nano import bundle
 
-PAGE = Path("docs/results.md")
+PAGE = Path("docs/RESULTS.md")
 CARDS = {"base": ("autoencoder",), "superres": ("superres", "speed")} | {
     task: (task,) for task in ("inpaint", "depth", "edit", "canny", "deblur")
 }  # folder of the bundle -> the parts that its card tells

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--workspace", type=Path, default=Path("build/paper"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/paper.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/RESULTS.md"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only-report", action="store_true", help="write the page from what was measured")
     arguments = parser.parse_args()

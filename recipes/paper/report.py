@@ -1,4 +1,4 @@
-"""Writes docs/results.md: tables, plots, and for each claim whether it holds here."""
+"""Writes docs/RESULTS.md: tables, plots, and for each claim whether it holds here."""
 
 import json
 from collections.abc import Iterable
@@ -30,29 +30,30 @@ TITLES = {
     "ablation": "Ablations of PE-CoDi, on super-resolution",
 }
 ENOUGH = 3  # seeds before anything is said to hold
-HEAD = """# Results
+HEAD = """# The paper's tables, at this project's scale
 
-The comparisons of Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image
-Generation* (CVPR 2024), repeated on `nano` as it was bundled at the time (its hash is below) and on this project's
-synthetic images. Every row was trained from the same initial weights, on the same data, **for the same time**. This
-page, except for the section on the bundled models, is written by
+Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image Generation* (CVPR 2024), was
+measured on a Stable Diffusion sized model and photographs. Here are its comparisons on `nano`, as it was bundled when
+they were made (its hash is below), and on pictures that this project makes: every row trained from the same start, on
+the same data, **for the same time**. This page, but for the section on what is bundled now, is written by
 
     python -m recipes.paper --steps {steps}
 
-from [`results/paper.json`](results/paper.json), which the same command fills and resumes; `python -m recipes.paper
-TABLE` runs one table ({tables}).
+from [`results/paper.json`](results/paper.json), which the same command fills, going on where it was interrupted;
+`python -m recipes.paper TABLE` does one table ({tables}).
 
-Common to all rows: {pairs:,} training pairs of {size} px, different ones for each seed; batch {batch}, learning
-rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others, which
-gives its number of steps). A method with a teacher and a student divides that time between them in halves.
-{measured} held-out images, the same for all rows, with the same noise; outputs as the networks return them, without
-the task's post-processing (except for inpainting, where the image outside the hole is the input). Figures are means
-over the seeds, with minimum and maximum in parentheses; no claim is judged with fewer than {enough} seeds.
+What is the same for all rows: {pairs:,} pairs of {size} px to train on, other ones for each seed; batch {batch},
+learning rate {lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others,
+and the number of steps follows from that). What consists of a teacher and a student shares that time between the two,
+half and half. {measured} pictures that nothing was trained on, the same for all rows and with the same noise; pictures
+as the networks made them, without what `codi run` does to them afterwards (but for inpainting: outside its hole a
+picture is the input, and the hole joins it). Figures are means over the
+seeds, with the lowest and the highest in brackets; nothing is said to hold with fewer than {enough} seeds.
 
-Frechet and perceptual distance use the feature network of `recipes/nano/features.py`, which shares nothing with the
-measured models. They are **not FID and not LPIPS**, and the paper's figures cannot be compared with them; ratios
-and orders can. The rows of the adapters bundled at the time show the effect of longer training: half an hour or
-more on two CPU cores, against a few minutes.
+Frechet and perceptual distance are measured in the feature network that `recipes/nano/features.py` trains, which has
+nothing to do with the models measured. They are **no FID and no LPIPS**, and the paper's figures cannot be compared
+with them; ratios and orders can. The adapters bundled then stand above the rows to show what longer training of PE-CoDi
+changes: they had half an hour and more of the same two CPU cores, and the rows a few minutes.
 
 {about}
 """
@@ -176,8 +177,8 @@ def write(results: Results, path: Path) -> None:
         ),
         "## What holds\n",
         claims(results) + "\n",
-        f"A claim *holds* if the worst of {ENOUGH} seeds meets it against the best seed of the other side, *does not "
-        "hold* if the best seed fails against the worst, and *cannot be told* in between.\n",
+        f"Beyond the spread of the seeds: a claim *holds* if the worst of {ENOUGH} seeds meets it against the best of "
+        "the other side, *does not hold* if the best one fails against the worst, and *cannot be told* in between.\n",
     ]
     for name, rows in TABLES.items():
         parts += [f"## {TITLES[name]}\n", f"    python -m recipes.paper {name} --steps {steps}\n", table(name, results)]
