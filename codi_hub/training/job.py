@@ -123,9 +123,16 @@ def plan(job: Job) -> Plan:
         adapter=common | {name: value for name, value in _values(adapter).items() if name != "condition_channels"},
         loss={"method": config.loss.method} | _values(loss),
         training=training,
-        task=job.task_options,
+        task=_current_options(task, job.task_options),
     )
     return Plan(job, decided, task, method, loss, kind, adapter)
+
+
+def _current_options(task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were set, under their current names and as JSON."""
+    names = {task.renamed.get(name, name) for name in options}
+    current: dict[str, Any] = task.options.model_dump(mode="json", include=names)
+    return current
 
 
 def _named(group: Plugins, path: str, name: str) -> Any:
