@@ -147,7 +147,7 @@ class UNetBackbone(Backbone):
             from diffusers import StableDiffusionPipeline
 
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            length = encoder.config.max_position_embeddings
+            length = encoder.config.max_position_embeddings  # type: ignore[union-attr]
             tokenizer.model_max_length = min(tokenizer.model_max_length, length)  # some files state 1e30
         absent = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
         return StableDiffusionPipeline(
