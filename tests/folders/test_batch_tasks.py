@@ -7,8 +7,7 @@ import pytest
 from folder_runs import MemoryLog, run_items
 from PIL import Image
 
-from codi_hub import tasks
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions, tasks
 from codi_hub.folders import plan
 from codi_hub.tasks.base import Task
 
