@@ -14,7 +14,7 @@ import pytest
 
 from codi_hub import Catalog, DistillConfig, DistillResult, EvalOptions, EvalReport, RunOptions, RunReport
 from codi_hub.config.first_edition import layer_of
-from codi_hub.events import Message
+from codi_hub.events import ItemDone, Message
 
 ITEMS = [
     {"input": "in/a.png", "output": "out/a.png", "status": "ok", "seed": 7, "error": None, "seconds": 0.5},
