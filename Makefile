@@ -1,22 +1,35 @@
-# make demo    four photographs, degraded, through `codi run superres`, and a before/after sheet
-# make test    the tests
-# make soak    commands killed with -9 at random moments, 200 times, and a look at what each left
-# make bench   speed and memory beside what one would otherwise run; writes docs/performance.md
-# make check   lint, format, types, tests
-# Each makes its own environment in .venv first, from Python 3.11 or newer.
+# make demo       restore four degraded photographs with `codi run superres`; writes a before/after sheet
+# make test       everything a change has to pass: lint, types, import contracts, tests
+# make check      the same as `make test`
+# make test-fast  the tests that are not marked `slow`, under a minute
+# make docs       build the documentation site into build/site; a warning is an error
+# make soak       kill commands with SIGKILL at 200 random moments and check the state that each leaves
+# make bench      measure speed and memory against the usual alternatives; writes docs/performance.md
+# Every target creates the environment .venv first; it needs Python 3.11 or newer.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test soak bench check lint format types typing clean
+.PHONY: demo test test-fast check lint format types contracts typing docs docs-serve soak bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(PY) -m recipes.demo
 
-test: $(VENV)/.dev
+test: lint types contracts $(VENV)/.dev
 	$(PY) -m pytest
+
+check: test
+
+test-fast: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow"
+
+docs: $(VENV)/.dev typing
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
+
+docs-serve: $(VENV)/.dev typing
+	$(PY) -m mkdocs serve
 
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) tests/soak.py 200
@@ -24,8 +37,6 @@ soak: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
 	$(PY) -m benchmarks.curves
-
-check: lint types test
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check
@@ -38,7 +49,10 @@ format: $(VENV)/.dev
 types: $(VENV)/.dev typing
 	cd build/typing && ../../$(PY) -m mypy --config-file ../../pyproject.toml
 
-# Type checkers and editors want one folder per package: links to where the parts really lie.
+contracts: $(VENV)/.dev typing
+	cd build/typing && ../../$(VENV)/bin/lint-imports --no-cache --no-logo ../../pyproject.toml
+
+# Type checkers, editors and the import linter need codi_hub in one folder: link cli, registry and tasks into it.
 typing:
 	rm -rf build/typing/codi_hub
 	mkdir -p build/typing/codi_hub
@@ -55,10 +69,10 @@ $(VENV)/.dev: $(PY) pyproject.toml constraints.txt
 $(PY):
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-			echo "Making $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); \
+			echo "Creating $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); \
 		fi; \
 	done; \
-	echo "Error: no Python 3.11 or newer with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1
+	echo "Error: no Python 3.11 or newer with venv found; install one, or set it: make PYTHON=/path/to/python3" >&2; exit 1
 
 clean:
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -182,7 +182,7 @@ class Soak:
         if name == "distill":
             folder = Path(args[args.index("--run-dir") + 1])
             there = (folder / "checkpoint.safetensors").exists()
-            answer = self.codi(name, *args, *["--resume"] * (folder / "run.json").exists())
+            answer = self.codi(name, *args, *["--resume"] * (folder / "config.yaml").exists())
             assert answer.code == 0, answer.err
             assert ("Going on from step" in answer.err) == there, answer.err
             self.versions[answer.report["adapter"]] = True

@@ -56,8 +56,11 @@ class PlannedRun:
         Tiles, batch size and device are left out: they change how outputs are computed, not what they are.
         """
         chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
-        task_options = self.task.options.model_dump(mode="json", exclude={"data"})  # data is for training
-        return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": task_options}
+        return chosen | {
+            "adapter_sha256": self.row.sha256,
+            "steps": self.steps,
+            "task_options": self.task.recorded_options(),
+        }
 
     @property
     def key(self) -> tuple[str, int, str, str]:

@@ -120,9 +120,7 @@ def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
 
     def predict(strength: list[float] | None) -> Tensor:
         prepared = adapter.prepare(condition, prompt)
-        return adapter.predict(
-            any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength)
-        )
+        return adapter.predict(any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength))
 
     with torch.no_grad():
         if not adapter.scalable:

@@ -19,6 +19,7 @@ from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import InvalidInput, Mismatch
 
+
 @pytest.fixture
 def folder(base: UNetBackbone, tmp_path: Path) -> Path:
     adapter = stir(built(base, "control", condition_channels=1))

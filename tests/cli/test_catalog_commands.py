@@ -325,10 +325,10 @@ def test_data_is_kept_with_a_task_and_checked_when_it_is_added(codi, tmp_path, m
     ("like", "data", "line"),
     [
         ("pairs", "./gone", "no folder or file './gone': give a folder,"),
-        ("pairs", "empty", "no readable picture in "),
+        ("pairs", "empty", "no readable image in "),
         ("pairs", "photos", "task pairs needs data with 'condition'; this has image"),
         ("depth", "photos", "task depth needs data with 'depth'; this has image"),
-        ("pairs", "alone", "no picture in "),
+        ("pairs", "alone", "no image in "),
     ],
 )
 def test_data_that_a_task_cannot_use_is_refused_when_it_is_added(like, data, line, codi, tmp_path, monkeypatch):

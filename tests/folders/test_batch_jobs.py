@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.folders import read_jobs
 from codi_hub.folders.jobs import KEYS

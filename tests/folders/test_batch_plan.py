@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.folders import plan
 from codi_hub.folders.plan import walk

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.folders import plan
 from codi_hub.folders.prompts import MAX_BYTES

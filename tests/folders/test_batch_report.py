@@ -12,7 +12,7 @@ import pytest
 from folder_runs import MemoryLog, run_items
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.folders import Interrupted, Item, plan
 from codi_hub.folders import report as pages

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.folders import plan
 from codi_hub.folders.report import ReportPage
 

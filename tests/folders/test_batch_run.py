@@ -15,7 +15,7 @@ import pytest
 from folder_runs import FunctionGenerator, MemoryLog, run_items
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import Mismatch
 from codi_hub.events import ItemDone
 from codi_hub.folders import FolderRun, Interrupted, Item, RunSettings, plan
@@ -309,7 +309,7 @@ def test_no_torch_and_no_warning_of_pillow(images, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\nfrom folder_runs import Copying, Double, run_items\n"
-        "from codi_hub.config.options import RunOptions\nfrom codi_hub.folders import plan\n"
+        "from codi_hub import RunOptions\nfrom codi_hub.folders import plan\n"
         "items = plan([Path(sys.argv[2])], Double(), RunOptions())\n"
         "report = run_items(items, Double(), Copying())\n"
         "print(report.ok, 'torch' in sys.modules)"

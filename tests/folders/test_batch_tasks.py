@@ -7,8 +7,7 @@ import pytest
 from folder_runs import MemoryLog, run_items
 from PIL import Image
 
-from codi_hub import tasks
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions, tasks
 from codi_hub.folders import plan
 from codi_hub.tasks.base import Task
 
@@ -78,7 +77,7 @@ def test_inpainting_a_folder_keeps_what_is_known_bit_for_bit(tmp_path):
     assert {name: status for name, (status, _) in rows.items()} == {
         "a.jpg": "ok", "b.png": "ok", "c.webp": "ok", "none.png": "failed"
     }  # fmt: skip
-    assert rows["none.png"][1].startswith("no hole to fill: paint one white in none.mask.png beside it")
+    assert rows["none.png"][1].startswith("no hole to fill: paint it white in none.mask.png beside it")
     known = np.asarray(hole) == 0
     for name, mode in (("a.jpg", "RGB"), ("b.png", "RGB"), ("c.webp", "RGBA")):
         with Image.open(folder / name) as before, Image.open((tmp_path / "out" / name).with_suffix(".png")) as after:

@@ -17,7 +17,7 @@ import pytest
 from corpus import Outcome, bombs, depth_maps, masked, photograph, pictures
 from PIL import Image
 
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.events import Event, ItemDone
 from codi_hub.hub import Hub
 from codi_hub.paths import path_text
@@ -158,7 +158,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from codi_hub import tasks
-from codi_hub.config.options import RunOptions
+from codi_hub import RunOptions
 from codi_hub.folders import plan
 from folder_runs import run_items
 task = tasks.load("deblur")

@@ -91,4 +91,4 @@ def test_pairs_kept_with_a_task_are_learnt_and_measured_on_those_left_out(
 def test_pairs_without_data_are_not_begun(tiny: Callable[..., Any]) -> None:
     answer = tiny("distill", "pairs", *SMALL)
     assert (answer.code, answer.out) == (2, "")
-    assert "Error: task pairs has no data of its own: name some with --data" in answer.err
+    assert "Error: task pairs has no data of its own: give training data" in answer.err

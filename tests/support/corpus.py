@@ -177,13 +177,13 @@ def depth_maps(folder: Path) -> dict[str, Outcome]:
     bad = {
         "nan": (np.full((4, 4), np.nan), "no finite value"),
         "inf": (np.full((4, 4), np.inf), "no finite value"),
-        "four-axes": (np.zeros((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\) is no depth map"),
-        "one-axis": (ramp[0], r"shape \(24,\) is no depth map"),
-        "nothing": (np.zeros((0, 4)), "is no depth map|not a readable"),
+        "four-axes": (np.zeros((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\) is not a depth map"),
+        "one-axis": (ramp[0], r"shape \(24,\) is not a depth map"),
+        "nothing": (np.zeros((0, 4)), "is not a depth map|not a readable"),
         "beyond-float": (ramp.astype(np.float64) * 1e300, "values beyond 3.4e"),
-        "complex": (ramp.astype(np.complex64), "complex64 is no depth map"),
-        "text": (np.array([["a"]]), "<U1 is no depth map"),
-        "record": (np.zeros((4, 4), [("x", "f4")]), "is no depth map"),
+        "complex": (ramp.astype(np.complex64), "complex64 is not a depth map"),
+        "text": (np.array([["a"]]), "<U1 is not a depth map"),
+        "record": (np.zeros((4, 4), [("x", "f4")]), "is not a depth map"),
     }
     for name, array in [*good.items(), *((name, array) for name, (array, _) in bad.items())]:
         np.save(folder / f"{name}.npy", array)
@@ -215,7 +215,7 @@ def masked(folder: Path) -> dict[str, Outcome]:
         "good": (encoded(hole, "PNG"), image),
         "palette": (encoded(hole.convert("P"), "PNG"), image),
         "sixteen": (encoded(Image.fromarray(np.asarray(hole).astype(np.uint16) * 257), "PNG"), image),
-        "another-size": (encoded(hole.resize((12, 8)), "PNG"), "measures 12x8 and the picture 24x16"),
+        "another-size": (encoded(hole.resize((12, 8)), "PNG"), "measures 12x8 and the image 24x16"),
         "no-white": (encoded(empty, "PNG"), "has no white"),
         "cut": (encoded(hole, "PNG")[:60], "the mask .*cut.mask.png: .*broken|readable"),
         "words": (b"hello", "the mask .*words.mask.png: not a readable image"),

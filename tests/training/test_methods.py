@@ -106,7 +106,12 @@ def test_a_codi_step_is_two_evaluations_and_one_backward(
         for name, net in watched.items()
     ]
     backward = trainer.accelerator.backward
-    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss: (backwards.append(loss), backward(loss)))
+
+    def watched_backward(loss: Tensor) -> None:
+        backwards.append(loss)
+        backward(loss)
+
+    monkeypatch.setattr(trainer.accelerator, "backward", watched_backward)
     trainer.train_step()
     for hook in hooks:
         hook.remove()
@@ -252,6 +257,7 @@ def test_a_loss_evaluates_the_networks_it_needs(
     assert sorted(set(evaluated)) == sorted(networks)
 
 
+@pytest.mark.slow
 def test_gd_learns_from_its_teacher(make: Make) -> None:
     trainer = make(method="gd", total=1000, lr=1e-2, batch=5)
     assert trainer.teacher

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path,
         save_file({"x": torch.zeros(1)}, path)
     else:
         path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "garbage": b"\xff" * 100}[damage])
-    with pytest.raises(InvalidInput, match="start anew") as caught:
+    with pytest.raises(InvalidInput, match="start a new run") as caught:
         make().restore()
     assert "\n" not in str(caught.value)
 

@@ -37,6 +37,7 @@ def test_every_tensor_of_student_and_average_has_moved_after_two_steps(make: Mak
     assert all(p.grad is None and not p.requires_grad for p in trainer.ema.parameters())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_what_it_sees(make: Make) -> None:
     trainer = make(kind="control", total=60, batch=10, lr=1e-2)
 
@@ -173,8 +174,8 @@ def test_accumulated_batches_see_the_pairs_and_noise_of_one_twice_as_large(
 
     monkeypatch.setattr("codi_hub.losses.codi.codi_loss", recorded)
     gradients, losses = [], []
-    for options in ({"batch": 2, "accumulate": 2}, {"batch": 4, "accumulate": 1}):
-        trainer = make(lr=1e-3, **options)
+    for batch, accumulate in ((2, 2), (4, 1)):
+        trainer = make(lr=1e-3, batch=batch, accumulate=accumulate)
         trainer.progress.step = 3
         kept: list[Tensor] = []
 
@@ -264,10 +265,7 @@ SWITCHES: list[dict[str, Any]] = [
 def test_switches_reach_the_loss(make: Make) -> None:
     step = 1
     plain = {name: value.item() for name, value in make(lr=1e-3).losses(step, 0).items()}
-    found = {
-        str(options): make(loss=options).losses(step, 0)
-        for options in SWITCHES
-    }
+    found = {str(options): make(loss=options).losses(step, 0) for options in SWITCHES}
     values = {key: (terms["guidance"].item(), terms["consistency"].item()) for key, terms in found.items()}
     assert values["{'consistency': 3.0}"][1] == pytest.approx(3 * plain["consistency"])
     assert values["{'ode': 'none'}"][1] != pytest.approx(plain["consistency"], rel=1e-3)
@@ -279,7 +277,9 @@ def test_switches_reach_the_loss(make: Make) -> None:
 # ---- the loop
 
 
-def test_the_run_reports_each_step_and_samples_and_saves_in_between(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_reports_each_step_and_samples_and_saves_in_between(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make(total=7, batch=2, accumulate=2, sample_every=3, checkpoint_every=2)
     events: list[Event] = []
     sampled: list[int] = []

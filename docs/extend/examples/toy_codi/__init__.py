@@ -1,0 +1,1 @@
+"""An example package that extends CoDi Hub."""
