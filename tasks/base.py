@@ -156,7 +156,7 @@ class Task:
         data = self.options.data or self.data
         if data is None:
             raise UsageError(
-                f"task {self.name} has no data of its own: give training data, or register a task with it, "
+                f"the task {self.name} has no data of its own: give training data, or register a task with it, "
                 f"`codi task add NAME --like {self.name} --data FOLDER`"
             )
         return data
