@@ -87,7 +87,9 @@ def test_a_run_keeps_to_the_memory_it_is_given(
     assert answer == (2, "", "Error: --adapter-memory lots: not a size; write it as 500MB or 2GB\n")
 
 
-def test_weights_are_hashed_when_they_are_registered_and_never_again(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_hashed_when_they_are_registered_and_never_again(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     monkeypatch.setattr(verify, "sha256", lambda path: read.append(path) or store.sha256(path))
     for _ in range(2):  # two hubs are as two processes: what has been verified is in the database
