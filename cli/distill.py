@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from codi_hub import tasks
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, cell
@@ -36,7 +37,6 @@ _NEGATIONS = {  # flags of the first edition that were not named after their fie
     "no-read": ("read", "false"),
     "allow-base-mismatch": ("allow_base_mismatch", "true"),
 }
-_TASK_OPTIONS = ("scale", "estimate", "mask")
 
 
 class _DistillCommand(TyperCommand):
@@ -57,8 +57,8 @@ def _successor(typed: str) -> str | None:
         return f"removed with {REMOVED[name.removeprefix('no_')][1]}; adapters trained with it still run"
     if name == "pairs":
         return "use --cache-dir"
-    if flag in _TASK_OPTIONS:
-        return f"use --set {flag}={value or 'VALUE'}"
+    if name in tasks.option_flags():
+        return f"use --set {name}={value or 'VALUE'}"
     field, value = _NEGATIONS.get(flag, (name, value or "VALUE"))
     return f"use -O {RENAMED[field]}={value}" if field in RENAMED and RENAMED[field] != "task" else None
 

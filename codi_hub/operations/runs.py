@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from codi_hub.config.run import RunOptions
+from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders import (
@@ -147,6 +148,7 @@ class FolderRunner:
 
     def _plan(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> PlannedRun:
         Tiling.parse(options.tile)  # refused before any input is looked at
+        SAMPLERS.check(options.sampler, "sampler")
         row = self._context.resolve(ref, options.base)
         task = self._context.catalog.load_task(row.task, options.set)
         items = plan(list(inputs), task, options, task_name=row.task)
