@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks import memory, registry, shelf
 from benchmarks.__main__ import DOCS, PAGE
 from benchmarks.table import in_turn
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.hub import Hub
 
 RESULTS = DOCS / "results" / "curves.json"

@@ -16,11 +16,9 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
-from codi_hub.config.export import ExportOptions
-from codi_hub.config.run import RunOptions
+from codi_hub import ExportOptions, RunOptions
 from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
-from codi_hub.seeds import image_seed
 
 PICTURES, SIDE, STEPS = 16, 256, 4
 TASK = "pairs"  # whose condition is the image itself, as for the pipeline

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.hub import Hub
 from codi_hub.images.metrics import psnr

@@ -116,21 +116,8 @@ class Hub:
         """
         from codi_hub.operations.generate import GenerateOptions, generate
 
-        arguments = GenerateOptions(
-            masks=masks,
-            prompts=prompts,
-            seeds=seeds,
-            steps=steps,
-            strength=strength,
-            options=options,
-            sampler=sampler,
-            temperature=temperature,
-            tile=tile,
-            batch=batch,
-            device=device,
-            dtype=dtype,
-        )
-        return generate(self._context, ref, images, arguments)
+        values = (masks, prompts, seeds, steps, strength, options, sampler, temperature, tile, batch, device, dtype)
+        return generate(self._context, ref, images, GenerateOptions(*values))
 
     @cached_property
     def _runner(self) -> FolderRunner:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from codi_hub import EvalOptions
 from codi_hub.adapters.format import CARD
-from codi_hub.config.evaluate import EvalOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.evaluation.context import EvaluationContext
 from codi_hub.evaluation.run import round_trip

@@ -52,7 +52,7 @@ def load(like: str, options: Mapping[str, Any] | None = None) -> Task:
 
 @dataclass(frozen=True)
 class OptionFlag:
-    """A task option that has a command-line flag of its own, beside `--set`.
+    """A task option that has a command-line flag of its own.
 
     Attributes:
         name: of the option.

@@ -124,12 +124,12 @@ class Task:
     renamed: ClassVar[Mapping[str, str]] = {}
 
     class Options(BaseModel):
-        """The options that `--set` and `codi task add` accept."""
+        """The options of a run and of a registered variant."""
 
         model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
         data: Location | None = None
-        """Training data of its own, as in `codi distill --data`."""
+        """Training data of its own: a folder, a file, a hub id or synthetic data."""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         """Read the options, under current or former names; of both, the last one counts.
@@ -138,9 +138,14 @@ class Task:
             UsageError: an option that does not exist, or a value that it cannot have.
         """
         try:
-            self.options: Any = self.Options(**{self.renamed.get(k, k): v for k, v in (options or {}).items()})
+            self.options: Any = self.Options(**self.current_names(options or {}))
         except ValidationError as error:
             raise UsageError(f"task {self.name}: {_one_line(error, self.Options)}") from None
+
+    @classmethod
+    def current_names(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options under their current names."""
+        return {cls.renamed.get(name, name): value for name, value in options.items()}
 
     def recorded_options(self) -> dict[str, Any]:
         """Return the options that decide an output, for the record of a run.
@@ -156,8 +161,8 @@ class Task:
         data = self.options.data or self.data
         if data is None:
             raise UsageError(
-                f"task {self.name} has no data of its own: give training data, or register a task with it, "
-                f"`codi task add NAME --like {self.name} --data FOLDER`"
+                f"task {self.name} has no data of its own: give training data, or register a variant of {self.name} "
+                "with the option data"
             )
         return data
 

@@ -13,7 +13,7 @@ from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 
 
 class Pairs(Task):
-    """A task without code: `codi task add NAME --like pairs --data FOLDER`."""
+    """A task without code: register a variant with the option `data`."""
 
     name = "pairs"
     summary = "Any image to any image, by a folder of pairs"

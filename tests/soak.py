@@ -1,8 +1,8 @@
-"""Commands killed at random moments, and what is left of them: `make soak`, or `python tests/soak.py [ROUNDS] [SEED]`.
+"""Kill commands at random moments and check the state: `make soak`, or `python tests/soak.py [ROUNDS] [SEED]`.
 
-Every command runs in a forked child, so that starting Python takes none of the time in which it can be killed. After
-each kill the home is looked at: what a command has reported is there and whole, `codi verify` finds nothing but what
-it says `codi gc` deletes, no picture is half-written, and what was interrupted can be gone on with.
+Every command runs in a forked child, so that the start of Python takes none of the time in which it can be killed.
+After each kill the home is checked: everything that a command has reported exists and is intact, `codi verify` finds
+only files that `codi gc` deletes, no image is half-written, and interrupted commands can be resumed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from codi_hub.registry import Registry
 
 SMALL = ["--train-steps", "4", "--checkpoint-every", "1", "--count", "6", "--size", "32", "--batch", "2"]
 SMALL += ["--precision", "fp32", "--device", "cpu", "--sample-every", "0", "--base", "tiny"]
-PICTURES = 4
-SLOWEST = 120.0  # seconds after which a command counts as hung
+IMAGES = 4
+SLOWEST = 120.0  # seconds after which a command counts as stuck
 
 
 @dataclass
 class Answer:
-    """What a command left; `code` is None where it was killed."""
+    """The result of a command; `code` is None if it was killed."""
 
     code: int | None
     out: str
@@ -51,30 +51,31 @@ class Answer:
 
 @dataclass
 class Soak:
-    """A home, what has been reported to its user, and the kills so far.
+    """A home, what was reported to its user, and the kills so far.
 
     Attributes:
-        versions: reference -> whether it is sure to be there; one whose removal was killed may be or not.
-        tasks: those reported as registered.
-        begun: arguments of killed distillations and runs.
-        typical: command -> seconds that it took when nobody killed it.
-        again: pictures that lay there whole and were made again, since the kill came before their record.
-        kills: command -> how many were killed in the middle; `late`: how many had ended before.
+        versions: reference -> True if it must exist; False if its removal was killed, so that it may exist.
+        tasks: names that were reported as registered.
+        interrupted: arguments of killed trainings and runs.
+        typical: command -> seconds without a kill.
+        repeated: images that were complete and were generated again, because the kill came before their record.
+        kills: command -> number of kills in the middle.
+        late: command -> number of kills that came after its end.
     """
 
     folder: Path
     chance: random.Random
     versions: dict[str, bool] = field(default_factory=dict)
     tasks: set[str] = field(default_factory=set)
-    begun: list[tuple[str, list[str]]] = field(default_factory=list)
+    interrupted: list[tuple[str, list[str]]] = field(default_factory=list)
     typical: dict[str, float] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
     late: Counter[str] = field(default_factory=Counter)
-    again: int = 0
-    made: int = 0
+    repeated: int = 0
+    number: int = 0
 
     def prepare(self) -> None:
-        """A base, pictures, and every command once without a kill."""
+        """Create a base and images, and run every command once without a kill."""
         os.environ["CODI_HOME"] = str(self.folder / "home")
         if (maker := os.fork()) == 0:  # torch computes in children only: what it sets up for that survives no fork
             try:
@@ -84,7 +85,7 @@ class Soak:
                 os._exit(70)
         assert os.waitpid(maker, 0)[1] == 0
         (self.folder / "in").mkdir()
-        for k in range(PICTURES):
+        for k in range(IMAGES):
             pixels = np.random.default_rng(k).integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(self.folder / "in" / f"{k}.png")
         assert self.codi("base", "add", "tiny", str(self.folder / "base")).code == 0
@@ -92,10 +93,10 @@ class Soak:
             answer = self.one(name, kill=False)
             assert answer.code == 0, answer.err
             self.typical[name] = answer.seconds
-        self.look()
+        self.check()
 
     def codi(self, *args: str, kill_after: float = SLOWEST) -> Answer:
-        """Runs a command in a child, and kills it with -9 after so many seconds."""
+        """Run a command in a child process; kill it with SIGKILL after `kill_after` seconds."""
         began = time.monotonic()
         streams = [self.folder / name for name in ("stdout", "stderr")]
         child = os.fork()
@@ -120,7 +121,7 @@ class Soak:
         return Answer(code, *(stream.read_text() for stream in streams), seconds)
 
     def one(self, name: str, *, kill: bool = True) -> Answer:
-        """Runs a command once, killed at a random moment or not, and keeps account of what it reported."""
+        """Run a command once, killed at a random moment or not, and note what it reported."""
         args = self.arguments(name)
         after = self.chance.uniform(0, 1.05 * self.typical[name]) if kill else SLOWEST
         answer = self.codi(*name.split(), *args, kill_after=after)
@@ -131,7 +132,7 @@ class Soak:
         if name in ("distill", "cp") and done:
             self.versions[answer.report["adapter" if name == "distill" else "ref"]] = True
         elif name in ("distill", "run") and not done:
-            self.begun.append((name, args))
+            self.interrupted.append((name, args))
         elif name == "task add" and done:
             self.tasks.add(args[0])
         elif name == "rm" and done:
@@ -141,44 +142,44 @@ class Soak:
         return answer
 
     def arguments(self, name: str) -> list[str]:
-        """Of the next command of that name."""
-        self.made += 1
+        """Return the arguments of the next command of a name."""
+        self.number += 1
         sure = [ref for ref, there in self.versions.items() if there]
         some = self.chance.choice(sure) if sure else ""
         base = ["--base", "tiny"]
         if name == "distill":
-            return ["depth", *SMALL, "--run-dir", str(self.folder / f"run-{self.made}"), "--json"]
+            return ["depth", *SMALL, "--run-dir", str(self.folder / f"run-{self.number}"), "--json"]
         if name == "task add":
-            return [f"task{self.made}", "--like", "superres", "--scale", "2"]
+            return [f"task{self.number}", "--like", "superres", "--scale", "2"]
         if name == "tag":
-            return [some, f"tag{self.made % 5}", *base]
+            return [some, f"tag{self.number % 5}", *base]
         if name == "cp":
-            like = f"copy{self.made}"
+            like = f"copy{self.number}"
             assert self.codi("task", "add", like, "--like", "depth").code == 0
             return [some, like, *base, "--json"]
         if name == "rm":
             return [some, *base]
         if name == "run":
-            out = self.folder / "out" / str(self.made)
+            out = self.folder / "out" / str(self.number)
             return [some, str(self.folder / "in"), "-o", str(out), "--steps", "1", "--device", "cpu", *base]
         return []
 
     def round(self) -> None:
-        """One kill and a look at what it left; where too little is left to go on with, something is made first."""
+        """Kill one command and check the state; with fewer than three versions left, train one first."""
         if sum(self.versions.values()) < 3:
             self.one("distill", kill=False)
         name = self.chance.choice(["distill", "distill", "run", "run", "task add", "tag", "cp", "rm", "gc"])
         self.one(name)
-        self.look()
+        self.check()
         if self.chance.random() < 0.1:
             assert self.codi("gc").code == 0
             with Registry.open() as registry:
                 assert registry.verify() == []
-        if self.begun and self.chance.random() < 0.3:
-            self.go_on(*self.begun.pop())
+        if self.interrupted and self.chance.random() < 0.3:
+            self.resume(*self.interrupted.pop())
 
-    def go_on(self, name: str, args: list[str]) -> None:
-        """What was killed is done: a distillation from its last checkpoint, if it has one; of a run what is missing."""
+    def resume(self, name: str, args: list[str]) -> None:
+        """Resume a killed command: a training from its last checkpoint, if any; a run with its missing images."""
         if name == "distill":
             folder = Path(args[args.index("--run-dir") + 1])
             there = (folder / "checkpoint.safetensors").exists()
@@ -193,12 +194,12 @@ class Soak:
                 rows = [row for run in registry.runs.list(limit=None) for row in registry.runs.items(run.id)]
             recorded = sum(row.status == "ok" and str(row.output).startswith(f"{out}/") for row in rows)
             report = self.codi(name, *args, "--json").report
-            assert (report["ok"] + report["skipped"], report["failed"]) == (PICTURES, 0)
+            assert (report["ok"] + report["skipped"], report["failed"]) == (IMAGES, 0)
             assert report["skipped"] == recorded
-            self.again += lying - recorded
+            self.repeated += lying - recorded
 
-    def look(self) -> None:
-        """Raises AssertionError where anything was lost or left half done."""
+    def check(self) -> None:
+        """Raise AssertionError if anything is lost or incomplete."""
         with Registry.open() as registry:
             problems = registry.verify()
             assert {problem.kind for problem in problems} <= {"orphan", "leftover"}, problems
@@ -228,7 +229,7 @@ def _exit_code(args: list[str]) -> int:
 
 
 def soak(rounds: int, seed: int, folder: Path) -> Soak:
-    """That many kills, and what they left."""
+    """Kill commands in so many rounds; return the final state."""
     state = Soak(folder, random.Random(seed))
     state.prepare()
     for _ in range(rounds):
@@ -244,4 +245,4 @@ if __name__ == "__main__":
     for name in ended.typical:
         print(f"| `codi {name}` | {ended.kills[name]} | {ended.late[name]} |")
     print(f"| all | {ended.kills.total()} | {ended.late.total()} |\n\nNothing that was reported was lost. "
-          f"Pictures made twice, the kill having come before their record: {ended.again}.")  # fmt: skip
+          f"Images generated twice, because the kill came before their record: {ended.repeated}.")  # fmt: skip

@@ -62,7 +62,7 @@ class AdapterRecord(BaseModel):
     task: str
     kind: str
     base: BaseRecord
-    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"]
     steps: int = Field(ge=1, le=1000)
     """Sampling steps by default."""
     shift: Weight | None = None

@@ -89,12 +89,18 @@ class Loader:
 
     def hashes(self, indices: Iterable[int]) -> Iterator[tuple[int, str | None]]:
         """Yield (index, sha256 of the input) in order; None if the input cannot be read."""
-        for index, future in self._ahead(self._hash, indices, depth=4 * LOADERS):
+        for index, future in self._ahead(self._hash, indices, lambda: 4 * LOADERS):
             yield index, None if future.exception() else future.result()
 
-    def loaded(self, indices: Iterable[int], depth: int) -> Iterator[tuple[int, LoadedItem | BaseException]]:
-        """Yield (index, item or the exception of loading it) in order, `depth` of them loaded ahead at most."""
-        for index, future in self._ahead(self._load, indices, depth + LOADERS):
+    def loaded(
+        self, indices: Iterable[int], depth: Callable[[], int]
+    ) -> Iterator[tuple[int, LoadedItem | BaseException]]:
+        """Yield (index, item or the exception of loading it) in order.
+
+        Args:
+            depth: returns how many items to load ahead now: those of the next batch, while one is computed.
+        """
+        for index, future in self._ahead(self._load, indices, lambda: depth() + LOADERS):
             if (error := future.exception()) is not None:
                 yield index, error
             else:
@@ -118,13 +124,13 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _ahead(
-        self, work: Callable[[int], Answer], indices: Iterable[int], depth: int
+        self, work: Callable[[int], Answer], indices: Iterable[int], depth: Callable[[], int]
     ) -> Iterator[tuple[int, Future[Answer]]]:
-        """Yield (index, completed future of work(index)) in order, at most `depth` of them submitted ahead."""
+        """Yield (index, completed future of work(index)) in order, at most `depth()` of them submitted ahead."""
         source = iter(indices)
         pending: deque[tuple[int, Future[Answer]]] = deque()
         while not self._stop.is_set():
-            while len(pending) < depth and (index := next(source, None)) is not None:
+            while len(pending) < depth() and (index := next(source, None)) is not None:
                 pending.append((index, self._pool.submit(work, index)))
             if not pending:
                 return

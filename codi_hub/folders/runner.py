@@ -24,7 +24,7 @@ from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.reports import RunReport
 
-LOAD_AHEAD = 8  # items, where the batch size depends on their shape
+LOAD_AHEAD = 8  # items, before the first batch shows how many fit
 MEMORY = 256 << 20
 
 
@@ -203,7 +203,7 @@ class FolderRun:
         if any(self._loader.is_candidate(index) for index in indices):
             self._generator()
         groups = ShapeGroups(self._batch_size, self._settings.memory)
-        for index, loaded in self._loader.loaded(indices, depth=self._settings.batch or LOAD_AHEAD):
+        for index, loaded in self._loader.loaded(indices, depth=lambda: self._largest):
             self._collect(limit=2 * self._largest)
             if isinstance(loaded, BaseException):
                 self._rows.add(index, "failed", error=describe(loaded))

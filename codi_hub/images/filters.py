@@ -220,5 +220,5 @@ def _halved(image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray
     weight = np.pad(~hole, grow)[..., None].astype(np.float32)
     cells = (height // 2, 2, width // 2, 2)
     total = (np.pad(image, (*grow, (0, 0))) * weight).reshape(*cells, -1).sum((1, 3))
-    known = weight.reshape(*cells, 1).sum((1, 3))
-    return total / np.maximum(known, 1), known[..., 0] == 0
+    counts = weight.reshape(*cells, 1).sum((1, 3))
+    return total / np.maximum(counts, 1), counts[..., 0] == 0

@@ -29,7 +29,7 @@ AnyImage = Image.Image | np.ndarray
 """A PIL image, or an array: uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or what the task's `prepare` takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class GenerateOptions:
     """Arguments of `Hub.generate`; see there. `masks`, `prompts` and `seeds` are one for all images or one each."""
 

@@ -57,7 +57,11 @@ class PlannedRun:
         Tiles, batch size and device are left out: they change how outputs are computed, not what they are.
         """
         chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
-        return chosen | {"adapter_sha256": self.row.sha256, "steps": self.steps, "task_options": self.task.recorded_options()}
+        return chosen | {
+            "adapter_sha256": self.row.sha256,
+            "steps": self.steps,
+            "task_options": self.task.recorded_options(),
+        }
 
     @property
     def key(self) -> tuple[str, int, str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub import seeds, tasks
+from codi_hub import tasks
 from codi_hub.backbones.unet import FrozenBase
 from codi_hub.data.sources import open_source
 from codi_hub.evaluation.context import Generate

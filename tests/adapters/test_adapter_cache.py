@@ -50,7 +50,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def test_as_many_stay_loaded_as_the_memory_given_holds(tiny: list[str], loads: list[Path]) -> None:
+def test_as_many_adapters_stay_loaded_as_the_memory_holds(tiny: list[str], loads: list[Path]) -> None:
     with Hub.open() as hub:
         size = 2 * hub.catalog.registry.adapters.resolve(tiny[0]).bytes  # in float32, with what else the file holds
 
@@ -84,10 +84,12 @@ def test_a_run_keeps_to_the_memory_it_is_given(
                 assert report.ok == 1
         assert len(loads) == expected
     answer = codi("run", tiny[0], tmp_path / "a.png", "--adapter-memory", "lots")
-    assert answer == (2, "", "Error: not a size: 'lots'; write it as 500MB or 2GB\n")
+    assert answer == (2, "", "Error: --adapter-memory lots: not a size; write it as 500MB or 2GB\n")
 
 
-def test_weights_are_hashed_when_they_enter_and_never_again(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_hashed_when_they_are_registered_and_never_again(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     monkeypatch.setattr(verify, "sha256", lambda path: read.append(path) or store.sha256(path))
     for _ in range(2):  # two hubs are as two processes: what has been verified is in the database
@@ -97,13 +99,13 @@ def test_weights_are_hashed_when_they_enter_and_never_again(tiny: list[str], mon
     assert read == []
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "from disk"])
-def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], resident: bool) -> None:
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "from disk"])
+def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], cached: bool) -> None:
     """150 swaps between three adapters, all of which fit, or two: 100 leaked ones would take 10 MB."""
     process = psutil.Process()
     with Hub.open() as hub:
         row = hub.catalog.registry.adapters.resolve(tiny[0])
-        memory = 10**9 if resident else 4 * row.bytes
+        memory = 10**9 if cached else 4 * row.bytes
 
         def swaps(count: int) -> int:
             for k in range(count):
@@ -113,5 +115,5 @@ def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], res
         before = swaps(51)
         loads.clear()
         after = swaps(99)
-        assert len(loads) == (0 if resident else 99)
+        assert len(loads) == (0 if cached else 99)
         assert after - before < 30 * 2 * row.bytes

@@ -41,6 +41,7 @@ def test_three_optimiser_steps_move_every_tensor_and_leave_the_base(
 ) -> None:
     """The fusion starts at zero, so the layers behind it follow one step later; of a LoRA delta B A, so does B."""
     adapter = built(any_base, kind, **form)
+    adapter.settings.check_trainable()
     before = {name: value.clone() for name, value in adapter.named_parameters()}
     frozen = {name: value.clone() for name, value in any_base.named_parameters()}
     optimiser = torch.optim.AdamW(adapter.parameter_groups(1e-4), weight_decay=0.0)
@@ -120,9 +121,7 @@ def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
 
     def predict(strength: list[float] | None) -> Tensor:
         prepared = adapter.prepare(condition, prompt)
-        return adapter.predict(
-            any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength)
-        )
+        return adapter.predict(any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength))
 
     with torch.no_grad():
         if not adapter.scalable:

@@ -32,7 +32,7 @@ def test_at_initialisation_gates_get_the_papers_gradient_and_the_encoder_none(ba
 
 
 def test_gates_follow_the_papers_formula(base: UNetBackbone) -> None:
-    """h' = (1 - mu) h + mu h_eta."""
+    """H' = (1 - mu) h + mu h_eta."""
     adapter = built(base, "control", fusion="gate")
     with torch.no_grad():
         adapter.mu.copy_(torch.linspace(0, 1, len(adapter.mu)))

@@ -19,6 +19,7 @@ from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import InvalidInput, Mismatch
 
+
 @pytest.fixture
 def folder(base: UNetBackbone, tmp_path: Path) -> Path:
     adapter = stir(built(base, "control", condition_channels=1))
@@ -85,7 +86,7 @@ def test_another_base_is_refused_and_a_fine_tune_allowed_on_request(base: UNetBa
     tuned = with_unet(base, stir(unet(), 0.01))
     with pytest.raises(Mismatch, match=f"family {base.fingerprint.family}, .* family {family.fingerprint.family}"):
         load(folder, family, allow_base_mismatch=True)
-    with pytest.raises(Mismatch, match="distilled on other weights .*: allow a base mismatch"):
+    with pytest.raises(Mismatch, match=r"distilled on other weights .*: allow a base mismatch"):
         load(folder, tuned)
     assert isinstance(load(folder, tuned, allow_base_mismatch=True), ControlAdapter)
     assert isinstance(load(folder, with_unet(base, unet().half())), ControlAdapter)

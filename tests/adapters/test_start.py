@@ -29,9 +29,7 @@ def test_initial_latents_are_the_condition_under_noise(any_base: UNetBackbone, k
     adapter = built(any_base, kind, start=0.5, **({} if share is None else {"start_noise": share}))
     assert adapter.config["start_noise"] == (share or 0.0)  # without noise by default
     condition, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
-    expected = any_base.schedule.add_noise(
-        any_base.encode(condition), (share or 0.0) * noise, torch.tensor([0.5, 0.5])
-    )
+    expected = any_base.schedule.add_noise(any_base.encode(condition), (share or 0.0) * noise, torch.tensor([0.5, 0.5]))
     assert torch.equal(adapter.initial_latents(any_base, condition, noise), expected)
     usual = built(any_base, kind)
     assert usual.initial_latents(any_base, condition, noise) is noise

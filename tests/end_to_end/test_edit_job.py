@@ -1,4 +1,4 @@
-"""Editing by instruction through the command line, on a tiny base: distilled, run, resumed, measured."""
+"""Editing by instruction through the command line, on a tiny base: distill, run, resume, evaluate."""
 
 import json
 from collections.abc import Callable
@@ -22,12 +22,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(codi: Callable[..., Any], folder: Path) -> dict[str, Any]:
-    """A tiny base in use, an edit adapter distilled on it, and what the distillation said."""
+    """Distil an edit adapter on a tiny base; return the JSON and the progress output, `stderr`."""
     assert codi("base", "add", "tiny", folder).code == 0
     assert codi("base", "use", "tiny").code == 0
     answer = codi("distill", "edit", *SMALL, "--json")
     assert answer.code == 0, answer.err
-    return json.loads(answer.out) | {"said": answer.err}
+    return json.loads(answer.out) | {"stderr": answer.err}
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def rows(answer: Any) -> dict[str, tuple[str, str | None]]:
     return {Path(item["input"]).name: (item["status"], item.get("prompt")) for item in items}
 
 
-def test_edits_from_nothing_to_pictures(
+def test_edits_from_training_to_images(
     codi: Callable[..., Any], ready: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     assert ready["adapter"] == "edit:1"
-    assert "of 16 px from edits" in ready["said"]
+    assert "of 16 px from edits" in ready["stderr"]
     assert ready["metrics"]["condition_psnr"] > 0
     answer = codi("run", "edit", images, "--prompt", "make it night", *RUN)
     assert answer.code == 0
@@ -59,7 +59,9 @@ def test_edits_from_nothing_to_pictures(
     assert not np.array_equal(night, np.asarray(Image.open(tmp_path / "red.png")))
 
 
-def test_without_an_instruction_nothing_is_begun(codi: Callable[..., Any], ready: dict[str, Any], images: Path) -> None:
+def test_without_an_instruction_nothing_is_started(
+    codi: Callable[..., Any], ready: dict[str, Any], images: Path
+) -> None:
     (images / "a.txt").write_text("make it night")
     answer = codi("run", "edit", images)
     assert (answer.code, answer.out) == (2, "")
@@ -73,7 +75,7 @@ def test_without_an_instruction_nothing_is_begun(codi: Callable[..., Any], ready
     assert not images.with_name("imgs_edit").exists()
 
 
-def test_a_changed_instruction_makes_its_own_picture_again_and_no_other(
+def test_a_changed_instruction_recomputes_its_own_image_only(
     codi: Callable[..., Any], ready: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     (images / "a.txt").write_text("make it night\n")
@@ -82,7 +84,7 @@ def test_a_changed_instruction_makes_its_own_picture_again_and_no_other(
     metadata.write_text("\n".join(lines))
     first = rows(codi("run", "edit", images, *RUN))
     assert first == {"a.png": ("ok", "make it night"), "b.png": ("ok", "add fog"), "c.png": ("ok", "make it sunset")}
-    made = {path.name: path.read_bytes() for path in (tmp_path / "imgs_edit").rglob("*.png")}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "imgs_edit").rglob("*.png")}
     assert {status for status, _ in rows(codi("run", "edit", images, *RUN)).values()} == {"skipped"}
 
     (images / "a.txt").write_text("paint the box red")
@@ -94,8 +96,8 @@ def test_a_changed_instruction_makes_its_own_picture_again_and_no_other(
     }
     metadata.write_text(lines[0].replace("add", "remove the") + "\n" + lines[1])
     assert rows(codi("run", "edit", images, *RUN))["b.png"] == ("ok", "remove the fog")
-    now = {path.name: path.read_bytes() for path in (tmp_path / "imgs_edit").rglob("*.png")}
-    assert [name for name in made if made[name] != now[name]] == ["a.png", "b.png"]
+    after = {path.name: path.read_bytes() for path in (tmp_path / "imgs_edit").rglob("*.png")}
+    assert [name for name in before if before[name] != after[name]] == ["a.png", "b.png"]
 
     (images / "a.txt").write_bytes(b"\xff")
     answer = codi("run", "edit", images, *RUN)
@@ -104,7 +106,7 @@ def test_a_changed_instruction_makes_its_own_picture_again_and_no_other(
     assert {status for status, _ in rows(codi("run", "edit", images, "--prompt", "add fog", *RUN)).values()} == {"ok"}
 
 
-def test_how_often_instructions_are_followed_is_measured(
+def test_the_share_of_followed_instructions_is_measured(
     codi: Callable[..., Any], ready: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "report"

@@ -1,4 +1,4 @@
-"""The main job as a stranger does it: an empty home, the bundled models, real files, the real command."""
+"""The main job: an empty home, the bundled models, real files, the real command."""
 
 import json
 import os
@@ -40,7 +40,7 @@ SMALL += ["--checkpoint-every", "1", "--sample-every", "0"]
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """A real photograph's middle, 192 px a side."""
+    """The centre of a real photograph, 192 px a side."""
     image = photographs(count=1)[0].image
     top, left = (side // 2 - 96 for side in image.shape[:2])
     return image[top : top + 192, left : left + 192]
@@ -48,7 +48,7 @@ def photo() -> np.ndarray:
 
 @pytest.fixture
 def inputs(tmp_path: Path, photo: np.ndarray) -> Path:
-    """A folder of three small, degraded pictures, one of another size, one of them in a subfolder."""
+    """A folder of three small, degraded images, one of another size, one of them in a subfolder."""
     folder = tmp_path / "imgs"
     (folder / "sub").mkdir(parents=True)
     for k, (name, image) in enumerate({"a.png": photo, "b.jpg": photo[:, ::-1], "sub/c.png": photo[:128]}.items()):
@@ -61,7 +61,7 @@ def items(answer: Any) -> dict[str, str]:
     return {Path(item["input"]).name: item["status"] for item in json.loads(answer.out)["items"]}
 
 
-def test_bundled_models_are_there_and_lie_where_they_were_installed(codi: Callable[..., Any], home: Path) -> None:
+def test_bundled_models_are_listed_and_not_copied(codi: Callable[..., Any], home: Path) -> None:
     rows = json.loads(codi("list", "--json").out)
     assert {(row["task"], row["base"], row["bundled"]) for row in rows} >= {
         ("superres", "nano", True),
@@ -71,6 +71,7 @@ def test_bundled_models_are_there_and_lie_where_they_were_installed(codi: Callab
     assert codi("verify").code == 0
 
 
+@pytest.mark.slow
 def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs: Path, tmp_path: Path) -> None:
     fixed = ["--steps", "4", "--dtype", "fp32", "--json"]
     first = codi("run", "superres", inputs, *fixed)
@@ -90,6 +91,7 @@ def test_a_folder_in_four_steps_again_and_alone(codi: Callable[..., Any], inputs
     assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_batch_size_on_request_and_by_default(codi: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for k in range(32):
@@ -100,22 +102,23 @@ def test_the_batch_size_on_request_and_by_default(codi: Callable[..., Any], tmp_
         assert (report["batches"], report["ok"]) == (batches, 32)
 
 
-def test_a_seed_makes_another_picture_where_sampling_begins_with_noise(
+def test_the_seed_matters_where_sampling_starts_from_noise(
     codi: Callable[..., Any], inputs: Path, tmp_path: Path
 ) -> None:
     holed = Image.open(inputs / "a.png").convert("RGBA")
     holed.paste((0, 0, 0, 0), (8, 8, 40, 40))
     holed.save(tmp_path / "holed.png")
-    made = []
+    outputs = []
     for seed in (0, 1):
         out = tmp_path / f"{seed}.png"
-        told = ("--set", "texture=0", "--seed", seed, "--steps", "1")
-        assert codi("run", "inpaint", tmp_path / "holed.png", "-o", out, *told).code == 0
-        made.append(np.asarray(Image.open(out)))
-    assert (made[0] != made[1]).any()
+        arguments = ("--set", "texture=0", "--seed", seed, "--steps", "1")
+        assert codi("run", "inpaint", tmp_path / "holed.png", "-o", out, *arguments).code == 0
+        outputs.append(np.asarray(Image.open(out)))
+    assert (outputs[0] != outputs[1]).any()
 
 
-def test_what_is_missing_or_changed_is_done_again(codi: Callable[..., Any], inputs: Path) -> None:
+@pytest.mark.slow
+def test_missing_outputs_and_changed_inputs_are_computed_again(codi: Callable[..., Any], inputs: Path) -> None:
     assert codi("run", "superres", inputs, "--steps", "1", "--json").code == 0
     (inputs.with_name("imgs_superres") / "a.png").unlink()
     Image.open(inputs / "sub/c.png").rotate(180).save(inputs / "sub/c.png")
@@ -124,7 +127,8 @@ def test_what_is_missing_or_changed_is_done_again(codi: Callable[..., Any], inpu
     assert set(items(codi("run", "superres", inputs, "--steps", "2", "--json")).values()) == {"ok"}
 
 
-def test_a_degraded_photograph_comes_out_better_than_bicubic(codi: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_degraded_photograph_is_restored_better_than_by_bicubic(codi: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     originals, rows = {}, []
     for k, photo in enumerate(photographs(count=4)):
@@ -142,6 +146,7 @@ def test_a_degraded_photograph_comes_out_better_than_bicubic(codi: Callable[...,
     assert ours_gmsd < bicubic_gmsd
 
 
+@pytest.mark.slow
 def test_a_task_is_added_distilled_listed_and_run(codi: Callable[..., Any], tmp_path: Path) -> None:
     assert codi("task", "add", "depth").code == 0
     made = json.loads(codi("distill", "depth", *SMALL, "--json").out)
@@ -169,7 +174,8 @@ def distil(run_dir: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
 
 
-def test_killed_and_resumed_training_gives_the_weights_of_one_that_was_not(tmp_path: Path, home: Path) -> None:
+@pytest.mark.slow
+def test_killed_and_resumed_training_gives_the_weights_of_an_uninterrupted_one(tmp_path: Path, home: Path) -> None:
     killed = distil(tmp_path / "killed", "--train-steps", "60")
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     while not checkpoint.exists() and killed.poll() is None:
@@ -186,6 +192,7 @@ def test_killed_and_resumed_training_gives_the_weights_of_one_that_was_not(tmp_p
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_options(codi: Callable[..., Any], tmp_path: Path) -> None:
     fixed = ["distill", "superres", *SMALL, "--run-dir", tmp_path / "run", "--train-steps", "1"]
     assert codi(*fixed).code == 0

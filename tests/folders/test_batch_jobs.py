@@ -1,4 +1,4 @@
-"""A file of jobs is read whole before anything is run, and keeps every promise that a run on its own keeps."""
+"""Files of jobs: read whole before anything is run, with the guarantees of a single run."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.folders import read_jobs
 from codi_hub.folders.jobs import KEYS
@@ -31,7 +31,7 @@ def written(file: Path, *lines: Any) -> Path:
 # ---- the file
 
 
-def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: Path) -> None:
+def test_a_line_overrides_the_options_of_all_jobs(tmp_path: Path) -> None:
     file = written(
         tmp_path / "jobs.jsonl",
         {"task": "superres", "input": "a.png"},
@@ -55,7 +55,7 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"task": "superres", "input": "a", "sed": 1}, "line 2: no option 'sed'; did you mean 'seed'"),
         ({"task": "superres", "input": "a", "xyzzy": 1}, "line 2: no option 'xyzzy'; a job has task, input, output, "),
@@ -72,7 +72,7 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
         ({"task": "superres", "input": "a\x00b"}, "line 2: 'a\\x00b' contains characters that no path can have"),
         (
             {"task": "superres", "input": "a", "output": "\ud800"},
-            "line 2: '\\\\ud800' contains characters",
+            "line 2: '\\ud800' contains characters",
         ),
         ("{", "line 2 is not JSON"),
         ("[" * 100_000, "line 2 is not JSON"),
@@ -80,22 +80,22 @@ def test_a_line_says_what_counts_for_it_and_the_command_line_the_rest(tmp_path: 
     ],
     ids=str,
 )
-def test_a_line_that_is_no_job_is_named(tmp_path: Path, line: Any, said: str) -> None:
+def test_a_wrong_line_is_refused_by_its_number(tmp_path: Path, line: Any, message: str) -> None:
     file = written(tmp_path / "jobs.jsonl", {"task": "superres", "input": "a"}, line)
     with pytest.raises(InvalidInput) as caught:
         list(read_jobs(file, RunOptions()))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_without_a_job_or_that_is_not_there(tmp_path: Path) -> None:
+def test_a_file_that_is_empty_or_missing(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="has no job: write lines such as"):
         list(read_jobs(written(tmp_path / "empty.jsonl", "", " "), RunOptions()))
     with pytest.raises(InvalidInput, match="cannot be read: No such file"):
         list(read_jobs(tmp_path / "none.jsonl", RunOptions()))
 
 
-texts = st.text(st.characters(exclude_categories=()), max_size=20)  # half characters too
+texts = st.text(st.characters(exclude_categories=()), max_size=20)  # half surrogate pairs too
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -109,7 +109,7 @@ json_values = st.recursive(
         lambda line: json.dumps({"task": "superres", "input": "a.png"} | line).encode()
     )
 )
-def test_no_content_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_content_is_run_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(folder / "a.png")
@@ -129,7 +129,7 @@ def test_no_content_does_more_than_be_refused(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """in/a.png, in/b.png and in/hole.png (with a transparent hole), and the working directory above them."""
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
@@ -143,10 +143,11 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi: Codi) -> None:
+@pytest.mark.slow
+def test_jobs_of_several_tasks_equal_single_runs(inputs: Path, codi: Codi) -> None:
     fixed = ("--steps", "1", "--device", "cpu", "--dtype", "fp32")
     written(
-        pictures / "jobs.jsonl",
+        inputs / "jobs.jsonl",
         {"task": "superres", "input": "in/a.png", "output": "out", "seed": 5, "set": {"scale": 2}},
         {"task": "inpaint", "input": "in/hole.png", "output": "out"},
         {"task": "superres", "input": "in/b.png", "output": "out/b2.png", "set": {"scale": 2}},
@@ -154,7 +155,7 @@ def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi
     )
     answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--report", "page.html", *fixed)
     assert answer.code == 0, answer.err
-    page = (pictures / "page.html").read_text()
+    page = (inputs / "page.html").read_text()
     assert page.count("data:image/webp") == 8  # four images, before and after
     assert "superres:1, 1 step; inpaint:1, 1 step" in page
     report = json.loads(answer.out)
@@ -170,14 +171,14 @@ def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi
 
     again = json.loads(codi("run", "--jobs", "jobs.jsonl", "--json", *fixed).out)
     assert (again["ok"], again["skipped"]) == (0, 4)
-    lines = (pictures / "jobs.jsonl").read_text().replace('"seed": 5', '"seed": 6')
-    (pictures / "jobs.jsonl").write_text(lines)
+    lines = (inputs / "jobs.jsonl").read_text().replace('"seed": 5', '"seed": 6')
+    (inputs / "jobs.jsonl").write_text(lines)
     third = json.loads(codi("run", "--jobs", "jobs.jsonl", "--json", *fixed).out)
     assert [item["input"] for run in third["runs"] for item in run["items"] if item["status"] == "ok"] == ["in/a.png"]
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "message"),
     [
         ({"task": "nosuch", "input": "in"}, 1, "line 2: task 'nosuch' has no adapter yet"),
         ({"task": "superres", "input": "nowhere"}, 1, "line 2: no such file or folder: nowhere"),
@@ -190,43 +191,43 @@ def test_jobs_of_several_tasks_give_what_each_command_gives(pictures: Path, codi
     ],
     ids=str,
 )
-def test_nothing_is_run_if_one_line_cannot_be(pictures: Path, codi: Codi, line: Any, code: int, said: str) -> None:
-    written(pictures / "jobs.jsonl", {"task": "superres", "input": "in/a.png", "output": "out"}, line)
+def test_nothing_is_run_if_one_line_is_refused(inputs: Path, codi: Codi, line: Any, code: int, message: str) -> None:
+    written(inputs / "jobs.jsonl", {"task": "superres", "input": "in/a.png", "output": "out"}, line)
     answer = codi("run", "--jobs", "jobs.jsonl", "--steps", "1")
     assert (answer.code, answer.err.count("\n"), answer.out) == (code, 1, "")
-    assert said in answer.err
-    assert not (pictures / "out").exists()
+    assert message in answer.err
+    assert not (inputs / "out").exists()
 
 
 @pytest.mark.parametrize("args", [[], ["superres"], ["superres", "in", "--jobs", "jobs.jsonl"]], ids=str)
-def test_it_is_a_task_and_inputs_or_jobs(args: list[str], codi: Codi) -> None:
+def test_either_a_task_with_inputs_or_jobs(args: list[str], codi: Codi) -> None:
     answer = codi("run", *args)
     assert (answer.code, answer.err) == (2, "Error: say TASK and INPUT, or --jobs FILE; see `codi run --help`\n")
 
 
-def test_a_dry_run_says_what_would_be_and_leaves_no_trace(pictures: Path, codi: Codi) -> None:
-    (pictures / "in" / "c.png").write_bytes(b"no picture")
+def test_a_dry_run_reports_and_writes_nothing(inputs: Path, codi: Codi) -> None:
+    (inputs / "in" / "c.png").write_bytes(b"not an image")
     assert codi("run", "superres", "in/a.png", "-o", "out", "--steps", "1").code == 0
     answer = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run", "--json")
     statuses = {item["input"]: item["status"] for item in json.loads(answer.out)["items"]}
     assert statuses == {"in/a.png": "skipped", "in/b.png": "planned", "in/c.png": "planned", "in/hole.png": "planned"}
-    assert [path.name for path in (pictures / "out").iterdir()] == ["a.png"]
+    assert [path.name for path in (inputs / "out").iterdir()] == ["a.png"]
     both = codi("run", "superres", "in", "--dry-run", "--report", "page.html")
-    assert (both.code, "leave one of them out" in both.err, (pictures / "page.html").exists()) == (2, True, False)
-    told = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run").out.splitlines()
-    assert told[0] == "skipped: in/a.png -> out/a.png"
-    assert told[-1] == "3 to generate, 0 refused, 1 finished already (superres:1, 1 step)"
+    assert (both.code, "leave one of them out" in both.err, (inputs / "page.html").exists()) == (2, True, False)
+    text = codi("run", "superres", "in", "-o", "out", "--steps", "1", "--dry-run").out.splitlines()
+    assert text[0] == "skipped: in/a.png -> out/a.png"
+    assert text[-1] == "3 to generate, 0 refused, 1 finished already (superres:1, 1 step)"
     from codi_hub.registry import Registry
 
     with Registry.open() as registry:
         assert len(registry.runs.list()) == 1
 
 
-def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
-    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+def test_finished_jobs_are_reported_if_a_later_one_cannot_start(
+    inputs: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(
-        pictures / "jobs.jsonl",
+        inputs / "jobs.jsonl",
         {"task": "superres", "input": "in/a.png", "output": "out"},
         {"task": "inpaint", "input": "in/hole.png", "output": "out"},
     )
@@ -245,10 +246,10 @@ def test_what_is_done_is_reported_when_a_later_job_cannot_be_begun(
 
 
 def test_names_that_differ_in_case_are_one_file_where_the_disk_has_one_case(
-    pictures: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, codi: Codi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [{"task": "superres", "input": f"in/{name}.png", "output": f"out/{to}.png"} for name, to in ("aX", "bx")]
-    written(pictures / "jobs.jsonl", *jobs)
+    written(inputs / "jobs.jsonl", *jobs)
     assert codi("run", "--jobs", "jobs.jsonl", "--dry-run").code == 0
     monkeypatch.setattr(sys.modules["codi_hub.folders.plan"], "ONE_CASE", True)
     assert "would both be written to out/x.png" in codi("run", "--jobs", "jobs.jsonl", "--dry-run").err

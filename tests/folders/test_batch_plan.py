@@ -1,4 +1,4 @@
-"""What becomes an item, where its output goes, and what is refused before anything runs."""
+"""Planning: items, their outputs, and what is refused before anything runs."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.folders import plan
 from codi_hub.folders.plan import walk
@@ -138,6 +138,7 @@ def test_a_folder_named_like_an_image_is_walked(tmp_path):
     assert list(walk(tmp_path)) == [("x.png/y.png", None)]
 
 
+@pytest.mark.slow
 def test_a_deep_tree(tmp_path, task):
     folders = [tmp_path.joinpath(*["d"] * depth) for depth in range(1, 1050)]
     for folder in folders:
@@ -145,7 +146,7 @@ def test_a_deep_tree(tmp_path, task):
     touch(folders[-1] / "a.png")
     items = plan([tmp_path], task, RunOptions(out=tmp_path / "out"))
     (folders[-1] / "a.png").unlink()
-    for folder in reversed(folders):  # or else pytest's own tidying up recurses too deep
+    for folder in reversed(folders):  # or else pytest's cleanup recurses too deep
         folder.rmdir()
     assert [item.name for item in items] == ["d/" * 1049 + "a.png"]
 
@@ -171,8 +172,8 @@ def test_refused_before_anything_runs(images, task, case):
     touch(images / "twins" / "t.webp", images / "twins" / "t.png", images / "empty" / "n.txt")
     if case == "same twice":
         (images / "twins" / "t.webp").unlink()
-    inputs, out, options, kind, said = refusals(images)[case]
-    with pytest.raises(kind, match=said) as caught:
+    inputs, out, options, kind, message = refusals(images)[case]
+    with pytest.raises(kind, match=message) as caught:
         plan(inputs, task, RunOptions(out=out, **options))
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.folders import plan
 from codi_hub.folders.prompts import MAX_BYTES
@@ -171,17 +171,18 @@ def text_of_any_kind() -> st.SearchStrategy[bytes]:
     return st.lists(line | st.binary(max_size=40), max_size=4).map(b"\n".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=text_of_any_kind())
 def test_any_bytes_in_metadata_and_sidecars(images, prompts, content):
     for name, what in (("metadata.jsonl", content), ("a.txt", content)):
         (images / name).write_bytes(what)
     found: dict[str, str | None] = {}
-    said = ""
+    message = ""
     try:
         found = prompts(images)
     except InvalidInput as error:
-        said = str(error)
-    assert said.isprintable()
-    assert bool(said) != (found.keys() == {"a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"})
+        message = str(error)
+    assert message.isprintable()
+    assert bool(message) != (found.keys() == {"a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png"})
     assert all(prompt is None or prompt.strip() == prompt != "" for prompt in found.values())

@@ -12,7 +12,7 @@ import pytest
 from folder_runs import MemoryLog, run_items
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.folders import Interrupted, Item, plan
 from codi_hub.folders import report as pages
@@ -24,7 +24,7 @@ HOSTILE = """</script><script>alert(1)</script> "quoted' onerror=x\n<img src=htt
 
 
 class Read(HTMLParser):
-    """What a browser would make of a page: each tag with its attributes, and the text of every element by class."""
+    """A parsed page: each tag with its attributes, and the text of every element by class."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Read(HTMLParser):
 
 
 @pytest.fixture
-def made(images, task, copying, tmp_path) -> Callable[..., tuple[Read, RunReport, str]]:
-    """A run over imgs/ with its page: as read, the report, and the source."""
+def run_page(images, task, copying, tmp_path) -> Callable[..., tuple[Read, RunReport, str]]:
+    """Return a function that runs imgs/ and returns the parsed page, the report and the source."""
 
     def make(**options: Any) -> tuple[Read, RunReport, str]:
         items = plan([images], task, RunOptions(out=tmp_path / "out", prompt=options.pop("prompt", None)))
@@ -68,10 +68,10 @@ def made(images, task, copying, tmp_path) -> Callable[..., tuple[Read, RunReport
     return make
 
 
-def test_every_item_is_on_the_page(made, images):
+def test_every_item_is_on_the_page(run_page, images):
     (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:-30])
     settings = {"seed": 3, "suffix": "", "adapter_sha256": "ab" * 32, "task_options": {"correct": True, "mask": None}}
-    page, report, source = made(prompt="a tree", settings=settings)
+    page, report, source = run_page(prompt="a tree", settings=settings)
     assert page.text("lead") == [f"6 ok, 1 failed, 0 skipped in {report.seconds:.1f} s"]
     assert page.text("h2") == ["a.png", "b.png", "c.png", "cut.png", "d.png", "sub/e.png", "sub/f.png"]
     assert page.text("status") == ["ok"] * 3 + ["failed"] + ["ok"] * 3
@@ -87,21 +87,21 @@ def test_every_item_is_on_the_page(made, images):
     assert page.open == []
 
 
-def test_a_second_run_shows_what_the_first_one_made(made):
+def test_a_second_run_shows_the_outputs_of_the_first(run_page):
     log = MemoryLog()
-    made(log=log)
-    page, report, _ = made(log=log)
+    run_page(log=log)
+    page, report, _ = run_page(log=log)
     assert (report.skipped, page.text("status")) == (6, ["skipped"] * 6)
     assert page.count("input", type="range") == 6
     assert page.count("input", type="radio") == 2
 
 
-def test_what_files_are_called_and_say_stays_text(made, images):
+def test_names_and_prompts_are_escaped(run_page, images):
     whole = (images / "a.png").read_bytes()
     for name in ("<script>alert(1)<", "\" onload='x'", "new\nline", "🙂"):
         (images / f"{name}.png").write_bytes(whole)
     (images / os.fsdecode(b"\xff.png")).write_bytes(whole)
-    page, report, _ = made(prompt=HOSTILE, settings={"mask": HOSTILE})
+    page, report, _ = run_page(prompt=HOSTILE, settings={"mask": HOSTILE})
     assert report.ok == 11
     assert page.text("prompt") == [HOSTILE] * 11
     names = {"<script>alert(1)<.png", "\" onload='x'.png", "new\\nline.png", "🙂.png", "\\xff.png"}
@@ -111,7 +111,7 @@ def test_what_files_are_called_and_say_stays_text(made, images):
     assert all((attrs["src"] or "").startswith("data:image/webp;base64,") for tag, attrs in page.tags if tag == "img")
 
 
-def test_an_error_stays_text_even_where_it_is_no_text(tmp_path):
+def test_errors_are_escaped_even_if_they_are_not_unicode(tmp_path):
     item = Item(tmp_path / "a.png", tmp_path / "out.png", "a.png", 1)
     row = {"input": str(item.input), "output": str(item.output), "status": "failed", "seed": 1, "seconds": 0.0}
     report = RunReport(
@@ -125,22 +125,22 @@ def test_an_error_stays_text_even_where_it_is_no_text(tmp_path):
     assert (read.text("h1"), read.count("script"), read.count("img")) == (["<i>"], 1, 0)
 
 
-def test_the_page_may_ask_for_nothing(made):
-    page, _, source = made()
+def test_the_page_loads_nothing(run_page):
+    page, _, source = run_page()
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     assert page.count("meta", **{"http-equiv": "Content-Security-Policy", "content": policy}) == 1
     assert "http:" not in source
     assert "https:" not in source
 
 
-def test_only_the_first_pictures_are_embedded_and_the_page_says_so(made, monkeypatch):
+def test_only_the_first_images_are_embedded_and_the_page_notes_it(run_page, monkeypatch):
     monkeypatch.setattr(pages, "MAX_ITEMS", 2)
-    page, _, _ = made()
+    page, _, _ = run_page()
     assert (page.count("img"), len(page.text("h2"))) == (4, 6)
     assert page.text("notice") == ["Thumbnails are embedded for the first 2 images."]
 
 
-def test_a_picture_is_upright_small_and_keeps_its_alpha(tmp_path):
+def test_thumbnails_are_oriented_small_and_keep_alpha(tmp_path):
     wide = Image.new("RGB", (3000, 1000), "red")
     exif = wide.getexif()
     exif[0x0112] = 6
@@ -153,7 +153,7 @@ def test_a_picture_is_upright_small_and_keeps_its_alpha(tmp_path):
     assert (clear.width, clear.height, clear.transparent) == (8, 4, True)
 
 
-def test_what_is_no_picture_has_none(tmp_path):
+def test_other_files_have_no_thumbnail(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "words.png").write_text("hello")
     (tmp_path / "loop.png").symlink_to("loop.png")
@@ -179,8 +179,8 @@ def test_an_interrupted_run_has_its_page(images, task, copying, tmp_path):
     assert read.text("notice") == ["Interrupted after 2 of 6 images."]
 
 
-def test_a_page_that_fails_leaves_the_one_before_it(made, images, task, tmp_path, monkeypatch):
-    _, report, before = made()
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(run_page, images, task, tmp_path, monkeypatch):
+    _, report, before = run_page()
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -195,7 +195,7 @@ def test_a_page_that_fails_leaves_the_one_before_it(made, images, task, tmp_path
     assert os.listdir(page.path.parent) == ["run.html"]
 
 
-def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
+def test_impossible_paths_of_the_page_are_refused_first(images, task, tmp_path):
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").touch()
     odd = tmp_path / "input.html"
@@ -220,7 +220,7 @@ def test_what_cannot_be_the_page_is_refused_first(images, task, tmp_path):
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.ENOENT, errno.EROFS])
-def test_a_folder_that_takes_no_file_is_refused_first(tmp_path, monkeypatch, error):
+def test_a_folder_that_is_not_writable_is_refused_first(tmp_path, monkeypatch, error):
     def refuse(**options: Any) -> None:
         raise OSError(error, os.strerror(error))
 

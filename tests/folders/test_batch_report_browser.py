@@ -1,4 +1,4 @@
-"""The page about a run in a real browser, opened from its file, with no network."""
+"""The report page in a real browser, opened from its file, without network."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.folders import plan
 from codi_hub.folders.report import ReportPage
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def page(images, task, copying, tmp_path) -> Path:
-    """Six made, one failed; a prompt that would like to be a script."""
+    """Return a page with seven outputs, one failed item, and a prompt that contains a script."""
     Image.new("RGB", (30, 5), "green").save(images / "wide.png")
     (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:-30])
     prompt = "</script><script>console.error(document.title = 'ran')</script><img src='http://example.org/x.png'>"
@@ -60,7 +60,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def browser(chromium, page) -> Iterator[webdriver.Chrome]:
-    """Chromium with the page open; in the end it must have asked for nothing and complained of nothing."""
+    """Chromium with the page open; afterwards it must have no requests and no console messages."""
     chromium.get(page.as_uri())
     yield chromium
     assert requested(chromium) <= {"file", "data"}
@@ -68,7 +68,7 @@ def browser(chromium, page) -> Iterator[webdriver.Chrome]:
 
 
 def requested(browser: webdriver.Chrome) -> set[str]:
-    """The schemes of all that the page has asked for."""
+    """Return the URL schemes of all requests of the page."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert urls
@@ -76,7 +76,7 @@ def requested(browser: webdriver.Chrome) -> set[str]:
 
 
 def visible_part(slider: WebElement) -> float:
-    """The share of a pair's width that shows the picture before, as the browser clips it."""
+    """Return the share of a pair's width that shows the input, as the browser clips it."""
     pair = slider.find_element(By.XPATH, "..")
     clip = pair.find_element(By.CLASS_NAME, "before").value_of_css_property("clip-path")
     assert clip.startswith("inset(")
@@ -103,7 +103,7 @@ def test_the_slider_moves_by_keyboard_and_by_pointer(browser):
     assert [visible_part(other) for other in others] == [0.5] * 6
 
 
-def test_every_picture_is_shown_and_no_text_has_run(browser):
+def test_every_image_is_shown_and_no_script_in_a_prompt_runs(browser):
     sizes = browser.execute_async_script(
         "const done = arguments[0], images = [...document.images];"
         "images.forEach(image => { image.loading = 'eager'; });"

@@ -15,7 +15,7 @@ import pytest
 from folder_runs import FunctionGenerator, MemoryLog, run_items
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.errors import Mismatch
 from codi_hub.events import ItemDone
 from codi_hub.folders import FolderRun, Interrupted, Item, RunSettings, plan
@@ -72,7 +72,7 @@ def test_one_shape_per_batch_in_the_order_planned(tmp_path, go, copying):
     assert order == [planned[k] for k in (0, 2, 1, 3, 4, 5, 6)]
 
 
-def test_shapes_that_stay_alone_do_not_pile_up(tmp_path, go, copying):
+def test_single_images_of_a_shape_do_not_wait_for_long(tmp_path, go, copying):
     for k in range(40):
         Image.new("RGB", (k + 1, 1)).save(tmp_path / f"{k:02d}.png")
     called_at: list[int] = []
@@ -107,7 +107,7 @@ def test_the_memory_limit_holds_while_images_are_computed_and_saved(tmp_path, go
     assert max(most) <= 8  # without the limit all ten that a batch of eight loads ahead, and more that wait
 
 
-def test_work_goes_on_while_images_load_and_save(images, task, go):
+def test_images_are_computed_while_others_load_and_save(images, task, go):
     running: list[str] = []
     together: set[tuple[str, ...]] = set()
 
@@ -135,7 +135,7 @@ def test_a_name_too_long_for_its_output_fails_alone(images, go, task, tmp_path):
     assert list(errors(report).values()) == ["the output cannot be written: File name too long"]
 
 
-def test_a_batch_that_fails_is_tried_one_by_one(images, go, copying):
+def test_the_images_of_a_failed_batch_are_tried_alone(images, go, copying):
     def fails(conditions: list[np.ndarray]) -> None:
         if any(np.isclose(c[0, 0, 0], 80 / 255) for c in conditions):  # c.png
             raise RuntimeError("CUDA error:\nmisaligned")
@@ -189,16 +189,16 @@ def test_networks_are_loaded_only_if_there_is_an_image_to_generate(images, task,
 
 
 @pytest.mark.parametrize(
-    ("generate", "said"),
+    ("generate", "message"),
     [
         (lambda c, p, s: [np.full_like(x, np.nan) for x in c], "values that are not numbers"),
         (lambda c, p, s: [], "the generator returned 0 images for 1 conditions"),
     ],
 )
-def test_outputs_that_cannot_be_used_are_failed_rows(images, go, generate, said):
+def test_outputs_that_cannot_be_used_are_failed_rows(images, go, generate, message):
     report = go(images, generate=generate)
     assert report.failed == 6
-    assert all(said in row["error"] for row in report.items)
+    assert all(message in row["error"] for row in report.items)
 
 
 def test_alpha_profile_and_orientation_survive(tmp_path, go, task):
@@ -221,7 +221,7 @@ def test_alpha_profile_and_orientation_survive(tmp_path, go, task):
         assert 0x0112 not in image.getexif()
 
 
-def test_resume_goes_by_what_was_recorded(images, go, copying, tmp_path):
+def test_resume_goes_by_the_log(images, go, copying, tmp_path):
     log = MemoryLog()
     again = {"log": log}
     assert go(images, **again).ok == 6
@@ -246,7 +246,7 @@ def test_without_resume_nothing_is_replaced(images, go, tmp_path):
     assert go(images, resume=False, overwrite=True).ok == 6
 
 
-def test_an_item_that_cannot_be_recorded_says_so(images, go, tmp_path):
+def test_an_item_that_cannot_be_recorded_is_failed(images, go, tmp_path):
     class FullDisk(MemoryLog):
         def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
             if row["input"].endswith("a.png"):
@@ -268,7 +268,7 @@ def test_the_same_image_alone_or_among_others(images, go, task, tmp_path):
     assert (tmp_path / "alone" / "sub" / "f.png").read_bytes() == together
 
 
-def test_interrupted_after_the_batch_in_hand(images, go, copying, tmp_path):
+def test_an_interrupt_ends_the_run_after_the_current_batch(images, go, copying, tmp_path):
     log = MemoryLog()
     copying.fails = lambda conditions: os.kill(os.getpid(), signal.SIGINT) if len(copying.calls) == 2 else None
     with pytest.raises(Interrupted, match="interrupted after 4 of 6 images: the same command") as caught:
@@ -309,7 +309,7 @@ def test_no_torch_and_no_warning_of_pillow(images, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\nfrom folder_runs import Copying, Double, run_items\n"
-        "from codi_hub.config.run import RunOptions\nfrom codi_hub.folders import plan\n"
+        "from codi_hub import RunOptions\nfrom codi_hub.folders import plan\n"
         "items = plan([Path(sys.argv[2])], Double(), RunOptions())\n"
         "report = run_items(items, Double(), Copying())\n"
         "print(report.ok, 'torch' in sys.modules)"

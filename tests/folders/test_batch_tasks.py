@@ -7,8 +7,7 @@ import pytest
 from folder_runs import MemoryLog, run_items
 from PIL import Image
 
-from codi_hub import tasks
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions, tasks
 from codi_hub.folders import plan
 from codi_hub.tasks.base import Task
 
@@ -63,17 +62,17 @@ def test_inpainting_a_folder_keeps_what_is_known_bit_for_bit(tmp_path):
     folder.mkdir()
     hole = Image.new("L", (40, 24))
     hole.paste(255, (5, 5, 20, 15))
-    picture = photograph(40, 24)
-    picture.save(folder / "a.jpg", quality=80)
+    original = photograph(40, 24)
+    original.save(folder / "a.jpg", quality=80)
     hole.save(folder / "a.mask.png")
-    transparent = picture.convert("RGBA")
+    transparent = original.convert("RGBA")
     transparent.putalpha(hole.point(lambda level: 255 - level))
     transparent.save(folder / "b.png")
-    half = picture.convert("RGBA")
+    half = original.convert("RGBA")
     half.putalpha(100)
     half.save(folder / "c.webp", lossless=True)
     hole.save(folder / "c.mask.png")
-    picture.save(folder / "none.png")
+    original.save(folder / "none.png")
     rows = run(folder, tasks.load("inpaint"))
     assert {name: status for name, (status, _) in rows.items()} == {
         "a.jpg": "ok", "b.png": "ok", "c.webp": "ok", "none.png": "failed"
@@ -104,14 +103,14 @@ def test_another_mask_is_another_input(tmp_path):
     assert (statuses(task), statuses(task)) == (["ok"], ["skipped"])
     Image.linear_gradient("L").resize((16, 16)).save(folder / "a.mask.png")
     assert (statuses(task), statuses(task)) == (["ok"], ["skipped"])
-    given = tasks.load("inpaint", {"mask": folder / "a.mask.png"})
-    assert statuses(given) == ["skipped"]  # the same files
+    same = tasks.load("inpaint", {"mask": folder / "a.mask.png"})
+    assert statuses(same) == ["skipped"]  # the same files
     (folder / "a.mask.png").rename(tmp_path / "m.png")
     Image.new("L", (16, 16), 200).save(tmp_path / "m.png")
     assert statuses(tasks.load("inpaint", {"mask": tmp_path / "m.png"})) == ["ok"]
 
 
-def test_outputs_that_must_be_exact_are_png_unless_asked(tmp_path):
+def test_outputs_of_lossless_tasks_are_png_unless_requested(tmp_path):
     for name in ("a.jpg", "b.png"):
         photograph(8, 8).save(tmp_path / name)
     task = tasks.load("inpaint")
@@ -121,7 +120,7 @@ def test_outputs_that_must_be_exact_are_png_unless_asked(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(tasks.builtin()))
-def test_odd_files_leave_the_rest_unharmed(tmp_path, name):
+def test_odd_files_do_not_affect_the_others(tmp_path, name):
     folder = tmp_path / "in"
     folder.mkdir()
     photograph(16, 16).save(folder / "good.png")

@@ -1,4 +1,4 @@
-"""The corpus of hostile files through `codi run` and the bundled models: each has its row, and the rest go on."""
+"""Hostile files through `codi run` and the bundled models: each has its row, and the others are processed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 from corpus import Outcome, bombs, depth_maps, masked, photograph, pictures
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.events import Event, ItemDone
 from codi_hub.hub import Hub
 from codi_hub.paths import path_text
@@ -30,19 +30,19 @@ def files_below(folder: Path) -> set[str]:
     return {path_text(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
-def looks_like(made: Path, picture: Image.Image) -> bool:
-    """Upright, and of the picture's size or four times that, with its colours."""
-    with Image.open(made) as image:
-        times = image.width // picture.width
-        small = np.asarray(image.convert("RGB").resize(picture.size, Image.Resampling.BOX), float)
-        return image.size == (times * picture.width, times * picture.height) and (
-            np.abs(small - np.asarray(picture, float)).mean() < 12
+def looks_like(output: Path, expected: Image.Image) -> bool:
+    """Return whether an output has the size of an image or four times that, and its colours."""
+    with Image.open(output) as image:
+        times = image.width // expected.width
+        small = np.asarray(image.convert("RGB").resize(expected.size, Image.Resampling.BOX), float)
+        return image.size == (times * expected.width, times * expected.height) and (
+            np.abs(small - np.asarray(expected, float)).mean() < 12
         )
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("task", "corpus"), [("superres", pictures), ("depth", depth_maps), ("inpaint", masked)])
-def test_each_file_has_its_row_and_the_rest_are_unharmed(
+def test_each_file_has_its_row_and_the_others_are_processed(
     codi: Codi, tmp_path: Path, task: str, corpus: Callable[[Path], dict[str, Outcome]]
 ) -> None:
     folder, out, alone = tmp_path / "in", tmp_path / "out", tmp_path / "alone"
@@ -54,7 +54,7 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
     assert all(line.isprintable() for line in answer.err.splitlines())
     rows = {Path(row["input"]).name: row for row in json.loads(answer.out)["items"]}
     assert rows.keys() == {path_text(Path(name)) for name in outcomes}
-    made = set()
+    outputs = set()
     for name, outcome in outcomes.items():
         row = rows[path_text(Path(name))]
         if isinstance(outcome, str):
@@ -64,10 +64,10 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
             assert len(row["error"]) < 300
         else:
             assert row["status"] == "ok", (name, row["error"])
-            made.add(row["output"])
+            outputs.add(row["output"])
             output = out / Path(name).with_suffix(".jpg" if name.endswith(".jpg") and task != "inpaint" else ".png")
             assert task == "depth" or looks_like(output, outcome), name
-    assert files_below(out) == {path_text(Path(path).relative_to(out)) for path in made}  # nothing half-written
+    assert files_below(out) == {path_text(Path(path).relative_to(out)) for path in outputs}  # nothing half-written
     assert not (folder / "executed").exists()
     best = next(name for name, outcome in outcomes.items() if not isinstance(outcome, str))
     assert codi("run", task, folder / best, "-o", alone, *ONE_STEP).code == 0
@@ -77,7 +77,8 @@ def test_each_file_has_its_row_and_the_rest_are_unharmed(
         assert image.size[0] > 1
 
 
-def test_very_long_pictures_and_a_name_that_looks_like_an_option(
+@pytest.mark.slow
+def test_very_long_images_and_a_name_that_looks_like_an_option(
     codi: Codi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photograph(1, 2000).save(tmp_path / "thread.png")
@@ -91,7 +92,7 @@ def test_very_long_pictures_and_a_name_that_looks_like_an_option(
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A disk that takes files up to a size, as a quota or a full one would."""
+    """Limit the size of files, as a quota or a full disk would."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -100,7 +101,8 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_outputs_for_which_there_is_no_room_are_failed_rows(codi: Codi, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_outputs_that_do_not_fit_on_the_disk_are_failed_rows(codi: Codi, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
@@ -119,23 +121,23 @@ def test_outputs_for_which_there_is_no_room_are_failed_rows(codi: Codi, tmp_path
     assert [row["status"] for row in json.loads(again.out)["items"]] == ["ok", "skipped"]
 
 
-def test_files_that_go_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input between planning and loading, and the output folder after the first picture."""
+def test_files_deleted_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input goes between planning and loading, and the output folder after the first image."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for name in "abcd":
         photograph().save(folder / f"{name}.png")
     options = RunOptions(out=out, steps=1, batch=1, device="cpu", dtype="fp32")
 
-    def event(made: Event) -> None:
-        assert isinstance(made, ItemDone)
-        if made.row["status"] == "ok" and made.done <= 2:
+    def on_event(event: Event) -> None:
+        assert isinstance(event, ItemDone)
+        if event.row["status"] == "ok" and event.done <= 2:
             shutil.rmtree(out, ignore_errors=True)
 
     with Hub.open() as hub:
         begun = hub.catalog.registry.runs.start
         monkeypatch.setattr(hub.catalog.registry.runs, "start", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
-        report = hub.run("superres", [folder], options, on_event=event)
+        report = hub.run("superres", [folder], options, on_event=on_event)
         errors = [row["error"] for row in report.items]
         assert errors[:2] == [None, "the file cannot be read: No such file or directory"]
         gone = "the output cannot be written: No such file or directory"  # of one that was being written just then
@@ -146,7 +148,7 @@ def test_files_that_go_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mo
     assert files_below(out) == {"a.png", "c.png", "d.png"}
 
 
-def test_a_pipe_is_not_waited_for_when_its_alpha_is_asked_for(codi: Codi, tmp_path: Path) -> None:
+def test_a_named_pipe_does_not_block(codi: Codi, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     answer = codi("run", "superres", tmp_path, "-o", tmp_path / "out", *ONE_STEP, "--ext", "jpg", "--json")
     (row,) = json.loads(answer.out)["items"]
@@ -158,7 +160,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from codi_hub import tasks
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions
 from codi_hub.folders import plan
 from folder_runs import run_items
 task = tasks.load("deblur")
@@ -166,14 +168,14 @@ def generate(conditions, prompts, seeds):
     raise MemoryError
 items = plan([Path(sys.argv[1])], task, RunOptions())
 report = run_items(items, task, generate, batch=8)
-# Not getrusage, which counts the process that this one was forked from.
+# Not getrusage: it counts the parent process too.
 (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(report.failed, most)
 """
 
 
 def peak(folder: Path) -> tuple[int, int]:
-    """(failed items, MB at most) of planning and loading a folder in a process of its own."""
+    """Return (failed items, peak MB) of planning and loading a folder in a separate process."""
     command = [sys.executable, "-c", MEASURED, str(folder), str(Path(__file__).parents[1] / "support")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     failed, size = map(int, done.stdout.split())

@@ -101,17 +101,17 @@ def test_profiles(tmp_path):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_one_clear_line(tmp_path, case):
-    data, said = HOSTILE[case]
+    data, message = HOSTILE[case]
     path = tmp_path / "x.png"
     path.write_bytes(data)
-    with pytest.raises(InvalidInput, match=said) as caught:
+    with pytest.raises(InvalidInput, match=message) as caught:
         hash_and_read(path)
     assert "\n" not in describe(caught.value)
     assert len(describe(caught.value)) < 200
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_random_damage_is_a_picture_or_an_invalid_input(tmp_path):
+def test_random_damage_is_an_image_or_invalid_input(tmp_path):
     rng = np.random.default_rng(1)
     noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
     outcomes = set()

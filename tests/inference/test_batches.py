@@ -70,7 +70,9 @@ def test_sizes_and_adapters_are_mixed_in_one_call_and_images_keep_the_order(
     others = [trained(base, "static", condition_channels=1), trained(base, "residual"), trained(base, "full")]
     small = [requests_of(one, 2) for one in (adapter, *others)]
     large = [requests_of(one, 2, 32, 17) for one in (adapter, *others)]
-    requests = [request for k in range(2) for row in zip(small, large, strict=True) for request in (row[0][k], row[1][k])]
+    requests = [
+        request for k in range(2) for row in zip(small, large, strict=True) for request in (row[0][k], row[1][k])
+    ]
     generated = Engine(base).generate(requests, ONE_STEP)
     assert [image.shape[:2] for image in generated.images] == [(16, 24), (32, 17)] * 8
     assert sorted(generated.batches) == [2, 2, 6, 6]
@@ -118,7 +120,9 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(base: UNetBackbone, shor
 
 def test_a_batch_asked_for_that_does_not_fit_is_tried_once(base: UNetBackbone, short: Short) -> None:
     tried: list[int] = []
-    hook = short.encoder.controlnet_cond_embedding.register_forward_hook(lambda _, inputs, __: tried.append(len(inputs[0])))
+    hook = short.encoder.controlnet_cond_embedding.register_forward_hook(
+        lambda _, inputs, __: tried.append(len(inputs[0]))
+    )
     engine = Engine(base)
     assert engine.generate(requests_of(short, 8), ONE_STEP, batch=4).batches == [2] * 4
     assert engine.generate(requests_of(short, 4), ONE_STEP, batch=4).batches == [2] * 2

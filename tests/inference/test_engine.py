@@ -312,7 +312,7 @@ def test_devices_and_dtypes_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) 
         assert choose_dtype("auto", cpu) == dtype
     with pytest.raises(UsageError, match=r"^device tpu: not on this machine \(here: .*cpu\)"):
         choose_device("tpu")
-    with pytest.raises(UsageError, match="^dtype int8: one of auto, fp32, fp16, bf16"):
+    with pytest.raises(UsageError, match=r"^dtype int8: one of auto, fp32, fp16, bf16"):
         choose_dtype("int8", cpu)
 
 

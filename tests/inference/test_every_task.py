@@ -26,7 +26,7 @@ def tiny(codi: Callable[..., Any], base_folder: Path) -> Iterator[Callable[..., 
     AcceleratorState._reset_state(True)
 
 
-def pictures(folder: Path, count: int) -> Path:
+def images(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     for k in range(count):
         Image.fromarray(leaves(np.random.default_rng(k), 40)).save(folder / f"{k}.png")
@@ -34,14 +34,15 @@ def pictures(folder: Path, count: int) -> Path:
 
 
 def two_folders(root: Path) -> Path:
-    pictures(root / "target", 12)
-    for path in pictures(root / "condition", 12).iterdir():
+    images(root / "target", 12)
+    for path in images(root / "condition", 12).iterdir():
         Image.open(path).convert("L").save(path)
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tasks.builtin()))
-def test_it_is_distilled_and_run(tiny: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_a_task_is_distilled_and_run(tiny: Callable[..., Any], tmp_path: Path, name: str) -> None:
     data = ["--data", two_folders(tmp_path / "pairs")] if tasks.load(name).data is None else []
     answer = tiny("distill", name, *SMALL, *data, "--run-dir", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
@@ -54,24 +55,24 @@ def test_it_is_distilled_and_run(tiny: Callable[..., Any], tmp_path: Path, name:
     assert "## Scores on 1 held-out pairs" in card
     assert f"| adapter | {'control' if name in ('canny', 'depth', 'edit') else 'static'}, " in card
     assert ("`done` is" in card) == ("done" in metrics) == (name == "edit")
-    inputs = pictures(tmp_path / "in", 2)
+    inputs = images(tmp_path / "in", 2)
     if name == "inpaint":
         mask = Image.new("L", (40, 40))
         mask.paste(255, (10, 10, 30, 25))
         mask.save(tmp_path / "mask.png")
-    told = {"inpaint": ["--mask", tmp_path / "mask.png"], "edit": ["--prompt", "make it night"]}
-    options = told.get(name, [])
-    answer = tiny("run", name, inputs, "-o", tmp_path / "out", "--steps", "1", *options, "--json")
+    flags = {"inpaint": ["--mask", tmp_path / "mask.png"], "edit": ["--prompt", "make it night"]}
+    answer = tiny("run", name, inputs, "-o", tmp_path / "out", "--steps", "1", *flags.get(name, []), "--json")
     assert answer.code == 0, answer.out
     side = 160 if name == "superres" else 40
-    made = [np.asarray(Image.open(tmp_path / "out" / f"{k}.png")) for k in (0, 1)]
-    assert all(image.shape == (side, side, 3) for image in made)
+    outputs = [np.asarray(Image.open(tmp_path / "out" / f"{k}.png")) for k in (0, 1)]
+    assert all(image.shape == (side, side, 3) for image in outputs)
     if name == "inpaint":
         known = np.asarray(mask) == 0
-        assert all(np.array_equal(made[k][known], leaves(np.random.default_rng(k), 40)[known]) for k in (0, 1))
+        assert all(np.array_equal(outputs[k][known], leaves(np.random.default_rng(k), 40)[known]) for k in (0, 1))
 
 
-def test_pairs_kept_with_a_task_are_learnt_and_measured_on_those_left_out(
+@pytest.mark.slow
+def test_pairs_registered_with_a_task_are_trained_on_and_the_held_out_ones_measured(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder = two_folders(tmp_path / "pairs")
@@ -88,7 +89,7 @@ def test_pairs_kept_with_a_task_are_learnt_and_measured_on_those_left_out(
     assert other["images"] == 3
 
 
-def test_pairs_without_data_are_not_begun(tiny: Callable[..., Any]) -> None:
+def test_the_task_pairs_without_data_is_refused(tiny: Callable[..., Any]) -> None:
     answer = tiny("distill", "pairs", *SMALL)
     assert (answer.code, answer.out) == (2, "")
-    assert "Error: task pairs has no data of its own: give training data" in answer.err
+    assert "Error: the task pairs has no data of its own: give training data" in answer.err

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from codi_hub import tasks
-from codi_hub.config.run import RunOptions
+from codi_hub import RunOptions, tasks
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.folders import plan
 from codi_hub.inference.tiling import UNIT, Tiling, Window, generate_tiled, spans, weights

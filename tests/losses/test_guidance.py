@@ -99,7 +99,8 @@ def test_relative_guidance_weighs_a_small_change_as_much_as_a_large_one(
 def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with the right names and shapes, and random numbers."""
     generator = torch.Generator().manual_seed(0)
-    tensors, channels, place = {}, 3, 0
+    tensors: dict[str, Tensor] = {}
+    channels, place = 3, 0
     for entry in VGG16:
         if entry == "M":
             place += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def base(base_folder: Path) -> UNetBackbone:
 def eps_base(tmp_path_factory: pytest.TempPathFactory) -> UNetBackbone:
     """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
     folder = tmp_path_factory.mktemp("bases") / "eps"
-    like_sd = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
+    like_sd: dict[str, Any] = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
     return UNetBackbone.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
 
 

@@ -54,6 +54,7 @@ every_form = pytest.mark.parametrize(("kind", "form"), FORMS, ids=names(FORMS))
 TRAINED = [one for one in FORMS if trainable(*one)]
 every_trainable_form = pytest.mark.parametrize(("kind", "form"), TRAINED, ids=names(TRAINED))
 
+
 def built(base: UNetBackbone, kind: str, **config: Any) -> Adapter:
     torch.manual_seed(0)
     return adapters.build(kind, base, **config)

@@ -64,8 +64,8 @@ def autoencoder(kind: str) -> Any:
     return _lively(vae, vae.decoder.conv_out, 0.0)
 
 
-def _lively(vae: Any, last: torch.nn.Conv2d, middle: float) -> Any:
-    """Makes pictures of more contrast, mid-gray on average, so that few pixels are clipped."""
+def _lively(vae: Any, last: Any, middle: float) -> Any:
+    """Raise the contrast of what it decodes, mid-gray on average, so that few pixels are clipped."""
     with torch.no_grad():
         last.weight.mul_(2)
         last.bias.fill_(middle)
@@ -128,11 +128,12 @@ def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn
 
 def record_of(base: UNetBackbone, adapter: Adapter) -> AdapterRecord:
     """What a folder says of an adapter beside its weights."""
+    prediction_type: Any = base.schedule.prediction_type
     return AdapterRecord(
         task="depth",
         kind=adapter.kind,
         base=BaseRecord(name="tiny", family=base.fingerprint.family, sketch=base.fingerprint.sketch),
-        prediction_type=base.schedule.prediction_type,
+        prediction_type=prediction_type,
         steps=4,
         config=adapter.config,
     )

@@ -24,14 +24,14 @@ def edits() -> list[Edit]:
 
 
 def answering(edits: list[Edit], own: Callable[[Edit], np.ndarray]) -> Any:
-    """Return an adapter that outputs `own` for a known pair of image and instruction, and the image otherwise."""
-    known = {(edit.before.image.tobytes(), edit.instruction): own(edit) for edit in edits}
+    """Return an adapter that outputs `own` for each pair of image and instruction, and the image otherwise."""
+    answers = {(edit.before.image.tobytes(), edit.instruction): own(edit) for edit in edits}
 
     def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
         outputs = []
         for condition, prompt in zip(conditions, prompts, strict=True):
             image = (condition * 255 + 0.5).astype(np.uint8)
-            outputs.append(as_float(known.get((image.tobytes(), prompt), image)).astype(np.float32))
+            outputs.append(as_float(answers.get((image.tobytes(), prompt), image)).astype(np.float32))
         return outputs
 
     return generate
@@ -55,7 +55,7 @@ def test_the_ground_truth_passes_and_doing_nothing_does_not(edits: list[Edit]) -
         assert report.table.row("ground truth")[kind] >= 0.95
         assert report.table.row("4 steps")[kind] >= 0.95
         assert report.table.row("autoencoder")[kind] >= 0.8
-    assert report.table.row("4 steps")["shuffled"] <= 0.05  # given another instruction, this adapter does nothing
+    assert report.table.row("4 steps")["shuffled"] <= 0.05  # with another instruction, this adapter does nothing
     assert report.table.row("ground truth")["kept"] == 1
     assert report.table.row("input")["shuffled"] is None
     assert report.table.row("4 steps")["seconds"] >= 0

@@ -27,13 +27,13 @@ def blended(photos: list[Photograph]) -> Any:
 
     def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
         assert len(conditions) == len(prompts) == len(seeds) == len(set(seeds)) == len(KINDS)
-        made = []
+        outputs = []
         for condition in conditions:
-            known = condition[..., 3] < 0.5
+            outside = condition[..., 3] < 0.5
             truths = [photo.image.astype(np.float32) / 255 for photo in photos]
-            truth = min(truths, key=lambda t, c=condition, k=known: float(np.abs(t - c[..., :3])[k].mean()))
-            made.append(truth + (np.random.default_rng(0).normal(0, 0.2 / steps, truth.shape)).astype(np.float32))
-        return made
+            truth = min(truths, key=lambda t, c=condition, k=outside: float(np.abs(t - c[..., :3])[k].mean()))
+            outputs.append(truth + (np.random.default_rng(0).normal(0, 0.2 / steps, truth.shape)).astype(np.float32))
+        return outputs
 
     return generate
 

@@ -149,7 +149,7 @@ def test_pairs_are_used_unchanged(photo: np.ndarray) -> None:
 
 
 def test_pairs_without_data_name_the_remedy() -> None:
-    with pytest.raises(UsageError, match=r"has no data of its own: .*--like pairs --data FOLDER"):
+    with pytest.raises(UsageError, match=r"pairs has no data of its own: .* variant of pairs with the option data"):
         _ = tasks.load("pairs").training_data
     assert tasks.load("pairs", {"data": "owner/name"}).training_data == "owner/name"
     assert tasks.load("deblur", {"data": "scenes"}).training_data == "scenes"

@@ -106,7 +106,12 @@ def test_a_codi_step_is_two_evaluations_and_one_backward(
         for name, net in watched.items()
     ]
     backward = trainer.accelerator.backward
-    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss: (backwards.append(loss), backward(loss)))
+
+    def watched_backward(loss: Tensor) -> None:
+        backwards.append(loss)
+        backward(loss)
+
+    monkeypatch.setattr(trainer.accelerator, "backward", watched_backward)
     trainer.train_step()
     for hook in hooks:
         hook.remove()

@@ -174,8 +174,8 @@ def test_accumulated_batches_see_the_pairs_and_noise_of_one_twice_as_large(
 
     monkeypatch.setattr("codi_hub.losses.codi.codi_loss", recorded)
     gradients, losses = [], []
-    for options in ({"batch": 2, "accumulate": 2}, {"batch": 4, "accumulate": 1}):
-        trainer = make(lr=1e-3, **options)
+    for batch, accumulate in ((2, 2), (4, 1)):
+        trainer = make(lr=1e-3, batch=batch, accumulate=accumulate)
         trainer.progress.step = 3
         kept: list[Tensor] = []
 
