@@ -14,7 +14,7 @@ from codi_hub.cli import common
 from codi_hub.cli.common import parse_set
 from codi_hub.config.layers import LayerError, nested
 from codi_hub.config.model import Declared, Options, declared
-from codi_hub.errors import UsageError
+from codi_hub.errors import Mismatch, UsageError
 
 Command = Callable[..., None]
 
@@ -52,7 +52,7 @@ def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Com
 
 
 class FlagNames:
-    """A context in which a UsageError about a field of `model` names the flag that was typed."""
+    """A context in which an error about a field of `model` names the flag that was typed."""
 
     def __init__(self, model: type[Options]) -> None:
         self.flags = {one.path: one.flag for one in declared(model) if one.flag}
@@ -61,7 +61,7 @@ class FlagNames:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if (
-            isinstance(error, UsageError)
+            isinstance(error, UsageError | Mismatch)
             and not isinstance(error, LayerError)
             and (text := self.translated(str(error))) != str(error)
         ):
@@ -71,7 +71,7 @@ class FlagNames:
         """Return a message with flags in place of field paths."""
         for path, flag in self.flags.items():
             end = r"(?=[\s:,;)]|$)"
-            anywhere = rf"(?<![\w.=]){re.escape(path)}{end}" if "." in path else rf"^{re.escape(path)}{end}"
+            anywhere = rf"(?<![\w.=]){re.escape(path)}{end}" if {".", "_"} & set(path) else rf"^{re.escape(path)}{end}"
             text = re.sub(anywhere, flag, text)
         return text
 

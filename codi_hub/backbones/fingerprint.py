@@ -40,7 +40,7 @@ class Fingerprint:
         if sketch and not allow_fine_tune and (distance := sketch_distance(self.sketch, sketch)) > TOLERANCE:
             raise Mismatch(
                 f"the adapter was distilled on other weights of the same family {family} (distance {distance:.3f}, "
-                f"allowed {TOLERANCE}): allow a base mismatch to use it all the same"
+                f"allowed {TOLERANCE}): use it all the same with allow_base_mismatch"
             )
 
 

@@ -198,7 +198,7 @@ class FolderRunner:
 
 
 def _counting(on_event: OnEvent, total: int) -> OnEvent:
-    """Number the items of several runs in one sequence."""
+    """Return an `OnEvent` that numbers the items of several runs in one sequence."""
     numbers = count(1)
 
     def renumbered(event: Event) -> object:

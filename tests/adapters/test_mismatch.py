@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "another fine-tune": (
         lambda r: r["base"].update(sketch={name: [-v for v in values] for name, values in r["base"]["sketch"].items()}),
-        ("distilled on other weights of the same family", "allow a base mismatch"),
+        ("distilled on other weights of the same family", "use it all the same with "),
     ),
     "newer": (
         lambda r: r.update(format_version=3),
