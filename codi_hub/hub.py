@@ -148,8 +148,16 @@ class Hub:
         """
         return self._runner.run_jobs(file, options or RunOptions(), on_event)
 
-    def distill(self, task: str, config: DistillConfig, on_event: OnEvent = ignore) -> DistillResult:
+    def distill(
+        self, task: str, config: DistillConfig | Mapping[str, Any] | None = None, on_event: OnEvent = ignore
+    ) -> DistillResult:
         """Train an adapter for a task and register it as a new version.
+
+        Args:
+            task: the task's name.
+            config: the whole configuration; or a part of it as nested mappings, such as `{"training": {"lr": 1e-3}}`,
+                which is laid over what the task prefers, as on the command line.
+            on_event: receives messages and training steps.
 
         Raises:
             CodiError: a configuration or data that cannot be used; nothing is registered then.

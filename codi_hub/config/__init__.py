@@ -1,1 +1,1 @@
-"""What commands and library calls can be told, as checked dataclasses."""
+"""Options of commands and library calls, checked when they are created: one module each, none loads torch."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
@@ -130,11 +130,11 @@ class TrainingConfig(Options):
     """Steps between sample sheets; 0 for none"""
     checkpoint_every: int = option(100, "--checkpoint-every", panel="Run folder", resumable=True, ge=1)
     """Steps between checkpoints"""
-    run_dir: Path | None = option(None, "--run-dir", panel="Run folder", resumable=True)
+    run_dir: Path | None = option(None, "--run-dir", panel="Run folder", resumable=True, recorded=False)
     """Folder of the run (default: a new one in the home)
 
     It holds config.yaml, the checkpoint, the log, sample sheets and the finished adapter."""
-    resume: bool = option(False, "--resume", panel="Run folder", resumable=True)
+    resume: bool = option(False, "--resume", panel="Run folder", resumable=True, recorded=False)
     """Continue the run in the folder, or the latest one
 
     What it was started with is kept; other values are refused, but for fields that do not change the adapter."""
@@ -157,9 +157,6 @@ class RunState(Options):
 
 class DistillConfig(Options):
     """The whole configuration of a distillation; `config.yaml` in a run folder has every field of it."""
-
-    LOCAL: ClassVar[frozenset[str]] = frozenset({"training.run_dir", "training.resume"})
-    """Fields that say where and how a run is started, not what it is: they are not written to its folder."""
 
     data: DataConfig = DataConfig()
     base: str | None = option(None, "--base", panel="Adapter")

@@ -47,6 +47,7 @@ def option(
     panel: str = "Options",
     metavar: str | None = None,
     resumable: bool = False,
+    recorded: bool = True,
     **limits: Any,
 ) -> Any:
     """Return a field with what the command line and a resumed run need to know of it.
@@ -56,9 +57,11 @@ def option(
         panel: the heading in the help under which it stands.
         metavar: placeholder of a value that is parsed from text.
         resumable: whether a resumed run may be given another value.
+        recorded: whether a run writes it to its folder.
         limits: `ge`, `le`, `min_length`, ... as of `pydantic.Field`.
     """
-    extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar, "resumable": resumable}
+    extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar}
+    extra |= {"resumable": resumable, "recorded": recorded}
     if isinstance(default, dict):
         return Field(default_factory=dict, json_schema_extra=extra, **limits)
     return Field(default, json_schema_extra=extra, **limits)
@@ -82,36 +85,44 @@ class Declared:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its names on the command line, as Typer takes them."""
+        """Names on the command line, as Typer takes them."""
         return tuple(self._extra("flags", ()))
 
     @property
     def flag(self) -> str | None:
-        """Its long flag; of a switch such as "--a/--no-a", the first half."""
+        """The long flag; of a switch such as "--a/--no-a", its first half."""
         long = [flag for flag in self.flags if flag.startswith("--")]
         return long[0].split("/")[0] if long else None
 
     @property
     def panel(self) -> str:
+        """Heading of its group in the help."""
         return str(self._extra("panel", "Options"))
 
     @property
     def metavar(self) -> str | None:
-        """How its value is written: the placeholder it was declared with, or the choices."""
+        """Placeholder of its value in the help: as declared, or the choices."""
         return self._extra("metavar", None) or "|".join(map(str, self.choices)) or None
 
     @property
     def resumable(self) -> bool:
+        """Whether a resumed run may be given another value."""
         return bool(self._extra("resumable", False))
 
     @property
+    def recorded(self) -> bool:
+        """Whether a run writes it to its folder."""
+        return bool(self._extra("recorded", True))
+
+    @property
     def choices(self) -> tuple[Any, ...]:
+        """Values that it can have, where they are listed."""
         annotation = _without_none(self.field.annotation)
         return get_args(annotation) if get_origin(annotation) is Literal else ()
 
     @property
     def type(self) -> Any:
-        """What Typer parses: text for choices and fields with a placeholder, a list for a mapping."""
+        """Type that Typer parses: text for choices and fields with a placeholder, a list for a mapping."""
         annotation = _without_none(self.field.annotation)
         if get_origin(annotation) is dict:
             return list[str]
@@ -121,13 +132,13 @@ class Declared:
 
     @property
     def documentation(self) -> str:
-        """Its docstring, unwrapped: one line per paragraph."""
+        """Docstring, unwrapped: one line per paragraph."""
         text = inspect.cleandoc(self.field.description or "")
         return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
     @property
     def help(self) -> str:
-        """The first paragraph of its docstring."""
+        """First paragraph of the docstring."""
         return self.documentation.partition("\n")[0]
 
 

@@ -35,6 +35,7 @@ def to_yaml(config: DistillConfig, models: Mapping[str, type[BaseModel]] | None 
         heading: a comment above everything.
     """
     comments = documentation(models)
+    unrecorded = {one.path for one in declared(DistillConfig) if not one.recorded}
     lines = _comment(heading, "")
     for name, value in config.values().items():
         if value is None and name == "run":
@@ -45,7 +46,7 @@ def to_yaml(config: DistillConfig, models: Mapping[str, type[BaseModel]] | None 
             continue
         lines.append(f"{name}:")
         for inner, own in value.items():
-            if (path := f"{name}.{inner}") not in config.LOCAL:
+            if (path := f"{name}.{inner}") not in unrecorded:
                 lines += [*_comment(comments.get(path, ""), "  "), *_field(inner, own, "  ")]
     return "\n".join(lines) + "\n"
 

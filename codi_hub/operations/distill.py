@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.distill import DistillConfig
 from codi_hub.events import OnEvent, ignore
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from codi_hub.training.job import Job, Parent
 
 
-def distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+def distill(
+    context: Context, name: str, config: DistillConfig | Mapping[str, Any] | None, on_event: OnEvent
+) -> DistillResult:
     """Train an adapter for a task and register it; see `Hub.distill`."""
+    if not isinstance(config, DistillConfig):
+        config = context.catalog.distill_config(name, config or {})
     with joined(config.training.device) as main:
         return _distill(context, name, config, on_event if main else ignore)
 
