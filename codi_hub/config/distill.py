@@ -24,21 +24,21 @@ class DataConfig(Options):
     section = "data"
 
     source: str | None = option(None, "--data", panel="Data")
-    """Generator, folder, file or hub id (default: the task's)
+    """Generator, folder, file or hub id (default: the task's).
 
     A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; a file is .parquet. Generators are
     leaves, scenes, edits (scenes and their edited twins) and removals (an object is removed from all of them), or
     several of them such as edits+removals."""
     count: int | None = option(None, "--count", panel="Data", ge=1)
-    """Number of training pairs (default: the task's)"""
+    """Number of training pairs (default: the task's)."""
     size: int | None = option(None, "--size", panel="Data", ge=8)
-    """Side of the images in pixels (default: the task's)"""
+    """Side of the images in pixels (default: the task's)."""
     workers: int = option(0, "--workers", panel="Data", resumable=True, ge=0)
-    """Processes that create pairs (default: one per core)
+    """Processes that create pairs (default: one per core).
 
     At most 8 by default."""
     cache_dir: Path | None = option(None, "--cache-dir", panel="Data", resumable=True)
-    """Folder for encoded pairs (default: in the run folder)
+    """Folder for encoded pairs (default: in the run folder).
 
     Runs on the same data and base read each other's pairs there, and no others."""
 
@@ -62,23 +62,23 @@ class AdapterConfig(_Extended):
     kind: Annotated[str, BeforeValidator(lambda kind: KIND_ALIASES.get(kind, kind))] = option(
         "", "--kind", panel="Adapter"
     )
-    """control, lora, static, residual or full
+    """control, lora, static, residual or full.
 
     By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the
     same, made of the base's own weights and low-rank deltas; static an encoder of the condition alone, evaluated once
     per image; residual a feed-forward network of its own, evaluated once per image; full trains everything."""
     parent: str | None = option(None, "--from", panel="Adapter", metavar="REF", resumable=True)
-    """Adapter to continue from, as TASK:VERSION
+    """Adapter to continue from, as TASK:VERSION.
 
     Of a method with a teacher (cm, gd) it is the teacher."""
     allow_base_mismatch: bool = option(False, resumable=True)
-    """Whether the parent may belong to another base of the family"""
+    """Whether the parent may belong to another base of the family."""
     start: float | None = option(None, "--start", panel="Adapter", ge=0.02, le=1.0)
-    """Where sampling starts, from 0.02 to 1 (default: 1)
+    """Where sampling starts, from 0.02 to 1 (default: 1).
 
     A share of the schedule. Below 1 sampling starts from the condition instead of noise. A parent's is kept."""
     start_noise: float | None = option(None, ge=0.0, le=1.0)
-    """Share of the starting time's noise that is added to the condition (default: the parent's, or 0)
+    """Share of the starting time's noise that is added to the condition (default: the parent's, or 0).
 
     Where sampling starts from the condition; with 0 the result does not depend on the seed."""
 
@@ -89,12 +89,12 @@ class LossConfig(_Extended):
     section = "loss"
 
     method: str = option("pe-codi", "--method", panel="Loss")
-    """pe-codi, codi, conditional, cm or gd (default: pe-codi)
+    """pe-codi, codi, conditional, cm or gd (default: pe-codi).
 
     pe-codi trains an adapter beside the frozen base, codi everything; for comparison there is plain conditional
     training, and its consistency (cm) or progressive (gd) distillation."""
     guidance: str | None = option(None, "--guidance", panel="Loss")
-    """latent, relative, roundtrip, pixel, lpips or off
+    """latent, relative, roundtrip, pixel, lpips or off.
 
     The distance between prediction and ground truth; by default the task's, or latent. relative divides each pair's
     latent error by the distance between target and condition, for edits large and small; roundtrip compares E(D(x)),
@@ -107,35 +107,35 @@ class TrainingConfig(Options):
     section = "training"
 
     train_steps: int | None = option(None, "--train-steps", panel="Training", resumable=True, ge=1)
-    """Optimiser steps (default: 2000, or the time budget)"""
+    """Optimiser steps (default: 2000, or the time budget)."""
     time_budget: Duration = option(None, "--time-budget", panel="Training", metavar="TIME", resumable=True)
-    """Training time such as 90s, 10m or 1h30m
+    """Training time such as 90s, 10m or 1h30m.
 
     At least one step is taken."""
     batch: int = option(16, "--batch", panel="Training", resumable=True, ge=1)
-    """Pairs per step and device"""
+    """Pairs per step and device."""
     accumulate: int = option(1, "--accumulate", panel="Training", resumable=True, ge=1)
-    """Batches per optimiser step"""
+    """Batches per optimiser step."""
     lr: float = option(2e-4, "--lr", panel="Training", ge=0.0)
-    """Learning rate"""
+    """Learning rate."""
     ema: float = option(0.99, ge=0.0, le=1.0)
-    """Decay of the moving average that is the target network, and the adapter in the end"""
+    """Decay of the moving average that is the target network, and the adapter in the end."""
     precision: Precision = option("auto", "--precision", panel="Training", metavar="NAME", resumable=True)
-    """auto, fp32, fp16 or bf16"""
+    """auto, fp32, fp16 or bf16."""
     device: Device = option("auto", "--device", panel="Training", metavar="NAME", resumable=True)
-    """auto, cpu, cuda or mps"""
+    """auto, cpu, cuda or mps."""
     seed: int = option(0, "--seed", panel="Training", ge=0)
-    """Seed of data, noise and initial weights"""
+    """Seed of data, noise and initial weights."""
     sample_every: int = option(250, "--sample-every", panel="Run folder", resumable=True, ge=0)
-    """Steps between sample sheets; 0 for none"""
+    """Steps between sample sheets; 0 for none."""
     checkpoint_every: int = option(100, "--checkpoint-every", panel="Run folder", resumable=True, ge=1)
-    """Steps between checkpoints"""
+    """Steps between checkpoints."""
     run_dir: Path | None = option(None, "--run-dir", panel="Run folder", resumable=True, recorded=False)
-    """Folder of the run (default: a new one in the home)
+    """Folder of the run (default: a new one in the home).
 
     It holds config.yaml, the checkpoint, the log, sample sheets and the finished adapter."""
     resume: bool = option(False, "--resume", panel="Run folder", resumable=True, recorded=False)
-    """Continue the run in the folder, or the latest one
+    """Continue the run in the folder, or the latest one.
 
     What it was started with is kept; other values are refused, but for fields that do not change the adapter."""
 
@@ -146,13 +146,13 @@ class RunState(Options):
     section = "run"
 
     task: str
-    """The task's name"""
+    """The task's name."""
     like: str
-    """The built-in task it is a variant of"""
+    """The built-in task it is a variant of."""
     pairs_per_step: int
-    """batch x accumulate x processes"""
+    """batch x accumulate x processes."""
     teacher: str | None = None
-    """The adapter that a method with a teacher distils"""
+    """The adapter that a method with a teacher distils."""
 
 
 class DistillConfig(Options):
@@ -160,14 +160,14 @@ class DistillConfig(Options):
 
     data: DataConfig = DataConfig()
     base: str | None = option(None, "--base", panel="Adapter")
-    """Frozen base (default: the one in use)"""
+    """Frozen base (default: the one in use)."""
     adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     task: dict[str, Any] = option({}, "--set", panel="Data", metavar="KEY=VALUE")
-    """Task option; repeat for more"""
+    """Task option; repeat for more."""
     run: RunState | None = None
-    """What a run folder was started for; absent from what is passed to a new run"""
+    """What a run folder was started for; absent from what is passed to a new run."""
 
     def with_fields(self, changes: Mapping[str, Any]) -> DistillConfig:
         """Return a copy with some fields changed, given by their dotted paths, and checked again. Raises UsageError."""

@@ -12,10 +12,10 @@ class ExportOptions(Options):
     """How an adapter is written for another tool."""
 
     out: Path = option(..., "-o", "--out")
-    """Folder to write"""
+    """Folder to write."""
     format: ExportFormat = option("diffusers", "--format")
-    """Format: diffusers is the folder of a ControlNet"""
+    """Format: diffusers is the folder of a ControlNet."""
     dtype: ExportPrecision = option("fp16", "--dtype")
-    """Precision of the weights"""
+    """Precision of the weights."""
     overwrite: bool = option(False, "--overwrite")
-    """Replace an earlier export"""
+    """Replace an earlier export."""

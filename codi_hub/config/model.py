@@ -138,8 +138,8 @@ class Declared:
 
     @property
     def help(self) -> str:
-        """First paragraph of the docstring."""
-        return self.documentation.partition("\n")[0]
+        """First paragraph of the docstring, without its full stop."""
+        return self.documentation.partition("\n")[0].removesuffix(".")
 
 
 def _without_none(annotation: Any) -> Any:

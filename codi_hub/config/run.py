@@ -13,47 +13,47 @@ class RunOptions(Options):
     """How a task is run over images and folders."""
 
     out: Path | None = option(None, "-o", "--out")
-    """Folder for the outputs (default: INPUT_TASK/ beside the input)"""
+    """Folder for the outputs (default: INPUT_TASK/ beside the input)."""
     steps: int | None = option(None, "--steps", ge=1, le=1000)
-    """Number of sampling steps (default: the adapter's)"""
+    """Number of sampling steps (default: the adapter's)."""
     prompt: str | None = option(None, "--prompt")
-    """Prompt for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)"""
+    """Prompt for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)."""
     seed: int = option(0, "--seed", ge=0)
-    """Seed; each image's own is derived from it and the file's name"""
+    """Seed; each image's own is derived from it and the file's name."""
     batch: int | None = option(None, "--batch", ge=1)
-    """Number of images computed together (default: what fits into memory)"""
+    """Number of images computed together (default: what fits into memory)."""
     tile: str = option("auto", "--tile", metavar="auto|off|N")
     """Compute large images in overlapping tiles of this side in pixels, which bounds the memory; auto: images of more
-    than 2 megapixels in tiles of 1024"""
+    than 2 megapixels in tiles of 1024."""
     suffix: str = option("", "--suffix")
-    """Text added to the stem of every output's name"""
+    """Text added to the stem of every output's name."""
     ext: Literal["auto", "png", "jpg"] = option("auto", "--ext")
-    """File type of the outputs"""
+    """File type of the outputs."""
     overwrite: bool = option(False, "--overwrite")
-    """Replace outputs that exist"""
+    """Replace outputs that exist."""
     resume: bool = option(True, "--resume/--no-resume")
-    """Skip what an earlier run finished"""
+    """Skip what an earlier run finished."""
     recursive: bool = option(True, "--recursive/--no-recursive")
-    """Include subfolders"""
+    """Include subfolders."""
     dry_run: bool = option(False, "--dry-run")
-    """Print what would be computed, skipped or refused, and stop"""
+    """Print what would be computed, skipped or refused, and stop."""
     base: str | None = option(None, "--base")
-    """Base to run on (default: the one in use)"""
+    """Base to run on (default: the one in use)."""
     device: Device = option("auto", "--device", panel="Machine")
-    """Device to compute on"""
+    """Device to compute on."""
     dtype: Precision = option("auto", "--dtype", panel="Machine")
-    """Precision of the networks"""
+    """Precision of the networks."""
     compile: bool = option(False, "--compile", panel="Machine")
-    """Compile the networks: minutes at the start, then about a sixth faster; for long runs"""
+    """Compile the networks: minutes at the start, then about a sixth faster; for long runs."""
     adapter_memory: ByteSize = option(ADAPTER_MEMORY, "--adapter-memory", panel="Machine", metavar="SIZE")
-    """Memory for adapters that stay loaded between jobs, such as 500MB (default: 2GB)"""
+    """Memory for adapters that stay loaded between jobs, such as 500MB (default: 2GB)."""
     temperature: float = option(1.0, "--temperature", ge=0.0, le=2.0)
-    """Scale of the initial noise"""
+    """Scale of the initial noise."""
     sampler: str = option("ddim", "--sampler")
-    """Sampler: ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)"""
+    """ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)."""
     allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
-    """Run an adapter on another base of its family, such as a fine-tune"""
+    """Run an adapter on another base of its family, such as a fine-tune."""
     report: Path | None = option(None, "--report")
-    """HTML page to write about the run: every image, before and after"""
+    """HTML page to write about the run: every image, before and after."""
     set: dict[str, Any] = option({}, "--set", metavar="KEY=VALUE")
-    """Task option as KEY=VALUE; repeat for more"""
+    """Task option as KEY=VALUE; repeat for more."""

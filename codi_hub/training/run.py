@@ -6,6 +6,7 @@ from contextlib import closing
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from codi_hub import adapters
 from codi_hub.adapters import format
@@ -69,6 +70,8 @@ def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
     training = work.config.training
     device = choose_device(training.device)
     dtype = choose_dtype(training.precision, device)
+    # accelerate has one state per process, and refuses a second run in it on another device or in another precision
+    AcceleratorState._reset_state(reset_partial_state=count() == 1)
     return dtype, Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
 
 

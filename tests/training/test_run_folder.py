@@ -63,7 +63,7 @@ def test_its_config_has_every_field_and_starts_the_same_run(tiny: Callable[..., 
     }
     assert (layer["adapter"]["fusion"], layer["adapter"]["start"], layer["base"]) == ("gate", 1.0, "tiny")
     assert layer["data"]["source"] == "leaves"
-    assert "# Points of the time grid that training draws from.\n  grid: 4\n" in text
+    assert "# Points of the time grid that training draws from\n  grid: 4\n" in text
     again = run.parent / "again"
     assert tiny("distill", "superres", "--config", run / "config.yaml", "--run-dir", again).code == 0
     assert (again / "config.yaml").read_text() == text
