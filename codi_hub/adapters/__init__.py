@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from codi_hub.config.values import KIND_ALIASES
 from codi_hub.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ KINDS = Plugins(
         "full": "codi_hub.adapters.full:FullAdapter",
     },
 )
-RENAMED = {"side": "residual"}  # names of the first edition
 
 
 def build(kind: str, base: Backbone, *, device: torch.device | None = None, **config: Any) -> Adapter:
@@ -40,6 +40,6 @@ def build(kind: str, base: Backbone, *, device: torch.device | None = None, **co
     """
     from codi_hub.adapters.adapter import configured
 
-    cls = KINDS.load(RENAMED.get(kind, kind))
+    cls = KINDS.load(KIND_ALIASES.get(kind, kind))
     adapter: Adapter = cls(base, configured(cls, config), device)
     return adapter

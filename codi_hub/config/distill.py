@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict
 
 from codi_hub.config.model import Options, option
-from codi_hub.config.values import Device, Duration, Precision
+from codi_hub.config.values import KIND_ALIASES, Device, Duration, Precision
 
-KIND_ALIASES = {"side": "residual"}  # names that earlier versions used
+def _current_kind(kind: Any) -> Any:
+    return KIND_ALIASES.get(kind, kind) if isinstance(kind, str) else kind
 
 
 class DataConfig(Options):
@@ -59,9 +60,7 @@ class AdapterConfig(_Extended):
 
     section = "adapter"
 
-    kind: Annotated[str, BeforeValidator(lambda kind: KIND_ALIASES.get(kind, kind))] = option(
-        "", "--kind", panel="Adapter"
-    )
+    kind: Annotated[str, BeforeValidator(_current_kind)] = option("", "--kind", panel="Adapter")
     """control, lora, static, residual or full.
 
     By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the

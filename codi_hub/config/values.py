@@ -20,6 +20,8 @@ EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
 EXPORT_DTYPES: tuple[str, ...] = get_args(ExportPrecision)
 ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for later use
 
+KIND_ALIASES = {"side": "residual"}  # adapter kinds under the names of the first edition
+
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _DURATION_FORM = "write it as 90s, 10m or 1h30m"
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) *([kmgt]?)(i?)b?")

@@ -100,6 +100,8 @@ def test_a_file_says_what_each_field_means_and_not_where_the_run_is(tmp_path: Pa
         ("\x00", "not readable as YAML: "),
         ("training: 3", "training 3: a mapping of fields"),
         ("training: {lr: .inf}", "training.lr inf: a finite number"),
+        ("adapter: {kind: [a]}", "adapter.kind ['a']: text"),
+        ("data: {source: {a: b}}", "data.source {'a': 'b'}: text"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path: Path, text: str, line: str) -> None:
