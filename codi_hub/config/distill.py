@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict
 from codi_hub.config.model import Options, option
 from codi_hub.config.values import KIND_ALIASES, Device, Duration, Precision
 
+
 def _current_kind(kind: Any) -> Any:
     return KIND_ALIASES.get(kind, kind) if isinstance(kind, str) else kind
 
