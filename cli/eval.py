@@ -18,7 +18,7 @@ from codi_hub.evaluation.table import Table, legend
 
 def register(app: typer.Typer) -> None:
     columns = "Columns, each the mean over the images, if the task has it:"
-    app.command("eval", epilog="\n\n".join([columns, *legend(_columns())]))(evaluate)
+    app.command("eval", epilog="\n\n".join([columns, *legend(_columns())]))(options_from(EvalOptions)(evaluate))
 
 
 def _columns() -> dict[str, metrics.Column]:
@@ -26,7 +26,6 @@ def _columns() -> dict[str, metrics.Column]:
     return metrics.columns() | tasks.columns()
 
 
-@options_from(EvalOptions)
 def evaluate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")],
     given: dict[str, Any],

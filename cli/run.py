@@ -17,10 +17,9 @@ from codi_hub.reports import JobsReport, RunReport
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run")(run)
+    app.command("run")(options_from(RunOptions)(run))
 
 
-@options_from(RunOptions)
 def run(
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")] = None,
     inputs: Annotated[list[Path] | None, typer.Argument(metavar="INPUT", help="Images and folders of images")] = None,

@@ -10,18 +10,20 @@ from codi_hub.catalog import Catalog
 from codi_hub.cli.common import Json, Quiet, Set, parse_set, with_task_flags
 from codi_hub.cli.output import Output, details
 
-app = typer.Typer(help="Register, list, show and remove tasks.", no_args_is_help=True)
-
 
 def register(parent: typer.Typer) -> None:
+    app = typer.Typer(help="Register, list, show and remove tasks.", no_args_is_help=True)
+    app.command("add")(with_task_flags(add))  # now, when plug-in tasks can be looked up
+    app.command("list")(list_tasks)
+    app.command("ls", hidden=True)(list_tasks)
+    app.command("show")(show)
+    app.command("rm")(rm)
     parent.add_typer(app, name="task")
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
 
 
-@app.command()
-@with_task_flags
 def add(
     name: Name,
     flags: dict[str, Any],
@@ -43,7 +45,6 @@ def add(
     Output(json, quiet).result(document, f"{state}; train its adapter with `codi distill {name}`.", name)
 
 
-@app.command("list")
 def list_tasks(json: Json = False, quiet: Quiet = False) -> None:
     """List the built-in and registered tasks."""
     with Catalog.open() as catalog:
@@ -52,10 +53,6 @@ def list_tasks(json: Json = False, quiet: Quiet = False) -> None:
     Output(json, quiet).table(entries, ("name", "like", "options", "built in"), rows, "No tasks.")
 
 
-app.command("ls", hidden=True)(list_tasks)
-
-
-@app.command()
 def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
     """Show a task with the value of every option."""
     with Catalog.open() as catalog:
@@ -63,7 +60,6 @@ def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
     Output(json, quiet).result(document, details(document), name)
 
 
-@app.command()
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Registered tasks")],
     json: Json = False,

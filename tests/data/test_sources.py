@@ -154,8 +154,8 @@ def test_a_file_with_broken_pixels_is_replaced_by_the_next(folder: Path, caplog:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"file_name": "0.png"\n', "metadata.jsonl line 1 is no JSON"),
-        ("[1, 2]\n", "metadata.jsonl line 1 is no JSON object"),
+        ('{"file_name": "0.png"\n', "metadata.jsonl line 1 is not JSON"),
+        ("[1, 2]\n", "metadata.jsonl line 1 is not a JSON object"),
         ('{"picture": "0.png"}\n', "has no column of images .image, target.*; it has picture"),
         ('{"file_name": "gone.png"}\n', "no readable image in .*gone.png is not a readable image"),
         ("\n", "no readable image in"),

@@ -163,7 +163,7 @@ def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str,
         "over itself": ([a], images, {}, UsageError, "would replace the input"),
         "out is a file": ([images], a, {}, UsageError, "is a file: name a folder"),
         "suffix": ([images], None, {"suffix": "/../x"}, UsageError, "path separator"),
-        "ext": ([images], None, {"ext": "exe"}, UsageError, "must be one of auto, png, jpg"),
+        "ext": ([images], None, {"ext": "exe"}, UsageError, "one of auto, png, jpg"),
     }
 
 

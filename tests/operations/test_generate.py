@@ -134,7 +134,7 @@ WRONG: dict[str, tuple[tuple[Any, Any], dict[str, Any], str]] = {
     "a mask": (("superres", IMAGE), {"masks": IMAGE}, r"images\[0\]: masks: task superres takes no mask"),
     "its size": (("inpaint", IMAGE), {"masks": np.ones((4, 8))}, r"images\[0\]: masks: a mask of 8x4 .* of 16x16"),
     "steps": (("superres", IMAGE), {"steps": 0}, "steps 0: a number from 1 to 1000"),
-    "sampler": (("superres", IMAGE), {"sampler": "euler"}, "sampler 'euler': one of ddim, renoise, dpmpp"),
+    "sampler": (("superres", IMAGE), {"sampler": "euler"}, "sampler euler: one of ddim, renoise, dpmpp"),
     "strength": (("superres", IMAGE), {"strength": 1.5}, "strength 1.5: a number from 0 to 1"),
     "batch": (("superres", IMAGE), {"batch": 0}, "batch 0: at least 1"),
     "tile": (("superres", IMAGE), {"tile": "12"}, "tile '12': auto, off, or a side of at least 128 pixels"),
