@@ -18,9 +18,12 @@ from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
 from codi_hub import ExportOptions, RunOptions
 from codi_hub.data.synthetic.leaves import leaves
-from codi_hub.inference.engine import DTYPES, choose_device, choose_dtype, noise
+from codi_hub.inference.devices import DTYPES, choose_device, choose_dtype
+from codi_hub.inference.engine import gaussian
+from codi_hub.seeds import image_seed, sampling_noise
 
 PICTURES, SIDE, STEPS = 16, 256, 4
+BATCH = 16  # batch size of `Hub.run` for images of this size on a CPU
 TASK = "pairs"  # whose condition is the image itself, as for the pipeline
 PROMPT = "a photograph"
 WHAT = f"folder of {PICTURES}, end to end, {STEPS} steps"
@@ -133,7 +136,8 @@ class Contest:
         ours, theirs, side = self.run("control", files, dtype), pipe.scheduler, SIDE // pipe.vae_scale_factor
         pipe.scheduler = peers.walking_like_us(self.source)
         for path in files:
-            drawn = noise((pipe.unet.config.in_channels, side, side), item_seed(0, path.name))[None]
+            seed = sampling_noise(image_seed(0, path.name), 0)
+            drawn = gaussian((pipe.unet.config.in_channels, side, side), seed)[None]
             image, z_t = Image.open(path).convert("RGB"), drawn.to(self.device, DTYPES[dtype])
             made = pipe(PROMPT, image=image, latents=z_t, num_inference_steps=STEPS, guidance_scale=1.0).images[0]
             there = np.asarray(Image.open(ours / path.name)).astype(int)

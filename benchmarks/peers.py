@@ -12,8 +12,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from codi_hub import adapters
-from codi_hub.adapters import ControlAdapter
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.backbones.unet import UNetBackbone
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -22,10 +22,10 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference between two implementations: the norm of the difference over the deviation."""
 
 
-def lively(kind: str, base: FrozenBase, seed: int) -> ControlAdapter:
+def lively(kind: str, base: UNetBackbone, seed: int) -> ControlAdapter:
     """Return an adapter at initialisation, but without zero matrices or kernels, so that it has an effect."""
     torch.manual_seed(seed)
-    adapter = adapters.build(kind, base)
+    adapter: Any = adapters.build(kind, base)
     for value in adapter.parameters():
         if value.ndim > 1 and not value.any():
             torch.nn.init.normal_(value, std=0.3 * value[0].numel() ** -0.5)
@@ -43,12 +43,12 @@ def documented(folder: Path, controlnet: Path, dtype: torch.dtype, device: torch
     return pipe
 
 
-def tuned(folder: Path, base: FrozenBase, controlnet: ControlNetModel) -> Pipe:
+def tuned(folder: Path, base: UNetBackbone, controlnet: ControlNetModel) -> Pipe:
     """Return the pipeline around a loaded base of that folder: channels-last layout and fused attention."""
     pipe = Pipe(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoders[0],
+        tokenizer=base.tokenizers[0],
         unet=base.unet,
         controlnet=controlnet,
         scheduler=LCMScheduler.from_pretrained(folder, subfolder="scheduler"),

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import startup
 from benchmarks.table import Row, in_turn
+from codi_hub.adapters.record import RECORD, AdapterRecord, BaseRecord
 from codi_hub.catalog import Catalog
 from codi_hub.cli.adapters import PAGE
 from codi_hub.registry import versions
@@ -50,11 +51,24 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 def registry_of(adapters: int) -> Iterator[Catalog]:
     """Yield a temporary catalog with that many adapters, and as many items in earlier runs."""
     with tempfile.TemporaryDirectory() as folder, Catalog.open(Path(folder) / "home") as catalog:
-        made = Path(folder) / "adapter"
-        made.mkdir()
-        for name, content in (("adapter.safetensors", "weights"), ("adapter.json", "{}"), ("README.md", "# A card")):
-            (made / name).write_text(content)
-        _fill(catalog, made, adapters)
+        source = Path(folder) / "adapter"
+        source.mkdir()
+        base_record = BaseRecord(name="nano", family="", sketch={})
+        values: dict[str, Any] = {
+            "task": "first",
+            "kind": "lora",
+            "prediction_type": "epsilon",
+            "steps": 4,
+            "config": {},
+        }
+        record = AdapterRecord(base=base_record, prediction_type="epsilon", **values)
+        for name, content in (
+            ("adapter.safetensors", "weights"),
+            (RECORD, record.to_json()),
+            ("README.md", "# A card"),
+        ):
+            (source / name).write_text(content)
+        _fill(catalog, source, adapters)
         yield catalog
 
 

@@ -108,9 +108,9 @@ class Step:
 
     def __init__(self, kept: Shelf, side: int) -> None:
         self.base = kept.base
-        cells = side // self.base.factor
-        self.z_t = torch.randn(1, 4, cells, cells).to(self.base.dtype, memory_format=torch.channels_last)
-        self.t, self.prompt = torch.tensor([999]), self.base.embed([""])
+        size = (1, self.base.latents.channels, *self.base.latents.size(side, side))
+        self.z_t = torch.randn(size).to(self.base.dtype, memory_format=torch.channels_last)
+        self.t, self.prompt = torch.ones(1), self.base.embed([""])
         self.condition = torch.rand(1, 3, side, side).to(self.base.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -121,9 +121,10 @@ class Step:
     @torch.inference_mode()
     def theirs(self, net: ControlNetModel) -> torch.Tensor:
         """Evaluate diffusers' ControlNet and U-Net."""
-        down, middle = net(self.z_t, self.t, self.prompt, controlnet_cond=self.condition, return_dict=False)
+        t, prompt = self.base.schedule.model_time(self.t), self.prompt["context"]
+        down, middle = net(self.z_t, t, prompt, controlnet_cond=self.condition, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return self.base.unet(self.z_t, self.t, self.prompt, **residuals).sample
+        return self.base.unet(self.z_t, t, prompt, **residuals).sample
 
 
 def alternate(between: list, work: Callable, count: int = SWAPS) -> Callable[[], object]:
@@ -150,8 +151,8 @@ def pipeline(kept: Shelf, net: ControlNetModel) -> StableDiffusionControlNetPipe
     base = kept.base
     return StableDiffusionControlNetPipeline(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoders[0],
+        tokenizer=base.tokenizers[0],
         unet=base.unet,
         controlnet=net,
         scheduler=DDIMScheduler(),

@@ -13,10 +13,12 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +27,8 @@ from codi_hub.data.photographs import photographs
 from codi_hub.hub import Hub
 from codi_hub.images.metrics import psnr
 from codi_hub.inference import tiling as tiles
-from codi_hub.inference.engine import Engine, seeded_noise
+from codi_hub.inference.engine import Engine, Request, gaussian
+from codi_hub.seeds import sampling_noise
 
 SCALE, SIDE, TILE = 4, 160, 256  # of superres; sides of inputs and tiles in px
 
@@ -72,11 +75,14 @@ def side_by_side(parts: list[slice], length: int, overlap: int) -> list[np.ndarr
     return [(np.arange(p.start, p.stop) < end).astype(np.float32) for p, end in zip(parts, ends, strict=True)]
 
 
-def own_noise(engine: Engine, seeds: list[int], size: tuple[int, int], windows: list[tuple[int, ...]] | None) -> Tensor:
-    """Return noise with a seed of its own for every tile."""
-    where = windows or [(0, 0)] * len(seeds)
-    drawn = [seed + 31 * top + left for seed, (top, left, *_) in zip(seeds, where, strict=True)]
-    return seeded_noise(drawn, (engine.base.unet.config.in_channels, *size))
+def own_noise(engine: Engine, requests: Sequence[Request], step: int) -> Tensor:
+    """Return noise with a seed of its own for every tile, (B, C, h, w)."""
+    latents, parts = engine.base.latents, []
+    for request in requests:
+        top, left, *_ = request.window or (0, 0)
+        size = latents.size(*request.condition.shape[:2])
+        parts.append(gaussian((latents.channels, *size), sampling_noise(request.seed + 31 * top + left, step)))
+    return torch.stack(parts)
 
 
 def at_seams(image: np.ndarray) -> float:

@@ -120,12 +120,12 @@ def read_record(path: Path) -> AdapterRecord:
     """
     try:
         if (size := path.stat().st_size) > MAX_RECORD:
-            raise InvalidInput(f"{path.name}: {size} bytes, over the limit of {MAX_RECORD}: not an adapter record")
+            raise InvalidInput(f"{RECORD}: {size} bytes, over the limit of {MAX_RECORD}: not an adapter record")
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data.get("format_version", 1) if isinstance(data, dict) else None
         if type(version) is int and version > FORMAT_VERSION:
             raise InvalidInput(
-                f"{path.name}: format version {one_line(version, 40)}, this program reads up to {FORMAT_VERSION}: "
+                f"{RECORD}: format version {one_line(version, 40)}, this program reads up to {FORMAT_VERSION}: "
                 "upgrade codi-hub"
             )
         if type(version) is int and version == 1:
@@ -134,9 +134,9 @@ def read_record(path: Path) -> AdapterRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = one_line(".".join(str(part) for part in first["loc"]), 80) or "content"
-        raise InvalidInput(f"{path.name}: {where}: {first['msg'].lower()}") from error
+        raise InvalidInput(f"{RECORD}: {where}: {first['msg'].lower()}") from error
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5,000 digits
-        raise InvalidInput(f"{path.name}: not an adapter record: {one_line(error, 160)}") from error
+        raise InvalidInput(f"{RECORD}: not an adapter record: {one_line(error, 160)}") from error
 
 
 # ---- format version 1

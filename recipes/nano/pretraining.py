@@ -8,6 +8,7 @@ time the network is trained to predict its residual, as if the base left the ima
 base, a step costs half as much.
 """
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,17 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codi_hub import adapters, tasks
-from codi_hub.adapters import Adapter, format
-from codi_hub.adapters.adapter import as_picture
+from codi_hub.adapters import format
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.record import TrainingRecord
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones import load
+from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.data.synthetic.edits import Edit, scene_edit
-from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.data.synthetic.scenes_words import COLOURS
-from codi_hub.evaluation.against import PromptOnly
-from codi_hub.losses.guidance import relative_l2
+from codi_hub.losses.guidance import LEAST_CHANGE
 from codi_hub.registry import Registry
-from codi_hub.tasks.base import other_way_round
 from recipes.nano import bundle
 from recipes.nano.muon import Muon
 from recipes.nano.stage import train
@@ -46,6 +46,8 @@ FORM = {"levels": 3, "blocks": 2, "read": True, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no object
 FINE = 2  # locations that the heads predict, along each side of a latent cell
+MIRRORED = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+SIDE = re.compile(rf"\b({'|'.join(MIRRORED)})\b")
 METHOD = "regression (scene labels)"
 WEIGHTS = {"labels": 1.0, "pointing": 2.0, "painting": 2.0}
 CARD = "Pretrained on scene labels, without the base: the start of another training, not an adapter to use.\n"
@@ -71,7 +73,7 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
         rng = np.random.default_rng([seed, number])
         edit = scene_edit(rng, size, SHARES)
         pair = task.make_pair(edit.example | {"depth": edit.before.depth}, rng)
-        visible = things_at(edit.setting.world, size // 2)
+        visible = solid_map(edit.setting.world, size // 2)
         rows.append(
             {
                 "condition": pair.condition,
@@ -86,15 +88,15 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
 
 
 def _classes(edit: Edit) -> list[int]:
-    """Return the class of each object, in the order of `things_at`."""
-    things = edit.setting.world.things
-    return [1 + SHAPES.index(thing.shape) * len(NAMES) + NAMES.index(thing.words[1]) for thing in things]
+    """Return the class of each object, in the order of `solid_map`."""
+    solids = edit.setting.world.solids
+    return [1 + SHAPES.index(solid.shape) * len(NAMES) + NAMES.index(solid.words[1]) for solid in solids]
 
 
 def _named(edit: Edit) -> int:
-    """Return the index, in `things_at`, of the object that an instruction names; one that is not visible if none."""
-    things = edit.setting.world.things
-    return things.index(edit.thing) if edit.thing and edit.kind != "add" else len(things)
+    """Return the index, in `solid_map`, of the object that an instruction names; one that is not visible if none."""
+    solids = edit.setting.world.solids
+    return solids.index(edit.solid) if edit.solid and edit.kind != "add" else len(solids)
 
 
 class Learner(nn.Module):
@@ -107,7 +109,7 @@ class Learner(nn.Module):
         self.classes = nn.Conv2d(width, CLASSES * FINE**2, 1)
         self.pointed = nn.Conv2d(width, FINE**2, 1)
 
-    def forward(self, condition: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, condition: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits of the classes and of the named object, and the residual of the prediction.
 
         Args:
@@ -164,11 +166,11 @@ class Pretraining:
 
 def run(workspace: Path, name: str, pretraining: Pretraining, times: float, device: str = "cpu") -> None:
     """Train in phases, each `times` its minutes, and register the network as an adapter that others start from."""
-    base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
+    base = load(str(workspace / "base"), device=device)
     torch.manual_seed(0)
     form = FORM | {"start": pretraining.start, "condition_channels": tasks.load(name).condition_channels}
     model = Learner(adapters.build("residual", base, **form)).to(device, memory_format=torch.channels_last)
-    top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1], device=base.device)
+    top = torch.tensor(base.schedule.grid(1, pretraining.start), device=base.device)
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
     sizes = sorted({size for one in pretraining.phases for size in one.sizes})
     data = {size: _encoded(workspace, name, base, size, top) for size in sizes}
@@ -179,7 +181,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
             one[key][rows].to(device) for key in ("x", "source", "alone", "labels", "marked")
         )
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
-        prompt = one["prompt"][one["prompt_of"][rows]].to(device)
+        prompt = Prompt(one["prompt"]).rows(one["prompt_of"][rows]).to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(condition, prompt)
         painting = relative_l2(x.float(), alone.float() - sigma * added, source.float())
@@ -188,8 +190,8 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
 
     def loss_of(phase: Phase, network: Learner, number: int) -> dict[str, Tensor]:
         size = phase.sizes[number % len(phase.sizes)]
-        count = CELLS // (size // base.factor) ** 2
-        return losses(network, size, _rows(data[size]["removes"].numpy(), count, phase.removals, number))
+        count = CELLS // (size // base.latents.factor) ** 2
+        return losses(network, size, batch_rows(data[size]["removes"].numpy(), count, phase.removals, number))
 
     for number, one in enumerate(pretraining.phases, 1):
         folder, minutes = workspace / run_name(name) / str(number), times * one.minutes
@@ -206,21 +208,27 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
     _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times))
 
 
+def relative_l2(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
+    """Return the mean over pairs of the latent error divided by the change from source to x, as guidance `relative`."""
+    each = (1, 2, 3)
+    return ((x_hat - x).square().mean(each) / ((x - source).square().mean(each) + LEAST_CHANGE)).mean()
+
+
 @torch.no_grad()
-def _alone(base: FrozenBase, data: dict[str, Tensor], top: Tensor) -> Tensor:
+def base_latents(base: Backbone, data: dict[str, Any], top: Tensor) -> Tensor:
     """Return the latents that the base alone reaches in one step from the initial latents, with the same prompt."""
     answers = list[Tensor]()
     for rows in torch.arange(len(data["x"])).split(64):
         source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
         z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
-        prompt = data["prompt"][data["prompt_of"][rows]].to(base.device)
-        denoise = base.schedule.denoiser(partial(PromptOnly().predict, base, prompt=prompt, prepared=z_t))
+        prompt = Prompt(data["prompt"]).rows(data["prompt_of"][rows]).to(base.device)
+        denoise = base.schedule.denoiser(partial(base.predict, prompt=prompt))
         with torch.autocast(base.device.type, torch.bfloat16):
             answers.append(denoise(z_t, t)[0].half().cpu())
     return torch.cat(answers)
 
 
-def _rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
+def batch_rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
     """Return the rows of a batch, none of them held out."""
     rng, first = np.random.default_rng([81, number]), 2 * HELD_OUT
     if share is None:
@@ -255,12 +263,12 @@ def mirrored(rows: np.ndarray) -> np.ndarray:
     """Return images (N, H, W, ...), texts (N,) or flags (N,), each followed by its mirror image."""
     other = rows[:, :, ::-1] if rows.ndim > 1 else rows
     if rows.dtype.kind == "U":
-        other = np.array([other_way_round(text) for text in rows])
+        other = np.array([SIDE.sub(lambda found: MIRRORED[found[0]], text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
 @torch.no_grad()
-def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tensor) -> dict[str, Tensor]:
+def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor) -> dict[str, Any]:
     """Return conditions, prompts, labels and latents of all pairs and their mirror images; computed once, then read.
 
     Latents are those of the condition (`source`), those the base alone reaches from there (`alone`), and the target's
@@ -276,14 +284,14 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tenso
 
     def latents(images: Tensor) -> Tensor:
         pieces = (piece.to(base.device).float() / 255 for piece in images.split(64))
-        return torch.cat([base.encode(as_picture(piece)).half().cpu() for piece in pieces])
+        return torch.cat([base.encode_condition(piece).half().cpu() for piece in pieces])
 
     texts, places = np.unique(pairs["prompt"], return_inverse=True)
-    prompts = [base.embed(texts[k : k + 256].tolist()).cpu() for k in range(0, len(texts), 256)]
+    prompts = [base.embed(texts[k : k + 256].tolist()).to("cpu") for k in range(0, len(texts), 256)]
     condition, target = (torch.from_numpy(pairs[key]).permute(0, 3, 1, 2) for key in ("condition", "target"))
     data = {
         "condition": condition,
-        "prompt": torch.cat(prompts),
+        "prompt": Prompt.cat(prompts).tensors,
         "prompt_of": torch.from_numpy(places),
         "source": latents(condition),
         "x": latents(target),
@@ -291,7 +299,7 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tenso
         "marked": torch.from_numpy(pairs["marked"]),
         "removes": torch.from_numpy(pairs["removes"]),
     }
-    data["alone"] = _alone(base, data, top)
+    data["alone"] = base_latents(base, data, top)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data
@@ -322,7 +330,7 @@ def _lineage(name: str, pretraining: Pretraining, times: float) -> list[Training
 def _register(
     workspace: Path,
     name: str,
-    base: FrozenBase,
+    base: Backbone,
     adapter: nn.Module,
     metrics: dict[str, float],
     lineage: list[TrainingRecord],

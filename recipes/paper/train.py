@@ -15,14 +15,17 @@ import torch
 from accelerate import Accelerator
 
 from codi_hub import adapters
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import TAUGHT, DistillOptions
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.first_edition import layer_of
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
+from codi_hub.losses import METHODS
 from codi_hub.operations.evaluate import generate_function
 from codi_hub.training.latents import PairsSpec, build, open_pairs
-from codi_hub.training.trainer import Trainer
+from codi_hub.training.run import PRECISIONS
+from codi_hub.training.trainer import Trainer, TrainerSettings
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row
@@ -32,7 +35,7 @@ REFERENCE = "superres", "pe-codi"  # the row whose training time all others get
 Say = Callable[[str], object]
 
 
-def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, float]:
+def costs(base: Backbone, rows: Iterable[Row], folder: Path) -> dict[str, float]:
     """Return the mean seconds per training step by `Row.work`, timed in turn."""
     trainers: dict[str, Trainer] = {}
     for row in rows:
@@ -48,7 +51,7 @@ def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, floa
     return {name: fmean(seconds) for name, seconds in taken.items()}
 
 
-def all_costs(base: FrozenBase, results: Results, folder: Path) -> None:
+def all_costs(base: Backbone, results: Results, folder: Path) -> None:
     """Time what was not timed yet, together with the reference, and store it at the reference's scale."""
     reference = by_key(*REFERENCE)
     with results.lock("timing"):
@@ -75,19 +78,25 @@ def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
     return made
 
 
-def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
+def config_of(row: Row, **options: Any) -> DistillConfig:
+    """Return the configuration of a row's training; `options` have the flat names of `Row.told`."""
+    return DistillConfig(**layer_of({**COMMON, **row.told, "data": DATA[row.task], **options}))
+
+
+def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
     """Return a trainer of the row on a few pairs, for timing."""
-    told = {**COMMON, **row.told} | ({"parent": "unused", "kind": "full"} if row.told["method"] in TAUGHT else {})
-    options = DistillOptions(**told)
+    config = config_of(row)
+    method_class = METHODS.load(config.loss.method)
+    guidance = {} if config.loss.guidance is None else {"guidance": config.loss.guidance}
+    method = method_class(method_class.Config(**config.loss.extras, **guidance), base.device)
     spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
-    cache = build(spec, range(48), base, folder / "pairs", with_targets=options.guidance == "pixel")
+    cache = build(spec, range(48), base, folder / "pairs", with_targets=method.needs_targets)
     _, task = open_pairs(spec)
-    adapter = adapters.build(
-        options.kind, base, condition_channels=task.condition_channels, fusion=options.fusion, pretrained=True
-    )
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(base.dtype, "no")
-    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
-    return Trainer(base, adapter, cache, options, accelerator, total=1000, folder=folder)
+    kind = "full" if method.needs_teacher else config.adapter.kind or method.default_kind
+    settings = {"condition_channels": task.condition_channels} | config.adapter.extras
+    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=PRECISIONS[base.dtype])
+    training = TrainerSettings(total=1000, batch=config.training.batch, lr=config.training.lr)
+    return Trainer(base, adapters.build(kind, base, **settings), cache, method, training, accelerator, folder)
 
 
 class Bench:
@@ -104,7 +113,7 @@ class Bench:
     def __init__(self, workspace: Path, results: Results, features: Features, say: Say, device: str):
         self.workspace, self.results, self.features, self.say = workspace, results, features, say
         self.device = device
-        self.hub = Hub(workspace / "home")
+        self.hub = Hub.open(workspace / "home")
         self._held_out: dict[str, HeldOut] = {}
 
     def held_out(self, task: str) -> HeldOut:
@@ -113,7 +122,7 @@ class Bench:
             self._held_out[task] = HeldOut.of(task)
         return self._held_out[task]
 
-    def refer(self, task: str, base: FrozenBase) -> None:
+    def refer(self, task: str, base: Backbone) -> None:
         """Evaluate the baselines without an adapter and the bundled adapter, where that is missing."""
         kept = self.results.references.get(task, {})
         if not kept:
@@ -168,21 +177,17 @@ class Bench:
         told = json.dumps([self.results.about, made_with(row, seed, self.results)], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # a run with other options is not resumed
         folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}-{digest}"
-        parent = self.teacher(row, seed)
-        begun = (folder / "run.json").exists()
-        options = DistillOptions(
-            **{**COMMON, **row.told},
-            data=DATA[row.task],
+        config = config_of(
+            row,
             seed=seed,
             train_steps=train_steps(row, self.results),
-            parent=parent,
             run_dir=folder,
+            resume=(folder / "config.yaml").exists(),
             pairs=self.workspace / "pairs",
-            resume=True if begun else None,
             device=self.device,
-        )
-        self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
-        made = self.hub.distill(row.task, options)
+        ).with_fields({"adapter.parent": self.teacher(row, seed)})
+        self.say(f"{row.task}/{row.key}/{seed}: {config.training.train_steps} steps")
+        made = self.hub.distill(row.task, config)
         shutil.rmtree(folder)
         sha256 = self.hub.catalog.registry.adapters.resolve(made.adapter, base=None).sha256
         seconds = round(made.seconds, 1)

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.layers import merge, parse_override, read_preset
 from codi_hub.registry import Registry
 from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
@@ -106,6 +108,16 @@ def test_the_workspace_base_has_the_bundled_name_beside_the_bundle(tmp_path: Pat
         assert registry.bases.get(None).name == bundle.BASE
         assert registry.bases.get(None).source == str(tmp_path / "base")
         assert not registry.adapters.list("superres", base=bundle.BASE)
+
+
+@pytest.mark.parametrize("task", nano.ROUNDS)
+def test_every_round_is_a_preset_with_overrides_of_its_fields(task: str) -> None:
+    for one in nano.ROUNDS[task]:
+        config = DistillConfig(**merge([read_preset(task), *map(parse_override, one.overrides)]))
+        for override in one.overrides:
+            path, _, value = override.partition("=")
+            section, name = path.split(".")
+            assert str(getattr(getattr(config, section), name)) == value
 
 
 def test_adapters_are_trained_side_by_side_and_rounds_one_after_another(

@@ -12,8 +12,9 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
 
-from codi_hub.config.options import TAUGHT, DistillOptions
+from codi_hub.adapters import KINDS
 from codi_hub.evaluation.features import FeatureNet, save_features
+from codi_hub.losses import METHODS
 from recipes.paper import __main__ as command
 from recipes.paper import report, train
 from recipes.paper.results import Results, at_key
@@ -24,9 +25,14 @@ ROWS = [row for rows in TABLES.values() for row in rows]
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.task}-{row.key}")
 def test_a_row_can_be_trained(row: Row) -> None:
-    taught = row.told["method"] in TAUGHT
+    method = METHODS.load(row.told["method"])
+    taught = method.needs_teacher
     assert taught == (row.teacher is not None)
-    DistillOptions(**COMMON, **row.told, parent="depth:1" if taught else None)
+    config = train.config_of(row, seed=1)
+    guidance = {} if config.loss.guidance is None else {"guidance": config.loss.guidance}
+    method.Config(**config.loss.extras, **guidance)
+    KINDS.load(config.adapter.kind or method.default_kind).Config(**config.adapter.extras)
+    assert (config.training.lr, config.data.size, config.training.seed) == (COMMON["lr"], COMMON["size"], 1)
     if row.teacher:
         teacher = train.by_key(row.task, row.teacher)
         assert teacher.told["method"] == "conditional"
