@@ -51,14 +51,8 @@ def test_a_later_layer_replaces_values_and_keeps_their_neighbours() -> None:
 
 def test_presets_are_valid_and_say_when_they_are_regression() -> None:
     assert set(preset_names()) == {*BUNDLED, "paper", "quick", "quality"}
-    from codi_hub.adapters import KINDS
-    from codi_hub.losses import METHODS
-
     for name in preset_names():
         config = DistillConfig(**read_preset(name))
-        kind = config.adapter.kind or "static"
-        KINDS.load(kind).Config(**config.adapter.extras)
-        METHODS.load(config.loss.method).Config(**config.loss.extras)
         text = (Path(first_edition.__file__).parent / "presets" / f"{name}.yaml").read_text()
         assert ("This is regression" in " ".join(text.replace("#", "").split())) == (
             config.loss.extras.get("consistency") == 0

@@ -1,0 +1,88 @@
+"""The plan of a distillation: what a configuration leaves open is decided by task, method and kind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codi_hub import DistillConfig
+from codi_hub.adapters.record import label
+from codi_hub.config.layers import merge, preset_names, read_preset
+from codi_hub.errors import UsageError
+from codi_hub.training.job import Job, Plan, plan
+
+METHODS = {"inpaint": "pe-codi"}  # of the bundled adapters; the others are regression
+BUNDLED = ("superres", "inpaint", "depth", "edit", "canny", "deblur")
+
+
+def planned(task: str, *layers: dict[str, Any]) -> Plan:
+    """Return the plan of a configuration on a base that is not loaded."""
+    config = DistillConfig(**merge(layers))
+    return plan(Job(task, task, config.task, "nano", "nowhere", config, Path("unused")))
+
+
+@pytest.mark.parametrize("task", BUNDLED)
+def test_a_bundled_preset_trains_what_the_bundled_adapter_is(task: str) -> None:
+    work = planned(task, read_preset(task))
+    terms = work.method(work.loss, "cpu").weights()
+    method = label(
+        work.config.loss.method,
+        consistency="consistency" in terms,
+        guidance="guidance" in terms,
+        start=work.adapter.start,
+        start_noise=work.adapter.start_noise,
+    )
+    assert method == METHODS.get(task, "regression")
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in BUNDLED])
+def test_the_other_presets_suit_every_task(name: str) -> None:
+    for task in BUNDLED:
+        assert planned(task, read_preset(name)).loss.consistency == 1.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "rollout"),
+    [
+        ({}, 0.0),
+        ({"adapter": {"start": 0.5}}, 1.0),
+        ({"adapter": {"start": 0.5, "start_noise": 0.5}}, 0.0),
+        ({"adapter": {"start": 0.5}, "loss": {"shared_t": False}}, 0.0),
+        ({"adapter": {"start": 0.5}, "loss": {"rollout": 0.25}}, 0.25),
+        ({"loss": {"rollout": 1.0}}, 1.0),
+    ],
+)
+def test_states_of_the_sampler_are_trained_where_it_starts_from_an_image_without_noise(
+    layer: dict[str, Any], rollout: float
+) -> None:
+    work = planned("superres", layer)
+    assert work.loss.rollout == work.config.loss.extras["rollout"] == rollout
+
+
+def test_the_kind_is_the_methods_unless_it_is_set() -> None:
+    assert planned("superres").kind == "static"
+    assert planned("superres", {"loss": {"method": "conditional"}}).kind == "control"
+    assert planned("superres", {"loss": {"method": "codi"}}).kind == "full"
+    assert planned("superres", {"adapter": {"kind": "side"}}).kind == "residual"
+
+
+def test_every_field_has_its_value() -> None:
+    work = planned("superres", {"adapter": {"kind": "lora"}, "task": {"scale": 2}})
+    config = work.config
+    assert config.adapter.extras == {
+        "fusion": "zero_conv",
+        "init": "pretrained",
+        "attend": "base",
+        "top_down": False,
+        "rank": 16,
+    }
+    assert (config.adapter.start, config.adapter.start_noise) == (1.0, 0.0)
+    assert (config.data.source, config.base, config.training.train_steps) == ("leaves", "nano", 2000)
+    assert config.task == {"scale": 2}
+    assert plan(Job("superres", "superres", config.task, "nano", "", config, Path("unused"))).config == config
+
+
+@pytest.mark.parametrize("layer", [{"attend": "all"}, {"top_down": True}])
+def test_a_form_that_is_no_longer_trained_is_refused(layer: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="attend all or top_down"):
+        planned("depth", {"adapter": {"kind": "control"} | layer})
