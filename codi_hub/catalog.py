@@ -90,7 +90,7 @@ class Catalog:
         )
 
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
-        from codi_hub.adapters.record import RECORD, read_record
+        from codi_hub.record import RECORD, read_record
 
         adapters = self.registry.adapters
         files = {name: str(adapters.file(row, name)) for name in adapters.files(row)}

@@ -15,13 +15,12 @@ from codi_hub.registry.bases import Bases
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
-from codi_hub.registry.record import recorded_method
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
 from codi_hub.registry.rows import AdapterRow, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
 from codi_hub.registry.verify import check_file, record_hash
 
-WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+WEIGHTS = "adapter.safetensors"
 
 
 class Adapters:
@@ -136,6 +135,8 @@ class Adapters:
             raise InvalidInput(f"{folder} is not an adapter: it has no {WEIGHTS}")
         values = {"task": task, "base_id": base_id, "kind": kind, "steps": steps, "parameters": parameters}
         values |= {"metrics": versions.plain(metrics), "score": versions.finite(score), "parent": parent}
+        from codi_hub.record import RECORD, recorded_method  # pydantic, which looking things up does not need
+
         values["method"] = recorded_method(folder / RECORD)
         with self._storing(f"the adapter in {folder}"):
             return self._record(values, {name: self._store.put(path) for name, path in files.items()})

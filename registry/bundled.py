@@ -14,7 +14,6 @@ from sqlalchemy import Connection, func, select, update
 from codi_hub.errors import InvalidInput
 from codi_hub.registry import versions
 from codi_hub.registry.models import READY, REPLACED, adapter, adapter_file, base, setting
-from codi_hub.registry.record import recorded_method
 from codi_hub.registry.rows import now
 
 _SETTING = "bundled_manifest"
@@ -105,7 +104,7 @@ class Manifest:
             "folder": entry["path"],
             "metrics": versions.plain(entry.get("metrics") or {}),
             "score": versions.finite(entry.get("score")),
-            "method": entry.get("method") or recorded_method(self.root / entry["path"] / "adapter.json"),
+            "method": entry.get("method"),
         }
         same = select(adapter.c.id).where(*key, adapter.c.folder.is_not(None), adapter.c.sha256 == weights["sha256"])
         adapter_id = connection.scalar(same)

@@ -1,7 +1,6 @@
 """An adapter on disk: `adapter.safetensors`, `adapter.json`, `README.md`. Files are checked before they are used."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,11 +9,11 @@ from torch import Tensor
 
 from codi_hub import adapters
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.record import RECORD, AdapterRecord, BaseRecord, read_record
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.fingerprint import Fingerprint
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
+from codi_hub.record import RECORD, AdapterRecord, BaseRecord, read_record
 
 __all__ = [
     "CARD",
@@ -24,7 +23,6 @@ __all__ = [
     "BaseRecord",
     "check",
     "check_condition",
-    "completed_config",
     "load",
     "placed",
     "read_record",
@@ -98,8 +96,7 @@ def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mis
             "distil the task on this base"
         )
     try:
-        # files of the first edition that state no start_noise were made with half of it
-        adapter = skeleton(record.kind, base, **completed_config(record.config))
+        adapter = skeleton(record.kind, base, **record.config)
         adapter.load_state_dict(load_file(weights), assign=True)  # memory-mapped: a mismatch is refused unread
     except (UsageError, TypeError) as error:
         raise InvalidInput(f"{RECORD}: config: {one_line(error, 160)}") from error
@@ -112,11 +109,6 @@ def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mis
     for parameter in adapter.requires_grad_(False).parameters():
         parameter.data = placed(parameter.data, base.device, base.dtype)
     return adapter.eval()
-
-
-def completed_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with what the first edition left out where it was its default."""
-    return {"start_noise": 0.5} | config if config.get("start", 1) != 1 else config
 
 
 def placed(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from codi_hub import adapters
 from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.record import TrainingRecord, label
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.write import plain
 from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
 from codi_hub.inference.engine import Engine, Request, Sampling
+from codi_hub.record import TrainingRecord, label
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
 from codi_hub.training.job import Plan

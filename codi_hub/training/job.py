@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from codi_hub import tasks
 from codi_hub.adapters import KINDS
 from codi_hub.adapters.adapter import AdapterConfig
-from codi_hub.adapters.format import AdapterRecord, completed_config, read_record
+from codi_hub.adapters.format import AdapterRecord, read_record
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE, METHODS
@@ -176,7 +176,7 @@ def _adapter_settings(
     model = KINDS.load(kind).Config
     asked = {"start": config.adapter.start, "start_noise": config.adapter.start_noise}
     asked = {name: value for name, value in asked.items() if value is not None} | config.adapter.extras
-    before = completed_config(parent.record.config) if parent else {}
+    before = parent.record.config if parent else {}
     settings = _checked(model, before | asked | {"condition_channels": condition_channels}, "adapter", f"kind {kind}")
     if parent:
         kept = _checked(model, before, "adapter", f"kind {kind}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from codi_hub.adapters.record import AdapterRecord, TrainingRecord
+from codi_hub.record import AdapterRecord, TrainingRecord
 
 CARD = """# {task}: a {kind} adapter for the base `{base}`
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import codi_hub
-from codi_hub.adapters.record import RECORD, read_record
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.record import RECORD, read_record
 from codi_hub.registry import Registry
 
 BASE = "nano"

@@ -18,9 +18,9 @@ from tiny import stir
 from codi_hub import adapters
 from codi_hub.adapters import format
 from codi_hub.adapters.controlnet import ControlAdapter
-from codi_hub.adapters.record import TrainingRecord
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import CodiError, InvalidInput, Mismatch
+from codi_hub.record import TrainingRecord
 
 MAX_EDIT = 40  # bytes that one edit removes, doubles or inserts
 PACKAGES = tuple(path for path in sys.path if path.endswith("site-packages"))  # where plug-ins are looked up

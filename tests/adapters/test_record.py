@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 import codi_hub
-from codi_hub.adapters.record import MAX_RECORD, AdapterRecord, BaseRecord, TrainingRecord, label, read_record
 from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.record import MAX_RECORD, AdapterRecord, BaseRecord, TrainingRecord, label, read_record
 
 VERSION_1 = Path(__file__).parent / "version_1"
 NANO = Path(codi_hub.__file__).parent / "nano"
@@ -216,7 +216,7 @@ def test_a_record_is_checked_when_it_is_made() -> None:
 
 def test_reading_a_record_needs_no_torch() -> None:
     code = (
-        "import sys; from codi_hub.adapters.record import read_record; from pathlib import Path; "
+        "import sys; from codi_hub.record import read_record; from pathlib import Path; "
         f"read_record(Path({str(NANO / 'inpaint' / 'adapter.json')!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

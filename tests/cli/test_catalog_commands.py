@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from codi_hub import Catalog, tasks
-from codi_hub.adapters.record import AdapterRecord
 from codi_hub.cli import adapters
+from codi_hub.record import AdapterRecord
 
 RECORD = {
     "format_version": 2, "task": "mine", "kind": "control", "method": "pe-codi",

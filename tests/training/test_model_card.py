@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from codi_hub.adapters.record import AdapterRecord, BaseRecord, TrainingRecord
+from codi_hub.record import AdapterRecord, BaseRecord, TrainingRecord
 from codi_hub.training.model_card import write_card
 
 SCORES = {"held_out": 4, "by_steps": {"1": {"psnr": 20.0, "adherence": None}, "4": {"psnr": 21.5, "adherence": None}}}

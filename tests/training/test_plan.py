@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from codi_hub import DistillConfig
-from codi_hub.adapters.record import label
 from codi_hub.config.layers import merge, preset_names, read_preset
 from codi_hub.errors import UsageError
+from codi_hub.record import label
 from codi_hub.training.job import Job, Plan, plan
 
 METHODS = {"inpaint": "pe-codi"}  # of the bundled adapters; the others are regression

@@ -5,7 +5,6 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import context, op
 
-from codi_hub.registry.record import recorded_method
 from codi_hub.registry.store import Store
 
 revision = "0004"
@@ -17,6 +16,8 @@ _setting = sa.table("setting", sa.column("name"))
 
 
 def upgrade() -> None:
+    from codi_hub.record import recorded_method
+
     op.add_column("adapter", sa.Column("method", sa.String(60), nullable=True))
     connection = op.get_bind()
     connection.execute(_adapter.update().where(_adapter.c.kind == "side").values(kind="residual"))

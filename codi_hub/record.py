@@ -139,6 +139,14 @@ def read_record(path: Path) -> AdapterRecord:
         raise InvalidInput(f"{RECORD}: not an adapter record: {one_line(error, 160)}") from error
 
 
+def recorded_method(path: Path) -> str | None:
+    """Return the method that an `adapter.json` names; None where it names none or cannot be read."""
+    try:
+        return read_record(path).method or None
+    except InvalidInput:
+        return None
+
+
 # ---- format version 1
 
 
