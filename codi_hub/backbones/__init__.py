@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from codi_hub.errors import NotFound
 from codi_hub.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -35,4 +36,9 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
 
     folder = local_folder(source)
     family = next((FAMILIES.load(name) for name in FAMILIES.names() if FAMILIES.load(name).matches(folder)), None)
-    return (family or FAMILIES.load("sd")).load(source, device=device, dtype=dtype or torch.float32)
+    if family is None:
+        if not (folder / "unet" / "config.json").is_file():
+            raise NotFound(f"{source}: not a diffusers model folder of a known family ({', '.join(FAMILIES.names())})")
+        family = FAMILIES.load("sd")  # says what it does not support
+    backbone: Backbone = family.load(str(folder), device=device, dtype=dtype or torch.float32)
+    return backbone

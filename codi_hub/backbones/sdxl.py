@@ -66,9 +66,10 @@ class SDXLBackbone(UNetBackbone):
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: `context` (B, tokens, both widths) and `pooled` (B, width)."""
-        context, _, pooled, _ = self.text_pipeline.encode_prompt(
-            list(texts), device=self.device, do_classifier_free_guidance=False
-        )
+        with quiet_libraries():
+            context, _, pooled, _ = self.text_pipeline.encode_prompt(
+                list(texts), device=self.device, do_classifier_free_guidance=False
+            )
         return Prompt({"context": context, "pooled": pooled})
 
     def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:

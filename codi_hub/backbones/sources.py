@@ -18,10 +18,10 @@ def local_folder(source: str) -> Path:
         NotFound: neither a diffusers folder nor a hub id that can be reached.
     """
     path = Path(source).expanduser()
-    if (path / "unet" / "config.json").is_file():
+    if path.is_dir():
         return path
     if path.exists():
-        raise NotFound(f"{source}: not a diffusers model folder (unet/config.json is missing)")
+        raise NotFound(f"{source} is a file: a base is a model folder or a hub id")
     try:
         from huggingface_hub import snapshot_download
 

@@ -159,7 +159,8 @@ class UNetBackbone(Backbone):
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: the last hidden states, `context` (B, tokens, width)."""
-        context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
+        with quiet_libraries():  # which remark on every prompt that is cut
+            context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
         return Prompt({"context": context})
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -168,9 +168,8 @@ def sections() -> Iterator[tuple[str, list[tuple[str, type[BaseModel]]]]]:
         ("Adapter kinds", "codi_hub.adapters", "KINDS"),
         ("Methods", "codi_hub.losses", "METHODS"),
     ):
-        found = getattr(importlib.import_module(module), registry, None)
-        if hasattr(found, "own"):
-            yield title, [(name, found.load(name).Config) for name in found.own]
+        found = getattr(importlib.import_module(module), registry)
+        yield title, [(name, found.load(name).Config) for name in found.own]
     yield "Tasks", [(name, task_options(name)) for name in task_names()]
 
 
@@ -178,7 +177,7 @@ def task_names() -> list[str]:
     """Return the names of this package's tasks."""
     from codi_hub import tasks
 
-    return sorted(tasks.TASKS.own) if hasattr(tasks, "TASKS") else tasks.builtin()
+    return sorted(tasks.TASKS.own)
 
 
 def task_options(name: str) -> type[BaseModel]:
@@ -244,21 +243,8 @@ def api_page() -> str:
         value = getattr(codi_hub, name)
         if not name.startswith("__"):
             parts.append(f"::: {value.__module__}.{getattr(value, '__qualname__', name)}")
-    parts += [f"::: {name}" for name in EXTENSION_API if exists(name)]
+    parts += [f"::: {name}" for name in EXTENSION_API]
     return "\n\n".join(parts) + "\n"
-
-
-def exists(name: str) -> bool:
-    """Return whether a dotted name is a module or a member of one; false for parts that are not merged yet."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        module, _, member = name.rpartition(".")
-        try:
-            return hasattr(importlib.import_module(module), member)
-        except ImportError:
-            return False
-    return True
 
 
 # ---- tables in other pages
@@ -277,16 +263,14 @@ def _table(what: str, name: str | None) -> str:
 
 def _registered(what: str) -> str:
     module, registry = {"kinds": ("codi_hub.adapters", "KINDS"), "methods": ("codi_hub.losses", "METHODS")}[what]
-    found = getattr(importlib.import_module(module), registry, {})
-    names: Iterable[str] = found.names() if hasattr(found, "names") else found
-    return ", ".join(f"`{name}`" for name in names)
+    return ", ".join(f"`{name}`" for name in getattr(importlib.import_module(module), registry).own)
 
 
 def _groups() -> str:
     from codi_hub.plugins import Plugins
 
     lines = ["| entry-point group | what | names of this package |", "|-|-|-|"]
-    for module in ("tasks", "adapters", "losses", "diffusion", "evaluation", "backbones"):
+    for module in ("tasks", "adapters", "losses", "diffusion", "evaluation.metrics", "backbones"):
         for value in vars(importlib.import_module(f"codi_hub.{module}")).values():
             if isinstance(value, Plugins):
                 lines.append(f"| `{value.group}` | {value.what} | {', '.join(f'`{name}`' for name in value.own)} |")

@@ -111,7 +111,6 @@ def test_the_task_darkens_its_training_images_and_judges_by_the_same_curve(insta
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="lands with the adapter plug-ins")
 def test_an_adapter_kind_is_trained_stored_and_run(codi, installed, tiny, dark, tmp_path):
     assert distil(codi, "--kind", "shortcut", "-O", "adapter.width=4")["kind"] == "shortcut"
     shown = json.loads(codi("show", "brighten", "--json").out)
@@ -122,7 +121,6 @@ def test_an_adapter_kind_is_trained_stored_and_run(codi, installed, tiny, dark, 
     assert "width" in refused.err
 
 
-@pytest.mark.xfail(strict=True, reason="lands with the adapter protocol")
 def test_the_kind_starts_as_the_base(installed, base):
     import torch
     from toy_codi.adapter import ShortcutAdapter, ShortcutConfig
@@ -141,7 +139,6 @@ def test_the_kind_starts_as_the_base(installed, base):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="lands with the method plug-ins")
 def test_a_loss_trains_and_is_recorded(codi, installed, tiny):
     distil(codi, "--method", "huber", "-O", "loss.delta=0.5")
     shown = json.loads(codi("show", "brighten", "--json").out)
@@ -150,7 +147,6 @@ def test_a_loss_trains_and_is_recorded(codi, installed, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="lands with the metric plug-ins")
 def test_a_metric_is_a_column(codi, installed, tiny):
     distil(codi)
     answer = codi("eval", "brighten", "--steps", "1", "--count", "2", "--json")
@@ -158,7 +154,6 @@ def test_a_metric_is_a_column(codi, installed, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="lands with the family plug-ins")
 def test_a_family_is_registered_trained_on_and_run(codi, installed, dark, tmp_path):
     from toy_codi.backbone import ToyBackbone
 
