@@ -315,11 +315,6 @@ def _base_source(source: str) -> str:
 
     path = Path(source).expanduser()
     if path.is_dir():
-        from codi_hub.backbones import FAMILIES
-
-        others = set(FAMILIES.names()) - set(FAMILIES.own)  # their folders can look otherwise: they are asked on loading
-        if not others and not (path / "unet" / "config.json").is_file():
-            raise InvalidInput(f"{source} is not a diffusers model folder: it has no unet/config.json")
         return str(path.resolve())
     if path.exists():
         raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")
