@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from codi_hub.errors import NotFound
+from codi_hub.errors import InvalidInput
 from codi_hub.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
     family = next((FAMILIES.load(name) for name in FAMILIES.names() if FAMILIES.load(name).matches(folder)), None)
     if family is None:
         if not (folder / "unet" / "config.json").is_file():
-            raise NotFound(f"{source}: not a diffusers model folder of a known family ({', '.join(FAMILIES.names())})")
+            known = ", ".join(FAMILIES.names())
+            raise InvalidInput(f"{source} is not a model folder of a known family ({known}): no unet/config.json")
         family = FAMILIES.load("sd")  # says what it does not support
     backbone: Backbone = family.load(str(folder), device=device, dtype=dtype or torch.float32)
     return backbone

@@ -279,7 +279,7 @@ def test_a_source_that_is_not_a_base_is_refused_before_torch_loads(codi, tmp_pat
     assert codi("base", "add", "x", tmp_path / "no") == (1, "", f"Error: no folder {tmp_path / 'no'}; {hint}\n")
     file = tmp_path / "weights.ckpt"
     assert codi("base", "add", "x", file) == (1, "", f"Error: {file} is a file; {hint}\n")
-    line = f"Error: {tmp_path} is not a diffusers model folder: it has no unet/config.json\n"
+    line = f"Error: {tmp_path} is not a model folder of a known family (sd, sdxl): no unet/config.json\n"
     assert codi("base", "add", "x", tmp_path) == (1, "", line)
 
 
