@@ -13,7 +13,7 @@ from codi_hub import backbones
 from codi_hub.backbones.backbone import Residuals
 from codi_hub.backbones.fingerprint import Fingerprint, sketch_distance
 from codi_hub.backbones.unet import UNetBackbone
-from codi_hub.errors import InvalidInput, Mismatch, NotFound
+from codi_hub.errors import InvalidInput, Mismatch
 
 LIKE_NANO = {
     "mid_block_type": "UNetMidBlock2D",
@@ -180,7 +180,7 @@ def test_a_fine_tune_is_refused_unless_allowed(base: UNetBackbone) -> None:
     tuned = with_unet(base, stir(unet(), 0.002)).fingerprint  # weights lie about 0.1 from zero
     assert 0.02 < sketch_distance(base.fingerprint.sketch, tuned.sketch) < 0.06
     assert tuned.family == base.fingerprint.family
-    with pytest.raises(Mismatch, match=r"other weights of the same family .* allow a base mismatch") as caught:
+    with pytest.raises(Mismatch, match=r"other weights of the same family .* with allow_base_mismatch") as caught:
         check(base.fingerprint, tuned)
     assert "\n" not in str(caught.value)
     check(base.fingerprint, tuned, allow_fine_tune=True)
@@ -243,10 +243,9 @@ def test_a_unet_with_other_embeddings_is_refused_by_the_name_of_its_setting(
         with_unet(base, unet(**changes))
 
 
-@pytest.mark.parametrize("load", [UNetBackbone.load, backbones.load])
-def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path, load: Any) -> None:
-    with pytest.raises(NotFound, match=r"unet/config\.json is missing"):
-        load(str(tmp_path))
+def test_a_folder_of_no_known_family_is_refused_with_the_families(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"not a model folder of a known family \(sd, sdxl\): no unet/config\.json"):
+        backbones.load(str(tmp_path))
 
 
 def test_a_base_is_loaded_by_its_family(base_folder: Path, base: UNetBackbone) -> None:
