@@ -55,7 +55,7 @@ class FlagNames:
     """A context in which an error about a field of `model` names the flag that was typed."""
 
     def __init__(self, model: type[Options]) -> None:
-        self.flags = {one.path: one.flag for one in declared(model) if one.flag}
+        self.flags = {one.path: one.flag for one in declared(model) if one.flag and one.type != list[str]}
 
     def __enter__(self) -> None: ...
 

@@ -185,7 +185,7 @@ class Soak:
             there = (folder / "checkpoint.safetensors").exists()
             answer = self.codi(name, *args, *["--resume"] * (folder / "config.yaml").exists())
             assert answer.code == 0, answer.err
-            assert ("Going on from step" in answer.err) == there, answer.err
+            assert ("Continuing from step" in answer.err) == there, answer.err
             self.versions[answer.report["adapter"]] = True
         elif self.versions.get(args[0]):
             out = args[args.index("-o") + 1]

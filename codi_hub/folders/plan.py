@@ -208,7 +208,7 @@ def _check_prompts(items: Sequence[Item], task: str) -> None:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
         raise UsageError(
             f"task {task} needs a prompt for every image; without one: {some}. "
-            f"Give one for all, a line in {METADATA}, or NAME.txt beside NAME.png"
+            f"Give one prompt for all images, a line in {METADATA}, or NAME.txt beside NAME.png"
         )
 
 

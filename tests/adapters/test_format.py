@@ -86,7 +86,7 @@ def test_another_base_is_refused_and_a_fine_tune_allowed_on_request(base: UNetBa
     tuned = with_unet(base, stir(unet(), 0.01))
     with pytest.raises(Mismatch, match=f"family {base.fingerprint.family}, .* family {family.fingerprint.family}"):
         load(folder, family, allow_base_mismatch=True)
-    with pytest.raises(Mismatch, match=r"distilled on other weights .*: allow a base mismatch"):
+    with pytest.raises(Mismatch, match=r"distilled on other weights .*: use it all the same"):
         load(folder, tuned)
     assert isinstance(load(folder, tuned, allow_base_mismatch=True), ControlAdapter)
     assert isinstance(load(folder, with_unet(base, unet().half())), ControlAdapter)
@@ -123,7 +123,7 @@ TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "unknown field": (edit(run="rm"), "run: extra"),
     "missing field": (lambda data: b'{"task": "superres"}', "field required"),
     "steps": (edit(steps=0), "steps: "),
-    "prediction": (edit(prediction_type="flow"), "prediction_type: "),
+    "prediction": (edit(prediction_type="velocity"), "prediction_type: "),
     "other prediction": (edit(prediction_type="epsilon"), "predicts epsilon, this base v_prediction"),
     "newer, as text": (edit(format_version="2"), "format_version: "),
     "no version at all": (edit(format_version=0), "format_version: "),

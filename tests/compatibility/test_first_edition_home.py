@@ -44,7 +44,7 @@ def test_it_lists_and_verifies(codi: Callable[..., Any], first_home: Path) -> No
         ("x2:1", "lora", ["prod"]),
         ("x2:3", "lora", ["latest"]),
     ]
-    orphans = json.loads(codi("verify", "--json").out)
+    orphans = json.loads(codi("verify", "--json").out)["problems"]
     assert {problem["kind"] for problem in orphans} == {"orphan"}  # the removed version's files
     assert codi("gc").code == 0
     assert codi("verify").code == 0

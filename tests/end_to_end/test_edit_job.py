@@ -67,7 +67,7 @@ def test_without_an_instruction_nothing_is_started(
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == (
         f"Error: task edit needs a prompt for every image; without one: {images / 'b.png'}, "
-        f"{images / 'sub' / 'c.png'}. Give --prompt, a line in metadata.jsonl, or NAME.txt beside NAME.png\n"
+        f"{images / 'sub' / 'c.png'}. Give one prompt for all images, a line in metadata.jsonl, or NAME.txt beside NAME.png\n"
     )
     (images / "metadata.jsonl").write_text('{"file_name": "b.png", "prompt": 7}\n')
     answer = codi("run", "edit", images)

@@ -77,7 +77,7 @@ def test_depth_has_the_same_columns_and_the_scenes_themselves(codi: Callable[...
             ["--against", "depth:1"],
             "against depth:1: cannot be compared with superres:1; use one of bicubic, base, superres:1",
         ),
-        (["--against", "base@1001"], "steps 1001: between 1 and 1000"),
+        (["--against", "base@1001"], "steps 1001: a number from 1 to 1000"),
         (["--features", "nowhere"], "features nowhere: no such file or folder"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, pr
     assert str(caught.value) == (
         f"task double needs a prompt for every image; without one: {images / 'b.png'}, {images / 'c.png'}, "
         f"{images / 'sub' / 'e.png'} and 1 more. "
-        "Give one for all, a line in metadata.jsonl, or NAME.txt beside NAME.png"
+        "Give one prompt for all images, a line in metadata.jsonl, or NAME.txt beside NAME.png"
     )
     with pytest.raises(UsageError, match="without one: "):
         prompts(images, prompt="  ")

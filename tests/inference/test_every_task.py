@@ -92,4 +92,4 @@ def test_pairs_registered_with_a_task_are_trained_on_and_the_held_out_ones_measu
 def test_the_task_pairs_without_data_is_refused(tiny: Callable[..., Any]) -> None:
     answer = tiny("distill", "pairs", *SMALL)
     assert (answer.code, answer.out) == (2, "")
-    assert "Error: the task pairs has no data of its own: give training data" in answer.err
+    assert "Error: task pairs has no data of its own: give training data" in answer.err
