@@ -22,12 +22,13 @@ from benchmarks.table import Row, in_turn, ratios
 from codi_hub import adapters
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Prompt
+from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import boundary
 from codi_hub.inference.devices import choose_device, choose_dtype
 from codi_hub.losses.codi import CoDiConfig, PECoDi
 from codi_hub.training.latents import Cache
 from codi_hub.training.run import PRECISIONS
-from codi_hub.training.trainer import CLIP, Trainer, TrainerSettings, update_ema
+from codi_hub.training.trainer import CLIP, Trainer, update_ema
 
 SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"nano": 3, "sd15": 1}
 FEW = 3  # rounds where a step takes many seconds
@@ -72,7 +73,7 @@ def _trainer(name: str) -> tuple[Trainer, Tensor]:
     images = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
     x = torch.randn((PAIRS, base.latents.channels, *base.latents.size(side, side)), generator=generator)
     cache = Cache(x.half(), images, [f"photograph {k}" for k in range(PAIRS)])
-    method, settings = PECoDi(CoDiConfig(), device), TrainerSettings(total=10_000, batch=BATCHES[name])
+    method, settings = PECoDi(CoDiConfig(), device), TrainingConfig(train_steps=10_000, batch=BATCHES[name])
     adapter = peers.lively("control", base, 0)
     return Trainer(base, adapter, cache, method, settings, accelerator, Path("unused")), images
 

@@ -22,7 +22,7 @@ from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
 from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at
-from codi_hub.training.trainer import Trainer, TrainerSettings
+from codi_hub.training.trainer import Trainer
 from codi_hub.training.watch import Watcher
 
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -59,7 +59,7 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
             message=lambda text: on_event(Message(text)),
         )
     )
-    trainer = Trainer(base, adapter, cache, method, trainer_settings(work), accelerator, job.folder)
+    trainer = Trainer(base, adapter, cache, method, work.config.training, accelerator, job.folder)
     run = Run(work, base, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
     train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))
@@ -117,22 +117,6 @@ def new_adapter(work: Plan, base: Backbone) -> Adapter:
     adapter = adapters.build(work.kind, base, **settings)
     adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
     return adapter
-
-
-def trainer_settings(work: Plan) -> TrainerSettings:
-    """Return what the trainer is given of the configuration."""
-    training = work.config.training
-    return TrainerSettings(
-        total=training.train_steps,
-        time_budget=training.time_budget,
-        batch=training.batch,
-        accumulate=training.accumulate,
-        lr=training.lr,
-        ema=training.ema,
-        seed=training.seed,
-        checkpoint_every=training.checkpoint_every,
-        sample_every=training.sample_every,
-    )
 
 
 def train_to_the_end(run: Run, on_event: OnEvent) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser
 from codi_hub.errors import InvalidInput
 from codi_hub.events import OnEvent, TrainingStep
@@ -32,32 +33,6 @@ DECAY = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
 PROMPTS_TOGETHER = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """How long and how fast to train.
-
-    Attributes:
-        total: optimiser steps, or None to train until `time_budget`.
-        time_budget: seconds of training, or None.
-        batch: pairs per micro-batch and process.
-        accumulate: micro-batches per optimiser step.
-        lr: learning rate.
-        ema: rate of the moving average.
-        seed: of pairs, noise and times.
-        checkpoint_every, sample_every: steps between checkpoints, and between samples (0: none).
-    """
-
-    total: int | None
-    time_budget: float | None = None
-    batch: int = 16
-    accumulate: int = 1
-    lr: float = 2e-4
-    ema: float = 0.99
-    seed: int = 0
-    checkpoint_every: int = 100
-    sample_every: int = 250
 
 
 @dataclass
@@ -78,7 +53,7 @@ class Trainer:
             with a method that needs a teacher another copy becomes that.
         cache: the training pairs.
         method: what a step minimises.
-        settings: how long and how fast.
+        settings: how long and how fast; the steps or a time budget are given.
         accelerator: of this process.
         folder: where the checkpoint is.
     """
@@ -89,7 +64,7 @@ class Trainer:
         adapter: Adapter,
         cache: Cache,
         method: Method,
-        settings: TrainerSettings,
+        settings: TrainingConfig,
         accelerator: Accelerator,
         folder: Path,
     ) -> None:
@@ -229,8 +204,8 @@ class Trainer:
     def share(self) -> float:
         """Return how much of the training is over, from 0 to 1: of its steps or of its time, whichever is more."""
         shares = []
-        if self.settings.total:
-            shares.append(self.progress.step / self.settings.total)
+        if self.settings.train_steps:
+            shares.append(self.progress.step / self.settings.train_steps)
         if self.settings.time_budget:
             shares.append(self.progress.seconds / self.settings.time_budget)
         return max(shares)
@@ -244,7 +219,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the steps or the time are used up. One step is always taken."""
-        total, budget = self.settings.total, self.settings.time_budget
+        total, budget = self.settings.train_steps, self.settings.time_budget
         if self.progress.step == 0:
             return False
         return bool(total and self.progress.step >= total) or bool(budget and self.progress.seconds >= budget)
@@ -260,7 +235,7 @@ class Trainer:
                 self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
                 step = self.progress.step
                 images = settings.batch * settings.accumulate * self.accelerator.num_processes
-                on_event(TrainingStep(step, settings.total, losses, images / spent, self.eta()))
+                on_event(TrainingStep(step, settings.train_steps, losses, images / spent, self.eta()))
                 if step % settings.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
@@ -274,8 +249,8 @@ class Trainer:
         left = []
         if self.settings.time_budget:
             left.append(self.settings.time_budget - self.progress.seconds)
-        if self.settings.total:
-            left.append((self.settings.total - self.progress.step) * self.progress.seconds / self.progress.step)
+        if self.settings.train_steps:
+            left.append((self.settings.train_steps - self.progress.step) * self.progress.seconds / self.progress.step)
         return max(0.0, min(left))
 
     # ---- checkpoints

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from codi_hub import adapters
 from codi_hub.backbones.backbone import Backbone
-from codi_hub.config.distill import DistillConfig
+from codi_hub.config.distill import DistillConfig, TrainingConfig
 from codi_hub.config.first_edition import layer_of
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
@@ -25,7 +25,7 @@ from codi_hub.losses import METHODS
 from codi_hub.operations.evaluate import generate_function
 from codi_hub.training.latents import PairsSpec, build, open_pairs
 from codi_hub.training.run import PRECISIONS
-from codi_hub.training.trainer import Trainer, TrainerSettings
+from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row
@@ -95,7 +95,7 @@ def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
     kind = "full" if method.needs_teacher else config.adapter.kind or method.default_kind
     settings = {"condition_channels": task.condition_channels} | config.adapter.extras
     accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=PRECISIONS[base.dtype])
-    training = TrainerSettings(total=1000, batch=config.training.batch, lr=config.training.lr)
+    training = TrainingConfig(train_steps=1000, batch=config.training.batch, lr=config.training.lr)
     return Trainer(base, adapters.build(kind, base, **settings), cache, method, training, accelerator, folder)
 
 

@@ -16,9 +16,10 @@ from training import Make
 
 from codi_hub.adapters import format
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.config.distill import TrainingConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses import METHODS
-from codi_hub.training.trainer import Trainer, TrainerSettings
+from codi_hub.training.trainer import Trainer
 
 OLD = {"attend": {"attend": "all"}, "top_down": {"top_down": True}}
 
@@ -58,7 +59,7 @@ def test_they_are_loaded_from_their_files_and_not_trained(
             loaded,
             make.cache,
             method(method.Config(), base.device),
-            TrainerSettings(total=1),
+            TrainingConfig(train_steps=1),
             Accelerator(cpu=True),
             tmp_path,
         )

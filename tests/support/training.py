@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from codi_hub import adapters
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.config.distill import TrainingConfig
 from codi_hub.events import Event
 from codi_hub.losses import METHODS
 from codi_hub.training.latents import Cache
-from codi_hub.training.trainer import Trainer, TrainerSettings
+from codi_hub.training.trainer import Trainer
 
 PAIRS = 10
 
@@ -53,7 +54,7 @@ class Make:
             kind: adapter kind (default: the method's).
             adapter, loss: fields of the kind's and the method's `Config`.
             mixed_precision: accelerate's.
-            settings: fields of `TrainerSettings`.
+            settings: fields of `TrainingConfig`.
         """
         torch.manual_seed(0)
         cls = METHODS.load(method)
@@ -67,7 +68,7 @@ class Make:
             adapters.build(kind or cls.default_kind, self.base, **(adapter or {})),
             self.cache,
             cls(cls.Config(**(loss or {})), self.base.device),
-            TrainerSettings(**{"total": 6, "batch": 2, "checkpoint_every": 1000} | settings),
+            TrainingConfig(**{"train_steps": 6, "batch": 2, "checkpoint_every": 1000} | settings),
             accelerator,
             self.folder,
         )

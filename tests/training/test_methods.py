@@ -74,7 +74,7 @@ def test_the_record_states_the_weights_that_were_trained() -> None:
 
 @pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda case: str(case))
 def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: str, kind: str) -> None:
-    trainer = make(method=method, kind=kind, total=20)
+    trainer = make(method=method, kind=kind, train_steps=20)
     before, base = weights(trainer), state(trainer.base)
     teacher = state(trainer.teacher) if trainer.teacher else {}
     assert bool(teacher) == (method in TAUGHT)
@@ -187,7 +187,7 @@ def test_gd_begins_where_its_adapter_does(make: Make, monkeypatch: pytest.Monkey
 
 
 def test_in_gd_what_was_learnt_becomes_the_teacher_at_every_third_of_the_training(make: Make) -> None:
-    trainer = make(method="gd", total=6, lr=1e-2)
+    trainer = make(method="gd", train_steps=6, lr=1e-2)
     start, phases, teachers = state(trainer.ema), [], []
     learnt: dict[int, dict[str, Tensor]] = {}
     for step in range(6):
@@ -205,7 +205,7 @@ def test_in_gd_what_was_learnt_becomes_the_teacher_at_every_third_of_the_trainin
 
 
 def test_in_gd_student_and_teacher_go_on_from_the_average(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make(method="gd", total=6, lr=0.0)
+    trainer = make(method="gd", train_steps=6, lr=0.0)
     for group in trainer.optimiser.param_groups:
         group["weight_decay"] = 0.0  # so that a step changes no weight
     monkeypatch.setattr("codi_hub.training.trainer.update_ema", lambda *_: None)
@@ -259,7 +259,7 @@ def test_a_loss_evaluates_the_networks_it_needs(
 
 @pytest.mark.slow
 def test_gd_learns_from_its_teacher(make: Make) -> None:
-    trainer = make(method="gd", total=1000, lr=1e-2, batch=5)
+    trainer = make(method="gd", train_steps=1000, lr=1e-2, batch=5)
     assert trainer.teacher
     torch.manual_seed(1)
     with torch.no_grad():

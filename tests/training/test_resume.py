@@ -62,17 +62,17 @@ def test_interrupted_and_restored_training_gives_the_same_weights(
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path) -> None:
     """Killed: nothing is saved on the way out, and the write of the next checkpoint is left half done."""
-    whole = make(total=5)
+    whole = make(train_steps=5)
     whole.run(quiet)
     (tmp_path / checkpoint.NAME).unlink()
-    killed = make(total=5)
+    killed = make(train_steps=5)
     for _ in range(2):
         killed.train_step()
     killed.save()
     killed.train_step()
     part = tmp_path / (checkpoint.NAME + ".part")
     part.write_bytes((tmp_path / checkpoint.NAME).read_bytes()[:1000])
-    resumed = make(total=5)
+    resumed = make(train_steps=5)
     assert resumed.restore()
     assert resumed.progress.step == 2
     resumed.run(quiet)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from training import PAIRS, Make, equal, quiet, weights, without_gradient
 
 from codi_hub.backbones.backbone import Prompt
+from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow
 from codi_hub.events import Event, TrainingStep
 from codi_hub.losses.codi import codi_loss
 from codi_hub.losses.time import neighbours
-from codi_hub.training.trainer import CLIP, WARM_UP_STEPS, Trainer, TrainerSettings
+from codi_hub.training.trainer import CLIP, WARM_UP_STEPS, Trainer
 
 # ---- one step
 
@@ -39,7 +40,7 @@ def test_every_tensor_of_student_and_average_has_moved_after_two_steps(make: Mak
 
 @pytest.mark.slow
 def test_training_lowers_the_loss_of_what_it_sees(make: Make) -> None:
-    trainer = make(kind="control", total=60, batch=10, lr=1e-2)
+    trainer = make(kind="control", train_steps=60, batch=10, lr=1e-2)
 
     def mean(name: str) -> float:
         with torch.no_grad():
@@ -65,7 +66,7 @@ def test_the_moving_average_forgets_faster_while_it_is_young(make: Make) -> None
 
 
 def test_rate_rises_stays_and_falls_to_zero(make: Make) -> None:
-    trainer = make(total=200)
+    trainer = make(train_steps=200)
     factors = []
     for step in range(201):
         trainer.progress.step = step
@@ -74,7 +75,7 @@ def test_rate_rises_stays_and_falls_to_zero(make: Make) -> None:
     assert factors[WARM_UP_STEPS:100] == [1.0] * (100 - WARM_UP_STEPS)
     assert factors[150] == pytest.approx(0.5)
     assert factors[200] == 0.0
-    trainer.settings = TrainerSettings(total=200, time_budget=10)
+    trainer.settings = TrainingConfig(train_steps=200, time_budget=10)
     trainer.progress.step, trainer.progress.seconds = 100, 7.5
     assert trainer.rate_factor() == pytest.approx(0.5)
 
@@ -280,7 +281,7 @@ def test_switches_reach_the_loss(make: Make) -> None:
 def test_the_run_reports_each_step_and_samples_and_saves_in_between(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(total=7, batch=2, accumulate=2, sample_every=3, checkpoint_every=2)
+    trainer = make(train_steps=7, batch=2, accumulate=2, sample_every=3, checkpoint_every=2)
     events: list[Event] = []
     sampled: list[int] = []
     saved: list[int] = []
@@ -297,10 +298,10 @@ def test_the_run_reports_each_step_and_samples_and_saves_in_between(
 
 
 def test_a_time_budget_ends_the_run_after_one_step_at_least(make: Make) -> None:
-    trainer = make(total=None, time_budget=0.001)
+    trainer = make(train_steps=None, time_budget=0.001)
     trainer.run(quiet)
     assert trainer.progress.step == 1
-    longer = make(total=None, time_budget=0.5, batch=1)
+    longer = make(train_steps=None, time_budget=0.5, batch=1)
     longer.run(quiet)
     assert longer.progress.step > 1
     assert 0.5 <= longer.progress.seconds < 5
