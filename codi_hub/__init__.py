@@ -20,24 +20,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Catalog": "catalog",
-    "CodiError": "errors",
-    "Conflict": "errors",
-    "DistillConfig": "config.distill",
-    "DistillResult": "reports",
-    "EvalOptions": "config.evaluate",
-    "EvalReport": "reports",
-    "ExportOptions": "config.export",
-    "ExportResult": "reports",
-    "Hub": "hub",
-    "InvalidInput": "errors",
-    "JobsReport": "reports",
-    "Mismatch": "errors",
-    "NotFound": "errors",
-    "RunOptions": "config.run",
-    "RunReport": "reports",
-    "UsageError": "errors",
+_NAMES = {  # module -> its public names
+    "catalog": ("Catalog",),
+    "config.distill": ("DistillConfig",),
+    "config.evaluate": ("EvalOptions",),
+    "config.export": ("ExportOptions",),
+    "config.run": ("RunOptions",),
+    "errors": ("CodiError", "Conflict", "InvalidInput", "Mismatch", "NotFound", "UsageError"),
+    "hub": ("Hub",),
+    "reports": ("DistillResult", "EvalReport", "ExportResult", "JobsReport", "RunReport"),
 }
 
 __all__ = [
@@ -63,9 +54,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"codi_hub.{_MODULES[name]}"), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"codi_hub.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

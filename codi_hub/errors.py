@@ -1,5 +1,8 @@
 """The errors that a user can correct. Each message is one line: what is wrong, with the value, and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def printable(text: str) -> str:
     """Return the text on one line: line breaks and everything else that could control a terminal are escaped."""
@@ -42,6 +45,15 @@ class AlreadyReported(CodiError):
 
 class Mismatch(CodiError):
     """Two things that do not fit together, such as an adapter and a base that it was not trained for."""
+
+
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Prefix every CodiError with the place that it comes from."""
+    try:
+        yield
+    except CodiError as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def describe(error: BaseException) -> str:

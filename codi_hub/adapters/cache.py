@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-DEFAULT_BUDGET = 2 * 10**9
+from codi_hub.config.values import ADAPTER_MEMORY
 
 
 class AdapterCache:
@@ -17,7 +17,7 @@ class AdapterCache:
         budget: bytes of adapter weights to keep; the one in use always stays.
     """
 
-    def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, budget: int = ADAPTER_MEMORY) -> None:
         self.budget = budget
         self._kept: OrderedDict[str, tuple[nn.Module, int]] = OrderedDict()
 

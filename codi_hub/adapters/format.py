@@ -13,21 +13,8 @@ from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.fingerprint import Fingerprint
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
-from codi_hub.record import RECORD, AdapterRecord, BaseRecord, read_record
+from codi_hub.record import RECORD, AdapterRecord, BaseRecord, read_record  # noqa: F401 - the format has them too
 
-__all__ = [
-    "CARD",
-    "RECORD",
-    "WEIGHTS",
-    "AdapterRecord",
-    "BaseRecord",
-    "check",
-    "check_condition",
-    "load",
-    "placed",
-    "read_record",
-    "write",
-]
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 FLOATS = ("F16", "BF16", "F32")
 ITEMSIZE = 2  # bytes of a stored weight

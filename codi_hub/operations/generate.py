@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.diffusion import SAMPLERS
-from codi_hub.errors import CodiError, UsageError, one_line
+from codi_hub.errors import UsageError, one_line, prefixed
 from codi_hub.folders.prompts import clean_prompt
 from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
@@ -145,7 +144,7 @@ def _inputs(
         row, task = rows[name], tasks[name]
         steps = options.steps if options.steps is not None else row.steps
         check_steps(steps, row)
-        with _prefixed(f"images[{k}]"):
+        with prefixed(f"images[{k}]"):
             prompt = clean_prompt(prompts[k] or "", "the prompt") or ""
             if task.needs_prompt and not prompt:
                 raise UsageError(f"task {row.task} needs a prompt for every image")
@@ -223,12 +222,3 @@ def _alpha(mask: AnyImage, size: tuple[int, int]) -> Image.Image:
             f"masks: a mask of {'x'.join(map(str, pixels.shape[::-1]))} pixels for an image of {size[0]}x{size[1]}"
         )
     return Image.fromarray(255 - pixels)
-
-
-@contextmanager
-def _prefixed(where: str) -> Iterator[None]:
-    """Prefix every CodiError with the input that it comes from."""
-    try:
-        yield
-    except CodiError as error:
-        raise type(error)(f"{where}: {error}") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from codi_hub.config.run import RunOptions
 from codi_hub.diffusion import SAMPLERS
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders import (
     FolderRun,
@@ -121,7 +121,7 @@ class FolderRunner:
         """Run a file of jobs, those of one adapter together; see `Hub.run_jobs`."""
         merged: dict[tuple[str, int, str, str], PlannedRun] = {}
         for job in read_jobs(file, options):
-            with _prefixed(job.where):
+            with prefixed(job.where):
                 planned = self._plan(job.ref, job.inputs, job.options)
                 if (known := merged.setdefault(planned.key, planned)) is not planned:
                     known.items.extend(planned.items)
@@ -234,12 +234,3 @@ def _report_page(
     except Interrupted as stopped:
         write(stopped.report)
         raise
-
-
-@contextmanager
-def _prefixed(where: str) -> Iterator[None]:
-    """Prefix every CodiError with the place that it comes from."""
-    try:
-        yield
-    except CodiError as error:
-        raise type(error)(f"{where}: {error}") from error
