@@ -41,7 +41,7 @@ def run(
     options = RunOptions(**given)
     if (task is None or not inputs) == (jobs is None) or (jobs and task):
         raise UsageError("say TASK and INPUT, or --jobs FILE; see `codi run --help`")
-    from codi_hub.folders import Stopped
+    from codi_hub.folders.interrupts import Stopped
     from codi_hub.hub import Hub
 
     out = Output(json, quiet)

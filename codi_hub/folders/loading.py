@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,34 +18,13 @@ from codi_hub.errors import InvalidInput
 from codi_hub.folders.memory import MemoryBudget
 from codi_hub.folders.plan import Item
 from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
-from codi_hub.inference import tiling
+
+if TYPE_CHECKING:
+    from codi_hub.tasks import Prepared, Task
 
 Answer = TypeVar("Answer")
 
 LOADERS = 2  # threads
-
-
-class Prepared(tiling.Prepared, Protocol):
-    """The part of a task's `Prepared` that a run reads."""
-
-    @property
-    def opaque(self) -> bool: ...
-
-
-class RunnableTask(tiling.Tileable, Protocol):
-    """The part of a task that a run needs. `load`, `prepare` and `finish` are called from several threads at once.
-
-    `load` returns an image as stored (it is decoded afterwards to RGB, or RGBA for a task that `reads_alpha`), or an
-    array that `prepare` takes.
-    """
-
-    @property
-    def reads_alpha(self) -> bool: ...
-    def companions(self, path: Path) -> Sequence[Path]: ...
-    def load(self, path: Path) -> Image.Image | np.ndarray: ...
-    def prepare(
-        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
-    ) -> Prepared: ...
 
 
 @dataclass(slots=True)
@@ -82,7 +60,7 @@ class Loader:
         memory: bytes of loaded items that may wait.
     """
 
-    def __init__(self, items: Sequence[Item], task: RunnableTask, stop: threading.Event, memory: int) -> None:
+    def __init__(self, items: Sequence[Item], task: Task, stop: threading.Event, memory: int) -> None:
         self._items, self._task, self._stop = items, task, stop
         self._budget = MemoryBudget(memory)
         self._pool = ThreadPoolExecutor(LOADERS, "codi-load")

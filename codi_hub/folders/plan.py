@@ -3,13 +3,15 @@
 Everything that can be refused is refused here, before anything is computed.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from codi_hub.config.run import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
@@ -18,23 +20,10 @@ from codi_hub.images.io import WRITABLE, has_alpha
 from codi_hub.paths import display_path
 from codi_hub.seeds import image_seed
 
+if TYPE_CHECKING:
+    from codi_hub.tasks import Task
+
 ONE_CASE = sys.platform in ("win32", "darwin")  # A.png and a.png are one file, on most disks
-
-
-class PlannableTask(Protocol):
-    """The part of a task that planning needs."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def input_extensions(self) -> frozenset[str]: ...
-    @property
-    def lossless(self) -> bool: ...
-    @property
-    def uses_prompt(self) -> bool: ...
-    @property
-    def needs_prompt(self) -> bool: ...
-    def is_sidecar(self, path: Path) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +55,7 @@ class _Root:
     exact: bool = False
 
 
-def plan(
-    inputs: Sequence[Path], task: PlannableTask, options: RunOptions, *, task_name: str | None = None
-) -> list[Item]:
+def plan(inputs: Sequence[Path], task: Task, options: RunOptions, *, task_name: str | None = None) -> list[Item]:
     """Return every item of `inputs`, in the order given, sorted by name within each folder.
 
     A folder is mirrored under `options.out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to
@@ -142,7 +129,7 @@ def _check_roots(roots: Sequence[_Root]) -> None:
             )
 
 
-def _files(root: _Root, task: PlannableTask, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
+def _files(root: _Root, task: Task, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
     """Yield (relative name, error or None) of each item of one input."""
     if not root.is_folder:
         if not task.is_sidecar(root.path):

@@ -31,19 +31,6 @@ class RunLog(Protocol):
         """End the record: "ok", "failed" or "interrupted"."""
 
 
-class NoRunLog:
-    """A `RunLog` that records nothing: every existing output is made again."""
-
-    def start(self) -> None: ...
-
-    def finished(self, item: Item, input_hash: str) -> bool:
-        return False
-
-    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None: ...
-
-    def finish(self, status: str) -> None: ...
-
-
 class Rows:
     """Collects the row of each item.
 

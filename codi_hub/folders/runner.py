@@ -9,57 +9,29 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from codi_hub.config.run import RunOptions
 from codi_hub.errors import describe
 from codi_hub.events import OnEvent, ignore
 from codi_hub.folders.grouping import ShapeGroups
 from codi_hub.folders.interrupts import Interrupted, first_interrupt
-from codi_hub.folders.loading import LoadedItem, Loader, RunnableTask
+from codi_hub.folders.loading import LoadedItem, Loader
 from codi_hub.folders.plan import Item
-from codi_hub.folders.rows import NoRunLog, Rows, RunLog
+from codi_hub.folders.rows import Rows, RunLog
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.reports import RunReport
 
+if TYPE_CHECKING:
+    from codi_hub.inference.engine import Generated
+    from codi_hub.inference.models import AdapterGenerator
+    from codi_hub.tasks import Task
+
 LOAD_AHEAD = 8  # items, before the first batch shows how many fit
 MEMORY = 256 << 20
-
-
-class Generated(Protocol):
-    """What a generator returns: images float32 (H, W, 3) in [0, 1], and the batch sizes that were used."""
-
-    @property
-    def images(self) -> Sequence[np.ndarray]: ...
-    @property
-    def batches(self) -> Sequence[int]: ...
-
-
-class Generator(Protocol):
-    """The networks of a run: an adapter on its base, at fixed sampling settings."""
-
-    def auto_batch(self, height: int, width: int) -> int:
-        """Return how many images of a size in pixels fit into a batch."""
-        ...
-
-    def generate(
-        self,
-        conditions: Sequence[np.ndarray],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        batch: int | None = None,
-        windows: Sequence[Window] | None = None,
-    ) -> Generated:
-        """Generate one image per condition, float32 (H, W, C) in [0, 1], all of one shape.
-
-        Args:
-            batch: the largest batch; None: `auto_batch`.
-            windows: where each condition lies in a larger image.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +42,14 @@ class RunSettings:
         task: name of the task, for the report.
         adapter: reference of the adapter, for the report.
         steps: sampling steps, for the report.
-        batch: largest batch; None lets the generator decide.
-        tiling: which images are generated in tiles; None: none.
-        overwrite: make every item again.
-        resume: skip items whose output is finished; without it an existing output is a failed item.
-        dry_run: only report what would be done.
+        options: `batch`, `tile`, `overwrite`, `resume` and `dry_run` are read.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
     """
 
     task: str
     adapter: str
     steps: int
-    batch: int | None = None
-    tiling: Tiling | None = None
-    overwrite: bool = False
-    resume: bool = True
-    dry_run: bool = False
+    options: RunOptions
     memory: int = MEMORY
 
 
@@ -107,22 +71,23 @@ class FolderRun:
     def __init__(
         self,
         items: Sequence[Item],
-        task: RunnableTask,
-        load_generator: Callable[[], Generator],
+        task: Task,
+        load_generator: Callable[[], AdapterGenerator],
         settings: RunSettings,
         *,
-        log: RunLog | None = None,
+        log: RunLog,
         on_event: OnEvent = ignore,
     ) -> None:
         self._items, self._task, self._settings = items, task, settings
         self._generator = functools.cache(load_generator)
-        self._log: RunLog = log or NoRunLog()
+        self._log = log
+        self._options, self._tiling = settings.options, Tiling.parse(settings.options.tile)
         self._stop = threading.Event()
-        self._rows = Rows(items, None if settings.dry_run else self._log, on_event)
+        self._rows = Rows(items, None if self._options.dry_run else log, on_event)
         self._loader = Loader(items, task, self._stop, settings.memory)
         self._saver = Saver(task, settings.memory)
         self._batches: list[int] = []
-        self._largest = settings.batch or LOAD_AHEAD
+        self._largest = self._options.batch or LOAD_AHEAD
 
     def run(self) -> RunReport:
         """Process every item.
@@ -130,7 +95,7 @@ class FolderRun:
         Raises:
             Interrupted: Ctrl-C, with the report so far; a second Ctrl-C does not wait for the current batch.
         """
-        if self._settings.dry_run:
+        if self._options.dry_run:
             return self._run()
         self._log.start()
         status = "failed"
@@ -150,7 +115,7 @@ class FolderRun:
             warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them becomes an error of the item
             try:
                 indices = self._unfinished()
-                self._report_planned(indices) if self._settings.dry_run else self._process(indices)
+                self._report_planned(indices) if self._options.dry_run else self._process(indices)
             except KeyboardInterrupt:
                 self._stop.set()
             finally:
@@ -178,11 +143,11 @@ class FolderRun:
     def _unfinished(self) -> list[int]:
         """Return the indices of items to process; the others get their rows."""
         indices = range(len(self._items))
-        if self._settings.overwrite:
+        if self._options.overwrite:
             return list(indices)
         done = set()
         existing = [index for index in indices if os.path.lexists(self._items[index].output)]
-        if not self._settings.resume:
+        if not self._options.resume:
             for index in existing:
                 self._rows.add(index, "failed", error="the output exists already: allow overwrite or resume")
             done.update(existing)
@@ -216,7 +181,7 @@ class FolderRun:
                 self._compute(group)
 
     def _batch_size(self, height: int, width: int) -> int:
-        return self._settings.batch or self._generator().auto_batch(height, width)
+        return self._options.batch or self._generator().auto_batch(height, width)
 
     def _compute(self, group: list[LoadedItem]) -> None:
         """Generate a group of one shape and hand it to the saver; if that fails, try each item alone."""
@@ -243,7 +208,7 @@ class FolderRun:
             if self._is_tiled(group[0]):
                 return [self._generate_tiled(group[0], prompts[0])], ""
             conditions = [loaded.prepared.condition for loaded in group]
-            made = self._generator().generate(conditions, prompts, seeds, batch=self._settings.batch)
+            made = self._generator().generate(conditions, prompts, seeds, batch=self._options.batch)
         except Exception as exc:  # noqa: BLE001 - whatever an image does to the networks, the others go on
             return None, describe(exc)
         if len(made.images) != len(group):
@@ -252,11 +217,10 @@ class FolderRun:
         return list(made.images), ""
 
     def _is_tiled(self, loaded: LoadedItem) -> bool:
-        tiling = self._settings.tiling
-        return tiling is not None and tiling.applies(loaded.prepared.size)
+        return self._tiling is not None and self._tiling.applies(loaded.prepared.size)
 
     def _generate_tiled(self, loaded: LoadedItem, prompt: str) -> np.ndarray:
-        seed, batch = loaded.item.seed, self._settings.batch
+        seed, batch = loaded.item.seed, self._options.batch
 
         def generate(conditions: list[np.ndarray], windows: list[Window]) -> Sequence[np.ndarray]:
             if self._stop.is_set():  # the remaining tiles may take minutes
@@ -266,8 +230,8 @@ class FolderRun:
             self._count(made)
             return made.images
 
-        assert self._settings.tiling is not None
-        return generate_tiled(loaded.prepared, self._task, generate, self._settings.tiling, batch)
+        assert self._tiling is not None
+        return generate_tiled(loaded.prepared, self._task, generate, self._tiling, batch)
 
     def _count(self, made: Generated) -> None:
         self._batches += made.batches

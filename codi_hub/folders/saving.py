@@ -6,13 +6,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codi_hub.errors import CodiError, describe
-from codi_hub.folders.loading import LoadedItem, RunnableTask
+from codi_hub.folders.loading import LoadedItem
 from codi_hub.images.io import save_image, with_alpha
 from codi_hub.inference.tiling import finish_output
+
+if TYPE_CHECKING:
+    from codi_hub.tasks import Task
 
 SAVERS = 2  # threads
 
@@ -24,7 +28,7 @@ class Saver:
         memory: bytes of outputs that may wait.
     """
 
-    def __init__(self, task: RunnableTask, memory: int) -> None:
+    def __init__(self, task: Task, memory: int) -> None:
         self._task, self._memory = task, memory
         self._pool = ThreadPoolExecutor(SAVERS, "codi-save")
         self._pending: deque[tuple[LoadedItem, Future[float]]] = deque()

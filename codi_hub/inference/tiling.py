@@ -44,18 +44,13 @@ class Prepared(Protocol):
     def window(self, rows: slice, columns: slice) -> Any: ...
 
 
-class Finisher(Protocol):
-    """The part of a task that turns the networks' output into the finished image."""
-
-    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
-
-
-class Tileable(Finisher, Protocol):
+class Tileable(Protocol):
     """The part of a task that tiles need."""
 
     @property
     def finishes_tiles(self) -> bool: ...
     def untouched(self, prepared: Any) -> bool: ...
+    def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
 GenerateTiles = Callable[[list[np.ndarray], list[Window]], Sequence[np.ndarray]]
@@ -128,7 +123,7 @@ def weights(parts: Sequence[slice], length: int, overlap: int) -> list[np.ndarra
     return [weight / total[part] for part, weight in zip(parts, own, strict=True)]
 
 
-def finish_output(task: Finisher, output: np.ndarray, prepared: Any) -> np.ndarray:
+def finish_output(task: Tileable, output: np.ndarray, prepared: Any) -> np.ndarray:
     """Return the finished image, uint8 (H, W, 3), of a float32 output in [0, 1]; of a uint8 one, the output itself.
 
     Raises:

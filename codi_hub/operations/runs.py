@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,16 +16,10 @@ from codi_hub.config.run import RunOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent
-from codi_hub.folders import (
-    FolderRun,
-    Interrupted,
-    Item,
-    RunSettings,
-    Stopped,
-    check_outputs,
-    plan,
-    read_jobs,
-)
+from codi_hub.folders.interrupts import Interrupted, Stopped
+from codi_hub.folders.jobs import read_jobs
+from codi_hub.folders.plan import Item, check_outputs, plan
+from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.inference.tiling import Tiling
 from codi_hub.operations.context import Context, check_steps
 from codi_hub.paths import path_text
@@ -157,27 +151,12 @@ class FolderRunner:
         return PlannedRun(row, task, items, steps, options)
 
     def _run(self, planned: PlannedRun, on_event: OnEvent) -> RunReport:
-        options = planned.options
         settings = RunSettings(
-            task=planned.row.task,
-            adapter=planned.row.ref,
-            steps=planned.steps,
-            batch=options.batch,
-            tiling=Tiling.parse(options.tile),
-            overwrite=options.overwrite,
-            resume=options.resume,
-            dry_run=options.dry_run,
+            task=planned.row.task, adapter=planned.row.ref, steps=planned.steps, options=planned.options
         )
         log = RegistryLog(self._context.catalog.registry.runs, planned)
-        run = FolderRun(
-            planned.items,
-            planned.task,
-            lambda: self._generator(planned, on_event),
-            settings,
-            log=log,
-            on_event=on_event,
-        )
-        return run.run()
+        load = partial(self._generator, planned, on_event)
+        return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()
 
     def _check(self, planned: PlannedRun) -> None:
         mismatch = planned.options.allow_base_mismatch

@@ -15,8 +15,7 @@ from PIL import Image
 
 from codi_hub import RunOptions
 from codi_hub.errors import CodiError, InvalidInput
-from codi_hub.folders import read_jobs
-from codi_hub.folders.jobs import KEYS
+from codi_hub.folders.jobs import KEYS, read_jobs
 from codi_hub.hub import Hub
 from codi_hub.registry.runs import RunLog
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 from codi_hub import RunOptions
 from codi_hub.errors import NotFound, UsageError
-from codi_hub.folders import plan
-from codi_hub.folders.plan import walk
+from codi_hub.folders.plan import plan, walk
 from codi_hub.seeds import image_seed
 
 

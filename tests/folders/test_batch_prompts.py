@@ -14,7 +14,7 @@ from PIL import Image
 
 from codi_hub import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.folders import plan
+from codi_hub.folders.plan import plan
 from codi_hub.folders.prompts import MAX_BYTES
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from codi_hub import RunOptions
 from codi_hub.errors import CodiError, UsageError
-from codi_hub.folders import Interrupted, Item, plan
 from codi_hub.folders import report as pages
+from codi_hub.folders.interrupts import Interrupted
+from codi_hub.folders.plan import Item, plan
 from codi_hub.folders.report import ReportPage, thumbnail
 from codi_hub.reports import RunReport
 

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from codi_hub import RunOptions
-from codi_hub.folders import plan
+from codi_hub.folders.plan import plan
 from codi_hub.folders.report import ReportPage
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -18,7 +18,9 @@ from PIL import Image
 from codi_hub import RunOptions
 from codi_hub.errors import Mismatch
 from codi_hub.events import ItemDone
-from codi_hub.folders import FolderRun, Interrupted, Item, RunSettings, plan
+from codi_hub.folders.interrupts import Interrupted
+from codi_hub.folders.plan import Item, plan
+from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.reports import RunReport
 
 
@@ -166,7 +168,9 @@ def test_networks_that_cannot_be_loaded_end_the_run_before_an_image_is_loaded(im
     task.load = lambda path: pytest.fail("loaded")
     log, items = MemoryLog(), plan([images], task, RunOptions(out=tmp_path / "out"))
     with pytest.raises(Mismatch, match="another base"):
-        FolderRun(items, task, load, RunSettings(task="double", adapter="double:1", steps=4), log=log).run()
+        FolderRun(
+            items, task, load, RunSettings(task="double", adapter="double:1", steps=4, options=RunOptions()), log=log
+        ).run()
     assert (log.rows, log.statuses) == ([], ["failed"])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("codi-")]
 
@@ -176,7 +180,7 @@ def test_networks_are_loaded_only_if_there_is_an_image_to_generate(images, task,
 
     def again() -> RunReport:
         items = plan([images], task, RunOptions(out=tmp_path / "out"))
-        settings = RunSettings(task="double", adapter="double:1", steps=4)
+        settings = RunSettings(task="double", adapter="double:1", steps=4, options=RunOptions())
         return FolderRun(items, task, lambda: loads.append("loaded") or copying, settings, log=log).run()
 
     assert again().ok == 6
@@ -309,7 +313,7 @@ def test_no_torch_and_no_warning_of_pillow(images, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\nfrom folder_runs import Copying, Double, run_items\n"
-        "from codi_hub import RunOptions\nfrom codi_hub.folders import plan\n"
+        "from codi_hub import RunOptions\nfrom codi_hub.folders.plan import plan\n"
         "items = plan([Path(sys.argv[2])], Double(), RunOptions())\n"
         "report = run_items(items, Double(), Copying())\n"
         "print(report.ok, 'torch' in sys.modules)"

@@ -8,7 +8,7 @@ from folder_runs import MemoryLog, run_items
 from PIL import Image
 
 from codi_hub import RunOptions, tasks
-from codi_hub.folders import plan
+from codi_hub.folders.plan import plan
 from codi_hub.tasks.base import Task
 
 

@@ -161,7 +161,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from codi_hub import tasks
 from codi_hub import RunOptions
-from codi_hub.folders import plan
+from codi_hub.folders.plan import plan
 from folder_runs import run_items
 task = tasks.load("deblur")
 def generate(conditions, prompts, seeds):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from codi_hub import RunOptions, tasks
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.folders import plan
+from codi_hub.folders.plan import plan
 from codi_hub.inference.tiling import UNIT, Tiling, Window, generate_tiled, spans, weights
 from codi_hub.tasks import Prepared
 
@@ -143,7 +143,7 @@ def test_large_images_are_tiled_and_small_ones_share_batches(tmp_path: Path) -> 
     for k, side in enumerate((96, 16, 96, 16)):
         Image.fromarray(noise_image(side, side, k)).save(tmp_path / "in" / f"{k}.png")
     items = plan([tmp_path / "in"], task, RunOptions(out=tmp_path / "out"))
-    report = run_items(items, task, copying, batch=2, tiling=Tiling.parse("128"))
+    report = run_items(items, task, copying, batch=2, tile="128")
     assert (report.ok, report.failed) == (4, 0)
     assert copying.sizes == [2, 2, 2, 2, 2]  # two rows of two tiles each, twice, and the small ones
     for item in items:
@@ -163,5 +163,5 @@ def test_a_tile_that_fails_fails_its_image_alone(tmp_path: Path) -> None:
 
     copying.fails = fails
     items = plan([tmp_path / "in"], task, RunOptions(out=tmp_path / "out"))
-    report = run_items(items, task, copying, tiling=Tiling.parse("128"))
+    report = run_items(items, task, copying, tile="128")
     assert [(row["status"], row["error"]) for row in report.items] == [("failed", "not enough memory"), ("ok", None)]

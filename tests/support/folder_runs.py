@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from codi_hub.config.run import RunOptions
 from codi_hub.events import OnEvent, ignore
-from codi_hub.folders import FolderRun, Item, RunLog, RunSettings
+from codi_hub.folders.plan import Item
+from codi_hub.folders.rows import RunLog
+from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.reports import RunReport
 
 Function = Callable[[list[np.ndarray], list[str], list[int]], list[np.ndarray]]
@@ -134,6 +137,19 @@ class MemoryLog:
         self.statuses[-1] = status
 
 
+class NoRunLog:
+    """A run log that records nothing: every existing output is made again."""
+
+    def start(self) -> None: ...
+
+    def finished(self, item: Item, input_hash: str) -> bool:
+        return False
+
+    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
 def run_items(
     items: list[Item],
     task: Any,
@@ -143,8 +159,14 @@ def run_items(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> RunReport:
-    """Run items; `generator` is one, or a function (conditions, prompts, seeds) -> images."""
+    """Run items.
+
+    Args:
+        generator: one, or a function (conditions, prompts, seeds) -> images.
+        settings: fields of `RunSettings` and `RunOptions`.
+    """
     if not hasattr(generator, "generate"):
         generator = FunctionGenerator(generator)
-    values = {"task": task.name, "adapter": f"{task.name}:1", "steps": 4} | settings
-    return FolderRun(items, task, lambda: generator, RunSettings(**values), log=log, on_event=on_event).run()
+    names = {"steps": 4} | {name: settings.pop(name) for name in ("steps", "memory") if name in settings}
+    run_settings = RunSettings(task=task.name, adapter=f"{task.name}:1", options=RunOptions(**settings), **names)
+    return FolderRun(items, task, lambda: generator, run_settings, log=log or NoRunLog(), on_event=on_event).run()
