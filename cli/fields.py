@@ -92,7 +92,7 @@ def _identifier(one: Declared) -> str:
 def _parameter(one: Declared) -> inspect.Parameter:
     option = typer.Option(
         *one.flags,
-        metavar=one.metavar,
+        metavar=one.placeholder,
         help=one.help + _default(one),
         rich_help_panel=one.panel,
         show_default=False,

@@ -6,7 +6,6 @@ added; `codi_hub.training.job` checks those, because they need the kind and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,7 +107,7 @@ class TrainingConfig(Options):
 
     train_steps: int | None = option(None, "--train-steps", panel="Training", resumable=True, ge=1)
     """Optimiser steps (default: 2000, or the time budget)."""
-    time_budget: Duration = option(None, "--time-budget", panel="Training", metavar="TIME", resumable=True)
+    time_budget: Duration | None = option(None, "--time-budget", panel="Training", metavar="TIME", resumable=True)
     """Training time such as 90s, 10m or 1h30m.
 
     At least one step is taken."""
@@ -168,17 +167,6 @@ class DistillConfig(Options):
     """Task option; repeat for more."""
     run: RunState | None = None
     """What a run folder was started for; absent from what is passed to a new run."""
-
-    def with_fields(self, changes: Mapping[str, Any]) -> DistillConfig:
-        """Return a copy with some fields changed, given by their dotted paths, and checked again. Raises UsageError."""
-        values = self.values()
-        for path, value in changes.items():
-            *sections, name = path.split(".")
-            inside = values
-            for section in sections:
-                inside = inside.setdefault(section, {})
-            inside[name] = value
-        return DistillConfig(**values)
 
     def values(self) -> dict[str, Any]:
         """Return the fields as nested mappings of Python values."""

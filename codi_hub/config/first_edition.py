@@ -17,27 +17,13 @@ from codi_hub.errors import InvalidInput, UsageError, one_line
 
 RUN_FILE = "run.json"
 
+_ADAPTER = ("allow_base_mismatch", "rank", "fusion", "gain", "init", "start_noise", "blocks", "levels", "read")
+_LOSS = ("grid", "dt", "ode", "guidance_cap", "lpips", "consistency", "consistency_cap", "shared_t", "rollout")
 RENAMED = {  # old name -> where it is now, for what has no flag of the same name any more
-    "pairs": "data.cache_dir",
-    "allow_base_mismatch": "adapter.allow_base_mismatch",
-    "rank": "adapter.rank",
-    "fusion": "adapter.fusion",
-    "gain": "adapter.gain",
-    "init": "adapter.init",
-    "start_noise": "adapter.start_noise",
-    "blocks": "adapter.blocks",
-    "levels": "adapter.levels",
-    "read": "adapter.read",
-    "grid": "loss.grid",
-    "dt": "loss.dt",
-    "ode": "loss.ode",
-    "guidance_cap": "loss.guidance_cap",
-    "lpips": "loss.lpips",
-    "consistency": "loss.consistency",
+    **{name: f"adapter.{name}" for name in _ADAPTER},
+    **{name: f"loss.{name}" for name in _LOSS},
     "consistency_weight": "loss.consistency",
-    "consistency_cap": "loss.consistency_cap",
-    "shared_t": "loss.shared_t",
-    "rollout": "loss.rollout",
+    "pairs": "data.cache_dir",
     "ema": "training.ema",
     "options": "task",
     "task_options": "task",

@@ -7,7 +7,7 @@ comment of a `config.yaml`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
@@ -61,7 +61,7 @@ def option(
         limits: `ge`, `le`, `min_length`, ... as of `pydantic.Field`.
     """
     extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar}
-    extra |= {"resumable": resumable, "recorded": recorded}
+    extra = {"option": extra | {"resumable": resumable, "recorded": recorded}}
     if isinstance(default, dict):
         return Field(default_factory=dict, json_schema_extra=extra, **limits)
     return Field(default, json_schema_extra=extra, **limits)
@@ -74,19 +74,16 @@ class Declared:
     Attributes:
         path: dotted names from the top, such as `training.lr`.
         field: pydantic's description of it.
+        flags, panel, metavar, resumable, recorded: see `option`.
     """
 
     path: str
     field: FieldInfo
-
-    def _extra(self, name: str, default: Any) -> Any:
-        extra = self.field.json_schema_extra
-        return extra.get(name, default) if isinstance(extra, dict) else default
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Names on the command line, as Typer takes them."""
-        return tuple(self._extra("flags", ()))
+    flags: Sequence[str] = ()
+    panel: str = "Options"
+    metavar: str | None = None
+    resumable: bool = False
+    recorded: bool = True
 
     @property
     def flag(self) -> str | None:
@@ -95,24 +92,9 @@ class Declared:
         return long[0].split("/")[0] if long else None
 
     @property
-    def panel(self) -> str:
-        """Heading of its group in the help."""
-        return str(self._extra("panel", "Options"))
-
-    @property
-    def metavar(self) -> str | None:
+    def placeholder(self) -> str | None:
         """Placeholder of its value in the help: as declared, or the choices."""
-        return self._extra("metavar", None) or "|".join(map(str, self.choices)) or None
-
-    @property
-    def resumable(self) -> bool:
-        """Whether a resumed run may be given another value."""
-        return bool(self._extra("resumable", False))
-
-    @property
-    def recorded(self) -> bool:
-        """Whether a run writes it to its folder."""
-        return bool(self._extra("recorded", True))
+        return self.metavar or "|".join(map(str, self.choices)) or None
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -126,20 +108,15 @@ class Declared:
         annotation = _without_none(self.field.annotation)
         if get_origin(annotation) is dict:
             return list[str]
-        if self.choices or self._extra("metavar", None):
+        if self.choices or self.metavar:
             return str
         return annotation
 
     @property
-    def documentation(self) -> str:
-        """Docstring, unwrapped: one line per paragraph."""
-        text = inspect.cleandoc(self.field.description or "")
-        return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-
-    @property
     def help(self) -> str:
-        """First paragraph of the docstring, without its full stop."""
-        return self.documentation.partition("\n")[0].removesuffix(".")
+        """First paragraph of the docstring on one line, without its full stop."""
+        paragraph = inspect.cleandoc(self.field.description or "").partition("\n\n")[0]
+        return " ".join(paragraph.split()).removesuffix(".")
 
 
 def _without_none(annotation: Any) -> Any:
@@ -154,7 +131,9 @@ def declared(model: type[BaseModel], prefix: str = "") -> Iterator[Declared]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             yield from declared(field.annotation, f"{path}.")
         else:
-            yield Declared(path, field)
+            extra = field.json_schema_extra
+            told: Any = extra.get("option", {}) if isinstance(extra, dict) else {}
+            yield Declared(path, field, **told)
 
 
 def _paths(model: type[BaseModel]) -> dict[str, str]:

@@ -16,26 +16,17 @@ from codi_hub.config.model import Options, declared
 WIDTH = 116
 
 
-def documentation(models: Mapping[str, type[BaseModel]] | None = None) -> dict[str, str]:
-    """Return the first paragraph of every field's docstring by its path.
-
-    Args:
-        models: section -> the `Config` of the adapter kind or method whose fields stand there too.
-    """
-    fields = [*declared(DistillConfig), *declared(RunState, "run.")]
-    fields += [one for section, model in (models or {}).items() for one in declared(model, f"{section}.")]
-    return {one.path: one.help for one in fields if one.help}
-
-
 def to_yaml(config: DistillConfig, models: Mapping[str, type[BaseModel]] | None = None, heading: str = "") -> str:
     """Return a configuration as YAML that `layers.read_config` takes back.
 
     Args:
-        models: as of `documentation`.
+        models: section -> the `Config` of the adapter kind or method whose fields stand there too.
         heading: a comment above everything.
     """
-    comments = documentation(models)
-    unrecorded = {one.path for one in declared(DistillConfig) if not one.recorded}
+    fields = [*declared(DistillConfig), *declared(RunState, "run.")]
+    fields += [one for section, model in (models or {}).items() for one in declared(model, f"{section}.")]
+    comments = {one.path: one.help for one in fields}
+    unrecorded = {one.path for one in fields if not one.recorded}
     lines = _comment(heading, "")
     for name, value in config.values().items():
         if value is None and name == "run":

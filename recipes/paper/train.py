@@ -185,7 +185,8 @@ class Bench:
             resume=(folder / "config.yaml").exists(),
             pairs=self.workspace / "pairs",
             device=self.device,
-        ).with_fields({"adapter.parent": self.teacher(row, seed)})
+            **{"from": self.teacher(row, seed)},
+        )
         self.say(f"{row.task}/{row.key}/{seed}: {config.training.train_steps} steps")
         made = self.hub.distill(row.task, config)
         shutil.rmtree(folder)

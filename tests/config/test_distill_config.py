@@ -75,8 +75,8 @@ def test_a_file_says_what_each_field_means_and_not_where_the_run_is(tmp_path: Pa
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config, heading="codi distill depth"))
     assert "# Learning rate\n  lr: 1.0e-05\n" in file.read_text()
-    assert DistillConfig(**read_config(file)) == config.with_fields(
-        {"training.run_dir": None, "training.resume": False}
+    assert DistillConfig(**read_config(file)) == config.replace(
+        training=config.training.replace(run_dir=None, resume=False)
     )
 
 

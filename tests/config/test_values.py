@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codi_hub import EvalOptions, ExportOptions, RunOptions
-from codi_hub.config.values import DTYPES, EXPORT_DTYPES, parse_duration, parse_size
+from codi_hub.config.distill import TrainingConfig
+from codi_hub.config.values import ExportPrecision, Precision
 from codi_hub.errors import UsageError
+from codi_hub.validation import shown
 
 
 @pytest.mark.parametrize(
@@ -19,21 +21,21 @@ from codi_hub.errors import UsageError
     [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("45", 45), (" 0.5H ", 1800), (7, 7)],
 )
 def test_durations(text: Any, seconds: float) -> None:
-    assert parse_duration(text) == seconds
+    assert TrainingConfig(time_budget=text).time_budget == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "0s", "-3m", "10 m", "1m1h", "ten", "1d", "nan"])
 def test_what_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_duration(text)
-    assert str(caught.value) == f"not a duration: {text!r}; write it as 90s, 10m or 1h30m"
+        TrainingConfig(time_budget=text)
+    assert str(caught.value) == f"training.time_budget {shown(text)}: not a duration; write it as 90s, 10m or 1h30m"
 
 
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
 def test_a_duration_is_the_sum_of_its_parts(hours: int, minutes: int, seconds: int) -> None:
     total = hours * 3600 + minutes * 60 + seconds
     if total:
-        assert parse_duration(f"{hours}h{minutes}m{seconds}s") == total
+        assert TrainingConfig(time_budget=f"{hours}h{minutes}m{seconds}s").time_budget == total
 
 
 @pytest.mark.parametrize(
@@ -51,15 +53,14 @@ def test_a_duration_is_the_sum_of_its_parts(hours: int, minutes: int, seconds: i
     ],
 )
 def test_sizes(text: Any, count: float) -> None:
-    assert parse_size(text) == count
     assert RunOptions(adapter_memory=text).adapter_memory == count
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "2iB", "2 G B", "1e9", "lots", "nan", "9" * 400, "2PB"])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_size(text)
-    assert str(caught.value) == f"not a size: {text!r}; write it as 500MB or 2GB"
+        RunOptions(adapter_memory=text)
+    assert str(caught.value) == f"adapter_memory {shown(text)}: not a size; write it as 500MB or 2GB"
 
 
 @pytest.mark.parametrize(
@@ -98,4 +99,4 @@ def test_options_are_converted_frozen_and_replaced() -> None:
 def test_precisions_are_those_of_the_engine() -> None:
     from codi_hub.inference import devices
 
-    assert set(EXPORT_DTYPES) == set(DTYPES) - {"auto"} == set(devices.DTYPES)
+    assert set(get_args(ExportPrecision)) == set(get_args(Precision)) - {"auto"} == set(devices.DTYPES)
