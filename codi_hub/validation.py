@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from codi_hub.errors import one_line
+from codi_hub.errors import UsageError, one_line
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_SHOWN = 60  # characters of a value in a message
 _REQUIREMENTS = {
@@ -52,6 +54,15 @@ def problem(
     if not first["loc"]:  # of a check that concerns several fields
         return f"{prefix}{'.' * bool(prefix)}{_requirement(first)}"
     return f"{one_line(path, MAX_SHOWN)} {shown(first['input'])}: {_requirement(first)}"
+
+
+def validated(model: type[Model], values: Mapping[str, Any], section: str, owner: str = "") -> Model:
+    """Return a model of values. Raises UsageError, which calls an unknown field one that the `owner` does not have."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        text = problem(error, model, section)
+        raise UsageError(text.replace(": no such field;", f": not a field of {owner};") if owner else text) from None
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from codi_hub.data.synthetic.scenes_words import COLOURS, LIGHTS
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, harmonic, to_uint8
 from codi_hub.images.sheets import contact_sheet
-from codi_hub.operations.evaluate import generate_function
+from codi_hub.inference.engine import generate_function
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once

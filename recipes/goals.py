@@ -26,7 +26,7 @@ from codi_hub.evaluation.run import round_trip
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, to_uint8
 from codi_hub.images.metrics import as_float, gmsd, psnr, structure_agreement
-from codi_hub.operations.evaluate import generate_function
+from codi_hub.inference.engine import generate_function
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.superres import BICUBIC, GRID, Degradation, compare_with_bicubic
 from recipes.nano import bundle

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.values import KIND_ALIASES
 from codi_hub.plugins import Plugins
+from codi_hub.validation import validated
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,6 @@ def build(kind: str, base: Backbone, *, device: torch.device | None = None, **co
     Raises:
         UsageError: an unknown kind, or settings it cannot have.
     """
-    from codi_hub.adapters.adapter import configured
-
     cls = KINDS.load(KIND_ALIASES.get(kind, kind))
-    adapter: Adapter = cls(base, configured(cls, config), device)
+    adapter: Adapter = cls(base, validated(cls.Config, config, "adapter"), device)
     return adapter

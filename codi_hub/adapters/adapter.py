@@ -6,12 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
-from codi_hub.errors import UsageError
-from codi_hub.validation import problem
 
 Prepared = list[Tensor]
 """What an adapter computed from the conditions of a batch, once per image, each (B, ...)."""
@@ -133,15 +131,3 @@ class Adapter(nn.Module, ABC):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the groups for the optimiser; each is clipped apart."""
         return [{"params": list(self.parameters()), "lr": lr}]
-
-
-def configured(adapter: type[Adapter], config: dict[str, Any]) -> Any:
-    """Return the kind's `Config` of plain values.
-
-    Raises:
-        UsageError: a value that cannot be, or a setting that the kind does not have.
-    """
-    try:
-        return adapter.Config(**config)
-    except ValidationError as error:
-        raise UsageError(problem(error, adapter.Config, "adapter")) from None

@@ -26,8 +26,7 @@ from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.reports import RunReport
 
 if TYPE_CHECKING:
-    from codi_hub.inference.engine import Generated
-    from codi_hub.inference.models import AdapterGenerator
+    from codi_hub.inference.engine import AdapterGenerator, Generated
     from codi_hub.tasks import Task
 
 LOAD_AHEAD = 8  # items, before the first batch shows how many fit

@@ -244,6 +244,50 @@ class Engine:
         return torch.stack(parts)
 
 
+@dataclass(frozen=True)
+class AdapterGenerator:
+    """An adapter on its base at fixed sampling settings."""
+
+    engine: Engine
+    adapter: Adapter
+    sampling: Sampling
+    strength: float = 1.0
+
+    def auto_batch(self, height: int, width: int) -> int:
+        """See `Engine.auto_batch`."""
+        return self.engine.auto_batch(height, width)
+
+    def generate(
+        self,
+        conditions: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        batch: int | None = None,
+        windows: Sequence[Window] | None = None,
+    ) -> Generated:
+        """Generate one image per condition, float32 (H, W, C) in [0, 1]; see `Engine.generate`."""
+        places: Sequence[Window | None] = windows or [None] * len(conditions)
+        requests = [
+            Request(condition, self.adapter, prompt, seed, self.strength, window)
+            for condition, prompt, seed, window in zip(conditions, prompts, seeds, places, strict=True)
+        ]
+        return self.engine.generate(requests, self.sampling, batch=batch)
+
+
+def generate_function(
+    base: Backbone, adapter: Adapter, *, sampler: str = "ddim", temperature: float = 1.0
+) -> Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]:
+    """Return the function (conditions, prompts, seeds, steps) -> images of an adapter, as evaluations call it."""
+    engine = Engine(base)
+
+    def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
+        generator = AdapterGenerator(engine, adapter, Sampling(steps, sampler, temperature))
+        return generator.generate(conditions, prompts, seeds).images
+
+    return generate
+
+
 def gaussian(shape: tuple[int, ...], seed: int) -> Tensor:
     """Return standard normal noise of one image, float32, drawn on the CPU: the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.errors import Mismatch
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from codi_hub.adapters.adapter import Adapter
     from codi_hub.adapters.cache import AdapterCache
     from codi_hub.backbones.backbone import Backbone
     from codi_hub.backbones.fingerprint import Fingerprint
-    from codi_hub.inference.engine import Engine, Generated, Sampling
-    from codi_hub.inference.tiling import Window
     from codi_hub.registry import AdapterRow, BaseRow, Registry
 
 
@@ -73,10 +69,6 @@ class ModelCache:
             NotFound, InvalidInput, Mismatch: it does not exist, or has changed since it was registered.
         """
         return self._base(name, placement)[0]
-
-    def adapters(self, name: str, placement: Placement = Placement()) -> AdapterCache:
-        """Return the loaded adapters of a registered base."""
-        return self._base(name, placement)[1]
 
     def load(self, row: AdapterRow, placement: Placement = Placement()) -> Loaded:
         """Return an adapter on its base; for one that is loaded already, this is a dictionary lookup.
@@ -134,39 +126,6 @@ class ModelCache:
             _check_unchanged(row, base.fingerprint)
             self._bases[key] = base, AdapterCache()
         return self._bases[key]
-
-
-@dataclass(frozen=True)
-class AdapterGenerator:
-    """An adapter on its base at fixed sampling settings."""
-
-    engine: Engine
-    adapter: Any
-    sampling: Sampling
-    strength: float = 1.0
-
-    def auto_batch(self, height: int, width: int) -> int:
-        """See `Engine.auto_batch`."""
-        return self.engine.auto_batch(height, width)
-
-    def generate(
-        self,
-        conditions: Sequence[np.ndarray],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        batch: int | None = None,
-        windows: Sequence[Window] | None = None,
-    ) -> Generated:
-        """Generate one image per condition, float32 (H, W, C) in [0, 1]; see `Engine.generate`."""
-        from codi_hub.inference.engine import Request
-
-        places: Sequence[Window | None] = windows or [None] * len(conditions)
-        requests = [
-            Request(condition, self.adapter, prompt, seed, self.strength, window)
-            for condition, prompt, seed, window in zip(conditions, prompts, seeds, places, strict=True)
-        ]
-        return self.engine.generate(requests, self.sampling, batch=batch)
 
 
 def _check_unchanged(row: BaseRow, fingerprint: Fingerprint) -> None:

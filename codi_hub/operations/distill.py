@@ -73,10 +73,10 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
 
 def _parent(context: Context, config: DistillConfig, task: Task, base: str) -> Parent:
     """Return the adapter that training starts from."""
-    from codi_hub.adapters.format import RECORD, WEIGHTS
+    from codi_hub.adapters.format import RECORD, WEIGHTS, read_record
     from codi_hub.training.job import Parent
 
     row = context.resolve(config.adapter.parent or "", base)
     context.models.check(row, task, allow_base_mismatch=config.adapter.allow_base_mismatch)
     files = context.catalog.registry.adapters
-    return Parent.read(row.ref, files.file(row, WEIGHTS), files.file(row, RECORD))
+    return Parent(row.ref, files.file(row, WEIGHTS), read_record(files.file(row, RECORD)))

@@ -12,11 +12,8 @@ from codi_hub.operations.context import Context, check_steps
 from codi_hub.reports import EvalReport
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from codi_hub.adapters.adapter import Adapter
     from codi_hub.backbones.backbone import Backbone
-    from codi_hub.evaluation.measured import Contestant, Generate
+    from codi_hub.evaluation.measured import Contestant
     from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
 
@@ -55,6 +52,7 @@ def _contestants(
     from codi_hub.adapters.base_only import BaseOnly
     from codi_hub.evaluation.against import entrants
     from codi_hub.evaluation.measured import Contestant
+    from codi_hub.inference.engine import generate_function
     from codi_hub.inference.models import Placement
 
     entries = entrants(
@@ -78,17 +76,3 @@ def _contestants(
         generate = generate_function(base, adapter, sampler=options.sampler, temperature=options.temperature)
         contestants.append(Contestant(entry.name, generate, entry.steps))
     return base, contestants
-
-
-def generate_function(base: Backbone, adapter: Adapter, *, sampler: str = "ddim", temperature: float = 1.0) -> Generate:
-    """Return the function (conditions, prompts, seeds, steps) -> images of an adapter, as evaluations call it."""
-    from codi_hub.inference.engine import Engine, Sampling
-    from codi_hub.inference.models import AdapterGenerator
-
-    engine = Engine(base)
-
-    def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
-        generator = AdapterGenerator(engine, adapter, Sampling(steps, sampler, temperature))
-        return generator.generate(conditions, prompts, seeds).images
-
-    return generate

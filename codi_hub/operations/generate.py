@@ -102,8 +102,7 @@ def _generate(
 
 
 def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, options: GenerateOptions) -> np.ndarray:
-    from codi_hub.inference.engine import Sampling
-    from codi_hub.inference.models import AdapterGenerator
+    from codi_hub.inference.engine import AdapterGenerator, Sampling
 
     sampling = Sampling(entry.steps, options.sampler, options.temperature)
     generator = AdapterGenerator(engine, adapter, sampling, options.strength)

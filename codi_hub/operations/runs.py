@@ -26,7 +26,7 @@ from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
-    from codi_hub.inference.models import AdapterGenerator
+    from codi_hub.inference.engine import AdapterGenerator
     from codi_hub.registry import AdapterRow
     from codi_hub.registry.runs import RunLog
     from codi_hub.tasks import Task
@@ -164,8 +164,8 @@ class FolderRunner:
 
     def _generator(self, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
         """Load the networks of a run; an adapter that does not fit is refused before."""
-        from codi_hub.inference.engine import Engine, Sampling
-        from codi_hub.inference.models import AdapterGenerator, Placement
+        from codi_hub.inference.engine import AdapterGenerator, Engine, Sampling
+        from codi_hub.inference.models import Placement
 
         options = planned.options
         self._check(planned)

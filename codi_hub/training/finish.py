@@ -19,7 +19,7 @@ from codi_hub.config.write import plain
 from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
-from codi_hub.inference.engine import Engine, Request, Sampling
+from codi_hub.inference.engine import generate_function
 from codi_hub.record import TrainingRecord, label
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
@@ -62,20 +62,6 @@ class Finished:
     steps: int
     seconds: float
     score: float | None
-
-
-def generator(base: Backbone, adapter: Adapter) -> Any:
-    """Return (conditions, prompts, seeds, steps) -> images, as evaluations call it."""
-    engine = Engine(base)
-
-    def generate(conditions: Any, prompts: Any, seeds: Any, steps: int) -> list[np.ndarray]:
-        requests = [
-            Request(condition, adapter, prompt, seed)
-            for condition, prompt, seed in zip(conditions, prompts, seeds, strict=True)
-        ]
-        return engine.generate(requests, Sampling(steps), batch=len(requests)).images
-
-    return generate
 
 
 def inference_copy(base: Backbone, adapter: Adapter) -> Adapter:
@@ -121,7 +107,7 @@ def finish(run: Run) -> Finished:
 
 def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     """Return the record's metrics, and the outputs by numbers of steps."""
-    generate = generator(run.base, inference_copy(run.base, run.trainer.ema))
+    generate = generate_function(run.base, inference_copy(run.base, run.trainer.ema))
     counts = [*dict.fromkeys((*SAMPLING_STEPS, run.trainer.method.steps))]
     scores, images = held_out_scores(run.work.task, run.pairs, generate, steps=counts)
     metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}

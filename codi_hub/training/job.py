@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from codi_hub import tasks
 from codi_hub.adapters import KINDS
 from codi_hub.adapters.adapter import AdapterConfig
-from codi_hub.adapters.format import AdapterRecord, read_record
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
 from codi_hub.plugins import Plugins
+from codi_hub.record import AdapterRecord
 from codi_hub.tasks.base import Task
-from codi_hub.validation import problem, shown
+from codi_hub.validation import shown, validated
 
 DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
 CHANGEABLE = ("start_noise", "init")  # of an adapter that continues from a parent; the rest of its form is the parent's
@@ -38,11 +38,6 @@ class Parent:
     ref: str
     weights: Path
     record: AdapterRecord
-
-    @classmethod
-    def read(cls, ref: str, weights: Path, record: Path) -> Parent:
-        """Read the record of a version. Raises InvalidInput."""
-        return cls(ref, weights, read_record(record))
 
 
 @dataclass(frozen=True)
@@ -177,9 +172,9 @@ def _adapter_settings(
     asked = {"start": config.adapter.start, "start_noise": config.adapter.start_noise}
     asked = {name: value for name, value in asked.items() if value is not None} | config.adapter.extras
     before = parent.record.config if parent else {}
-    settings = _checked(model, before | asked | {"condition_channels": condition_channels}, "adapter", f"kind {kind}")
+    settings = validated(model, before | asked | {"condition_channels": condition_channels}, "adapter", f"kind {kind}")
     if parent:
-        kept = _checked(model, before, "adapter", f"kind {kind}")
+        kept = validated(model, before, "adapter", f"kind {kind}")
         for name in asked:
             old, new = getattr(kept, name), getattr(settings, name)
             if old != new and name not in CHANGEABLE:
@@ -201,7 +196,7 @@ def _loss_settings(config: DistillConfig, method: type[Method], adapter: Adapter
     asked = config.loss.extras
     if config.loss.guidance is not None:
         asked["guidance"] = config.loss.guidance
-    settings = _checked(method.Config, asked, "loss", f"method {config.loss.method}")
+    settings = validated(method.Config, asked, "loss", f"method {config.loss.method}")
     if "rollout" in method.Config.model_fields and getattr(settings, "rollout", None) is None:
         # a target without noise would be its own answer: the network would learn to leave the image as it is
         deterministic = adapter.start < 1 and adapter.start_noise == 0 and getattr(settings, "shared_t", True)
@@ -213,15 +208,6 @@ def _check_guidance(name: str, task_name: str, task: Task) -> None:
     term = None if name == "off" else _named(GUIDANCE, "loss.guidance", name)
     if getattr(term, "needs_image_condition", False) and task.condition_channels < 3:
         raise UsageError(f"loss.guidance {name}: the condition of {task_name} is not an image of three channels")
-
-
-def _checked(model: Any, values: Mapping[str, Any], section: str, owner: str) -> Any:
-    """Return the settings of a kind or method, its `owner` in messages. Raises UsageError."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        text = problem(error, model, section)
-        raise UsageError(text.replace(": no such field;", f": not a field of {owner};")) from None
 
 
 def _values(settings: BaseModel) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 from codi_hub.evaluation.pairs import outputs
 from codi_hub.events import Event, OnEvent, TrainingStep
 from codi_hub.images.sheets import contact_sheet
-from codi_hub.training.finish import Run, generator, inference_copy
+from codi_hub.inference.engine import generate_function
+from codi_hub.training.finish import Run, inference_copy
 
 SHOWN = 4  # pairs on a sample sheet
 
@@ -44,7 +45,7 @@ class Watcher:
     def sample_sheet(self) -> Any:
         """Return a contact sheet: condition, 1 step, 4 steps, ground truth, one row per pair."""
         run, pairs = self.run, self.run.pairs[:SHOWN]
-        generate = generator(run.base, inference_copy(run.base, run.trainer.ema))
+        generate = generate_function(run.base, inference_copy(run.base, run.trainer.ema))
         one, four = (outputs(run.work.task, pairs, generate, steps, 0)[0] for steps in (1, 4))
         rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]
         return contact_sheet(rows, columns=("condition", "1 step", "4 steps", "target"), width=192)

@@ -21,8 +21,8 @@ from codi_hub.config.first_edition import layer_of
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
+from codi_hub.inference.engine import generate_function
 from codi_hub.losses import METHODS
-from codi_hub.operations.evaluate import generate_function
 from codi_hub.training.latents import PairsSpec, build, open_pairs
 from codi_hub.training.run import PRECISIONS
 from codi_hub.training.trainer import Trainer

@@ -8,9 +8,10 @@ import torch
 from tiny import stir
 
 from codi_hub import adapters
-from codi_hub.adapters.adapter import Adapter, configured
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import UsageError
+from codi_hub.validation import validated
 
 KINDS = adapters.KINDS.names()
 Form = tuple[str, dict[str, Any]]
@@ -28,7 +29,7 @@ def alternatives(kind: str) -> Iterator[dict[str, Any]]:
 
 def accepted(kind: str, form: dict[str, Any]) -> bool:
     try:
-        configured(adapters.KINDS.load(kind), form)
+        validated(adapters.KINDS.load(kind).Config, form, "adapter")
     except UsageError:
         return False
     return True
@@ -36,7 +37,7 @@ def accepted(kind: str, form: dict[str, Any]) -> bool:
 
 def trainable(kind: str, form: dict[str, Any]) -> bool:
     try:
-        configured(adapters.KINDS.load(kind), form).check_trainable()
+        validated(adapters.KINDS.load(kind).Config, form, "adapter").check_trainable()
     except UsageError:
         return False
     return True
