@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +18,6 @@ from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport
 
 if TYPE_CHECKING:
     from codi_hub.operations.generate import AnyImage
-    from codi_hub.operations.runs import FolderRunner
 
 
 class Hub:
@@ -119,12 +117,6 @@ class Hub:
         values = (masks, prompts, seeds, steps, strength, options, sampler, temperature, tile, batch, device, dtype)
         return generate(self._context, ref, images, GenerateOptions(*values))
 
-    @cached_property
-    def _runner(self) -> FolderRunner:
-        from codi_hub.operations.runs import FolderRunner
-
-        return FolderRunner(self._context)
-
     def run(
         self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = ignore
     ) -> RunReport:
@@ -134,7 +126,9 @@ class Hub:
             CodiError: the run could not begin. An error of one file is a row of the report.
             Stopped, Interrupted: the run ended early, with the report so far.
         """
-        return self._runner.run(ref, inputs, options or RunOptions(), on_event)
+        from codi_hub.operations.runs import run
+
+        return run(self._context, ref, inputs, options or RunOptions(), on_event)
 
     def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = ignore) -> JobsReport:
         """Run a file of jobs, JSON Lines; jobs of one adapter are computed together, in whatever order they are listed.
@@ -146,7 +140,9 @@ class Hub:
             CodiError: a line that cannot be run, by its number; nothing was computed.
             Stopped, Interrupted: the run ended early, with the report so far.
         """
-        return self._runner.run_jobs(file, options or RunOptions(), on_event)
+        from codi_hub.operations.runs import run_jobs
+
+        return run_jobs(self._context, file, options or RunOptions(), on_event)
 
     def distill(
         self, task: str, config: DistillConfig | Mapping[str, Any] | None = None, on_event: OnEvent = ignore

@@ -21,7 +21,8 @@ _TAG_OF_ADAPTER = (
 _OF_TASK_AND_BASE = (tag.c.task == bindparam("task_"), tag.c.base_id == bindparam("base_"))
 _TAGGED = select(tag.c.version).where(*_OF_TASK_AND_BASE, tag.c.name == bindparam("name_"))
 _TAGS = select(tag.c.name).where(*_OF_TASK_AND_BASE, tag.c.version == bindparam("version_")).order_by(tag.c.name)
-_VERSION = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled")).where(
+_ROWS = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled"))
+_VERSION = _ROWS.where(
     adapter.c.base_id == base.c.id,
     adapter.c.task == bindparam("task_"),
     base.c.id == bindparam("base_"),
@@ -36,8 +37,7 @@ def adapter_rows(
     # By base_id rather than the base's name: an index has this order, so that a far page needs no sorting.
     order = (adapter.c.task, adapter.c.base_id, adapter.c.version)
     page = select(adapter.c.id).where(*where).order_by(*order).limit(limit).offset(offset)
-    query = select(*_ADAPTER_COLUMNS, base.c.name.label("base"), adapter.c.folder.is_not(None).label("bundled"))
-    rows = connection.execute(query.join(base).where(adapter.c.id.in_(page)).order_by(*order)).all()
+    rows = connection.execute(_ROWS.join(base).where(adapter.c.id.in_(page)).order_by(*order)).all()
     tags: dict[int, list[str]] = {}
     pairs = select(adapter.c.id, tag.c.name).join(tag, _TAG_OF_ADAPTER).order_by(tag.c.name)
     for part in versions.in_parts(row.id for row in rows):

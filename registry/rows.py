@@ -107,7 +107,7 @@ class RunItemRow:
     seed: int
     error: str | None
     seconds: float
-    prompt: str | None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

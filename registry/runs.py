@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Select, func, select, update
@@ -28,33 +29,12 @@ class RunLog:
         with self._database.write() as connection:
             return versions.insert(connection, run, values | {"status": "running", "started": now()})
 
-    def add_item(
-        self,
-        run_id: int,
-        *,
-        input: object,
-        output: object | None,
-        input_hash: str | None,
-        status: str,
-        seed: int,
-        error: str | None,
-        seconds: float,
-        prompt: str | None = None,
-    ) -> None:
-        """Add one input of a run. `seed`: below 2^63."""
-        values = {
-            "run_id": run_id,
-            "input": storable(input),
-            "output": None if output is None else storable(output),
-            "input_hash": input_hash,
-            "status": status,
-            "seed": seed,
-            "error": None if error is None else storable(error),
-            "seconds": seconds,
-            "prompt": prompt,
-        }
+    def add_item(self, run_id: int, **item: Any) -> None:
+        """Add one input of a run: the fields of `RunItemRow`, `seed` below 2^63."""
+        values = asdict(RunItemRow(**item))
+        values |= {name: storable(values[name]) for name in ("input", "output", "error") if values[name] is not None}
         with self._database.write() as connection:
-            versions.insert(connection, run_item, values)
+            versions.insert(connection, run_item, values | {"run_id": run_id})
 
     def finish(self, run_id: int, status: str) -> None:
         """Set a run's final status and time. Raises NotFound."""

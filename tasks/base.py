@@ -187,7 +187,7 @@ class Task:
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
-        """Return an input ready for the networks.
+        """Return an input ready for the networks; by default the image itself is the condition.
 
         Args:
             image: an image, or an array as `load` returns it.
@@ -197,7 +197,8 @@ class Task:
         Raises:
             InvalidInput: an input that the task cannot use.
         """
-        raise TypeError(f"task {self.name} does not define prepare")
+        condition = pixels(image)
+        return Prepared(condition, (condition.shape[1], condition.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Convert an output of the networks, float32 (H, W, 3) in [0, 1], to the final image, uint8 (H, W, 3)."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from codi_hub.images.filters import filter2d, smooth, to_uint8, with_low_frequencies
@@ -47,12 +45,6 @@ class Deblur(Task):
         kernel = random_blur(rng, math.exp(rng.uniform(math.log(MIN_BLUR), math.log(self.options.blur))))
         blurred = filter2d(image.astype(np.float32) / 255, kernel)
         return Pair(image, to_uint8(add_gaussian_noise(blurred, rng.uniform(0, self.options.noise), rng)), "")
-
-    def prepare(
-        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
-    ) -> Prepared:
-        blurred = pixels(image)
-        return Prepared(blurred, (blurred.shape[1], blurred.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`, return output + G (condition - output), G a Gaussian: colours and light stay the input's."""

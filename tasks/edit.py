@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -75,13 +74,6 @@ class Edit(Task):
             before, after = pixels(example["condition"]), image
             return Pair(after, before, example.get("edit_prompt") or needed(example, "caption", self.name))
         return Pair(needed(example, "edited", self.name), image, needed(example, "edit_prompt", self.name))
-
-    def prepare(
-        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
-    ) -> Prepared:
-        """Return the image itself as the condition."""
-        rgb = pixels(image)
-        return Prepared(rgb, (rgb.shape[1], rgb.shape[0]))
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Restore the input, bit for bit, where the output differs little from it.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
+from codi_hub.tasks.base import Pair, Task, needed, pixels
 
 
 class Pairs(Task):
@@ -33,10 +31,3 @@ class Pairs(Task):
         """Return the example's `condition`, `image` and, if it has one, `caption`."""
         target, condition = needed(example, "image", self.name), needed(example, "condition", self.name)
         return Pair(target, pixels(condition), example.get("caption") or "")
-
-    def prepare(
-        self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
-    ) -> Prepared:
-        """Return the image itself as the condition."""
-        condition = pixels(image)
-        return Prepared(condition, (condition.shape[1], condition.shape[0]))

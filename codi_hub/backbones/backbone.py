@@ -79,15 +79,9 @@ class Prompt(NamedTensors):
 class Residuals(NamedTensors):
     """What adapters add inside the network and to its prediction, per sample, under the family's own names."""
 
-    def scaled(self, strength: Tensor | float) -> Residuals:
-        """Return strength * residual, strength a number or (B,)."""
-
-        def factor(value: Tensor) -> Tensor | float:
-            if isinstance(strength, Tensor):
-                return strength.to(value).view((-1,) + (1,) * (value.ndim - 1))
-            return strength
-
-        return Residuals({name: factor(value) * value for name, value in self.tensors.items()})
+    def scaled(self, strength: Tensor) -> Residuals:
+        """Return strength * residual, the strength (B,)."""
+        return Residuals({k: strength.to(v).view((-1,) + (1,) * (v.ndim - 1)) * v for k, v in self.tensors.items()})
 
     def scatter(self, index: Tensor, into: Residuals | None, batch: int) -> Residuals:
         """Add these rows at `index` of a batch's residuals; `into` is changed in place, or made of zeros."""

@@ -23,6 +23,7 @@ from codi_hub import jsonl, seeds
 from codi_hub.data.folders import DataTask, Example, listed
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.images.depth_maps import as_map, read_map
+from codi_hub.images.io import READABLE, decode_image
 
 DEFAULT_COUNT = 4000  # synthetic examples
 MAX_HELD_OUT = 24  # pairs that are never used for training, at most; a tenth of a small data set
@@ -266,8 +267,6 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
 
 def _opened(value: Any) -> Image.Image:
     """Open an image by path or bytes, pixels not yet decoded. Raises InvalidInput."""
-    from codi_hub.images.io import READABLE
-
     if isinstance(value, dict):  # as `datasets` stores an image
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes):
@@ -282,8 +281,6 @@ def _opened(value: Any) -> Image.Image:
 
 
 def _image(value: Any) -> np.ndarray:
-    from codi_hub.images.io import decode_image
-
     return np.asarray(decode_image(_opened(value)).image)
 
 

@@ -23,10 +23,6 @@ Autoencode = Callable[[list[np.ndarray]], list[np.ndarray]]
 BATCH = 8  # images per call of `generate`
 
 
-def _ignore(done: int, total: int) -> None:
-    """Discard progress."""
-
-
 class EvaluatedTask(DataTask, Protocol):
     """What an evaluation knows of a task; `codi_hub.tasks.Task` documents the members."""
 
@@ -74,7 +70,7 @@ class EvaluationContext:
     count: int | None = None
     size: int = 128
     autoencode: Autoencode | None = None
-    on_progress: Callable[[int, int], None] = _ignore
+    on_progress: Callable[[int, int], None] = lambda done, total: None
 
     def sample(self, task: EvaluatedTask, prepared: Sequence[Any]) -> dict[str, Samples]:
         """Return finished images of inputs of one size, without prompts, at every number of steps by `step_name`."""

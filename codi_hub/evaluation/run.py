@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,12 @@ from codi_hub.evaluation.context import EvaluatedTask, EvaluationContext
 from codi_hub.evaluation.features import load_features
 from codi_hub.evaluation.measured import Contestant, Measured, merged, named, trimmed, with_set_metrics
 from codi_hub.evaluation.plot import MISSING, can_plot, plot_quality
+from codi_hub.events import EvaluationStep, OnEvent
 from codi_hub.images.sheets import contact_sheet
 
 if TYPE_CHECKING:
     from codi_hub.backbones.backbone import Backbone
     from codi_hub.config.evaluate import EvalOptions
-
-OnProgress = Callable[[int, int], None]
 
 
 def evaluate_task(
@@ -29,14 +28,14 @@ def evaluate_task(
     base: Backbone,
     contestants: Sequence[Contestant],
     options: EvalOptions,
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> Measured:
     """Evaluate each contestant on the same images by the task's own evaluation, and write the report if asked to.
 
     Args:
         task: provides `evaluate`.
         contestants: the adapter in question, then those to compare with.
-        on_progress: called with (done, total) over all contestants.
+        on_event: gets an `EvaluationStep` now and then, over all contestants.
 
     Raises:
         CodiError: data or a feature network that cannot be used.
@@ -46,7 +45,7 @@ def evaluate_task(
     for k, contestant in enumerate(contestants):
 
         def progress(done: int, total: int, before: int = k) -> None:
-            on_progress(before * total + done, len(contestants) * total)
+            on_event(EvaluationStep(before * total + done, len(contestants) * total))
 
         context = EvaluationContext(
             generate=contestant.generate,

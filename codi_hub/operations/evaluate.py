@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from codi_hub.config.evaluate import EvalOptions
 from codi_hub.diffusion import SAMPLERS
-from codi_hub.events import EvaluationStep, OnEvent
+from codi_hub.events import OnEvent
 from codi_hub.operations.context import Context, check_steps
 from codi_hub.reports import EvalReport
 
@@ -27,11 +27,7 @@ def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent
     task = context.catalog.load_task(row.task, options.set)
     start = time.perf_counter()
     base, contestants = _contestants(context, row, task, options)
-
-    def on_progress(done: int, total: int) -> None:
-        on_event(EvaluationStep(done, total))
-
-    measured = evaluate_task(task, base, contestants, options, on_progress)
+    measured = evaluate_task(task, base, contestants, options, on_event)
     return EvalReport(
         task=row.task,
         adapter=row.ref,

@@ -99,81 +99,79 @@ def absolute_output(output: Path | str) -> str:
     return os.path.abspath(path_text(output))
 
 
-class FolderRunner:
-    """Runs adapters over files."""
+def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
+    """Run an adapter over files and folders; see `Hub.run`."""
+    planned = _plan(context, ref, inputs, options)
+    with _report_page(options, planned.items, planned.recipe, on_event) as write:
+        return write(_run(context, planned, on_event))
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
 
-    def run(self, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
-        """Run an adapter over files and folders; see `Hub.run`."""
-        planned = self._plan(ref, inputs, options)
-        with _report_page(options, planned.items, planned.recipe, on_event) as write:
-            return write(self._run(planned, on_event))
+def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEvent) -> JobsReport:
+    """Run a file of jobs, those of one adapter together; see `Hub.run_jobs`."""
+    merged: dict[tuple[str, int, str, str], PlannedRun] = {}
+    for job in read_jobs(file, options):
+        with prefixed(job.where):
+            planned = _plan(context, job.ref, job.inputs, job.options)
+            if (known := merged.setdefault(planned.key, planned)) is not planned:
+                known.items.extend(planned.items)
+            else:
+                _check(context, planned)
+    runs = [run for _, run in sorted(merged.items(), key=lambda entry: entry[0][0])]
+    items = [item for run in runs for item in run.items]
+    check_outputs(items)
+    with _report_page(options, items, {}, on_event) as write:
+        return write(_run_all(context, file, runs, _counting(on_event, len(items))))
 
-    def run_jobs(self, file: Path, options: RunOptions, on_event: OnEvent) -> JobsReport:
-        """Run a file of jobs, those of one adapter together; see `Hub.run_jobs`."""
-        merged: dict[tuple[str, int, str, str], PlannedRun] = {}
-        for job in read_jobs(file, options):
-            with prefixed(job.where):
-                planned = self._plan(job.ref, job.inputs, job.options)
-                if (known := merged.setdefault(planned.key, planned)) is not planned:
-                    known.items.extend(planned.items)
-                else:
-                    self._check(planned)
-        runs = [run for _, run in sorted(merged.items(), key=lambda entry: entry[0][0])]
-        items = [item for run in runs for item in run.items]
-        check_outputs(items)
-        with _report_page(options, items, {}, on_event) as write:
-            return write(self._run_all(file, runs, _counting(on_event, len(items))))
 
-    def _run_all(self, file: Path, runs: Sequence[PlannedRun], on_event: OnEvent) -> JobsReport:
-        reports: list[RunReport] = []
-        for run in runs:
-            self._context.models.release_others(run.row.base)
-            try:
-                reports.append(self._run(run, on_event))
-            except Interrupted as stopped:
-                total = sum(len(run.items) for run in runs)
-                raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), total) from None
-            except CodiError as error:
-                raise Stopped(f"{run.row.ref}: {error}", JobsReport.of(file, reports)) from error
-        return JobsReport.of(file, reports)
+def _run_all(context: Context, file: Path, runs: Sequence[PlannedRun], on_event: OnEvent) -> JobsReport:
+    reports: list[RunReport] = []
+    for run in runs:
+        context.models.release_others(run.row.base)
+        try:
+            reports.append(_run(context, run, on_event))
+        except Interrupted as stopped:
+            total = sum(len(run.items) for run in runs)
+            raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), total) from None
+        except CodiError as error:
+            raise Stopped(f"{run.row.ref}: {error}", JobsReport.of(file, reports)) from error
+    return JobsReport.of(file, reports)
 
-    def _plan(self, ref: str, inputs: Sequence[Path], options: RunOptions) -> PlannedRun:
-        Tiling.parse(options.tile)  # refused before any input is looked at
-        SAMPLERS.check(options.sampler, "sampler")
-        row = self._context.resolve(ref, options.base)
-        task = self._context.catalog.load_task(row.task, options.set)
-        items = plan(list(inputs), task, options, task_name=row.task)
-        steps = options.steps or row.steps
-        check_steps(steps, row)
-        return PlannedRun(row, task, items, steps, options)
 
-    def _run(self, planned: PlannedRun, on_event: OnEvent) -> RunReport:
-        settings = RunSettings(
-            task=planned.row.task, adapter=planned.row.ref, steps=planned.steps, options=planned.options
-        )
-        log = RegistryLog(self._context.catalog.registry.runs, planned)
-        load = partial(self._generator, planned, on_event)
-        return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()
+def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions) -> PlannedRun:
+    Tiling.parse(options.tile)  # refused before any input is looked at
+    SAMPLERS.check(options.sampler, "sampler")
+    row = context.resolve(ref, options.base)
+    task = context.catalog.load_task(row.task, options.set)
+    items = plan(list(inputs), task, options, task_name=row.task)
+    steps = options.steps or row.steps
+    check_steps(steps, row)
+    return PlannedRun(row, task, items, steps, options)
 
-    def _check(self, planned: PlannedRun) -> None:
-        mismatch = planned.options.allow_base_mismatch
-        self._context.models.check(planned.row, planned.task, allow_base_mismatch=mismatch)
 
-    def _generator(self, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
-        """Load the networks of a run; an adapter that does not fit is refused before."""
-        from codi_hub.inference.engine import AdapterGenerator, Engine, Sampling
-        from codi_hub.inference.models import Placement
+def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
+    settings = RunSettings(task=planned.row.task, adapter=planned.row.ref, steps=planned.steps, options=planned.options)
+    log = RegistryLog(context.catalog.registry.runs, planned)
+    load = partial(_generator, context, planned, on_event)
+    return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()
 
-        options = planned.options
-        self._check(planned)
-        names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
-        placement = Placement(**{name: getattr(options, name) for name in names})
-        loaded = self._context.models.load(planned.row, placement)
-        engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
-        return AdapterGenerator(engine, loaded.adapter, Sampling(planned.steps, options.sampler, options.temperature))
+
+def _check(context: Context, planned: PlannedRun) -> None:
+    mismatch = planned.options.allow_base_mismatch
+    context.models.check(planned.row, planned.task, allow_base_mismatch=mismatch)
+
+
+def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
+    """Load the networks of a run; an adapter that does not fit is refused before."""
+    from codi_hub.inference.engine import AdapterGenerator, Engine, Sampling
+    from codi_hub.inference.models import Placement
+
+    options = planned.options
+    _check(context, planned)
+    names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
+    placement = Placement(**{name: getattr(options, name) for name in names})
+    loaded = context.models.load(planned.row, placement)
+    engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
+    return AdapterGenerator(engine, loaded.adapter, Sampling(planned.steps, options.sampler, options.temperature))
 
 
 def _counting(on_event: OnEvent, total: int) -> OnEvent:

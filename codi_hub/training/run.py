@@ -85,8 +85,8 @@ def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
     size = data.size or max(1, int(work.task.training_size * base.latents.native_size) // multiple) * multiple
     if size % multiple:
         raise UsageError(f"data.size {size}: a multiple of {multiple} px on this base")
-    source = data.source or work.task.training_data
-    return PairsSpec(job.like, job.task_options, source, data.count, size, work.config.training.seed)
+    assert data.source is not None  # the plan has decided it
+    return PairsSpec(job.like, job.task_options, data.source, data.count, size, work.config.training.seed)
 
 
 def announcement(work: Plan, accelerator: Accelerator, pairs: str) -> str:

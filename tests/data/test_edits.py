@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from codi_hub.data import open_source
+from codi_hub.data.sources import open_source
 from codi_hub.data.synthetic import edits
 from codi_hub.data.synthetic.edits import Edit, scene_edit
 from codi_hub.data.synthetic.raycast import Solid, World

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from codi_hub import tasks
-from codi_hub.data import open_source
-from codi_hub.data.sources import DEFAULT_COUNT, Synthetic
+from codi_hub.data.sources import DEFAULT_COUNT, Synthetic, open_source
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
 SUPERRES, DEPTH = tasks.load("superres"), tasks.load("depth")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codi_hub.data import open_source
+from codi_hub.data.sources import open_source
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.images.filters import to_uint8
 from codi_hub.tasks import load
