@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -35,19 +35,33 @@ def task_flags() -> dict[str, Any]:
 def with_task_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of `task_flags`; it gets their values, None where not typed, as `flags`."""
     flags = task_flags()
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in flags.items()]
 
-    @functools.wraps(command)
     def with_flags(**values: Any) -> None:
         typed = {name: values.pop(name) for name in flags}
         command(**values, flags=typed)
 
+    return presented(with_flags, command, "flags", flags)
+
+
+def presented(
+    function: Callable[..., None], command: Callable[..., None], hidden: str, options: Mapping[str, Any]
+) -> Callable[..., None]:
+    """Return a function that Typer takes for a command with further options in place of one parameter.
+
+    Args:
+        function: what is called, with keywords alone.
+        command: has the name, the help and the other parameters.
+        hidden: the parameter.
+        options: name -> annotation; None where not typed.
+    """
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != hidden]
+    added = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in options.items()]
     parameters = [*(p.replace(kind=kind) for p in own), *added]
-    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_flags.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_flags
+    functools.update_wrapper(function, command)
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
 
 
 def parse_set(pairs: list[str] | None, **named: Any) -> dict[str, Any]:

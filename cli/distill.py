@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
     app.command("distill", cls=_DistillCommand, epilog=EPILOG)(distill)
 
 
-@options_from(DistillConfig, task_flags=False)
+@options_from(DistillConfig, with_task_flags=False)
 def distill(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Task to train an adapter for; see `codi task list`")],
     given: dict[str, Any],

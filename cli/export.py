@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
 
 
-@options_from(ExportOptions, task_flags=False)
+@options_from(ExportOptions, with_task_flags=False)
 def export(
     ref: Annotated[str, typer.Argument(metavar="REF", help=REF)],
     given: dict[str, Any],

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from codi_hub.cli import common
-from codi_hub.cli.common import parse_set
+from codi_hub.cli.common import parse_set, presented, task_flags
 from codi_hub.config.layers import LayerError, nested
 from codi_hub.config.model import Declared, Options, declared
 from codi_hub.errors import Mismatch, UsageError
@@ -19,34 +16,26 @@ from codi_hub.errors import Mismatch, UsageError
 Command = Callable[..., None]
 
 
-def options_from(model: type[Options], task_flags: bool = True) -> Callable[[Command], Command]:
+def options_from(model: type[Options], with_task_flags: bool = True) -> Callable[[Command], Command]:
     """Give a command one option per field of `model` that has a flag.
 
     The command receives those that were typed as the nested mapping `given`. An error that begins with a field's path,
     or mentions a dotted one, names the flag instead.
 
     Args:
-        task_flags: whether the task options with a flag of their own, such as --scale, are among them.
+        with_task_flags: whether the task options with a flag of their own, such as --scale, are among them.
     """
     fields = [one for one in declared(model) if one.flag]
-    flags = common.task_flags() if task_flags else {}
+    flags = task_flags() if with_task_flags else {}
 
     def decorate(command: Command) -> Command:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-        generated = [_parameter(one) for one in fields]
-        generated += [_keyword(name, annotation) for name, annotation in flags.items()]
-
-        @functools.wraps(command)
         def with_options(**values: Any) -> None:
             typed = {one.path: values.pop(_identifier(one)) for one in fields}
             named = {name: values.pop(name) for name in flags}
             with FlagNames(model):
                 command(**values, given=_given(fields, typed, named))
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
-        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_options.__annotations__ = {p.name: p.annotation for p in parameters}
-        return with_options
+        return presented(with_options, command, "given", {_identifier(one): _option(one) for one in fields} | flags)
 
     return decorate
 
@@ -89,7 +78,7 @@ def _identifier(one: Declared) -> str:
     return "field_" + one.path.replace(".", "_")
 
 
-def _parameter(one: Declared) -> inspect.Parameter:
+def _option(one: Declared) -> Any:
     option = typer.Option(
         *one.flags,
         metavar=one.placeholder,
@@ -97,11 +86,7 @@ def _parameter(one: Declared) -> inspect.Parameter:
         rich_help_panel=one.panel,
         show_default=False,
     )
-    return _keyword(_identifier(one), Annotated[one.type | None, option])
-
-
-def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return Annotated[one.type | None, option]
 
 
 def _default(one: Declared) -> str:

@@ -46,8 +46,7 @@ def load(like: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     if like not in TASKS:
         raise NotFound(f"no task {like!r}: choose one of {', '.join(builtin())}")
-    task: Task = TASKS.load(like)(options)
-    return task
+    return TASKS.load(like)(options)
 
 
 @dataclass(frozen=True)

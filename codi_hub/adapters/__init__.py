@@ -40,5 +40,4 @@ def build(kind: str, base: Backbone, *, device: torch.device | None = None, **co
         UsageError: an unknown kind, or settings it cannot have.
     """
     cls = KINDS.load(KIND_ALIASES.get(kind, kind))
-    adapter: Adapter = cls(base, validated(cls.Config, config, "adapter"), device)
-    return adapter
+    return cls(base, validated(cls.Config, config, "adapter"), device)

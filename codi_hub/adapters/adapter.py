@@ -67,14 +67,12 @@ class Adapter(nn.Module, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The settings as the adapter's record keeps them."""
-        dumped: dict[str, Any] = self.settings.model_dump(mode="json")
-        return dumped
+        return self.settings.model_dump(mode="json")
 
     @property
     def start(self) -> float:
         """Where sampling begins, as a share of the schedule."""
-        start: float = self.settings.start
-        return start
+        return self.settings.start
 
     def initial_latents(self, backbone: Backbone, condition: Tensor, noise: Tensor) -> Tensor:
         """Return z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, K, H, W) under it."""

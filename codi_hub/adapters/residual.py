@@ -169,8 +169,7 @@ class Text(nn.Module):
 
     def forward(self, prompt: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, TEXT_WIDTH)."""
-        encoded: Tensor = self.layers(self.enter(self.norm(prompt - self.nothing)))
-        return encoded
+        return self.layers(self.enter(self.norm(prompt - self.nothing)))
 
 
 def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:

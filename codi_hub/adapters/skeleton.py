@@ -33,8 +33,7 @@ def skeleton(kind: str, base: Backbone, **config: Any) -> Adapter:
         while len(forms) >= KEPT:
             del forms[next(iter(forms))]
         forms[key] = form
-    twin: Adapter = _twin(forms[key])
-    return twin
+    return _twin(forms[key])
 
 
 def _twin(module: nn.Module) -> Any:

@@ -41,5 +41,4 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
             known = ", ".join(FAMILIES.names())
             raise InvalidInput(f"{source} is not a model folder of a known family ({known}): no unet/config.json")
         family = FAMILIES.load("sd")  # says what it does not support
-    backbone: Backbone = family.load(str(folder), device=device, dtype=dtype or torch.float32)
-    return backbone
+    return family.load(str(folder), device=device, dtype=dtype or torch.float32)

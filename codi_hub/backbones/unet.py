@@ -110,14 +110,12 @@ class UNetBackbone(Backbone):
     @property
     def device(self) -> torch.device:
         """See `Backbone.device`."""
-        device: torch.device = self.unet.conv_in.weight.device
-        return device
+        return self.unet.conv_in.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """See `Backbone.dtype`."""
-        dtype: torch.dtype = self.unet.conv_in.weight.dtype
-        return dtype
+        return self.unet.conv_in.weight.dtype
 
     def encode(self, images: Tensor) -> Tensor:
         """See `Backbone.encode`; the mean of the autoencoder's distribution."""
@@ -306,8 +304,7 @@ def decode_features(net: Any, emb: Tensor, features: Features, context: Tensor) 
         text = {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
         size = left[-1].shape[2:] if left else None
         hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=skip, upsample_size=size, **text)
-    output: Tensor = net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
-    return output
+    return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
 
 
 def decode_fused(net: Any, state: UNetState, residuals: Residuals | None) -> Tensor:

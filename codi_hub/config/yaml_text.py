@@ -70,5 +70,4 @@ def load(text: str) -> Any:
 
 def dump(value: Any) -> str:
     """Return plain values as a YAML document that `load` reads back."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
-    return text
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

@@ -15,8 +15,7 @@ from codi_hub.diffusion.schedule import Denoiser, Schedule
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE
 from codi_hub.losses.guidance import GuidanceInput, Lpips
-from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms
-from codi_hub.losses.time import neighbours
+from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms, neighbours
 
 Ode = Literal["own", "noise", "none"]
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from codi_hub.diffusion.schedule import CLEAN, Denoiser, Schedule
-from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms
-from codi_hub.losses.time import neighbours
+from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms, neighbours
 
 
 class ConsistencyConfig(MethodConfig):

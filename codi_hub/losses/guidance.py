@@ -90,8 +90,7 @@ def lpips(g: GuidanceInput) -> Tensor:
     """LPIPS of the decoded image (over-saturates at few steps, as the paper reports)."""
     assert g.targets is not None  # `needs_targets`
     assert g.lpips is not None  # the method loads it
-    distance: Tensor = g.lpips(g.backbone.decode(g.x_hat), g.targets)
-    return distance
+    return g.lpips(g.backbone.decode(g.x_hat), g.targets)
 
 
 class Lpips(nn.Module):

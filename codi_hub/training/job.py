@@ -126,8 +126,7 @@ def plan(job: Job) -> Plan:
 def _current_options(task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were set, under their current names and as JSON."""
     names = {task.renamed.get(name, name) for name in options}
-    current: dict[str, Any] = task.options.model_dump(mode="json", include=names)
-    return current
+    return task.options.model_dump(mode="json", include=names)
 
 
 def _named(group: Plugins, path: str, name: str) -> Any:

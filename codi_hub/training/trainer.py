@@ -136,8 +136,7 @@ class Trainer:
         def evaluate(z_t: Tensor, t: Tensor) -> Tensor:
             if not prepared:
                 prepared.append(network.prepare(condition, prompt))
-            output: Tensor = network.predict(self.base, z_t, t, prompt, prepared[0])
-            return output
+            return network.predict(self.base, z_t, t, prompt, prepared[0])
 
         return self.base.schedule.denoiser(evaluate)
 

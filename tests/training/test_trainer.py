@@ -15,7 +15,7 @@ from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow
 from codi_hub.events import Event, TrainingStep
 from codi_hub.losses.codi import codi_loss
-from codi_hub.losses.time import neighbours
+from codi_hub.losses.method import neighbours
 from codi_hub.training.trainer import CLIP, WARM_UP_STEPS, Trainer
 
 # ---- one step

@@ -3,8 +3,7 @@
 from pydantic import Field
 from torch.nn.functional import huber_loss
 
-from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms
-from codi_hub.losses.time import neighbours
+from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms, neighbours
 
 
 class HuberConfig(MethodConfig):
