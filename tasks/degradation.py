@@ -177,18 +177,14 @@ def blur_kernel(
 
 def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
     """Return the circular low-pass filter of `cutoff` (rad / px, up to pi), which rings; sum 1, (size, size)."""
+    from scipy.special import j1
+
     y, x = np.mgrid[:size, :size] - size // 2
     radius = np.hypot(x, y)
     radius[size // 2, size // 2] = 1.0
-    kernel = cutoff * _bessel_j1(cutoff * radius) / (2 * np.pi * radius)
+    kernel = cutoff * j1(cutoff * radius) / (2 * np.pi * radius)
     kernel[size // 2, size // 2] = cutoff**2 / (4 * np.pi)
     return kernel / kernel.sum()
-
-
-def _bessel_j1(x: np.ndarray) -> np.ndarray:
-    """Return J1(x) = mean over tau of cos(tau - x sin tau): exact to rounding for |x| < 60 with 128 points."""
-    tau = np.arange(128) * (2 * np.pi / 128)
-    return np.cos(tau - x[..., None] * np.sin(tau)).mean(-1)
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator, *, gray: bool = False) -> np.ndarray:

@@ -57,22 +57,18 @@ _DEFAULTS: dict[str, Any] = {  # what a run.json says of switches that its kind 
 _BASELINES = ("conditional", "cm", "gd")  # for which it said `rollout` all the same
 
 
-def path_of(name: str) -> str | None:
-    """Return the dotted path of an option that the first edition called `name`, as `lr` for `training.lr`."""
-    flags = {one.flag: one.path for one in declared(DistillConfig) if one.flag}
-    return RENAMED.get(name) or flags.get(f"--{name.replace('_', '-')}")
-
-
 def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration layer of flat option names, such as `{"count": 2500, "lr": 6e-4}`.
 
     Raises:
         UsageError: a name that is no option.
     """
+    paths = {one.flag.removeprefix("--").replace("-", "_"): one.path for one in declared(DistillConfig) if one.flag}
+    paths |= RENAMED
     for name in options:
-        if path_of(name) is None:
+        if name not in paths:
             raise UsageError(f"{one_line(name, 40)}: no option of a distillation")
-    return nested({path_of(name) or "": value for name, value in options.items()})
+    return nested({paths[name]: value for name, value in options.items()})
 
 
 def read_run(folder: Path) -> dict[str, Any]:

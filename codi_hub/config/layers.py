@@ -23,7 +23,7 @@ class LayerError(UsageError):
 
 Layer = Mapping[str, Any]
 MAX_FILE = 1 << 18  # bytes of a configuration file; the longest there are have a few thousand
-PRESETS = "codi_hub.config"
+PRESETS = resources.files("codi_hub.config") / "presets"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -52,15 +52,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """Return the names of the bundled presets, sorted."""
-    folder = resources.files(PRESETS) / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
     """Return the layer of a bundled preset. Raises UsageError for a name that there is not."""
     if name not in preset_names():
         raise UsageError(f"no preset {one_line(name, 40)!r}: one of {', '.join(preset_names())}")
-    text = (resources.files(PRESETS) / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     return check_layer(_parse(text, f"preset {name}"), f"preset {name}")
 
 
