@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -24,23 +24,20 @@ class Output:
         """Print one result: the JSON document, the text, or, if quiet, the name alone."""
         if self.json:
             print(json.dumps(document, indent=2, default=str, ensure_ascii=False))
-        elif self.quiet:
-            self._lines([name] if name else [])
-        else:
+        elif not self.quiet:
             print(text)
+        elif name:
+            print(name)
 
     def table(self, document: Any, header: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
         """Print a list: JSON, a table with upper-case headers, or, if quiet, its first column."""
         if self.json or (rows and not self.quiet):
             self.result(document, table(header, rows))
         elif self.quiet:
-            self._lines(str(row[0]) for row in rows)
+            for row in rows:
+                print(row[0])
         else:
             self.say(empty)
-
-    def _lines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            print(line)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -173,7 +173,7 @@ class Catalog:
 
     def distill_config(self, name: str, *layers: Mapping[str, Any]) -> DistillConfig:
         """Return the configuration of nested layers, the last on top, over what the task prefers and the defaults."""
-        from codi_hub.training.compose import compose
+        from codi_hub.training.folder import compose
 
         return compose(name, self.load_task(name).distill, layers, self.registry.home)
 

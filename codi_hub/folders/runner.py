@@ -20,7 +20,7 @@ from codi_hub.folders.grouping import ShapeGroups
 from codi_hub.folders.interrupts import Interrupted, first_interrupt
 from codi_hub.folders.loading import LoadedItem, Loader
 from codi_hub.folders.plan import Item
-from codi_hub.folders.rows import Rows, RunLog
+from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.reports import RunReport
@@ -74,7 +74,7 @@ class FolderRun:
         load_generator: Callable[[], AdapterGenerator],
         settings: RunSettings,
         *,
-        log: RunLog,
+        log: RegistryLog,
         on_event: OnEvent = ignore,
     ) -> None:
         self._items, self._task, self._settings = items, task, settings

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codi_hub.errors import Conflict, one_line, printable
+from codi_hub.errors import Conflict, one_line
+from codi_hub.paths import display_path
 
 IsExport = Callable[[Path], bool]
 """Whether a folder that is not empty is an export and nothing else."""
@@ -29,14 +30,14 @@ def check_free(out: Path, is_export: IsExport, overwrite: bool) -> Path:
         if not out.exists():
             return out
         if not out.is_dir():
-            raise Conflict(f"{_shown(out)} is a file: choose another folder")
+            raise Conflict(f"{display_path(out)} is a file: choose another folder")
         taken = any(out.iterdir())
         if taken and not is_export(out):
-            raise Conflict(f"{_shown(out)} has files that are not an export's: choose another folder")
+            raise Conflict(f"{display_path(out)} has files that are not an export's: choose another folder")
     except (RuntimeError, OSError) as error:  # a loop of links, a name too long, a folder that cannot be read
-        raise Conflict(f"{_shown(out)} cannot be used: choose another folder ({one_line(error, 80)})") from error
+        raise Conflict(f"{display_path(out)} cannot be used: choose another folder ({one_line(error, 80)})") from error
     if taken and not overwrite:
-        raise Conflict(f"{_shown(out)} exists: choose another folder, or overwrite it")
+        raise Conflict(f"{display_path(out)} exists: choose another folder, or overwrite it")
     return out
 
 
@@ -74,7 +75,3 @@ def _replace(out: Path, new: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)  # the new one is in place; a hidden rest beside it does no harm
-
-
-def _shown(path: Path) -> str:
-    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
@@ -19,16 +18,15 @@ from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import read_jobs
 from codi_hub.folders.plan import Item, check_outputs, plan
+from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.inference.tiling import Tiling
 from codi_hub.operations.context import Context, check_steps
-from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
     from codi_hub.inference.engine import AdapterGenerator
     from codi_hub.registry import AdapterRow
-    from codi_hub.registry.runs import RunLog
     from codi_hub.tasks import Task
 
 Report = TypeVar("Report", RunReport, JobsReport)
@@ -61,42 +59,6 @@ class PlannedRun:
     def key(self) -> tuple[str, int, str, str]:
         """Return a key that is equal for runs that can be merged; its first part is the base."""
         return self.row.base, self.row.id, self.options.tile, json.dumps(self.recipe, sort_keys=True)
-
-
-class RegistryLog:
-    """The `folders.RunLog` of a planned run in the registry."""
-
-    def __init__(self, runs: RunLog, planned: PlannedRun) -> None:
-        self._runs, self._planned = runs, planned
-        self._run_id: int | None = None
-
-    def start(self) -> None:
-        row = self._planned.row
-        self._run_id = self._runs.start(row.task, row.ref, self._planned.recipe)
-
-    def finished(self, item: Item, input_hash: str) -> bool:
-        """Return whether the output was made from this input with the same prompt and seed."""
-        return self._finished.get(absolute_output(item.output)) == (input_hash, item.prompt, item.seed)
-
-    @cached_property
-    def _finished(self) -> dict[str, tuple[str | None, str | None, int]]:
-        outputs = [absolute_output(item.output) for item in self._planned.items]
-        return self._runs.finished_outputs(self._planned.row.ref, self._planned.recipe, outputs)
-
-    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
-        assert self._run_id is not None
-        output = absolute_output(row["output"])
-        self._runs.add_item(self._run_id, **{**row, "output": output}, input_hash=input_hash)
-
-    def finish(self, status: str) -> None:
-        assert self._run_id is not None
-        with suppress(CodiError):  # the rows are recorded: a missing end is not worth the run's report
-            self._runs.finish(self._run_id, status)
-
-
-def absolute_output(output: Path | str) -> str:
-    """Return an output's path as the run log stores it, whatever the working directory is."""
-    return os.path.abspath(path_text(output))
 
 
 def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
@@ -150,7 +112,7 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
 
 def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
     settings = RunSettings(task=planned.row.task, adapter=planned.row.ref, steps=planned.steps, options=planned.options)
-    log = RegistryLog(context.catalog.registry.runs, planned)
+    log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items)
     load = partial(_generator, context, planned, on_event)
     return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()
 

@@ -1,20 +1,22 @@
-"""The folder of a run: where it is, its `config.yaml`, and whether a resumed run is the same one."""
+"""The folder of a run and its configuration: what was asked for, and what a resumed run may change."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from codi_hub.config import first_edition
 from codi_hub.config.distill import DistillConfig, RunState, TrainingConfig
-from codi_hub.config.layers import read_yaml
+from codi_hub.config.layers import Layer, merge, read_yaml
 from codi_hub.config.model import declared
 from codi_hub.config.write import plain, to_yaml
 from codi_hub.errors import CodiError, UsageError
+from codi_hub.losses import METHODS
 from codi_hub.training.job import Job, Plan, plan
 from codi_hub.validation import shown
 
@@ -50,6 +52,41 @@ def run_folder(home: Path, task: str, training: TrainingConfig) -> Path:
     if not training.resume and holds_run(folder):
         raise UsageError(f"training.run_dir {folder}: a run was started there; add training.resume to continue it")
     return folder.absolute()
+
+
+def compose(task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], home: Path) -> DistillConfig:
+    """Return the configuration of layers, the last on top, over a task's preferences and the defaults.
+
+    A run that is resumed has its own configuration in place of the preferences; what differs from it is compared
+    later, by `claim`.
+
+    Args:
+        task: the task's name.
+        preferences: `Task.distill`, by flag names such as `{"count": 2500, "lr": 6e-4}`.
+        layers: nested mappings with the fields of `DistillConfig`.
+        home: the state folder, where a run to resume is looked for.
+
+    Raises:
+        UsageError: a field that does not exist, a value that it cannot have, or nothing to resume.
+    """
+    asked = merge(layers)
+    training = TrainingConfig(**asked.get("training", {}))
+    if training.resume:
+        folder = run_folder(home, task, training)
+        return DistillConfig(**merge([started_layer(folder, task), asked, {"training": {"run_dir": folder}}]))
+    return DistillConfig(**merge([_preferred(preferences, asked), asked]))
+
+
+def _preferred(preferences: Mapping[str, Any], asked: Layer) -> dict[str, Any]:
+    """Return the preferences as a layer: the kind gives way to a method or a parent, which have one themselves."""
+    adapter, loss = asked.get("adapter", {}), asked.get("loss", {})
+    preferred = dict(preferences)
+    if loss.get("method") or adapter.get("parent"):
+        preferred.pop("kind", None)
+    method = loss.get("method")
+    if method in METHODS and "guidance" not in METHODS.load(method).Config.model_fields:
+        preferred.pop("guidance", None)
+    return first_edition.layer_of(preferred)
 
 
 def claim(work: Plan, processes: int) -> None:

@@ -13,7 +13,6 @@ from PIL import Image
 from codi_hub.config.run import RunOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.folders.plan import Item
-from codi_hub.folders.rows import RunLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.reports import RunReport
 
@@ -155,7 +154,7 @@ def run_items(
     task: Any,
     generator: Any,
     *,
-    log: RunLog | None = None,
+    log: Any = None,
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> RunReport:
