@@ -11,7 +11,7 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
-from codi_hub.config.evaluate import EvalOptions
+from codi_hub.config.options import EvalOptions
 from codi_hub.evaluation import metrics
 from codi_hub.evaluation.table import Table, legend
 

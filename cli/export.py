@@ -10,7 +10,7 @@ from codi_hub.cli.adapters import REF
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, size
-from codi_hub.config.export import ExportOptions
+from codi_hub.config.options import ExportOptions
 from codi_hub.errors import printable
 
 

@@ -11,7 +11,7 @@ from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError
 from codi_hub.reports import JobsReport, RunReport
 

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.config.distill import DistillConfig
-    from codi_hub.config.evaluate import EvalOptions
-    from codi_hub.config.export import ExportOptions
-    from codi_hub.config.run import RunOptions
+    from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
     from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport
@@ -23,9 +21,7 @@ __version__ = "0.1.0"
 _NAMES = {  # module -> its public names
     "catalog": ("Catalog",),
     "config.distill": ("DistillConfig",),
-    "config.evaluate": ("EvalOptions",),
-    "config.export": ("ExportOptions",),
-    "config.run": ("RunOptions",),
+    "config.options": ("EvalOptions", "ExportOptions", "RunOptions"),
     "errors": ("CodiError", "Conflict", "InvalidInput", "Mismatch", "NotFound", "UsageError"),
     "hub": ("Hub",),
     "reports": ("DistillResult", "EvalReport", "ExportResult", "JobsReport", "RunReport"),

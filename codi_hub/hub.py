@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
-from codi_hub.config.evaluate import EvalOptions
-from codi_hub.config.export import ExportOptions
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.inference.models import Loaded, ModelCache, Placement
 from codi_hub.operations.context import Context

@@ -13,12 +13,11 @@ from codi_hub.registry.adapters import Adapters
 from codi_hub.registry.bases import Bases
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
-from codi_hub.registry.garbage import collect
 from codi_hub.registry.rows import Garbage, Problem
 from codi_hub.registry.runs import RunLog
 from codi_hub.registry.store import Store
 from codi_hub.registry.tasks import Tasks
-from codi_hub.registry.verify import verify
+from codi_hub.registry.verify import collect, verify
 
 
 class Registry:
@@ -89,7 +88,7 @@ class Registry:
         return verify(self.database, self._store, self._manifest)
 
     def collect(self, *, dry_run: bool = False) -> Sequence[Garbage]:
-        """Delete the files that no adapter needs, and return them; see `garbage.collect`."""
+        """Delete the files that no adapter needs, and return them; see `verify.collect`."""
         return collect(self.database, self._store, dry_run=dry_run)
 
 

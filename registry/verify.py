@@ -1,4 +1,4 @@
-"""Compare the files with their recorded hashes."""
+"""Compare the files with their recorded hashes, and delete those that no adapter needs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, select
 
-from codi_hub.errors import InvalidInput, NotFound
+from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound
 from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, adapter, adapter_file, base, verified
-from codi_hub.registry.rows import Problem, storable
+from codi_hub.registry.rows import Garbage, Problem, storable
 from codi_hub.registry.store import Stamp, Store, sha256
 
 MAX_REFS = 5  # adapters named in a message about a file that they share
@@ -121,3 +121,38 @@ def examine(path: Path, digest: str, refs: str) -> tuple[Problem | None, Stamp |
             "drift", storable(path), f"content has changed; needed by {refs}; restore it from a backup"
         ), None
     return None, stamp
+
+
+def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]:
+    """Delete the blobs that no ready adapter needs, and the partial files of killed processes; return them.
+
+    Additions wait meanwhile, so that a file that is being added is never taken for garbage. If the process is killed,
+    the next call deletes the remaining files.
+
+    Raises:
+        Conflict: another database has files in this store. CodiError: a file cannot be deleted.
+    """
+    with database.leftovers() as partial, store.locked():
+        if others := store.databases() - {database.store_key}:
+            raise Conflict(
+                f"{store.root} also has files of {', '.join(sorted(others))}, which would be lost: give each database "
+                f"a CODI_HOME of its own (or delete {store.databases_file}, if they are the same database)"
+            )
+        with database.read() as connection:
+            wanted, removed = needed_digests(connection), owners(connection, ready=False)
+        garbage = {}
+        for path in store.blobs() - {store.path(digest) for digest in wanted}:
+            refs = removed.get(path.name)
+            garbage[path] = f"of {refs}, removed" if refs else "no adapter needs it"
+        garbage |= dict.fromkeys(store.leftovers() | partial, "partial file of a killed process")
+        return [_delete(path, garbage[path], dry_run) for path in sorted(garbage)]
+
+
+def _delete(path: Path, message: str, dry_run: bool) -> Garbage:
+    try:
+        garbage = Garbage(storable(path), path.lstat().st_size, message)
+        if not dry_run:
+            path.unlink()
+    except OSError as error:
+        raise CodiError(f"{storable(path)} cannot be deleted: {error.strerror}; correct that and try again") from error
+    return garbage

@@ -20,7 +20,7 @@ from codi_hub.images.sheets import contact_sheet
 
 if TYPE_CHECKING:
     from codi_hub.backbones.backbone import Backbone
-    from codi_hub.config.evaluate import EvalOptions
+    from codi_hub.config.options import EvalOptions
 
 
 def evaluate_task(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codi_hub import jsonl
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.paths import display_path
 

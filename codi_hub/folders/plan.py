@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.folders.prompts import METADATA, clean_prompt, read_metadata, read_sidecar
 from codi_hub.images.io import WRITABLE, has_alpha

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import describe
 from codi_hub.events import OnEvent, ignore
 from codi_hub.folders.grouping import ShapeGroups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from codi_hub.config.evaluate import EvalOptions
+from codi_hub.config.options import EvalOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.events import OnEvent
 from codi_hub.operations.context import Context, check_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codi_hub.config.export import ExportOptions
+from codi_hub.config.options import ExportOptions
 from codi_hub.operations.context import Context
 from codi_hub.reports import ExportResult
 

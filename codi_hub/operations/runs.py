@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent

@@ -39,14 +39,12 @@ class Run:
 
     Attributes:
         work: what it is a run of.
-        base: the frozen base.
         pairs: held-out pairs, never trained on.
         trainer: the trainer.
         spec: what its pairs are made of.
     """
 
     work: Plan
-    base: Backbone
     pairs: list[Pair]
     trainer: Trainer
     spec: PairsSpec
@@ -76,7 +74,7 @@ def finish(run: Run) -> Finished:
     work, trainer, folder = run.work, run.trainer, run.work.job.folder / "adapter"
     metrics, images = _scores(run)
     _held_out_sheet(run, images).save(work.job.folder / "held-out.png")
-    fingerprint = run.base.fingerprint
+    fingerprint = run.trainer.base.fingerprint
     loss = trainer.method.weights()
     method = label(
         work.config.loss.method,
@@ -90,7 +88,7 @@ def finish(run: Run) -> Finished:
         task=work.job.task_name,
         kind=work.kind,
         base=format.BaseRecord(name=work.job.base_name, family=fingerprint.family, sketch=fingerprint.sketch),
-        prediction_type=run.base.schedule.prediction_type,  # type: ignore[arg-type]
+        prediction_type=run.trainer.base.schedule.prediction_type,  # type: ignore[arg-type]
         steps=trainer.method.steps,
         config=trainer.ema.config,
         method=method,
@@ -107,7 +105,7 @@ def finish(run: Run) -> Finished:
 
 def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     """Return the record's metrics, and the outputs by numbers of steps."""
-    generate = generate_function(run.base, inference_copy(run.base, run.trainer.ema))
+    generate = generate_function(run.trainer.base, inference_copy(run.trainer.base, run.trainer.ema))
     counts = [*dict.fromkeys((*SAMPLING_STEPS, run.trainer.method.steps))]
     scores, images = held_out_scores(run.work.task, run.pairs, generate, steps=counts)
     metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def _encoded(pairs: Iterator[Pair], count: int, base: Backbone, with_targets: bo
     rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
     prompts: list[str] = []
     multiple = base.latents.multiple
-    for group in _batched(pairs, ENCODE_BATCH):
+    while group := list(islice(pairs, ENCODE_BATCH)):
         targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
         if targets.shape[2] % multiple or targets.shape[3] % multiple:
             height, width = targets.shape[2:]
@@ -198,14 +199,3 @@ def _pair_digest(pair: Pair) -> str:
     """Return a hash of a pair, which tells it from one that is made otherwise."""
     parts = (pair.target.tobytes(), pair.condition.tobytes(), pair.prompt.encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _batched(pairs: Iterator[Pair], count: int) -> Iterator[list[Pair]]:
-    group: list[Pair] = []
-    for pair in pairs:
-        group.append(pair)
-        if len(group) == count:
-            yield group
-            group = []
-    if group:
-        yield group

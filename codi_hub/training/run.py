@@ -60,7 +60,7 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
         )
     )
     trainer = Trainer(base, adapter, cache, method, work.config.training, accelerator, job.folder)
-    run = Run(work, base, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
+    run = Run(work, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
     train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))
 

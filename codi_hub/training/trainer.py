@@ -32,7 +32,6 @@ WARM_UP_STEPS = 30
 DECAY = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
-PROMPTS_TOGETHER = 256
 
 
 @dataclass
@@ -89,8 +88,7 @@ class Trainer:
             accelerator.process_index,
         )
         unique = list(dict.fromkeys(cache.prompts))
-        parts = [unique[k : k + PROMPTS_TOGETHER] for k in range(0, len(unique), PROMPTS_TOGETHER)]
-        self.prompts = Prompt.cat([base.embed(part) for part in parts])
+        self.prompts = base.embed(unique)
         places = {text: k for k, text in enumerate(unique)}
         self.prompt_of = torch.tensor([places[text] for text in cache.prompts])
 

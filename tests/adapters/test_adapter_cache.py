@@ -13,7 +13,7 @@ from tiny import record_of, stir
 
 from codi_hub.adapters import format
 from codi_hub.backbones.unet import UNetBackbone
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.hub import Hub
 from codi_hub.registry import store, verify
 

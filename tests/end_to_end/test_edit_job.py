@@ -67,14 +67,16 @@ def test_without_an_instruction_nothing_is_started(
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == (
         f"Error: task edit needs a prompt for every image; without one: {images / 'b.png'}, "
-        f"{images / 'sub' / 'c.png'}. Give one prompt for all images, a line in metadata.jsonl, or NAME.txt beside NAME.png\n"
+        f"{images / 'sub' / 'c.png'}. Give one prompt for all images, a line in metadata.jsonl, "
+        "or NAME.txt beside NAME.png\n"
     )
     (images / "metadata.jsonl").write_text('{"file_name": "b.png", "prompt": 7}\n')
     answer = codi("run", "edit", images)
-    assert answer.err == f"Error: {images / 'metadata.jsonl'} line 1: prompt is 7, and not text\n"
+    assert answer.err == f"Error: {images / 'metadata.jsonl'} line 1: prompt is 7, not text\n"
     assert not images.with_name("imgs_edit").exists()
 
 
+@pytest.mark.slow
 def test_a_changed_instruction_recomputes_its_own_image_only(
     codi: Callable[..., Any], ready: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_changed_instruction_recomputes_its_own_image_only(
     assert {status for status, _ in rows(codi("run", "edit", images, "--prompt", "add fog", *RUN)).values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_the_share_of_followed_instructions_is_measured(
     codi: Callable[..., Any], ready: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
-from codi_hub.registry import Registry, garbage, verify
+from codi_hub.registry import Registry, verify
 
 WEIGHTS = "adapter.safetensors"
 
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_deleted_is_a_one_line_error(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(garbage.Path, "unlink", denied)
+        patch.setattr(verify.Path, "unlink", denied)
         with pytest.raises(CodiError, match="cannot be deleted: Permission denied; correct that and try again"):
             registry.collect()
     assert len(registry.collect()) == 3

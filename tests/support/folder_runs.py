@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codi_hub.config.run import RunOptions
+from codi_hub.config.options import RunOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.folders.plan import Item
 from codi_hub.folders.runner import FolderRun, RunSettings

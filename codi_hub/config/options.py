@@ -1,0 +1,124 @@
+"""Options of the other commands, and of the library calls that they make: run, evaluate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from codi_hub.config.model import Options, option
+from codi_hub.config.values import ADAPTER_MEMORY, ByteSize, Device, ExportFormat, ExportPrecision, Precision
+
+
+class RunOptions(Options):
+    """How a task is run over images and folders."""
+
+    out: Path | None = option(None, "-o", "--out")
+    """Folder for the outputs (default: INPUT_TASK/ beside the input)."""
+    steps: int | None = option(None, "--steps", ge=1, le=1000)
+    """Number of sampling steps (default: the adapter's)."""
+    prompt: str | None = option(None, "--prompt")
+    """Prompt for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)."""
+    seed: int = option(0, "--seed", ge=0)
+    """Seed; each image's own is derived from it and the file's name."""
+    batch: int | None = option(None, "--batch", ge=1)
+    """Number of images computed together (default: what fits into memory)."""
+    tile: str = option("auto", "--tile", metavar="auto|off|N")
+    """Compute large images in overlapping tiles of this side in pixels, which bounds the memory; auto: images of more
+    than 2 megapixels in tiles of 1024."""
+    suffix: str = option("", "--suffix")
+    """Text added to the stem of every output's name."""
+    ext: Literal["auto", "png", "jpg"] = option("auto", "--ext")
+    """File type of the outputs."""
+    overwrite: bool = option(False, "--overwrite")
+    """Replace outputs that exist."""
+    resume: bool = option(True, "--resume/--no-resume")
+    """Skip what an earlier run finished."""
+    recursive: bool = option(True, "--recursive/--no-recursive")
+    """Include subfolders."""
+    dry_run: bool = option(False, "--dry-run")
+    """Print what would be computed, skipped or refused, and stop."""
+    base: str | None = option(None, "--base")
+    """Base to run on (default: the one in use)."""
+    device: Device = option("auto", "--device", panel="Machine")
+    """Device to compute on."""
+    dtype: Precision = option("auto", "--dtype", panel="Machine")
+    """Precision of the networks."""
+    compile: bool = option(False, "--compile", panel="Machine")
+    """Compile the networks: minutes at the start, then about a sixth faster; for long runs."""
+    adapter_memory: ByteSize = option(ADAPTER_MEMORY, "--adapter-memory", panel="Machine", metavar="SIZE")
+    """Memory for adapters that stay loaded between jobs, such as 500MB (default: 2GB)."""
+    temperature: float = option(1.0, "--temperature", ge=0.0, le=2.0)
+    """Scale of the initial noise."""
+    sampler: str = option("ddim", "--sampler")
+    """ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)."""
+    allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
+    """Run an adapter on another base of its family, such as a fine-tune."""
+    report: Path | None = option(None, "--report")
+    """HTML page to write about the run: every image, before and after."""
+    set: dict[str, Any] = option({}, "--set", metavar="KEY=VALUE")
+    """Task option as KEY=VALUE; repeat for more."""
+
+
+def _steps(value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    try:
+        steps = tuple(dict.fromkeys(int(part) for part in parts))
+    except (TypeError, ValueError):
+        steps = ()
+    if not steps or min(steps) < 1:
+        raise ValueError("numbers from 1 up, as 1,2,4,8")
+    return steps
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(str(part).strip() for part in parts)
+
+
+class EvalOptions(Options):
+    """How an adapter is measured."""
+
+    steps: Annotated[tuple[int, ...], BeforeValidator(_steps)] = option((1, 2, 4, 8), "--steps", metavar="N,N")
+    """Numbers of sampling steps to compare, as 1,2,4,8."""
+    against: Annotated[tuple[str, ...], BeforeValidator(_names)] = option((), "--against", metavar="NAME,NAME")
+    """What else stands in the table: base (the base without its adapter), other adapters of the task as depth:2, both
+    at the same steps or at their own as depth:2@50, and the task's baselines such as bicubic for superres (default:
+    baselines that cost nothing)."""
+    features: Path | None = option(None, "--features")
+    """Feature network of the Frechet and perceptual distances: a folder such as the bundled one, or a TorchScript file
+    that maps images (B,3,H,W) in [0,1] to (feature maps, vectors) (default: the bundled one, if there is one)."""
+    data: str | None = option(None, "--data")
+    """Held-out images, as in `codi distill --data` (default: test photographs)."""
+    count: int | None = option(None, "--count", ge=1)
+    """Number of images (default: all)."""
+    out: Path | None = option(None, "-o", "--out")
+    """Folder for the report and the images."""
+    base: str | None = option(None, "--base")
+    """Base to run on (default: the one in use)."""
+    sampler: str = option("ddim", "--sampler")
+    """ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)."""
+    temperature: float = option(1.0, "--temperature", ge=0.0, le=2.0)
+    """Scale of the initial noise."""
+    seed: int = option(0, "--seed", ge=0)
+    """Seed of the noise and the degradations."""
+    device: Device = option("auto", "--device", panel="Machine")
+    """Device to compute on."""
+    dtype: Precision = option("auto", "--dtype", panel="Machine")
+    """Precision of the networks."""
+    set: dict[str, Any] = option({}, "--set", metavar="KEY=VALUE")
+    """Task option as KEY=VALUE; repeat for more."""
+
+
+class ExportOptions(Options):
+    """How an adapter is written for another tool."""
+
+    out: Path = option(..., "-o", "--out")
+    """Folder to write."""
+    format: ExportFormat = option("diffusers", "--format")
+    """Format: diffusers is the folder of a ControlNet."""
+    dtype: ExportPrecision = option("fp16", "--dtype")
+    """Precision of the weights."""
+    overwrite: bool = option(False, "--overwrite")
+    """Replace an earlier export."""
