@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones import load
 from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features, pretraining
 from recipes.nano.images import pool
@@ -81,7 +81,7 @@ def register_base(workspace: Path) -> None:
     if (workspace / "home" / "registry.db").exists():
         return
     source = workspace / "base"
-    mark = FrozenBase.load(str(source)).fingerprint
+    mark = load(str(source)).fingerprint
     with Registry.open(workspace / "home", bundled=workspace / "nothing-bundled") as registry:
         registry.bases.add(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
 

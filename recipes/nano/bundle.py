@@ -11,7 +11,7 @@ import torch
 
 import codi_hub
 from codi_hub.adapters.record import RECORD, read_record
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.registry import Registry
 
 BASE = "nano"
@@ -59,7 +59,7 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     shutil.rmtree(ROOT, ignore_errors=True)
     shutil.copytree(workspace / "base", ROOT / "base")
     _remove_paths(ROOT / "base")
-    base = FrozenBase.load(str(ROOT / "base"))
+    base = UNetBackbone.load(str(ROOT / "base"))
     (ROOT / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
     entry = {
@@ -148,7 +148,7 @@ def _sizes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _card(workspace: Path, base: FrozenBase, note: str) -> str:
+def _card(workspace: Path, base: UNetBackbone, note: str) -> str:
     logs = {
         stage: [json.loads(line) for line in (workspace / stage / "log.jsonl").read_text().splitlines()]
         for stage in ("autoencoder", "unet")
@@ -163,7 +163,7 @@ def _card(workspace: Path, base: FrozenBase, note: str) -> str:
         vae_minutes=last["autoencoder"]["minutes"],
         unet_steps=last["unet"]["step"],
         unet_minutes=last["unet"]["minutes"],
-        words=len(base.tokenizer),
+        words=len(base.tokenizers[0]),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "two CPU cores, bfloat16 autocast",
         losses=", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
         photographs=_reconstruction(base),
@@ -171,14 +171,14 @@ def _card(workspace: Path, base: FrozenBase, note: str) -> str:
     )
 
 
-PARTS = {"vae": "vae", "unet": "unet", "text": "text_encoder"}
+PARTS = {"vae": "vae", "unet": "unet", "text": "text_encoders"}
 
 
 def _count(workspace: Path, kind: str) -> int:
     return sum(int(path.stem.split("-")[2]) for path in (workspace / "images").glob(f"{kind}-*.npy"))
 
 
-def _reconstruction(base: FrozenBase) -> str:
+def _reconstruction(base: UNetBackbone) -> str:
     """Return the PSNR of every test photograph through the autoencoder, as text."""
     from codi_hub.data.photographs import photographs
     from codi_hub.evaluation.run import round_trip

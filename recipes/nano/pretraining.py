@@ -8,6 +8,7 @@ time the network is trained to predict its residual, as if the base left the ima
 base, a step costs half as much.
 """
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,17 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codi_hub import adapters, tasks
-from codi_hub.adapters import Adapter, format
-from codi_hub.adapters.adapter import as_picture
+from codi_hub.adapters import format
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.record import TrainingRecord
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones import load
+from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.data.synthetic.edits import Edit, scene_edit
-from codi_hub.data.synthetic.raycast import things_at
+from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.data.synthetic.scenes_words import COLOURS
-from codi_hub.evaluation.against import PromptOnly
-from codi_hub.losses.guidance import relative_l2
+from codi_hub.losses.guidance import LEAST_CHANGE
 from codi_hub.registry import Registry
-from codi_hub.tasks.base import other_way_round
 from recipes.nano import bundle
 from recipes.nano.muon import Muon
 from recipes.nano.stage import train
@@ -51,6 +51,8 @@ WEIGHTS = {"labels": 1.0, "pointing": 2.0, "painting": 2.0}
 CARD = "Pretrained on scene labels, without the base: the start of another training, not an adapter to use.\n"
 DECAY = 0.8  # share of a phase in which the learning rate falls: at its height, much of the error is its noise
 MORE = 4  # weight of locations of objects beyond that of others
+MIRRORED = {"left": "right", "right": "left"}  # words of a prompt that a mirror exchanges
+SIDE = re.compile(r"\b(left|right)\b")
 
 
 def run_name(task: str) -> str:
@@ -71,7 +73,7 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
         rng = np.random.default_rng([seed, number])
         edit = scene_edit(rng, size, SHARES)
         pair = task.make_pair(edit.example | {"depth": edit.before.depth}, rng)
-        visible = things_at(edit.setting.world, size // 2)
+        visible = solid_map(edit.setting.world, size // 2)
         rows.append(
             {
                 "condition": pair.condition,
@@ -86,15 +88,15 @@ def labelled(name: str, count: int, size: int, seed: int, first: int = 0) -> dic
 
 
 def _classes(edit: Edit) -> list[int]:
-    """Return the class of each object, in the order of `things_at`."""
-    things = edit.setting.world.things
-    return [1 + SHAPES.index(thing.shape) * len(NAMES) + NAMES.index(thing.words[1]) for thing in things]
+    """Return the class of each object, in the order of `solid_map`."""
+    solids = edit.setting.world.solids
+    return [1 + SHAPES.index(solid.shape) * len(NAMES) + NAMES.index(solid.words[1]) for solid in solids]
 
 
 def _named(edit: Edit) -> int:
-    """Return the index, in `things_at`, of the object that an instruction names; one that is not visible if none."""
-    things = edit.setting.world.things
-    return things.index(edit.thing) if edit.thing and edit.kind != "add" else len(things)
+    """Return the index, in `solid_map`, of the object that an instruction names; one that is not visible if none."""
+    solids = edit.setting.world.solids
+    return solids.index(edit.solid) if edit.solid and edit.kind != "add" else len(solids)
 
 
 class Learner(nn.Module):
@@ -107,7 +109,7 @@ class Learner(nn.Module):
         self.classes = nn.Conv2d(width, CLASSES * FINE**2, 1)
         self.pointed = nn.Conv2d(width, FINE**2, 1)
 
-    def forward(self, condition: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, condition: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits of the classes and of the named object, and the residual of the prediction.
 
         Args:
@@ -164,11 +166,11 @@ class Pretraining:
 
 def run(workspace: Path, name: str, pretraining: Pretraining, times: float, device: str = "cpu") -> None:
     """Train in phases, each `times` its minutes, and register the network as an adapter that others start from."""
-    base = FrozenBase.load(str(workspace / "base"), device=torch.device(device))
+    base = load(str(workspace / "base"), device=device)
     torch.manual_seed(0)
     form = FORM | {"start": pretraining.start, "condition_channels": tasks.load(name).condition_channels}
     model = Learner(adapters.build("residual", base, **form)).to(device, memory_format=torch.channels_last)
-    top = torch.tensor([model.adapter.horizon(len(base.schedule)) - 1], device=base.device)
+    top = torch.tensor(base.schedule.grid(1, pretraining.start), device=base.device)
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
     sizes = sorted({size for one in pretraining.phases for size in one.sizes})
     data = {size: _encoded(workspace, name, base, size, top) for size in sizes}
@@ -179,16 +181,16 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
             one[key][rows].to(device) for key in ("x", "source", "alone", "labels", "marked")
         )
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
-        prompt = one["prompt"][one["prompt_of"][rows]].to(device)
+        prompt = _prompt(one, rows).to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(condition, prompt)
-        painting = relative_l2(x.float(), alone.float() - sigma * added, source.float())
+        painting = relative_error(x.float(), alone.float() - sigma * added, source.float())
         terms = label_losses(classes, pointed, labels.long(), marked.float()) | {"painting": painting}
         return {term: WEIGHTS[term] * value for term, value in terms.items()}
 
     def loss_of(phase: Phase, network: Learner, number: int) -> dict[str, Tensor]:
         size = phase.sizes[number % len(phase.sizes)]
-        count = CELLS // (size // base.factor) ** 2
+        count = CELLS // (size // base.latents.factor) ** 2
         return losses(network, size, _rows(data[size]["removes"].numpy(), count, phase.removals, number))
 
     for number, one in enumerate(pretraining.phases, 1):
@@ -207,17 +209,20 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
 
 
 @torch.no_grad()
-def _alone(base: FrozenBase, data: dict[str, Tensor], top: Tensor) -> Tensor:
+def _alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
     """Return the latents that the base alone reaches in one step from the initial latents, with the same prompt."""
     answers = list[Tensor]()
     for rows in torch.arange(len(data["x"])).split(64):
         source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
         z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
-        prompt = data["prompt"][data["prompt_of"][rows]].to(base.device)
-        denoise = base.schedule.denoiser(partial(PromptOnly().predict, base, prompt=prompt, prepared=z_t))
+        predict = partial(base.predict, prompt=_prompt(data, rows).to(base.device))
         with torch.autocast(base.device.type, torch.bfloat16):
-            answers.append(denoise(z_t, t)[0].half().cpu())
+            answers.append(base.schedule.denoiser(predict)(z_t, t)[0].half().cpu())
     return torch.cat(answers)
+
+
+def _prompt(data: dict[str, Tensor], rows: Any) -> Prompt:
+    return Prompt({"context": data["prompt"][data["prompt_of"][rows]]})
 
 
 def _rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
@@ -251,16 +256,23 @@ def label_losses(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tenso
     return {"labels": weighted, "pointing": entropy + dice.mean() / 2}
 
 
+def relative_error(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
+    """Return the loss of guidance `relative`, from latents (B, C, h, w) of the condition that are known already."""
+    each = (1, 2, 3)
+    change = (x - source).square().mean(each) + LEAST_CHANGE
+    return ((x_hat - x).square().mean(each) / change).mean()
+
+
 def mirrored(rows: np.ndarray) -> np.ndarray:
     """Return images (N, H, W, ...), texts (N,) or flags (N,), each followed by its mirror image."""
     other = rows[:, :, ::-1] if rows.ndim > 1 else rows
     if rows.dtype.kind == "U":
-        other = np.array([other_way_round(text) for text in rows])
+        other = np.array([SIDE.sub(lambda word: MIRRORED[word[0]], text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
 @torch.no_grad()
-def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tensor) -> dict[str, Tensor]:
+def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor) -> dict[str, Tensor]:
     """Return conditions, prompts, labels and latents of all pairs and their mirror images; computed once, then read.
 
     Latents are those of the condition (`source`), those the base alone reaches from there (`alone`), and the target's
@@ -276,14 +288,14 @@ def _encoded(workspace: Path, name: str, base: FrozenBase, size: int, top: Tenso
 
     def latents(images: Tensor) -> Tensor:
         pieces = (piece.to(base.device).float() / 255 for piece in images.split(64))
-        return torch.cat([base.encode(as_picture(piece)).half().cpu() for piece in pieces])
+        return torch.cat([base.encode_condition(piece).half().cpu() for piece in pieces])
 
     texts, places = np.unique(pairs["prompt"], return_inverse=True)
-    prompts = [base.embed(texts[k : k + 256].tolist()).cpu() for k in range(0, len(texts), 256)]
+    prompt = base.embed(texts.tolist())["context"].cpu()
     condition, target = (torch.from_numpy(pairs[key]).permute(0, 3, 1, 2) for key in ("condition", "target"))
     data = {
         "condition": condition,
-        "prompt": torch.cat(prompts),
+        "prompt": prompt,
         "prompt_of": torch.from_numpy(places),
         "source": latents(condition),
         "x": latents(target),
@@ -322,7 +334,7 @@ def _lineage(name: str, pretraining: Pretraining, times: float) -> list[Training
 def _register(
     workspace: Path,
     name: str,
-    base: FrozenBase,
+    base: Backbone,
     adapter: nn.Module,
     metrics: dict[str, float],
     lineage: list[TrainingRecord],

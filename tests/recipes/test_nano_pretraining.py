@@ -10,10 +10,10 @@ import torch
 import codi_hub
 from codi_hub import adapters
 from codi_hub.adapters import format
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones import load
 from codi_hub.data.synthetic.edits import scene_edit
 from codi_hub.data.synthetic.raycast import solid_map
-from codi_hub.inference.engine import Engine
+from codi_hub.inference.engine import Engine, Request, Sampling
 from codi_hub.registry import Registry
 from recipes.nano import bundle, pretraining
 from recipes.nano.__main__ import register_base
@@ -88,8 +88,7 @@ def test_a_short_pretraining_registers_an_adapter_to_start_from(
     pretraining.run(tmp_path, task, pretraining.Pretraining(0.05, phases), times=1)
     assert (tmp_path / f"pretraining-{task}" / "2" / "checkpoint.pt").exists()
     ref = (bundle.run_folder(tmp_path, f"pretraining-{task}", 1) / bundle.DONE).read_text()
-    base = FrozenBase.load(str(NANO / "base"))
-    base._prompts.clear()
+    base = load(str(NANO / "base"))
     with Registry.open(tmp_path / "home") as registry:
         row = registry.adapters.resolve(ref, base=bundle.BASE)
         record = format.read_record(registry.adapters.file(row, format.RECORD))
@@ -108,19 +107,20 @@ def test_a_short_pretraining_registers_an_adapter_to_start_from(
 
 
 def test_latents_of_the_base_alone_are_those_of_an_adapter_that_adds_nothing() -> None:
-    base = FrozenBase.load(str(NANO / "base"))
+    base = load(str(NANO / "base"))
     adapter = adapters.build("residual", base, **pretraining.FORM, start=0.05)
     made = pretraining.labelled("edit", 3, 64, seed=3)
     condition = torch.from_numpy(made["condition"]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         source, prompt = base.encode(condition), base.embed(list(made["prompt"]))
-        top = torch.tensor([adapter.horizon(len(base.schedule)) - 1])
-        data = {"x": source, "source": source, "prompt": prompt, "prompt_of": torch.arange(3)}
+        top = torch.tensor(base.schedule.grid(1, adapter.start))
+        data = {"x": source, "source": source, "prompt": prompt["context"], "prompt_of": torch.arange(3)}
         alone = base.decode(pretraining._alone(base, data, top).float()).permute(0, 2, 3, 1).numpy()
-    pictures = [picture / np.float32(255) for picture in made["condition"]]
-    expected = Engine(base).generate(adapter, pictures, list(made["prompt"]), [0, 0, 0], steps=1)
+    images = [image / np.float32(255) for image in made["condition"]]
+    requests = [Request(image, adapter, prompt) for image, prompt in zip(images, made["prompt"], strict=True)]
+    expected = Engine(base).generate(requests, Sampling(1)).images
     assert np.abs(alone - np.stack(expected)).max() < 0.05  # one is of bfloat16
-    assert np.abs(alone - np.stack(pictures)).mean() > 2 * np.abs(alone - np.stack(expected)).mean()
+    assert np.abs(alone - np.stack(images)).mean() > 2 * np.abs(alone - np.stack(expected)).mean()
 
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 0.25), (0.6, 0.6)])
@@ -137,9 +137,9 @@ def test_batches_have_the_requested_share_of_removals_and_no_held_out_pair(
 
 
 def test_mirroring_flips_images_and_the_sides_in_their_prompts() -> None:
-    pictures = np.arange(12).reshape(2, 2, 3)
-    assert pretraining.mirrored(pictures)[0::2].tolist() == pictures.tolist()
-    assert pretraining.mirrored(pictures)[1::2].tolist() == pictures[:, :, ::-1].tolist()
+    images = np.arange(12).reshape(2, 2, 3)
+    assert pretraining.mirrored(images)[0::2].tolist() == images.tolist()
+    assert pretraining.mirrored(images)[1::2].tolist() == images[:, :, ::-1].tolist()
     texts = np.array(["a box to the left of a cone", "a bright cone", "to the right"])
     turned = ["a box to the right of a cone", "a bright cone", "to the left"]
     assert pretraining.mirrored(texts).tolist() == [text for pair in zip(texts, turned, strict=True) for text in pair]
