@@ -18,6 +18,7 @@ from codi_hub.data.synthetic.scenes_words import COLOURS, LIGHTS
 from codi_hub.hub import Hub
 from codi_hub.images.filters import filter2d, harmonic, to_uint8
 from codi_hub.images.sheets import contact_sheet
+from codi_hub.operations.evaluate import generate_function
 from codi_hub.tasks.base import Prepared, Task
 from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.degradation import degrade_once
@@ -141,9 +142,9 @@ def main() -> None:
     )
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:
-        there = {row.task for row in hub.registry.adapters(base="nano")}
-        for name in parser.parse_args().tasks or [name for name in PICTURES if name in there]:
-            rows, columns, labels = PICTURES[name](Run(hub, name))
+        there = {row.task for row in hub.catalog.list(base="nano")}
+        for name in parser.parse_args().tasks or [name for name in SHEETS if name in there]:
+            rows, columns, labels = SHEETS[name](Run(hub, name))
             contact_sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)
             print(OUT / f"{name}.png")
 

@@ -1,7 +1,7 @@
 """Evaluate the bundled models against their goals: `python -m recipes.goals [PART...]`.
 
 Every figure is of held-out images: scikit-image's photographs, and scenes of seeds that no training draws. They
-are written to docs/results/goals.json, and from there into a section of docs/RESULTS.md and of the bundled cards.
+are written to docs/results/goals.json, and from there into a section of docs/results.md and of the bundled cards.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from codi_hub.tasks.deblur import disc_kernel
 from codi_hub.tasks.superres import BICUBIC, GRID, Degradation, compare_with_bicubic
 from recipes.nano import bundle
 
-PAGE = Path("docs/RESULTS.md")
+PAGE = Path("docs/results.md")
 CARDS = {"base": ("autoencoder",), "superres": ("superres", "speed")} | {
     task: (task,) for task in ("inpaint", "depth", "edit", "canny", "deblur")
 }  # folder of the bundle -> the parts in its card
@@ -82,7 +82,7 @@ def superres(hub: Hub) -> Iterator[Goal]:
 
     def scores(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
         """PSNR more than bicubic's, GMSD relative to bicubic's."""
-        task = hub.load_task(row.task, options)
+        task = hub.catalog.load_task(row.task, options)
         context = EvaluationContext(generate, steps=(STEPS,))
         measured = compare_with_bicubic(task, photographs(), context, degradations)
         bicubic, ours = (measured.table.row(name) for name in (BICUBIC, f"{STEPS} steps"))

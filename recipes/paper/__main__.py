@@ -8,10 +8,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.evaluation.features import load_features
-from codi_hub.hub import Hub
-from codi_hub.inference.engine import choose_device, choose_dtype
+from codi_hub.inference.devices import choose_device
+from codi_hub.inference.models import Placement
 from recipes.paper import report
 from recipes.paper.results import Results
 from recipes.paper.rows import TABLES
@@ -23,9 +23,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def about(base: FrozenBase, features: str) -> dict[str, str]:
+def about(base: UNetBackbone, features: str) -> dict[str, str]:
     """Return what all figures depend on: the hash of the base's weights and vocabulary, and the feature network."""
-    digest = hashlib.sha256(json.dumps(base.tokenizer.get_vocab(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(base.tokenizers[0].get_vocab(), sort_keys=True).encode())
     for value in base.state_dict().values():
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return {"base": f"nano, sha256 {digest.hexdigest()[:12]}", "feature network": features}
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--workspace", type=Path, default=Path("build/paper"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/paper.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/RESULTS.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only-report", action="store_true", help="write the page from the results")
     arguments = parser.parse_args()
@@ -61,7 +61,8 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
     if features is None:
         raise SystemExit("The feature network is not bundled: python -m recipes.nano features bundle")
     bench = Bench(arguments.workspace, results, features, say, arguments.device)
-    base = bundled_base(bench.hub, arguments.device)
+    registry = bench.hub.catalog.registry
+    base = bench.hub.models.base(registry.bases.get().name, Placement(device=arguments.device))
     now = {**about(base, features.name), "steps": steps}
     if results.about and results.about != now:
         say(f"The results are of {results.about}, not {now}: all rows are trained again")
@@ -75,12 +76,6 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
         for table in tables:
             for row in TABLES[table]:
                 bench.do(row, seed)
-
-
-def bundled_base(hub: Hub, device: str) -> FrozenBase:
-    """Return the workspace's base, in the precision that `codi distill` chooses."""
-    where = choose_device(device)
-    return FrozenBase.load(hub.catalog.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from codi_hub import tasks
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub import seeds, tasks
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.data.sources import open_source
-from codi_hub.evaluation.context import Generate
+from codi_hub.evaluation.context import Generate, Samples
 from codi_hub.evaluation.distances import compare
 from codi_hub.evaluation.features import Features
 from codi_hub.evaluation.pairs import measure, outputs
@@ -19,7 +19,7 @@ from codi_hub.tasks.base import Pair, Task
 from codi_hub.tasks.edit import Judge, held_out_edits
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
-TOGETHER = 64  # images per batch
+BATCH = 64  # images
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class HeldOut:
             judges = [Judge(edit) for edit in held_out_edits(MEASURED, SIZE)]
             examples: Any = [judge.edit.example for judge in judges]
         else:
-            examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=HELD_OUT_SEED)
-        pairs = [task.make_pair(examples[k], np.random.default_rng([HELD_OUT_SEED, k])) for k in range(MEASURED)]
+            examples = open_source(DATA[name], task, count=MEASURED, size=SIZE, seed=seeds.HELD_OUT)
+        pairs = [task.make_pair(examples[k], seeds.example(seeds.HELD_OUT, k)) for k in range(MEASURED)]
         return cls(task, pairs, judges)
 
-    def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
+    def sampled(self, generate: Generate, steps: int) -> Samples:
         """Return images, uint8 (H, W, 3), and seconds per image. Image k starts from the same noise in every row."""
-        return outputs(self.task, self.pairs, generate, steps, 0, together=TOGETHER)
+        return outputs(self.task, self.pairs, generate, steps, 0, batch=BATCH)
 
     def figures(self, images: Sequence[np.ndarray], features: Features) -> dict[str, float]:
         """Return means over the images, and their Frechet distance from the ground truth."""
@@ -59,11 +59,11 @@ class HeldOut:
             found["kept"] = float(np.mean([share for share in kept if share is not None]))
         return {name: value for name, value in found.items() if value is not None}
 
-    def references(self, base: FrozenBase) -> dict[str, list[np.ndarray]]:
+    def references(self, base: Backbone) -> dict[str, list[np.ndarray]]:
         """Return baselines: the condition, where it is an image, and the target through the autoencoder."""
         images = {}
         if self.pairs[0].condition.shape[2] >= 3:  # for inpainting, with the hole filled smoothly
             images["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
         targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
-        images["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
+        images["the ground truth, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
         return images

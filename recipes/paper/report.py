@@ -1,4 +1,4 @@
-"""Write docs/RESULTS.md: tables, plots, and for each claim whether it holds."""
+"""Write docs/results.md: tables, plots, and for each claim whether it holds."""
 
 import json
 from collections.abc import Iterable

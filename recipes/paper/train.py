@@ -15,14 +15,18 @@ import torch
 from accelerate import Accelerator
 
 from codi_hub import adapters
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import TAUGHT, DistillOptions
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.first_edition import layer_of
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
+from codi_hub.losses import METHODS
 from codi_hub.operations.evaluate import generate_function
+from codi_hub.training.folder import holds_run
 from codi_hub.training.latents import PairsSpec, build, open_pairs
-from codi_hub.training.trainer import Trainer
+from codi_hub.training.run import PRECISIONS
+from codi_hub.training.trainer import Trainer, TrainerSettings
 from recipes.paper.held_out import HeldOut
 from recipes.paper.results import Results, at_key
 from recipes.paper.rows import COMMON, DATA, ONE_AND_FOUR, SIZE, TABLES, Row
@@ -32,7 +36,7 @@ REFERENCE = "superres", "pe-codi"  # the row whose training time all others get
 Say = Callable[[str], object]
 
 
-def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, float]:
+def costs(base: Backbone, rows: Iterable[Row], folder: Path) -> dict[str, float]:
     """Return the mean seconds per training step by `Row.work`, timed in turn."""
     trainers: dict[str, Trainer] = {}
     for row in rows:
@@ -48,7 +52,7 @@ def costs(base: FrozenBase, rows: Iterable[Row], folder: Path) -> dict[str, floa
     return {name: fmean(seconds) for name, seconds in taken.items()}
 
 
-def all_costs(base: FrozenBase, results: Results, folder: Path) -> None:
+def all_costs(base: Backbone, results: Results, folder: Path) -> None:
     """Time what was not timed yet, together with the reference, and store it at the reference's scale."""
     reference = by_key(*REFERENCE)
     with results.lock("timing"):
@@ -75,19 +79,21 @@ def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
     return made
 
 
-def _trainer(base: FrozenBase, row: Row, folder: Path) -> Trainer:
+def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
     """Return a trainer of the row on a few pairs, for timing."""
-    told = {**COMMON, **row.told} | ({"parent": "unused", "kind": "full"} if row.told["method"] in TAUGHT else {})
-    options = DistillOptions(**told)
+    config = DistillConfig(**layer_of({**COMMON, **row.told}))
+    form, loss = METHODS.load(config.loss.method), config.loss.extras
+    if config.loss.guidance:
+        loss["guidance"] = config.loss.guidance
+    method = form(form.Config(**loss), base.device)
     spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
-    cache = build(spec, range(48), base, folder / "pairs", with_targets=options.guidance == "pixel")
+    cache = build(spec, range(48), base, folder / "pairs", with_targets=method.needs_targets)
     _, task = open_pairs(spec)
-    adapter = adapters.build(
-        options.kind, base, condition_channels=task.condition_channels, fusion=options.fusion, pretrained=True
-    )
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(base.dtype, "no")
-    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
-    return Trainer(base, adapter, cache, options, accelerator, total=1000, folder=folder)
+    kind = config.adapter.kind or ("full" if form.needs_teacher else form.default_kind)
+    adapter = adapters.build(kind, base, condition_channels=task.condition_channels, **config.adapter.extras)
+    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=PRECISIONS[base.dtype])
+    settings = TrainerSettings(total=1000, batch=config.training.batch, lr=config.training.lr)
+    return Trainer(base, adapter, cache, method, settings, accelerator, folder)
 
 
 class Bench:
@@ -104,7 +110,7 @@ class Bench:
     def __init__(self, workspace: Path, results: Results, features: Features, say: Say, device: str):
         self.workspace, self.results, self.features, self.say = workspace, results, features, say
         self.device = device
-        self.hub = Hub(workspace / "home")
+        self.hub = Hub.open(workspace / "home")
         self._held_out: dict[str, HeldOut] = {}
 
     def held_out(self, task: str) -> HeldOut:
@@ -113,7 +119,7 @@ class Bench:
             self._held_out[task] = HeldOut.of(task)
         return self._held_out[task]
 
-    def refer(self, task: str, base: FrozenBase) -> None:
+    def refer(self, task: str, base: Backbone) -> None:
         """Evaluate the baselines without an adapter and the bundled adapter, where that is missing."""
         kept = self.results.references.get(task, {})
         if not kept:
@@ -169,20 +175,12 @@ class Bench:
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # a run with other options is not resumed
         folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}-{digest}"
         parent = self.teacher(row, seed)
-        begun = (folder / "run.json").exists()
-        options = DistillOptions(
-            **{**COMMON, **row.told},
-            data=DATA[row.task],
-            seed=seed,
-            train_steps=train_steps(row, self.results),
-            parent=parent,
-            run_dir=folder,
-            pairs=self.workspace / "pairs",
-            resume=True if begun else None,
-            device=self.device,
-        )
-        self.say(f"{row.task}/{row.key}/{seed}: {options.train_steps} steps")
-        made = self.hub.distill(row.task, options)
+        steps = train_steps(row, self.results)
+        options = {**COMMON, **row.told, "data": DATA[row.task], "seed": seed, "train_steps": steps, "from": parent}
+        options |= {"cache_dir": self.workspace / "pairs", "run_dir": folder, "resume": holds_run(folder)}
+        config = DistillConfig(**layer_of(options | {"device": self.device}))
+        self.say(f"{row.task}/{row.key}/{seed}: {steps} steps")
+        made = self.hub.distill(row.task, config)
         shutil.rmtree(folder)
         sha256 = self.hub.catalog.registry.adapters.resolve(made.adapter, base=None).sha256
         seconds = round(made.seconds, 1)
