@@ -12,8 +12,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from codi_hub import adapters
-from codi_hub.adapters import ControlAdapter
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.unet import UNetBackbone
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -22,7 +23,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference between two implementations: the norm of the difference over the deviation."""
 
 
-def lively(kind: str, base: FrozenBase, seed: int) -> ControlAdapter:
+def lively(kind: str, base: Backbone, seed: int) -> Adapter:
     """Return an adapter at initialisation, but without zero matrices or kernels, so that it has an effect."""
     torch.manual_seed(seed)
     adapter = adapters.build(kind, base)
@@ -43,12 +44,12 @@ def documented(folder: Path, controlnet: Path, dtype: torch.dtype, device: torch
     return pipe
 
 
-def tuned(folder: Path, base: FrozenBase, controlnet: ControlNetModel) -> Pipe:
+def tuned(folder: Path, base: UNetBackbone, controlnet: ControlNetModel) -> Pipe:
     """Return the pipeline around a loaded base of that folder: channels-last layout and fused attention."""
     pipe = Pipe(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoders[0],
+        tokenizer=base.tokenizers[0],
         unet=base.unet,
         controlnet=controlnet,
         scheduler=LCMScheduler.from_pretrained(folder, subfolder="scheduler"),

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.bases import folder_of
-from codi_hub import adapters
 from codi_hub.adapters import format
-from codi_hub.adapters.cache import Resident
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.skeleton import skeleton
-from codi_hub.backbones.unet import FrozenBase
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.hub import Hub
 from codi_hub.inference.models import Placement
 
@@ -24,7 +23,7 @@ KINDS = ("control", "lora", "static")
 TASK = "superres"
 DEVIATION = 0.02  # of every weight
 
-Make = Callable[[str, FrozenBase, int], adapters.ControlAdapter]
+Make = Callable[[str, UNetBackbone, int], Adapter]
 """(kind, base, seed) -> an adapter."""
 
 
@@ -32,8 +31,7 @@ class Shelf(NamedTuple):
     """A Hub, its loaded base, and the references of the adapters of each kind."""
 
     hub: Hub
-    base: FrozenBase
-    resident: Resident
+    base: UNetBackbone
     refs: dict[str, list[str]]
 
     def weights(self, ref: str) -> Path:
@@ -41,10 +39,11 @@ class Shelf(NamedTuple):
         return self.file(ref, format.WEIGHTS)
 
     def file(self, ref: str, name: str) -> Path:
+        """Return a file of an adapter."""
         row = self.hub.catalog.registry.adapters.resolve(ref, self.hub.base)
         return self.hub.catalog.registry.adapters.file(row, name)
 
-    def load(self, ref: str) -> adapters.ControlAdapter:
+    def load(self, ref: str) -> Adapter:
         """Load an adapter without caching it."""
         return format.load(self.weights(ref), format.read_record(self.file(ref, format.RECORD)), self.base)
 
@@ -57,15 +56,15 @@ def shelf(
     make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
         hub.catalog.add_base(f"bench-{name}", folder_of(name))
-        placement = Placement(device="cpu")
-        base, resident = (load(f"bench-{name}", placement) for load in (hub.models.base, hub.models.adapters))
-        made = Shelf(hub, base, resident, {})
+        base = hub.models.base(f"bench-{name}", Placement(device="cpu"))
+        assert isinstance(base, UNetBackbone)
+        made = Shelf(hub, base, {})
         for kind in kinds:
             made.refs[kind] = [_added(made, Path(home) / "new", task, make(kind, base, seed)) for seed in range(each)]
         yield made
 
 
-def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
+def noise(kind: str, base: UNetBackbone, seed: int) -> Adapter:
     """Return an adapter whose weights are all noise."""
     adapter, generator = skeleton(kind, base), torch.Generator().manual_seed(seed)
     weights = {
@@ -76,7 +75,7 @@ def noise(kind: str, base: FrozenBase, seed: int) -> adapters.ControlAdapter:
     return adapter
 
 
-def _added(shelf: Shelf, folder: Path, task: str, adapter: adapters.ControlAdapter) -> str:
+def _added(shelf: Shelf, folder: Path, task: str, adapter: Adapter) -> str:
     base, name, kind = shelf.base, shelf.hub.base or "", adapter.kind
     record = format.AdapterRecord(
         task=task,

@@ -13,21 +13,24 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from codi_hub import RunOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.hub import Hub
 from codi_hub.images.metrics import psnr
 from codi_hub.inference import tiling as tiles
-from codi_hub.inference.engine import Engine, seeded_noise
+from codi_hub.inference.engine import Engine, Generated, Request
 
 SCALE, SIDE, TILE = 4, 160, 256  # of superres; sides of inputs and tiles in px
+generate = Engine.generate
 
 
 def main() -> None:
@@ -60,7 +63,7 @@ def seams(hub: Hub, folder: Path, steps: int) -> None:
         source = folder / f"{photo.name}.png"
         Image.fromarray(photo.image).resize((SIDE, SIDE), Image.Resampling.BOX).save(source)
         whole, tiled = (run(hub, source, folder / tile, tile, steps) for tile in ("off", str(TILE)))
-        with mock.patch.object(tiles, "weights", side_by_side), mock.patch.object(Engine, "_noise", own_noise):
+        with mock.patch.object(tiles, "weights", side_by_side), mock.patch.object(Engine, "generate", own_noise):
             cut = run(hub, source, folder / "cut", str(TILE), steps)
         shares = " | ".join(f"{at_seams(image) / at_seams(whole):.3f}" for image in (tiled, cut))
         print(f"| {photo.name} | {psnr(tiled, whole):.2f} | {shares} |", flush=True)
@@ -72,11 +75,13 @@ def side_by_side(parts: list[slice], length: int, overlap: int) -> list[np.ndarr
     return [(np.arange(p.start, p.stop) < end).astype(np.float32) for p, end in zip(parts, ends, strict=True)]
 
 
-def own_noise(engine: Engine, seeds: list[int], size: tuple[int, int], windows: list[tuple[int, ...]] | None) -> Tensor:
-    """Return noise with a seed of its own for every tile."""
-    where = windows or [(0, 0)] * len(seeds)
-    drawn = [seed + 31 * top + left for seed, (top, left, *_) in zip(seeds, where, strict=True)]
-    return seeded_noise(drawn, (engine.base.unet.config.in_channels, *size))
+def own_noise(engine: Engine, requests: Sequence[Request], *sampling: Any, **options: Any) -> Generated:
+    """Generate tiles with independent noise: each with a seed of its own."""
+    alone = [
+        replace(one, window=None, seed=one.seed + 31 * one.window.top + one.window.left) if one.window else one
+        for one in requests
+    ]
+    return generate(engine, alone, *sampling, **options)
 
 
 def at_seams(image: np.ndarray) -> float:

@@ -34,29 +34,29 @@ TITLES = {
 COLUMNS = metrics.columns() | tasks.columns()
 TEXT = Table([], [], COLUMNS)
 ENOUGH = 3  # seeds before anything is said to hold
-HEAD = """# The paper's tables, at this project's scale
+HEAD = """# Results
 
-Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image Generation* (CVPR 2024), was
-evaluated on a model of Stable Diffusion's size and photographs. This page repeats its comparisons on `nano` (of the
-hash below, not the present one) and on rendered images: every row is trained from the same start, on the same data,
-**for the same time**. This page, except the section on the bundled models, is written by
+The comparisons of Mei et al., *CoDi: Conditional Diffusion Distillation for Higher-Fidelity and Faster Image
+Generation* (CVPR 2024), repeated on `nano` as it was bundled at the time (its hash is below) and on this project's
+synthetic images. Every row was trained from the same initial weights, on the same data, **for the same time**. This
+page, except for the section on the bundled models, is written by
 
     python -m recipes.paper --steps {steps}
 
-from [`results/paper.json`](results/paper.json), which the same command fills, resuming when interrupted;
-`python -m recipes.paper TABLE` does one table ({tables}).
+from [`results/paper.json`](results/paper.json), which the same command fills and resumes; `python -m recipes.paper
+TABLE` runs one table ({tables}).
 
-The same for all rows: {pairs:,} training pairs of {size} px, others for each seed; batch {batch}, learning rate
-{lr:g}; the training time of {steps} steps of PE-CoDi (training steps of all rows were timed in turn, and the number of
-steps follows). A teacher and its student share that time half and half. Evaluation is on {measured} held-out images,
-the same for all rows and from the same noise, without the postprocessing of `codi run` (except inpainting, which keeps
-the image outside the hole and blends the border). Values are means over the seeds, with minimum and maximum in
-brackets; a verdict needs {enough} seeds.
+Common to all rows: {pairs:,} training pairs of {size} px, different ones for each seed; batch {batch}, learning rate
+{lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others, which gives its
+number of steps). A method with a teacher and a student divides that time between them in halves. {measured} held-out
+images, the same for all rows, with the same noise; outputs as the networks return them, without the task's
+post-processing (except for inpainting, where the image outside the hole is the input). Figures are means over the
+seeds, with minimum and maximum in parentheses; no claim is judged with fewer than {enough} seeds.
 
-Frechet and perceptual distance are computed in the feature network that `recipes/nano/features.py` trains, which shares
-nothing with the models measured. They are **not FID and not LPIPS**, and cannot be compared with the paper's values;
-ratios and orders can. The adapters bundled at that time are listed above the rows, to show the effect of longer
-training of PE-CoDi: half an hour and more on the same two CPU cores, where the rows have a few minutes.
+Frechet and perceptual distance use the feature network of `recipes/nano/features.py`, which shares nothing with the
+measured models. They are **not FID and not LPIPS**, and the paper's figures cannot be compared with them; ratios and
+orders can. The rows of the adapters bundled at the time show the effect of longer training: half an hour or more on two
+CPU cores, against a few minutes.
 
 {about}
 """
@@ -180,8 +180,8 @@ def write(results: Results, path: Path) -> None:
         ),
         "## What holds\n",
         claims(results) + "\n",
-        f"Beyond the spread of the seeds: a claim *holds* if the worst of {ENOUGH} seeds meets it against the best of "
-        "the other side, *does not hold* if the best one fails against the worst, and *cannot be told* in between.\n",
+        f"A claim *holds* if the worst of {ENOUGH} seeds meets it against the best seed of the other side, *does not\n"
+        "hold* if the best seed fails against the worst, and *cannot be told* in between.\n",
     ]
     for name, rows in TABLES.items():
         parts += [f"## {TITLES[name]}\n", f"    python -m recipes.paper {name} --steps {steps}\n", table(name, results)]
