@@ -20,15 +20,15 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub import adapters
-from codi_hub.backbones.unet import FrozenBase
-from codi_hub.config.options import DistillOptions
+from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.diffusion.schedule import boundary
-from codi_hub.inference.engine import choose_device, choose_dtype
-from codi_hub.losses.codi import update_ema
-from codi_hub.training.kernels import attention
+from codi_hub.inference.devices import choose_device, choose_dtype
+from codi_hub.losses.codi import CoDiConfig, PECoDi
 from codi_hub.training.latents import Cache
 from codi_hub.training.run import PRECISIONS
-from codi_hub.training.trainer import CLIP, Trainer
+from codi_hub.training.trainer import CLIP, Trainer, TrainerSettings, update_ema
+from recipes.nano.kernels import attention
 
 SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"nano": 3, "sd15": 1}
 FEW = 3  # rounds where a step takes many seconds
@@ -68,19 +68,15 @@ def _trainer(name: str) -> tuple[Trainer, Tensor]:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
-    base, generator, side = _base(name, device, dtype), torch.Generator().manual_seed(0), SIDES[name]
+    base = UNetBackbone.load(str(folder_of(name)), device=device, dtype=dtype)
+    generator, side = torch.Generator().manual_seed(0), SIDES[name]
     images = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
-    x = torch.randn(
-        (PAIRS, base.unet.config.in_channels, side // base.factor, side // base.factor), generator=generator
-    )
+    x = torch.randn((PAIRS, base.latents.channels, *base.latents.size(side, side)), generator=generator)
     cache = Cache(x.half(), images, [f"photograph {k}" for k in range(PAIRS)])
-    options = DistillOptions(kind="control", batch=BATCHES[name])
+    method = PECoDi(CoDiConfig(), device)
+    settings = TrainerSettings(total=10_000, batch=BATCHES[name])
     adapter = peers.lively("control", base, 0)
-    return Trainer(base, adapter, cache, options, accelerator, total=10_000, folder=Path("unused")), images
-
-
-def _base(name: str, device: torch.device, dtype: torch.dtype) -> FrozenBase:
-    return FrozenBase.load(str(folder_of(name)), device=device, dtype=dtype)
+    return Trainer(base, adapter, cache, method, settings, accelerator, Path("unused")), images
 
 
 @dataclass
@@ -105,52 +101,50 @@ class Lcm:
         """Take one optimiser step."""
         trainer = self.trainer
         base, accelerator, schedule = trainer.base, trainer.accelerator, trainer.base.schedule
-        rows, _ = trainer.rows(self.taken, 0)
+        rows, _ = trainer.stream.rows(self.taken, 0)
         self.taken += 1
         x, prompt, nothing = self.encoded(rows)
         condition = trainer.cache.conditions[rows].to(base.device, memory_format=torch.channels_last).float() / 255
-        apart = len(schedule) // DDIM_STEPS
-        t = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device) * apart - 1
-        s = (t - apart).clamp(min=0)
+        k = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device)
+        t, s = k / DDIM_STEPS, ((k - 1) / DDIM_STEPS).clamp(min=schedule.least)
         eps = torch.randn_like(x)
         z_t = schedule.add_noise(x, eps, t)
         scale = torch.empty((len(rows), 1, 1, 1), device=base.device).uniform_(*GUIDANCE)
 
-        def predicted(net: nn.Module, z: Tensor, at: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-            return schedule.convert(peers.step(net, base.unet, z, at, words, condition).float(), z, at)
+        def predicted(net: nn.Module, z: Tensor, at: Tensor, words: Prompt) -> tuple[Tensor, Tensor]:
+            output = peers.step(net, base.unet, z, schedule.model_time(at), words["context"], condition)
+            return schedule.convert(output.float(), z, at)
+
+        def consistent(x_hat: Tensor, z: Tensor, at: Tensor) -> Tensor:
+            c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary(schedule.model_time(at)))
+            return c_skip * z + c_out * x_hat
 
         with accelerator.autocast(), attention(x, accelerator.mixed_precision):
-            found = _consistent(predicted(trainer.student.encoder, z_t, t, prompt)[0], z_t, t)
+            found = consistent(predicted(trainer.student.encoder, z_t, t, prompt)[0], z_t, t)
             with torch.no_grad():
                 with_text, without = (predicted(self.teacher, z_t, t, words) for words in (prompt, nothing))
                 x_hat, eps_hat = (a + scale * (a - b) for a, b in zip(with_text, without, strict=True))
                 z_s = schedule.add_noise(x_hat, eps_hat, s)
-                wanted = _consistent(predicted(trainer.target.encoder, z_s, s, prompt)[0], z_s, s)
+                wanted = consistent(predicted(trainer.ema.encoder, z_s, s, prompt)[0], z_s, s)
             loss = nn.functional.mse_loss(found, wanted)
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(trainer.student.parameters(), CLIP)
         trainer.optimiser.step()
         trainer.optimiser.zero_grad()
-        update_ema(trainer.target, trainer.student, trainer.options.ema)
+        update_ema(trainer.ema, trainer.student, trainer.settings.ema)
         loss.item()
 
     @torch.no_grad()
-    def encoded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def encoded(self, rows: Tensor) -> tuple[Tensor, Prompt, Prompt]:
         """Return latents, and the embeddings of the prompts and of the empty prompt."""
         trainer, base = self.trainer, self.trainer.base
-        prompt, nothing = trainer.prompts[trainer.prompt_of[rows]], base.embed([""] * len(rows))
+        prompt, nothing = trainer.prompts.rows(trainer.prompt_of[rows]), base.embed([""] * len(rows))
         if self.images is None:
             x = trainer.cache.x[rows].to(base.device).float()
         else:
             x = base.encode(self.images[rows].float() / 255)
-            base._prompts.clear()
-            prompt = base.embed([trainer.cache.prompts[k] for k in rows])
+            prompt = base.embed_texts([trainer.cache.prompts[k] for k in rows])
         return x.to(memory_format=torch.channels_last), prompt, nothing
-
-
-def _consistent(x_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary(t))
-    return c_skip * z_t + c_out * x_hat
 
 
 def _evaluations(trainer: Trainer, works: dict[str, Callable[[], object]]) -> None:
