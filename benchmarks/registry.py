@@ -52,7 +52,9 @@ def registry_of(adapters: int) -> Iterator[Catalog]:
     with tempfile.TemporaryDirectory() as folder, Catalog.open(Path(folder) / "home") as catalog:
         made = Path(folder) / "adapter"
         made.mkdir()
-        for name, content in (("adapter.safetensors", "weights"), ("adapter.json", "{}"), ("README.md", "# A card")):
+        record = catalog.show("superres")["config"]
+        files = {"adapter.safetensors": "weights", "adapter.json": json.dumps(record), "README.md": "# A card"}
+        for name, content in files.items():
             (made / name).write_text(content)
         _fill(catalog, made, adapters)
         yield catalog
