@@ -51,24 +51,13 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 def registry_of(adapters: int) -> Iterator[Catalog]:
     """Yield a temporary catalog with that many adapters, and as many items in earlier runs."""
     with tempfile.TemporaryDirectory() as folder, Catalog.open(Path(folder) / "home") as catalog:
-        source = Path(folder) / "adapter"
-        source.mkdir()
-        base_record = BaseRecord(name="nano", family="", sketch={})
-        values: dict[str, Any] = {
-            "task": "first",
-            "kind": "lora",
-            "prediction_type": "epsilon",
-            "steps": 4,
-            "config": {},
-        }
-        record = AdapterRecord(base=base_record, prediction_type="epsilon", **values)
-        for name, content in (
-            ("adapter.safetensors", "weights"),
-            (RECORD, record.to_json()),
-            ("README.md", "# A card"),
-        ):
-            (source / name).write_text(content)
-        _fill(catalog, source, adapters)
+        made = Path(folder) / "adapter"
+        made.mkdir()
+        record = catalog.show("superres")["config"]
+        files = {"adapter.safetensors": "weights", "adapter.json": json.dumps(record), "README.md": "# A card"}
+        for name, content in files.items():
+            (made / name).write_text(content)
+        _fill(catalog, made, adapters)
         yield catalog
 
 

@@ -112,13 +112,13 @@ def test_latents_of_the_base_alone_are_those_of_an_adapter_that_adds_nothing() -
     pairs = pretraining.labelled("edit", 3, 64, seed=3)
     condition = torch.from_numpy(pairs["condition"]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        source, prompt = base.encode(condition), base.embed(list(pairs["prompt"]))
+        source, prompt = base.encode(condition), base.embed(list(made["prompt"]))
         top = torch.tensor(base.schedule.grid(1, adapter.start))
-        data = {"x": source, "source": source, "prompt": prompt.tensors, "prompt_of": torch.arange(3)}
-        alone = base.decode(pretraining.base_latents(base, data, top).float()).permute(0, 2, 3, 1).numpy()
-    images = [image / np.float32(255) for image in pairs["condition"]]
-    requests = [Request(image, adapter, prompt) for image, prompt in zip(images, pairs["prompt"], strict=True)]
-    expected = Engine(base).generate(requests, Sampling(steps=1)).images
+        data = {"x": source, "source": source, "prompt": prompt["context"], "prompt_of": torch.arange(3)}
+        alone = base.decode(pretraining._alone(base, data, top).float()).permute(0, 2, 3, 1).numpy()
+    images = [image / np.float32(255) for image in made["condition"]]
+    requests = [Request(image, adapter, prompt) for image, prompt in zip(images, made["prompt"], strict=True)]
+    expected = Engine(base).generate(requests, Sampling(1)).images
     assert np.abs(alone - np.stack(expected)).max() < 0.05  # one is of bfloat16
     assert np.abs(alone - np.stack(images)).mean() > 2 * np.abs(alone - np.stack(expected)).mean()
 
@@ -137,9 +137,9 @@ def test_batches_have_the_requested_share_of_removals_and_no_held_out_pair(
 
 
 def test_mirroring_flips_images_and_the_sides_in_their_prompts() -> None:
-    pictures = np.arange(12).reshape(2, 2, 3)
-    assert pretraining.mirrored(pictures)[0::2].tolist() == pictures.tolist()
-    assert pretraining.mirrored(pictures)[1::2].tolist() == pictures[:, :, ::-1].tolist()
+    images = np.arange(12).reshape(2, 2, 3)
+    assert pretraining.mirrored(images)[0::2].tolist() == images.tolist()
+    assert pretraining.mirrored(images)[1::2].tolist() == images[:, :, ::-1].tolist()
     texts = np.array(["a box to the left of a cone", "a bright cone", "to the right"])
     turned = ["a box to the right of a cone", "a bright cone", "to the left"]
     assert pretraining.mirrored(texts).tolist() == [text for pair in zip(texts, turned, strict=True) for text in pair]
