@@ -26,7 +26,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 def lively(kind: str, base: Backbone, seed: int) -> Adapter:
     """Return an adapter at initialisation, but without zero matrices or kernels, so that it has an effect."""
     torch.manual_seed(seed)
-    adapter: Any = adapters.build(kind, base)
+    adapter = adapters.build(kind, base)
     for value in adapter.parameters():
         if value.ndim > 1 and not value.any():
             torch.nn.init.normal_(value, std=0.3 * value[0].numel() ** -0.5)

@@ -20,7 +20,6 @@ from benchmarks import startup
 from benchmarks.table import Row, in_turn
 from codi_hub.catalog import Catalog
 from codi_hub.cli.adapters import PAGE
-from codi_hub.record import RECORD, AdapterRecord, BaseRecord
 from codi_hub.registry import versions
 from codi_hub.registry.models import READY, adapter, adapter_file, base, run, run_item, tag, task
 from codi_hub.registry.rows import now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from unittest import mock
 
@@ -134,9 +133,9 @@ def _one_step(case: Case, rounds: int) -> Iterator[Row]:
     steps[PEER] = lambda: _their_step(base, made["control"], z_t, t, prompt, condition)
     steps |= {kind: ours(kind) for kind in made}
     seconds = in_turn({which: _repeated(step, REPEATS[case.name]) for which, step in steps.items()}, rounds)
-    alone = seconds.pop("bare")
+    bare = seconds.pop("bare")
     for which, taken in seconds.items():
-        goal, values = 1.03 if which == "static" else None, ratios(taken, alone)
+        goal, values = 1.03 if which == "static" else None, ratios(taken, bare)
         yield Row(STEP, ours=which, against="bare U-Net", values=values, goal=goal, at_most=True, **case.where)
 
 

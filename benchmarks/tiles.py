@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from PIL import Image
 
 from codi_hub import RunOptions

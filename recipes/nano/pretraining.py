@@ -46,8 +46,6 @@ FORM = {"levels": 3, "blocks": 2, "read": True, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no object
 FINE = 2  # locations that the heads predict, along each side of a latent cell
-MIRRORED = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-SIDE = re.compile(rf"\b({'|'.join(MIRRORED)})\b")
 METHOD = "regression (scene labels)"
 WEIGHTS = {"labels": 1.0, "pointing": 2.0, "painting": 2.0}
 CARD = "Pretrained on scene labels, without the base: the start of another training, not an adapter to use.\n"
@@ -210,12 +208,6 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
     _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times))
 
 
-def relative_l2(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
-    """Return the mean over pairs of the latent error divided by the change from source to x, as guidance `relative`."""
-    each = (1, 2, 3)
-    return ((x_hat - x).square().mean(each) / ((x - source).square().mean(each) + LEAST_CHANGE)).mean()
-
-
 @torch.no_grad()
 def _alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
     """Return the latents that the base alone reaches in one step from the initial latents, with the same prompt."""
@@ -311,7 +303,7 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
         "marked": torch.from_numpy(pairs["marked"]),
         "removes": torch.from_numpy(pairs["removes"]),
     }
-    data["alone"] = base_latents(base, data, top)
+    data["alone"] = _alone(base, data, top)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data

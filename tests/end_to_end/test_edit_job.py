@@ -67,11 +67,12 @@ def test_without_an_instruction_nothing_is_started(
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == (
         f"Error: task edit needs a prompt for every image; without one: {images / 'b.png'}, "
-        f"{images / 'sub' / 'c.png'}. Give one prompt for all images, a line in metadata.jsonl, or NAME.txt beside NAME.png\n"
+        f"{images / 'sub' / 'c.png'}. Give one prompt for all images, a line in metadata.jsonl, "
+        "or NAME.txt beside NAME.png\n"
     )
     (images / "metadata.jsonl").write_text('{"file_name": "b.png", "prompt": 7}\n')
     answer = codi("run", "edit", images)
-    assert answer.err == f"Error: {images / 'metadata.jsonl'} line 1: prompt is 7, and not text\n"
+    assert answer.err == f"Error: {images / 'metadata.jsonl'} line 1: prompt is 7, not text\n"
     assert not images.with_name("imgs_edit").exists()
 
 
