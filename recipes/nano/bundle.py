@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import codi_hub
-from codi_hub.adapters.record import RECORD, read_record
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.record import RECORD, read_record
 from codi_hub.registry import Registry
 
 BASE = "nano"

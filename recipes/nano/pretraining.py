@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from codi_hub import adapters, tasks
 from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.record import TrainingRecord
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.data.synthetic.edits import Edit, scene_edit
 from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.data.synthetic.scenes_words import COLOURS
 from codi_hub.losses.guidance import LEAST_CHANGE
+from codi_hub.record import TrainingRecord
 from codi_hub.registry import Registry
 from recipes.nano import bundle
 from recipes.nano.muon import Muon

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import codi_hub
-from codi_hub.adapters.record import read_record
+from codi_hub.record import read_record
 
 NANO = Path(codi_hub.__file__).parent / "nano"
 ENTRIES = {entry["task"]: entry for entry in json.loads((NANO / "manifest.json").read_text())["adapters"]}
