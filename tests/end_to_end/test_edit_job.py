@@ -76,6 +76,7 @@ def test_without_an_instruction_nothing_is_started(
     assert not images.with_name("imgs_edit").exists()
 
 
+@pytest.mark.slow
 def test_a_changed_instruction_recomputes_its_own_image_only(
     codi: Callable[..., Any], ready: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_changed_instruction_recomputes_its_own_image_only(
     assert {status for status, _ in rows(codi("run", "edit", images, "--prompt", "add fog", *RUN)).values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_the_share_of_followed_instructions_is_measured(
     codi: Callable[..., Any], ready: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_superres_beside_bicubic_and_the_base(
     codi: Callable[..., Any], images: Path, network: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_batch_size_on_request_and_by_default(codi: Callable[..., Any], tmp_
         assert (report["batches"], report["ok"]) == (batches, 32)
 
 
+@pytest.mark.slow
 def test_the_seed_matters_where_sampling_starts_from_noise(
     codi: Callable[..., Any], inputs: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_an_object_is_visible_where_the_image_changes_with_it() -> None:
     assert found > 5
 
 
+@pytest.mark.slow
 def test_edits_have_labels_of_what_is_visible_and_a_mask_of_the_named_object() -> None:
     whole = pretraining.labelled("edit", 40, 64, seed=3)
     again = pretraining.labelled("edit", 2, 64, seed=3, first=38)
@@ -75,6 +76,7 @@ def test_scenes_have_the_labels_of_their_edits_and_no_mask(task: str) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["edit", "depth"])
 def test_a_short_pretraining_registers_an_adapter_to_start_from(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -215,6 +215,7 @@ def test_the_page_leaves_out_rows_with_other_settings(empty: Results, tmp_path: 
     assert row.name not in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_fills_and_writes_the_page(
     tmp_path: Path, codi: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

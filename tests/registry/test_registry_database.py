@@ -281,6 +281,7 @@ def test_a_home_that_is_a_file(tmp_path: Path, nothing_bundled: Path) -> None:
         Registry.open(tmp_path / "file", bundled=nothing_bundled)
 
 
+@pytest.mark.slow
 def test_processes_that_create_and_add_at_the_same_time(home: Path, folder: Callable[[str], Path]) -> None:
     code = ADD.format(setup="", times=8)
     processes = [_python(code, home, folder("w")) for _ in range(3)]
