@@ -1,7 +1,7 @@
 # make demo       restore four degraded photographs with `codi run superres`; writes a before/after sheet
 # make test       everything a change has to pass: lint, types, import contracts, tests
 # make check      the same as `make test`
-# make test-fast  the tests that are not marked `slow`, under a minute
+# make test-fast  the tests that are not marked `slow`, in two processes, in about a minute
 # make docs       build the documentation site into build/site; a warning is an error
 # make soak       kill commands with SIGKILL at 200 random moments and check the state that each leaves
 # make bench      measure speed and memory against the usual alternatives; writes docs/performance.md
@@ -23,7 +23,7 @@ test: lint types contracts $(VENV)/.dev
 check: test
 
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 docs: $(VENV)/.dev typing
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site

@@ -20,8 +20,8 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub import adapters
-from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import boundary
 from codi_hub.inference.devices import choose_device, choose_dtype
@@ -29,6 +29,7 @@ from codi_hub.losses.codi import CoDiConfig, PECoDi
 from codi_hub.training.latents import Cache
 from codi_hub.training.run import PRECISIONS
 from codi_hub.training.trainer import CLIP, Trainer, update_ema
+from recipes.nano.kernels import attention
 
 SIDES, BATCHES, REPEATS = {"nano": 64, "sd15": 256}, {"nano": 16, "sd15": 1}, {"nano": 3, "sd15": 1}
 FEW = 3  # rounds where a step takes many seconds
@@ -68,12 +69,13 @@ def _trainer(name: str) -> tuple[Trainer, Tensor]:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
-    base, side = load(str(folder_of(name)), device=device, dtype=dtype), SIDES[name]
-    generator = torch.Generator().manual_seed(0)
+    base = UNetBackbone.load(str(folder_of(name)), device=device, dtype=dtype)
+    generator, side = torch.Generator().manual_seed(0), SIDES[name]
     images = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
     x = torch.randn((PAIRS, base.latents.channels, *base.latents.size(side, side)), generator=generator)
     cache = Cache(x.half(), images, [f"photograph {k}" for k in range(PAIRS)])
-    method, settings = PECoDi(CoDiConfig(), device), TrainingConfig(train_steps=10_000, batch=BATCHES[name])
+    method = PECoDi(CoDiConfig(), device)
+    settings = TrainingConfig(train_steps=10_000, batch=BATCHES[name])
     adapter = peers.lively("control", base, 0)
     return Trainer(base, adapter, cache, method, settings, accelerator, Path("unused")), images
 
@@ -104,8 +106,8 @@ class Lcm:
         self.taken += 1
         x, prompt, nothing = self.encoded(rows)
         condition = trainer.cache.conditions[rows].to(base.device, memory_format=torch.channels_last).float() / 255
-        t = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device) / DDIM_STEPS
-        s = (t - 1 / DDIM_STEPS).clamp(min=schedule.least)
+        k = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device)
+        t, s = k / DDIM_STEPS, ((k - 1) / DDIM_STEPS).clamp(min=schedule.least)
         eps = torch.randn_like(x)
         z_t = schedule.add_noise(x, eps, t)
         scale = torch.empty((len(rows), 1, 1, 1), device=base.device).uniform_(*GUIDANCE)
@@ -114,13 +116,17 @@ class Lcm:
             output = peers.step(net, base.unet, z, schedule.model_time(at), words["context"], condition)
             return schedule.convert(output.float(), z, at)
 
-        with accelerator.autocast():
-            found = _consistent(predicted(trainer.student.encoder, z_t, t, prompt)[0], z_t, schedule.model_time(t))
+        def consistent(x_hat: Tensor, z: Tensor, at: Tensor) -> Tensor:
+            c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary(schedule.model_time(at)))
+            return c_skip * z + c_out * x_hat
+
+        with accelerator.autocast(), attention(x, accelerator.mixed_precision):
+            found = consistent(predicted(trainer.student.encoder, z_t, t, prompt)[0], z_t, t)
             with torch.no_grad():
                 with_text, without = (predicted(self.teacher, z_t, t, words) for words in (prompt, nothing))
                 x_hat, eps_hat = (a + scale * (a - b) for a, b in zip(with_text, without, strict=True))
                 z_s = schedule.add_noise(x_hat, eps_hat, s)
-                wanted = _consistent(predicted(trainer.ema.encoder, z_s, s, prompt)[0], z_s, schedule.model_time(s))
+                wanted = consistent(predicted(trainer.ema.encoder, z_s, s, prompt)[0], z_s, s)
             loss = nn.functional.mse_loss(found, wanted)
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(trainer.student.parameters(), CLIP)
@@ -140,12 +146,6 @@ class Lcm:
             x = base.encode(self.images[rows].float() / 255)
             prompt = base.embed_texts([trainer.cache.prompts[k] for k in rows])
         return x.to(memory_format=torch.channels_last), prompt, nothing
-
-
-def _consistent(x_hat: Tensor, z_t: Tensor, timestep: Tensor) -> Tensor:
-    """Return f(z_t, t) with the boundary condition of consistency models."""
-    c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary(timestep))
-    return c_skip * z_t + c_out * x_hat
 
 
 def _evaluations(trainer: Trainer, works: dict[str, Callable[[], object]]) -> None:

@@ -16,17 +16,15 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, Work, in_turn, ratios
-from codi_hub import ExportOptions, RunOptions
+from codi_hub import ExportOptions, RunOptions, seeds
 from codi_hub.data.synthetic.leaves import leaves
 from codi_hub.inference.devices import DTYPES, choose_device, choose_dtype
-from codi_hub.inference.engine import gaussian
-from codi_hub.seeds import image_seed, sampling_noise
+from codi_hub.inference.engine import Engine, gaussian
 
-PICTURES, SIDE, STEPS = 16, 256, 4
-BATCH = 16  # batch size of `Hub.run` for images of this size on a CPU
+IMAGES, SIDE, STEPS = 16, 256, 4
 TASK = "pairs"  # whose condition is the image itself, as for the pipeline
 PROMPT = "a photograph"
-WHAT = f"folder of {PICTURES}, end to end, {STEPS} steps"
+WHAT = f"folder of {IMAGES}, end to end, {STEPS} steps"
 LOOP, TUNED = "StableDiffusionControlNetPipeline in a loop", "the same, tuned and batched"
 GOALS = {("control", LOOP): 1.3, ("static", LOOP): 1.5, ("control", TUNED): 1.05, ("static", TUNED): 1.2}
 KINDS = ("control", "static")
@@ -49,7 +47,7 @@ def _rows(contest: Contest, rounds: int) -> Iterator[Row]:
     dtype = contest.dtype
     documented, tuned = contest.documented(dtype), contest.tuned(dtype)
     contest.check(documented, few, dtype)
-    files = contest.images("all", PICTURES)
+    files = contest.images("all", IMAGES)
     works: dict[str, Work] = {kind: partial(contest.run, kind, files) for kind in KINDS}
     works[LOOP] = partial(contest.loop, documented, files)
     works[TUNED] = partial(contest.batches, tuned, files)
@@ -59,7 +57,7 @@ def _rows(contest: Contest, rounds: int) -> Iterator[Row]:
         for kind in KINDS:
             contest.run(kind, few)
     seconds = in_turn(works, rounds, warm_up)
-    rate = {which: PICTURES / median(taken) for which, taken in seconds.items()}
+    rate = {which: IMAGES / median(taken) for which, taken in seconds.items()}
     for (kind, peer), goal in GOALS.items():
         note = f"{dtype}, {SIDE}x{SIDE} px; {rate[kind]:.3g} against {rate[peer]:.3g} images/s"
         yield Row(WHAT, name, kind, peer, ratios(seconds[peer], seconds[kind]), goal=goal, note=note)
@@ -108,6 +106,7 @@ class Contest:
     def tuned(self, dtype: str) -> peers.Pipe:
         """Return the pipeline with channels-last layout and fused attention."""
         base, adapter, _ = self.hub.use(self.refs["control"], dtype=dtype)
+        self.batch = Engine(base).auto_batch(SIDE, SIDE)
         return peers.tuned(self.source, base, adapter.encoder)
 
     def loop(self, pipe: peers.Pipe, files: Sequence[Path]) -> None:
@@ -118,11 +117,11 @@ class Contest:
             made = pipe(PROMPT, image=image, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)
             made.images[0].save(out / path.name)
 
-    def batches(self, pipe: peers.Pipe, pictures: Sequence[Path]) -> None:
+    def batches(self, pipe: peers.Pipe, files: Sequence[Path]) -> None:
         """Generate in batches of `Hub.run`'s size."""
         out = self.out("batches")
-        for start in range(0, len(pictures), BATCH):
-            paths = pictures[start : start + BATCH]
+        for start in range(0, len(files), self.batch):
+            paths = files[start : start + self.batch]
             images, generator = [Image.open(path).convert("RGB") for path in paths], torch.manual_seed(start)
             prompts = [PROMPT] * len(paths)
             made = pipe(prompts, image=images, num_inference_steps=STEPS, guidance_scale=1.0, generator=generator)
@@ -136,7 +135,7 @@ class Contest:
         ours, theirs, side = self.run("control", files, dtype), pipe.scheduler, SIDE // pipe.vae_scale_factor
         pipe.scheduler = peers.walking_like_us(self.source)
         for path in files:
-            seed = sampling_noise(image_seed(0, path.name), 0)
+            seed = seeds.sampling_noise(seeds.image_seed(0, path.name), 0)
             drawn = gaussian((pipe.unet.config.in_channels, side, side), seed)[None]
             image, z_t = Image.open(path).convert("RGB"), drawn.to(self.device, DTYPES[dtype])
             made = pipe(PROMPT, image=image, latents=z_t, num_inference_steps=STEPS, guidance_scale=1.0).images[0]

@@ -12,7 +12,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from codi_hub import adapters
-from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub.adapters.adapter import Adapter
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.unet import UNetBackbone
 
 logging.set_verbosity_error()
@@ -22,10 +23,10 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference between two implementations: the norm of the difference over the deviation."""
 
 
-def lively(kind: str, base: UNetBackbone, seed: int) -> ControlAdapter:
+def lively(kind: str, base: Backbone, seed: int) -> Adapter:
     """Return an adapter at initialisation, but without zero matrices or kernels, so that it has an effect."""
     torch.manual_seed(seed)
-    adapter: Any = adapters.build(kind, base)
+    adapter = adapters.build(kind, base)
     for value in adapter.parameters():
         if value.ndim > 1 and not value.any():
             torch.nn.init.normal_(value, std=0.3 * value[0].numel() ** -0.5)

@@ -20,7 +20,6 @@ from benchmarks import startup
 from benchmarks.table import Row, in_turn
 from codi_hub.catalog import Catalog
 from codi_hub.cli.adapters import PAGE
-from codi_hub.record import RECORD, AdapterRecord, BaseRecord
 from codi_hub.registry import versions
 from codi_hub.registry.models import READY, adapter, adapter_file, base, run, run_item, tag, task
 from codi_hub.registry.rows import now
@@ -51,24 +50,13 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
 def registry_of(adapters: int) -> Iterator[Catalog]:
     """Yield a temporary catalog with that many adapters, and as many items in earlier runs."""
     with tempfile.TemporaryDirectory() as folder, Catalog.open(Path(folder) / "home") as catalog:
-        source = Path(folder) / "adapter"
-        source.mkdir()
-        base_record = BaseRecord(name="nano", family="", sketch={})
-        values: dict[str, Any] = {
-            "task": "first",
-            "kind": "lora",
-            "prediction_type": "epsilon",
-            "steps": 4,
-            "config": {},
-        }
-        record = AdapterRecord(base=base_record, prediction_type="epsilon", **values)
-        for name, content in (
-            ("adapter.safetensors", "weights"),
-            (RECORD, record.to_json()),
-            ("README.md", "# A card"),
-        ):
-            (source / name).write_text(content)
-        _fill(catalog, source, adapters)
+        made = Path(folder) / "adapter"
+        made.mkdir()
+        record = catalog.show("superres")["config"]
+        files = {"adapter.safetensors": "weights", "adapter.json": json.dumps(record), "README.md": "# A card"}
+        for name, content in files.items():
+            (made / name).write_text(content)
+        _fill(catalog, made, adapters)
         yield catalog
 
 

@@ -14,7 +14,6 @@ import torch
 from benchmarks.bases import folder_of
 from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.cache import AdapterCache
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.hub import Hub
@@ -33,7 +32,6 @@ class Shelf(NamedTuple):
 
     hub: Hub
     base: UNetBackbone
-    resident: AdapterCache
     refs: dict[str, list[str]]
 
     def weights(self, ref: str) -> Path:
@@ -58,9 +56,9 @@ def shelf(
     make = make or noise
     with tempfile.TemporaryDirectory() as home, Hub.open(home, base=f"bench-{name}") as hub:
         hub.catalog.add_base(f"bench-{name}", folder_of(name))
-        placement = Placement(device="cpu")
-        base, resident = (load(f"bench-{name}", placement) for load in (hub.models.base, hub.models.adapters))
-        made = Shelf(hub, base, resident, {})
+        base = hub.models.base(f"bench-{name}", Placement(device="cpu"))
+        assert isinstance(base, UNetBackbone)
+        made = Shelf(hub, base, {})
         for kind in kinds:
             made.refs[kind] = [_added(made, Path(home) / "new", task, make(kind, base, seed)) for seed in range(each)]
         yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from unittest import mock
 
@@ -16,11 +15,11 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
-from codi_hub.adapters.controlnet import ControlAdapter
+from codi_hub import seeds
+from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.backbone import Prompt
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.inference.engine import Engine, Request, Sampling, gaussian
-from codi_hub.seeds import sampling_noise
 
 SIDES = {"nano": 256, "sd15": 512}  # side of the images in px
 BATCHES = {"nano": (1, 4), "sd15": (1,)}
@@ -40,7 +39,7 @@ class Case:
 
     name: str
     base: UNetBackbone
-    adapters: dict[str, ControlAdapter]
+    adapters: dict[str, Adapter]
     batch: int
 
     @property
@@ -64,7 +63,7 @@ def rows(bases: list[str], rounds: int) -> Iterator[Row]:
                 yield from _loop(case, rounds if name == "nano" else min(rounds, FEW))
 
 
-def _loaded(kept: Shelf, dtype: str) -> tuple[UNetBackbone, dict[str, ControlAdapter]]:
+def _loaded(kept: Shelf, dtype: str) -> tuple[UNetBackbone, dict[str, Adapter]]:
     """Load base and adapters on the fastest device, as for a run."""
     found = {kind: kept.hub.use(ref, dtype=dtype) for kind, (ref,) in kept.refs.items()}
     return found["control"][0], {kind: adapter for kind, (_, adapter, _) in found.items()}
@@ -74,8 +73,8 @@ def _inputs(base: UNetBackbone, batch: int, side: int) -> tuple[Tensor, Tensor, 
     """Return z_T, T, prompt embeddings and conditions as network inputs."""
     size = (base.latents.channels, *base.latents.size(side, side))
     condition = torch.rand((batch, 3, side, side), generator=torch.Generator().manual_seed(0))
-    z_t = torch.stack([gaussian(size, sampling_noise(seed, 0)) for seed in range(batch)])
-    z_t = z_t.to(base.device, base.dtype, memory_format=torch.channels_last)
+    noise = torch.stack([gaussian(size, seeds.sampling_noise(seed, 0)) for seed in range(batch)])
+    z_t = noise.to(base.device, base.dtype, memory_format=torch.channels_last)
     t = torch.ones(batch, device=base.device)
     condition = condition.to(base.device, base.dtype, memory_format=torch.channels_last)
     return z_t, t, base.embed(["a photograph"] * batch), condition
@@ -86,13 +85,20 @@ def _same(case: Case) -> None:
     """Check that one step, and the loop with diffusers' DDIM on trailing timesteps, agree with the engine's."""
     base, adapter, folder = case.base, case.adapters["control"], folder_of(case.name)
     z_t, t, prompt, condition = _inputs(base, case.batch, 128)
-    theirs = peers.step(adapter.encoder, base.unet, z_t, base.schedule.model_time(t), prompt["context"], condition)
+    theirs = _their_step(base, adapter, z_t, t, prompt, condition)
     ours = adapter.predict(base, z_t, t, prompt, adapter.prepare(condition, prompt))
     peers.agree(ours, theirs, base.dtype, "one step")
     pipe, prompts = peers.tuned(folder, base, adapter.encoder), ["a", "b"]
     pipe.scheduler = peers.walking_like_us(folder)
     theirs = _their_loop(pipe, prompts, condition, z_t)
-    peers.agree(_our_loop(base, adapter, prompts, condition, range(case.batch)), theirs, base.dtype, "the loop of four")
+    peers.agree(_our_loop(base, adapter, prompts, condition), theirs, base.dtype, "the loop of four")
+
+
+def _their_step(
+    base: UNetBackbone, adapter: Adapter, z_t: Tensor, t: Tensor, prompt: Prompt, condition: Tensor
+) -> Tensor:
+    timestep = base.schedule.model_time(t)
+    return peers.step(adapter.encoder, base.unet, z_t, timestep, prompt["context"], condition)
 
 
 def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Tensor) -> Tensor:
@@ -101,13 +107,13 @@ def _their_loop(pipe: peers.Pipe, prompts: list[str], condition: Tensor, z_t: Te
     return pipe(prompts, image=condition, latents=z_t, **settings).images.cpu()
 
 
-def _our_loop(base: UNetBackbone, adapter: ControlAdapter, prompts: list[str], given: Tensor, seeds: range) -> Tensor:
-    """Run the engine without its decoder."""
-    conditions = list(given.float().permute(0, 2, 3, 1).cpu().numpy())
+def _our_loop(base: UNetBackbone, adapter: Adapter, prompts: list[str], given: Tensor) -> Tensor:
+    """Run the engine without its decoder; image k has seed k."""
+    conditions = given.float().permute(0, 2, 3, 1).cpu().numpy()
+    requests = [Request(conditions[k], adapter, prompt, seed=k) for k, prompt in enumerate(prompts)]
     with mock.patch.object(UNetBackbone, "decode", lambda _, x_hat: x_hat):
-        requests = [Request(*one) for one in zip(conditions, [adapter] * len(seeds), prompts, seeds, strict=True)]
-        images = Engine(base).generate(requests, Sampling(STEPS), batch=len(requests)).images
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        made = Engine(base).generate(requests, Sampling(STEPS), batch=len(requests)).images
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
 def _one_step(case: Case, rounds: int) -> Iterator[Row]:
@@ -121,14 +127,15 @@ def _one_step(case: Case, rounds: int) -> Iterator[Row]:
         return lambda: made[kind].predict(base, z_t, t, prompt, prepared[kind])
 
     timestep, context = base.schedule.model_time(t), prompt["context"]
-    bare = partial(base.unet, z_t, timestep, encoder_hidden_states=context, return_dict=False)
-    steps: dict[str, Step] = {"bare": lambda: bare()[0]}
-    steps[PEER] = lambda: peers.step(made["control"].encoder, base.unet, z_t, timestep, context, condition)
+    steps: dict[str, Step] = {
+        "bare": lambda: base.unet(z_t, timestep, encoder_hidden_states=context, return_dict=False)[0]
+    }
+    steps[PEER] = lambda: _their_step(base, made["control"], z_t, t, prompt, condition)
     steps |= {kind: ours(kind) for kind in made}
     seconds = in_turn({which: _repeated(step, REPEATS[case.name]) for which, step in steps.items()}, rounds)
-    alone = seconds.pop("bare")
+    bare = seconds.pop("bare")
     for which, taken in seconds.items():
-        goal, values = 1.03 if which == "static" else None, ratios(taken, alone)
+        goal, values = 1.03 if which == "static" else None, ratios(taken, bare)
         yield Row(STEP, ours=which, against="bare U-Net", values=values, goal=goal, at_most=True, **case.where)
 
 
@@ -151,7 +158,7 @@ def _loop(case: Case, rounds: int) -> Iterator[Row]:
         return [f"photograph {next(fresh)}" for _ in range(case.batch)]
 
     def ours(kind: str) -> Step:
-        return lambda: _our_loop(case.base, case.adapters[kind], prompts(), condition, range(case.batch))
+        return lambda: _our_loop(case.base, case.adapters[kind], prompts(), condition)
 
     loops: dict[str, Step] = {PEER: lambda: _their_loop(pipe, prompts(), condition, z_t)}
     seconds = in_turn(loops | {kind: ours(kind) for kind in case.adapters}, rounds)

@@ -10,9 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
+from benchmarks import peers
+from benchmarks.bases import folder_of
 from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub.adapters.skeleton import skeleton
@@ -40,14 +42,15 @@ def resident(name: str, kept: Shelf, rounds: int) -> Iterator[Row]:
         contestants = {"ours": alternate(refs, use)}
         if kind == "control":
             nets = [use(ref)[1].encoder for ref in refs]
-            contestants["theirs"] = alternate(nets, partial(setattr, pipeline(kept, nets[0]), "controlnet"))
+            pipe = peers.tuned(folder_of(name), kept.base, nets[0])
+            contestants["theirs"] = alternate(nets, partial(setattr, pipe, "controlnet"))
         seconds = in_turn(contestants, rounds)
         what, ours, theirs = "swap, resident", f"Hub.use, {kind}", "pipe.controlnet = net"
         milliseconds = {who: tuple(1e3 * one / SWAPS for one in values) for who, values in seconds.items()}
         yield Row(what, name, ours, theirs, milliseconds["ours"], "ms", goal=1.0, at_most=True)
         if kind == "control":
             yield Row(what, name, theirs, "", milliseconds["theirs"], "ms")
-            del nets
+            del nets, pipe
         del contestants
         kept.hub.use(refs[0], device="cpu", adapter_memory=0)  # drops the other
 
@@ -108,9 +111,10 @@ class Step:
 
     def __init__(self, kept: Shelf, side: int) -> None:
         self.base = kept.base
-        size = (1, self.base.latents.channels, *self.base.latents.size(side, side))
-        self.z_t = torch.randn(size).to(self.base.dtype, memory_format=torch.channels_last)
-        self.t, self.prompt = torch.ones(1), self.base.embed([""])
+        cells = side // self.base.latents.factor
+        z_t = torch.randn(1, self.base.latents.channels, cells, cells)
+        self.z_t = z_t.to(self.base.dtype, memory_format=torch.channels_last)
+        self.t, self.prompt = torch.tensor([1.0]), self.base.embed([""])
         self.condition = torch.rand(1, 3, side, side).to(self.base.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -121,10 +125,8 @@ class Step:
     @torch.inference_mode()
     def theirs(self, net: ControlNetModel) -> torch.Tensor:
         """Evaluate diffusers' ControlNet and U-Net."""
-        t, prompt = self.base.schedule.model_time(self.t), self.prompt["context"]
-        down, middle = net(self.z_t, t, prompt, controlnet_cond=self.condition, return_dict=False)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return self.base.unet(self.z_t, t, prompt, **residuals).sample
+        t = self.base.schedule.model_time(self.t)
+        return peers.step(net, self.base.unet, self.z_t, t, self.prompt["context"], self.condition)
 
 
 def alternate(between: list, work: Callable, count: int = SWAPS) -> Callable[[], object]:
@@ -144,19 +146,3 @@ def forget(files: list[Path]) -> None:
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def pipeline(kept: Shelf, net: ControlNetModel) -> StableDiffusionControlNetPipeline:
-    """Return diffusers' pipeline around the loaded base."""
-    base = kept.base
-    return StableDiffusionControlNetPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoders[0],
-        tokenizer=base.tokenizers[0],
-        unet=base.unet,
-        controlnet=net,
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )

@@ -14,23 +14,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from codi_hub import RunOptions
 from codi_hub.data.photographs import photographs
 from codi_hub.hub import Hub
 from codi_hub.images.metrics import psnr
 from codi_hub.inference import tiling as tiles
-from codi_hub.inference.engine import Engine, Request, gaussian
-from codi_hub.seeds import sampling_noise
+from codi_hub.inference.engine import Engine, Generated, Request
 
 SCALE, SIDE, TILE = 4, 160, 256  # of superres; sides of inputs and tiles in px
+generate = Engine.generate
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def seams(hub: Hub, folder: Path, steps: int) -> None:
         source = folder / f"{photo.name}.png"
         Image.fromarray(photo.image).resize((SIDE, SIDE), Image.Resampling.BOX).save(source)
         whole, tiled = (run(hub, source, folder / tile, tile, steps) for tile in ("off", str(TILE)))
-        with mock.patch.object(tiles, "weights", side_by_side), mock.patch.object(Engine, "_noise", own_noise):
+        with mock.patch.object(tiles, "weights", side_by_side), mock.patch.object(Engine, "generate", own_noise):
             cut = run(hub, source, folder / "cut", str(TILE), steps)
         shares = " | ".join(f"{at_seams(image) / at_seams(whole):.3f}" for image in (tiled, cut))
         print(f"| {photo.name} | {psnr(tiled, whole):.2f} | {shares} |", flush=True)
@@ -75,14 +75,13 @@ def side_by_side(parts: list[slice], length: int, overlap: int) -> list[np.ndarr
     return [(np.arange(p.start, p.stop) < end).astype(np.float32) for p, end in zip(parts, ends, strict=True)]
 
 
-def own_noise(engine: Engine, requests: Sequence[Request], step: int) -> Tensor:
-    """Return noise with a seed of its own for every tile, (B, C, h, w)."""
-    latents, parts = engine.base.latents, []
-    for request in requests:
-        top, left, *_ = request.window or (0, 0)
-        size = latents.size(*request.condition.shape[:2])
-        parts.append(gaussian((latents.channels, *size), sampling_noise(request.seed + 31 * top + left, step)))
-    return torch.stack(parts)
+def own_noise(engine: Engine, requests: Sequence[Request], *sampling: Any, **options: Any) -> Generated:
+    """Generate tiles with independent noise: each with a seed of its own."""
+    alone = [
+        replace(one, window=None, seed=one.seed + 31 * one.window.top + one.window.left) if one.window else one
+        for one in requests
+    ]
+    return generate(engine, alone, *sampling, **options)
 
 
 def at_seams(image: np.ndarray) -> float:

@@ -142,7 +142,7 @@ def main() -> None:
     )
     OUT.mkdir(parents=True, exist_ok=True)
     with Hub.open() as hub:
-        there = {row.task for row in hub.catalog.registry.adapters.list(base="nano")}
+        there = {row.task for row in hub.catalog.list(base="nano")}
         for name in parser.parse_args().tasks or [name for name in SHEETS if name in there]:
             rows, columns, labels = SHEETS[name](Run(hub, name))
             contact_sheet(rows, columns=columns, labels=labels, width=192).save(OUT / f"{name}.png", optimize=True)

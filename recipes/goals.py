@@ -82,7 +82,7 @@ def superres(hub: Hub) -> Iterator[Goal]:
 
     def scores(degradations: tuple[Degradation, ...], **options: Any) -> tuple[float, float]:
         """PSNR more than bicubic's, GMSD relative to bicubic's."""
-        task = hub.load_task(row.task, options)
+        task = hub.catalog.load_task(row.task, options)
         context = EvaluationContext(generate, steps=(STEPS,))
         measured = compare_with_bicubic(task, photographs(), context, degradations)
         bicubic, ours = (measured.table.row(name) for name in (BICUBIC, f"{STEPS} steps"))

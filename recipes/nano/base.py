@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
-from codi_hub.diffusion.schedule import VariancePreserving
+from codi_hub.diffusion.schedule import Schedule, VariancePreserving
 from recipes.nano.kernels import attention, replace_group_norms
 from recipes.nano.stage import train
 
@@ -147,20 +147,18 @@ def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
     return torch.cat(rows)
 
 
-def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: VariancePreserving, number: int) -> Tensor:
-    """Return E ||v - predict(z_t, t)||^2 on clean latents (B, C, h, w), in bfloat16 autocast.
+def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Schedule, number: int) -> Tensor:
+    """Return E ||v - predict(z_t, timestep)||^2 on clean latents (B, C, h, w), in bfloat16 autocast.
 
     `number` seeds times and noise.
     """
     generator = torch.Generator().manual_seed(number)
     # stratified over the batch: the same distribution of noise levels at every step
-    u = (torch.arange(len(x)) + torch.rand((), generator=generator)) / len(x)
-    t = schedule.time_of(u).to(x.device)
+    t = schedule.time_of((torch.arange(len(x)) + torch.rand((), generator=generator)) / len(x)).to(x.device)
     eps = torch.randn(x.shape, generator=generator).to(x.device, memory_format=torch.channels_last)
-    alpha_t, sigma_t = schedule.at(t, x)
     with torch.autocast(x.device.type, torch.bfloat16), attention(x, "bf16"):
         v = predict(schedule.add_noise(x, eps, t), schedule.model_time(t))
-    return (v.float() - (alpha_t * eps - sigma_t * x)).square().mean()
+    return (v.float() - schedule.prediction(x, eps, t)).square().mean()
 
 
 def run(

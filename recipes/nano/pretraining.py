@@ -46,13 +46,13 @@ FORM = {"levels": 3, "blocks": 2, "read": True, "start_noise": 0.0}
 SHAPES, NAMES = ("sphere", "box", "cone", "cylinder"), tuple(COLOURS)
 CLASSES = 1 + len(SHAPES) * len(NAMES)  # 0 is no object
 FINE = 2  # locations that the heads predict, along each side of a latent cell
-MIRRORED = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-SIDE = re.compile(rf"\b({'|'.join(MIRRORED)})\b")
 METHOD = "regression (scene labels)"
 WEIGHTS = {"labels": 1.0, "pointing": 2.0, "painting": 2.0}
 CARD = "Pretrained on scene labels, without the base: the start of another training, not an adapter to use.\n"
 DECAY = 0.8  # share of a phase in which the learning rate falls: at its height, much of the error is its noise
 MORE = 4  # weight of locations of objects beyond that of others
+MIRRORED = {"left": "right", "right": "left"}  # words of a prompt that a mirror exchanges
+SIDE = re.compile(r"\b(left|right)\b")
 
 
 def run_name(task: str) -> str:
@@ -181,17 +181,17 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
             one[key][rows].to(device) for key in ("x", "source", "alone", "labels", "marked")
         )
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
-        prompt = Prompt(one["prompt"]).rows(one["prompt_of"][rows]).to(device)
+        prompt = _prompt(one, rows).to(device)
         with torch.autocast(device, torch.bfloat16):
             classes, pointed, added = network(condition, prompt)
-        painting = relative_l2(x.float(), alone.float() - sigma * added, source.float())
+        painting = relative_error(x.float(), alone.float() - sigma * added, source.float())
         terms = label_losses(classes, pointed, labels.long(), marked.float()) | {"painting": painting}
         return {term: WEIGHTS[term] * value for term, value in terms.items()}
 
     def loss_of(phase: Phase, network: Learner, number: int) -> dict[str, Tensor]:
         size = phase.sizes[number % len(phase.sizes)]
         count = CELLS // (size // base.latents.factor) ** 2
-        return losses(network, size, batch_rows(data[size]["removes"].numpy(), count, phase.removals, number))
+        return losses(network, size, _rows(data[size]["removes"].numpy(), count, phase.removals, number))
 
     for number, one in enumerate(pretraining.phases, 1):
         folder, minutes = workspace / run_name(name) / str(number), times * one.minutes
@@ -208,27 +208,24 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
     _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times))
 
 
-def relative_l2(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
-    """Return the mean over pairs of the latent error divided by the change from source to x, as guidance `relative`."""
-    each = (1, 2, 3)
-    return ((x_hat - x).square().mean(each) / ((x - source).square().mean(each) + LEAST_CHANGE)).mean()
-
-
 @torch.no_grad()
-def base_latents(base: Backbone, data: dict[str, Any], top: Tensor) -> Tensor:
+def _alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
     """Return the latents that the base alone reaches in one step from the initial latents, with the same prompt."""
     answers = list[Tensor]()
     for rows in torch.arange(len(data["x"])).split(64):
         source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
         z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
-        prompt = Prompt(data["prompt"]).rows(data["prompt_of"][rows]).to(base.device)
-        denoise = base.schedule.denoiser(partial(base.predict, prompt=prompt))
+        predict = partial(base.predict, prompt=_prompt(data, rows).to(base.device))
         with torch.autocast(base.device.type, torch.bfloat16):
-            answers.append(denoise(z_t, t)[0].half().cpu())
+            answers.append(base.schedule.denoiser(predict)(z_t, t)[0].half().cpu())
     return torch.cat(answers)
 
 
-def batch_rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
+def _prompt(data: dict[str, Tensor], rows: Any) -> Prompt:
+    return Prompt({"context": data["prompt"][data["prompt_of"][rows]]})
+
+
+def _rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
     """Return the rows of a batch, none of them held out."""
     rng, first = np.random.default_rng([81, number]), 2 * HELD_OUT
     if share is None:
@@ -259,16 +256,23 @@ def label_losses(classes: Tensor, pointed: Tensor, labels: Tensor, marked: Tenso
     return {"labels": weighted, "pointing": entropy + dice.mean() / 2}
 
 
+def relative_error(x: Tensor, x_hat: Tensor, source: Tensor) -> Tensor:
+    """Return the loss of guidance `relative`, from latents (B, C, h, w) of the condition that are known already."""
+    each = (1, 2, 3)
+    change = (x - source).square().mean(each) + LEAST_CHANGE
+    return ((x_hat - x).square().mean(each) / change).mean()
+
+
 def mirrored(rows: np.ndarray) -> np.ndarray:
     """Return images (N, H, W, ...), texts (N,) or flags (N,), each followed by its mirror image."""
     other = rows[:, :, ::-1] if rows.ndim > 1 else rows
     if rows.dtype.kind == "U":
-        other = np.array([SIDE.sub(lambda found: MIRRORED[found[0]], text) for text in rows])
+        other = np.array([SIDE.sub(lambda word: MIRRORED[word[0]], text) for text in rows])
     return np.stack([rows, other], 1).reshape(-1, *rows.shape[1:])
 
 
 @torch.no_grad()
-def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor) -> dict[str, Any]:
+def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor) -> dict[str, Tensor]:
     """Return conditions, prompts, labels and latents of all pairs and their mirror images; computed once, then read.
 
     Latents are those of the condition (`source`), those the base alone reaches from there (`alone`), and the target's
@@ -287,11 +291,11 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
         return torch.cat([base.encode_condition(piece).half().cpu() for piece in pieces])
 
     texts, places = np.unique(pairs["prompt"], return_inverse=True)
-    prompts = [base.embed(texts[k : k + 256].tolist()).to("cpu") for k in range(0, len(texts), 256)]
+    prompt = base.embed(texts.tolist())["context"].cpu()
     condition, target = (torch.from_numpy(pairs[key]).permute(0, 3, 1, 2) for key in ("condition", "target"))
     data = {
         "condition": condition,
-        "prompt": Prompt.cat(prompts).tensors,
+        "prompt": prompt,
         "prompt_of": torch.from_numpy(places),
         "source": latents(condition),
         "x": latents(target),
@@ -299,7 +303,7 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
         "marked": torch.from_numpy(pairs["marked"]),
         "removes": torch.from_numpy(pairs["removes"]),
     }
-    data["alone"] = base_latents(base, data, top)
+    data["alone"] = _alone(base, data, top)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data

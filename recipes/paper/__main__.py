@@ -8,11 +8,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from codi_hub.backbones import load
-from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.evaluation.features import load_features
-from codi_hub.hub import Hub
-from codi_hub.inference.devices import choose_device, choose_dtype
+from codi_hub.inference.devices import choose_device
+from codi_hub.inference.models import Placement
 from recipes.paper import report
 from recipes.paper.results import Results
 from recipes.paper.rows import TABLES
@@ -24,7 +23,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def about(base: Backbone, features: str) -> dict[str, str]:
+def about(base: UNetBackbone, features: str) -> dict[str, str]:
     """Return what all figures depend on: the hash of the base's weights and vocabulary, and the feature network."""
     digest = hashlib.sha256(json.dumps(base.tokenizers[0].get_vocab(), sort_keys=True).encode())
     for value in base.state_dict().values():
@@ -62,7 +61,8 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
     if features is None:
         raise SystemExit("The feature network is not bundled: python -m recipes.nano features bundle")
     bench = Bench(arguments.workspace, results, features, say, arguments.device)
-    base = bundled_base(bench.hub, arguments.device)
+    registry = bench.hub.catalog.registry
+    base = bench.hub.models.base(registry.bases.get().name, Placement(device=arguments.device))
     now = {**about(base, features.name), "steps": steps}
     if results.about and results.about != now:
         say(f"The results are of {results.about}, not {now}: all rows are trained again")
@@ -76,12 +76,6 @@ def fill(results: Results, tables: list[str], steps: int, arguments: argparse.Na
         for table in tables:
             for row in TABLES[table]:
                 bench.do(row, seed)
-
-
-def bundled_base(hub: Hub, device: str) -> Backbone:
-    """Return the workspace's base, in the precision that `codi distill` chooses."""
-    where = choose_device(device)
-    return load(hub.catalog.registry.bases.get(None).source, device=where, dtype=choose_dtype("auto", where))
 
 
 if __name__ == "__main__":

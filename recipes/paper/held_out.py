@@ -9,7 +9,7 @@ import numpy as np
 from codi_hub import seeds, tasks
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.data.sources import open_source
-from codi_hub.evaluation.context import Generate
+from codi_hub.evaluation.context import Generate, Samples
 from codi_hub.evaluation.distances import compare
 from codi_hub.evaluation.features import Features
 from codi_hub.evaluation.pairs import measure, outputs
@@ -19,7 +19,7 @@ from codi_hub.tasks.base import Pair, Task
 from codi_hub.tasks.edit import Judge, held_out_edits
 from recipes.paper.rows import AS_MADE, DATA, MEASURED, SIZE
 
-BATCH = 64
+BATCH = 64  # images
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class HeldOut:
         pairs = [task.make_pair(examples[k], seeds.example(seeds.HELD_OUT, k)) for k in range(MEASURED)]
         return cls(task, pairs, judges)
 
-    def sampled(self, generate: Generate, steps: int) -> tuple[list[np.ndarray], float]:
+    def sampled(self, generate: Generate, steps: int) -> Samples:
         """Return images, uint8 (H, W, 3), and seconds per image. Image k starts from the same noise in every row."""
         return outputs(self.task, self.pairs, generate, steps, 0, batch=BATCH)
 
@@ -65,5 +65,5 @@ class HeldOut:
         if self.pairs[0].condition.shape[2] >= 3:  # for inpainting, with the hole filled smoothly
             images["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
         targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
-        images["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
+        images["the ground truth, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
         return images

@@ -47,11 +47,11 @@ from [`results/paper.json`](results/paper.json), which the same command fills an
 TABLE` runs one table ({tables}).
 
 Common to all rows: {pairs:,} training pairs of {size} px, different ones for each seed; batch {batch}, learning rate
-{lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others, which gives
-its number of steps). A method with a teacher and a student divides that time between them in halves. {measured} held-
-out images, the same for all rows, with the same noise; outputs as the networks return them, without the task's post-
-processing (except for inpainting, where the image outside the hole is the input). Figures are means over the seeds,
-with minimum and maximum in parentheses; no claim is judged with fewer than {enough} seeds.
+{lr:g}; the time of {steps} steps of PE-CoDi (a step of each row was timed side by side with the others, which gives its
+number of steps). A method with a teacher and a student divides that time between them in halves. {measured} held-out
+images, the same for all rows, with the same noise; outputs as the networks return them, without the task's
+post-processing (except for inpainting, where the image outside the hole is the input). Figures are means over the
+seeds, with minimum and maximum in parentheses; no claim is judged with fewer than {enough} seeds.
 
 Frechet and perceptual distance use the feature network of `recipes/nano/features.py`, which shares nothing with the
 measured models. They are **not FID and not LPIPS**, and the paper's figures cannot be compared with them; ratios and
@@ -180,8 +180,8 @@ def write(results: Results, path: Path) -> None:
         ),
         "## What holds\n",
         claims(results) + "\n",
-        f"A claim *holds* if the worst of {ENOUGH} seeds meets it against the best seed of the other side, *does not "
-        "hold* if the best\nseed fails against the worst, and *cannot be told* in between.\n",
+        f"A claim *holds* if the worst of {ENOUGH} seeds meets it against the best seed of the other side, *does not\n"
+        "hold* if the best seed fails against the worst, and *cannot be told* in between.\n",
     ]
     for name, rows in TABLES.items():
         parts += [f"## {TITLES[name]}\n", f"    python -m recipes.paper {name} --steps {steps}\n", table(name, results)]

@@ -23,6 +23,7 @@ from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
 from codi_hub.inference.engine import generate_function
 from codi_hub.losses import METHODS
+from codi_hub.training.folder import holds_run
 from codi_hub.training.latents import PairsSpec, build, open_pairs
 from codi_hub.training.run import PRECISIONS
 from codi_hub.training.trainer import Trainer
@@ -78,25 +79,21 @@ def made_with(row: Row, seed: int, results: Results) -> dict[str, Any]:
     return made
 
 
-def config_of(row: Row, **options: Any) -> DistillConfig:
-    """Return the configuration of a row's training; `options` have the flat names of `Row.told`."""
-    return DistillConfig(**layer_of({**COMMON, **row.told, "data": DATA[row.task], **options}))
-
-
 def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
     """Return a trainer of the row on a few pairs, for timing."""
-    config = config_of(row)
-    method_class = METHODS.load(config.loss.method)
-    guidance = {} if config.loss.guidance is None else {"guidance": config.loss.guidance}
-    method = method_class(method_class.Config(**config.loss.extras, **guidance), base.device)
+    config = DistillConfig(**layer_of({**COMMON, **row.told}))
+    form, loss = METHODS.load(config.loss.method), config.loss.extras
+    if config.loss.guidance:
+        loss["guidance"] = config.loss.guidance
+    method = form(form.Config(**loss), base.device)
     spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
     cache = build(spec, range(48), base, folder / "pairs", with_targets=method.needs_targets)
     _, task = open_pairs(spec)
-    kind = "full" if method.needs_teacher else config.adapter.kind or method.default_kind
-    settings = {"condition_channels": task.condition_channels} | config.adapter.extras
+    kind = config.adapter.kind or ("full" if form.needs_teacher else form.default_kind)
+    adapter = adapters.build(kind, base, condition_channels=task.condition_channels, **config.adapter.extras)
     accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=PRECISIONS[base.dtype])
-    training = TrainingConfig(train_steps=1000, batch=config.training.batch, lr=config.training.lr)
-    return Trainer(base, adapters.build(kind, base, **settings), cache, method, training, accelerator, folder)
+    settings = TrainingConfig(train_steps=1000, batch=config.training.batch, lr=config.training.lr)
+    return Trainer(base, adapter, cache, method, settings, accelerator, folder)
 
 
 class Bench:
@@ -177,17 +174,12 @@ class Bench:
         told = json.dumps([self.results.about, made_with(row, seed, self.results)], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]  # a run with other options is not resumed
         folder = self.workspace / "runs" / f"{row.task}-{row.key}-{seed}-{digest}"
-        config = config_of(
-            row,
-            seed=seed,
-            train_steps=train_steps(row, self.results),
-            run_dir=folder,
-            resume=(folder / "config.yaml").exists(),
-            pairs=self.workspace / "pairs",
-            device=self.device,
-            **{"from": self.teacher(row, seed)},
-        )
-        self.say(f"{row.task}/{row.key}/{seed}: {config.training.train_steps} steps")
+        parent = self.teacher(row, seed)
+        steps = train_steps(row, self.results)
+        options = {**COMMON, **row.told, "data": DATA[row.task], "seed": seed, "train_steps": steps, "from": parent}
+        options |= {"cache_dir": self.workspace / "pairs", "run_dir": folder, "resume": holds_run(folder)}
+        config = DistillConfig(**layer_of(options | {"device": self.device}))
+        self.say(f"{row.task}/{row.key}/{seed}: {steps} steps")
         made = self.hub.distill(row.task, config)
         shutil.rmtree(folder)
         sha256 = self.hub.catalog.registry.adapters.resolve(made.adapter, base=None).sha256

@@ -99,6 +99,7 @@ def test_weights_are_hashed_when_they_are_registered_and_never_again(
     assert read == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "from disk"])
 def test_memory_does_not_grow_with_swaps(tiny: list[str], loads: list[Path], cached: bool) -> None:
     """150 swaps between three adapters, all of which fit, or two: 100 leaked ones would take 10 MB."""

@@ -106,6 +106,7 @@ def damaged(data: bytes, draw: Callable[[Any], Any]) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_bytes(files: tuple[Path, bytes, bytes], base: UNetBackbone, data: st.DataObject) -> None:
@@ -136,6 +137,7 @@ VERSION_1_TRAINING = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_record_with_any_value_anywhere(
@@ -155,6 +157,7 @@ def test_a_record_with_any_value_anywhere(
         assert text != "loaded"
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_version_1_record_with_any_value_anywhere(

@@ -165,6 +165,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_cache_usable(base: UNetBack
     assert isinstance(cache.get("a", lambda: load(folder, base)), Adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "from disk"])
 def test_memory_does_not_grow_with_swaps(base: UNetBackbone, tmp_path: Path, cached: bool) -> None:
     """150 swaps between three adapters, all of which fit, or two: 100 leaked ones would take 10 MB."""

@@ -27,6 +27,7 @@ def folder(base: UNetBackbone, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.slow
 @every_form
 def test_an_adapter_comes_back_from_its_files(
     any_base: UNetBackbone, tmp_path: Path, kind: str, form: dict[str, Any]

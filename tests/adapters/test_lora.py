@@ -17,6 +17,7 @@ def convolution(adapter: nn.Module) -> nn.Module:
     return adapter.encoder.down_blocks[0].resnets[0].conv1.base_layer
 
 
+@pytest.mark.slow
 def test_lora_shares_the_bases_own_tensors_and_so_do_its_copies(base: UNetBackbone) -> None:
     adapter = built(base, "lora")
     theirs = base.unet.down_blocks[0].resnets[0].conv1.weight

@@ -11,6 +11,7 @@ from codi_hub.errors import UsageError
 from codi_hub.inference.engine import Engine, Request, Sampling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1.0, 0.5])
 @pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
 def test_adapters_of_all_kinds_share_a_batch_and_each_generates_what_it_does_alone(

@@ -23,6 +23,7 @@ from codi_hub.inference.engine import Engine, Request, Sampling
 from codi_hub.training.trainer import Trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
 @every_kind
 def test_initial_latents_are_the_condition_under_noise(any_base: UNetBackbone, kind: str, share: float | None) -> None:
@@ -138,6 +139,7 @@ def evaluations(trainer: Trainer, steps: int) -> Iterator[tuple[Tensor, Tensor, 
         yield t, z_t, context.initial, context.schedule.add_noise(context.x, context.eps, t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollout", [0.0, 1.0])
 def test_training_starts_from_the_samplers_initial_latents_and_at_no_later_time(make: Make, rollout: float) -> None:
     trainer = started(make, loss={"rollout": rollout})

@@ -212,6 +212,7 @@ def test_a_sketch_that_cannot_be_compared_does_not_pass(base: UNetBackbone, dama
 # ---- refusals
 
 
+@pytest.mark.slow
 def test_eps_prediction_with_zero_terminal_snr_is_refused(tmp_path: Path) -> None:
     folder = save_base(tmp_path / "base", scheduler_config("epsilon", zero_snr=True))
     with pytest.raises(Mismatch, match="zero terminal SNR"):

@@ -123,6 +123,7 @@ print(codes, sorted(heavy & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_looking_things_up_imports_neither_torch_nor_alembic(codi):
     assert codi("list").code == 0  # the registry is there
     done = subprocess.run([sys.executable, "-c", LOOKING_UP], capture_output=True, text=True)
@@ -149,6 +150,7 @@ def test_looking_things_up_leaves_the_collector_as_it_was(codi):
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command_too():
     done = subprocess.run(
         [sys.executable, "-m", "codi_hub.cli", "task", "list", "--json"], capture_output=True, text=True

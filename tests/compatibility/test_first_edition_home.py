@@ -67,6 +67,7 @@ def test_a_finished_run_is_resumed_and_a_missing_image_made_the_same(
     assert np.abs(np.asarray(Image.open(gone)).astype(int) - before).max() <= 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_resumed(codi: Callable[..., Any], first_home: Path) -> None:
     run = first_home / "home" / "distill" / "x2-20260101-000003-dddddd"
     answer = codi("distill", "x2", "--run-dir", run, "--resume", "--train-steps", "4", "--json")
@@ -75,6 +76,7 @@ def test_an_interrupted_training_is_resumed(codi: Callable[..., Any], first_home
     assert (result["steps"], result["adapter"]) == (4, "x2:4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("task", BUNDLED)
 def test_bundled_adapters_give_the_same_pixels(codi: Callable[..., Any], tmp_path: Path, task: str, steps: int) -> None:

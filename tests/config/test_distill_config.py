@@ -59,6 +59,7 @@ def test_presets_are_valid_and_say_when_they_are_regression() -> None:
         )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,8}", fullmatch=True), st.text() | st.integers() | st.booleans(), max_size=5
@@ -80,6 +81,7 @@ def test_a_file_says_what_each_field_means_and_not_where_the_run_is(tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -83,6 +83,7 @@ def test_it_is_a_column_of_every_task(name: str, images: Path, tmp_path: Path) -
     assert columns[:5] == ["psnr", "ssim", "gmsd", "mae", "bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_the_command_shows_it_in_table_legend_and_files(codi: Callable[..., Any], images: Path, tmp_path: Path) -> None:
     answer = codi("eval", "superres", "--data", images, "--steps", "1", "--dtype", "fp32", "-o", tmp_path / "out")

@@ -102,6 +102,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=200)
     | st.dictionaries(st.sampled_from(KEYS) | texts, json_values, max_size=6).map(

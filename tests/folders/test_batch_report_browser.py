@@ -83,6 +83,7 @@ def visible_part(slider: WebElement) -> float:
     return 1 - float(clip.removeprefix("inset(").split()[1].removeprefix("calc(").rstrip("%)")) / 100
 
 
+@pytest.mark.slow
 def test_the_slider_moves_by_keyboard_and_by_pointer(browser):
     slider = browser.find_element(By.CSS_SELECTOR, "input[type=range]")
     assert visible_part(slider) == 0.5
@@ -114,6 +115,7 @@ def test_every_image_is_shown_and_no_script_in_a_prompt_runs(browser):
     assert "<img src=" in browser.find_element(By.CLASS_NAME, "prompt").text
 
 
+@pytest.mark.slow
 def test_items_are_filtered_by_status_with_the_keyboard_too(browser):
     def shown() -> list[str]:
         return [h2.text for h2 in browser.find_elements(By.TAG_NAME, "h2") if h2.is_displayed()]

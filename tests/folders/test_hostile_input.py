@@ -40,6 +40,7 @@ def looks_like(output: Path, expected: Image.Image) -> bool:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("task", "corpus"), [("superres", pictures), ("depth", depth_maps), ("inpaint", masked)])
 def test_each_file_has_its_row_and_the_others_are_processed(
@@ -121,6 +122,7 @@ def test_outputs_that_do_not_fit_on_the_disk_are_failed_rows(codi: Codi, tmp_pat
     assert [row["status"] for row in json.loads(again.out)["items"]] == ["ok", "skipped"]
 
 
+@pytest.mark.slow
 def test_files_deleted_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An input goes between planning and loading, and the output folder after the first image."""
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -182,6 +184,7 @@ def peak(folder: Path) -> tuple[int, int]:
     return failed, size // 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_bombs_do_not_fill_the_memory(tmp_path: Path) -> None:
     bad, good = tmp_path / "bad", tmp_path / "good"

@@ -110,6 +110,7 @@ def test_hostile_files_are_one_clear_line(tmp_path, case):
     assert len(describe(caught.value)) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_random_damage_is_an_image_or_invalid_input(tmp_path):
     rng = np.random.default_rng(1)

@@ -62,6 +62,7 @@ def exported(base: UNetBackbone, adapter: ControlAdapter, folder: Path) -> Contr
     return ControlNetModel.from_pretrained(folder / "net")
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize(("name", "channels"), CASES)
 def test_diffusers_predicts_what_the_adapter_does(
@@ -100,6 +101,7 @@ def compared(base: UNetBackbone, adapter: ControlAdapter, channels: int, tmp_pat
     return max(difference), min(effect)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize(("name", "channels"), CASES)
 @pytest.mark.parametrize("steps", [1, 4])
@@ -179,6 +181,7 @@ def exportable(distilled: dict[str, Path]) -> None:
             assert hub.catalog.registry.adapters.add(folder, task=task, base="nano", **values)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exportable")
 def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any], tmp_path: Path) -> None:
     """On the bundled base, whose folder a plain pipeline loads: the code of the README as it stands."""
@@ -206,6 +209,7 @@ def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any],
     assert np.abs(names["image"] - ours).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exportable")
 @pytest.mark.parametrize(
     ("dtype", "type_"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
@@ -237,6 +241,7 @@ def test_no_path_of_this_machine_is_written(codi: Callable[..., Any], tmp_path: 
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_not_a_controlnet_is_refused_before_anything_is_written(
     codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -304,6 +309,7 @@ def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[...,
 # ---- the folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exportable")
 def test_only_an_export_is_overwritten(codi: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "a" / "net"

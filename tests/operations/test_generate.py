@@ -26,6 +26,7 @@ def levels(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
 
 
+@pytest.mark.slow
 def test_adapters_of_two_tasks_share_a_call(hub: Hub) -> None:
     images = [photograph(16, 16), photograph(64, 64), photograph(12, 16)]
     refs = ["superres", "deblur", "superres"]
@@ -53,6 +54,7 @@ def test_it_is_what_a_folder_run_gives(hub: Hub, tmp_path: Path) -> None:
     assert levels(image, Image.open(tmp_path / "out" / "a.png")) == 0
 
 
+@pytest.mark.slow
 def test_large_images_are_generated_in_tiles(hub: Hub) -> None:
     image = photograph(200, 150)
     tiled, whole = (hub.generate("deblur", image, tile=tile, steps=1, **EXACT) for tile in ("128", "off"))

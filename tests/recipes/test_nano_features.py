@@ -31,9 +31,9 @@ def test_degradations_have_their_strengths() -> None:
 
 
 def test_views_of_a_batch_are_reproducible_and_a_batch_apart() -> None:
-    pictures = [np.full((128, 128, 3), shade, np.uint8) for shade in (40, 210)]
-    views, strengths = features.batch(pictures, np.random.default_rng(3))
-    again, _ = features.batch(pictures, np.random.default_rng(3))
+    images = [np.full((128, 128, 3), shade, np.uint8) for shade in (40, 210)]
+    views, strengths = features.batch(images, np.random.default_rng(3))
+    again, _ = features.batch(images, np.random.default_rng(3))
     assert torch.equal(views, again)
     assert views.shape == (4, 3, 64, 64)
     assert strengths.shape == (4, len(features.DEGRADATIONS))

@@ -37,11 +37,12 @@ def test_an_object_is_visible_where_the_image_changes_with_it() -> None:
     assert found > 5
 
 
+@pytest.mark.slow
 def test_edits_have_labels_of_what_is_visible_and_a_mask_of_the_named_object() -> None:
     whole = pretraining.labelled("edit", 40, 64, seed=3)
     again = pretraining.labelled("edit", 2, 64, seed=3, first=38)
     assert all(np.array_equal(whole[name][38:], part) for name, part in again.items())
-    shapes = {name: value.shape[1:] for name, value in whole.items()}
+    shapes = {name: made.shape[1:] for name, made in whole.items()}
     assert shapes["condition"] == shapes["target"] == (64, 64, 3)
     assert shapes["labels"] == shapes["marked"] == (32, 32)
     named = 0
@@ -64,17 +65,18 @@ def test_edits_have_labels_of_what_is_visible_and_a_mask_of_the_named_object() -
 
 @pytest.mark.parametrize("task", ["depth", "canny"])
 def test_scenes_have_the_labels_of_their_edits_and_no_mask(task: str) -> None:
-    scenes, edits = pretraining.labelled(task, 6, 64, seed=3), pretraining.labelled("edit", 6, 64, seed=3)
-    assert scenes["condition"].shape[1:] == (64, 64, 1)
-    assert np.array_equal(scenes["target"], edits["condition"])
-    assert np.array_equal(scenes["labels"], edits["labels"])
-    assert not scenes["marked"].any()
-    assert not scenes["removes"].any()
-    assert list(scenes["prompt"]) == [
+    made, edits = pretraining.labelled(task, 6, 64, seed=3), pretraining.labelled("edit", 6, 64, seed=3)
+    assert made["condition"].shape[1:] == (64, 64, 1)
+    assert np.array_equal(made["target"], edits["condition"])
+    assert np.array_equal(made["labels"], edits["labels"])
+    assert not made["marked"].any()
+    assert not made["removes"].any()
+    assert list(made["prompt"]) == [
         scene_edit(np.random.default_rng([3, k]), 64, pretraining.SHARES).before.caption for k in range(6)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["edit", "depth"])
 def test_a_short_pretraining_registers_an_adapter_to_start_from(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,16 +111,16 @@ def test_a_short_pretraining_registers_an_adapter_to_start_from(
 def test_latents_of_the_base_alone_are_those_of_an_adapter_that_adds_nothing() -> None:
     base = load(str(NANO / "base"))
     adapter = adapters.build("residual", base, **pretraining.FORM, start=0.05)
-    pairs = pretraining.labelled("edit", 3, 64, seed=3)
-    condition = torch.from_numpy(pairs["condition"]).permute(0, 3, 1, 2) / 255
+    made = pretraining.labelled("edit", 3, 64, seed=3)
+    condition = torch.from_numpy(made["condition"]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        source, prompt = base.encode(condition), base.embed(list(pairs["prompt"]))
+        source, prompt = base.encode(condition), base.embed(list(made["prompt"]))
         top = torch.tensor(base.schedule.grid(1, adapter.start))
-        data = {"x": source, "source": source, "prompt": prompt.tensors, "prompt_of": torch.arange(3)}
-        alone = base.decode(pretraining.base_latents(base, data, top).float()).permute(0, 2, 3, 1).numpy()
-    images = [image / np.float32(255) for image in pairs["condition"]]
-    requests = [Request(image, adapter, prompt) for image, prompt in zip(images, pairs["prompt"], strict=True)]
-    expected = Engine(base).generate(requests, Sampling(steps=1)).images
+        data = {"x": source, "source": source, "prompt": prompt["context"], "prompt_of": torch.arange(3)}
+        alone = base.decode(pretraining._alone(base, data, top).float()).permute(0, 2, 3, 1).numpy()
+    images = [image / np.float32(255) for image in made["condition"]]
+    requests = [Request(image, adapter, prompt) for image, prompt in zip(images, made["prompt"], strict=True)]
+    expected = Engine(base).generate(requests, Sampling(1)).images
     assert np.abs(alone - np.stack(expected)).max() < 0.05  # one is of bfloat16
     assert np.abs(alone - np.stack(images)).mean() > 2 * np.abs(alone - np.stack(expected)).mean()
 
@@ -129,7 +131,7 @@ def test_batches_have_the_requested_share_of_removals_and_no_held_out_pair(
 ) -> None:
     monkeypatch.setattr(pretraining, "HELD_OUT", 8)
     removes = np.arange(416) % 4 == 0
-    rows = np.concatenate([pretraining.batch_rows(removes, 24, share, number) for number in range(80)])
+    rows = np.concatenate([pretraining._rows(removes, 24, share, number) for number in range(80)])
     assert len(rows) == 80 * 24
     assert rows.min() == 16
     assert rows.max() == 415
@@ -137,9 +139,9 @@ def test_batches_have_the_requested_share_of_removals_and_no_held_out_pair(
 
 
 def test_mirroring_flips_images_and_the_sides_in_their_prompts() -> None:
-    pictures = np.arange(12).reshape(2, 2, 3)
-    assert pretraining.mirrored(pictures)[0::2].tolist() == pictures.tolist()
-    assert pretraining.mirrored(pictures)[1::2].tolist() == pictures[:, :, ::-1].tolist()
+    images = np.arange(12).reshape(2, 2, 3)
+    assert pretraining.mirrored(images)[0::2].tolist() == images.tolist()
+    assert pretraining.mirrored(images)[1::2].tolist() == images[:, :, ::-1].tolist()
     texts = np.array(["a box to the left of a cone", "a bright cone", "to the right"])
     turned = ["a box to the right of a cone", "a bright cone", "to the left"]
     assert pretraining.mirrored(texts).tolist() == [text for pair in zip(texts, turned, strict=True) for text in pair]

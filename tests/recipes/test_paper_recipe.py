@@ -12,7 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
 
-from codi_hub.adapters import KINDS
+from codi_hub.config.distill import DistillConfig
+from codi_hub.config.first_edition import layer_of
 from codi_hub.evaluation.features import FeatureNet, save_features
 from codi_hub.losses import METHODS
 from recipes.paper import __main__ as command
@@ -25,14 +26,10 @@ ROWS = [row for rows in TABLES.values() for row in rows]
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.task}-{row.key}")
 def test_a_row_can_be_trained(row: Row) -> None:
-    method = METHODS.load(row.told["method"])
-    taught = method.needs_teacher
-    assert taught == (row.teacher is not None)
-    config = train.config_of(row, seed=1)
-    guidance = {} if config.loss.guidance is None else {"guidance": config.loss.guidance}
-    method.Config(**config.loss.extras, **guidance)
-    KINDS.load(config.adapter.kind or method.default_kind).Config(**config.adapter.extras)
-    assert (config.training.lr, config.data.size, config.training.seed) == (COMMON["lr"], COMMON["size"], 1)
+    config = DistillConfig(**layer_of({**COMMON, **row.told}))
+    method = METHODS.load(config.loss.method)
+    assert method.needs_teacher == (row.teacher is not None)
+    method.Config(**config.loss.extras)
     if row.teacher:
         teacher = train.by_key(row.task, row.teacher)
         assert teacher.told["method"] == "conditional"
@@ -211,18 +208,19 @@ def test_the_page_leaves_out_rows_with_other_settings(empty: Results, tmp_path: 
     made = {**empty.rows["superres/gate/0"], "machine": "a"}
     made["figures"] = {at: dict.fromkeys(report.FIGURES["ablation"], 1.0) for at in made["figures"]}
     empty.put("rows", {"superres/gate/0": made, "superres/gone/0": made})
-    report.write(empty, tmp_path / "RESULTS.md")
-    assert f"| {row.name} | 4 steps | 100 | 1 |" in (tmp_path / "RESULTS.md").read_text()
+    report.write(empty, tmp_path / "results.md")
+    assert f"| {row.name} | 4 steps | 100 | 1 |" in (tmp_path / "results.md").read_text()
     empty.put("rows", {"superres/gate/0": {**made, "made_with": {**made["made_with"], "lr": 1.0}}})
-    report.write(empty, tmp_path / "RESULTS.md")
-    assert row.name not in (tmp_path / "RESULTS.md").read_text()
+    report.write(empty, tmp_path / "results.md")
+    assert row.name not in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_fills_and_writes_the_page(
     tmp_path: Path, codi: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a tiny base with an untrained feature network: two rows and a teacher, trained for two steps."""
-    workspace, page = tmp_path / "work", tmp_path / "docs" / "RESULTS.md"
+    workspace, page = tmp_path / "work", tmp_path / "docs" / "results.md"
     monkeypatch.setenv("CODI_HOME", str(workspace / "home"))
     base = save_base(tmp_path / "base", scheduler_config("v_prediction", zero_snr=True))
     assert codi("base", "add", "tiny", base).code == 0

@@ -81,6 +81,7 @@ def test_an_adapter_of_a_removed_task_stays(registry: Registry, add) -> None:
     assert registry.adapters.resolve("fog").ref == "fog:1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "latest"),
     [((1.0, 2.0), 2), ((2.0, 1.0), 1), ((1.0, 1.0), 2), ((None, -5.0), 2), ((5.0, None), 2), ((5.0, float("nan")), 2)],

@@ -72,6 +72,7 @@ def test_a_problem_with_a_shared_file_names_five_adapters(registry: Registry, ad
     assert missing.message == f"needed by {named} and 2 more; restore it from a backup"
 
 
+@pytest.mark.slow
 def test_not_found_errors_name_the_last_versions(registry: Registry, add) -> None:
     for _ in range(13):
         add()

@@ -50,5 +50,6 @@ def any_base(request: pytest.FixtureRequest, base: UNetBackbone, eps_base: UNetB
 @pytest.fixture
 def make(base: UNetBackbone, tmp_path: Path) -> Iterator[Make]:
     """Makes trainers whose checkpoint is in `tmp_path`."""
+    AcceleratorState._reset_state(True)  # a command in this process may have trained in another precision
     yield Make(base, tmp_path)
     AcceleratorState._reset_state(True)

@@ -37,6 +37,7 @@ def answering(edits: list[Edit], own: Callable[[Edit], np.ndarray]) -> Any:
     return generate
 
 
+@pytest.mark.slow
 def test_the_ground_truth_passes_and_doing_nothing_does_not(edits: list[Edit]) -> None:
     progress: list[tuple[int, int]] = []
     context = EvaluationContext(
@@ -66,6 +67,7 @@ def test_the_ground_truth_passes_and_doing_nothing_does_not(edits: list[Edit]) -
     assert len(document["figures"]) == len(edits) * 5
 
 
+@pytest.mark.slow
 def test_the_outcome_of_another_instruction_does_not_pass(edits: list[Edit]) -> None:
     passed = []
     for edit in edits:
@@ -78,6 +80,7 @@ def test_the_outcome_of_another_instruction_does_not_pass(edits: list[Edit]) -> 
     assert np.mean(passed) <= 0.05
 
 
+@pytest.mark.slow
 def test_another_correct_outcome_passes(edits: list[Edit]) -> None:
     """Another night than the ground truth's, and another shade of the colour."""
     from codi_hub.data.synthetic.edits import recolour_solid, replace_solid

@@ -39,6 +39,7 @@ def test_the_same_pairs_are_encoded_once(base: Backbone, tmp_path: Path, created
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_other_pairs_are_cached_beside_them(base: Backbone, tmp_path: Path, created: list[int]) -> None:
     build(SPEC, range(5), base, tmp_path)
     for spec in (replace(SPEC, seed=1), replace(SPEC, size=40), replace(SPEC, options={"scale": 4})):
@@ -52,6 +53,7 @@ def test_other_pairs_are_cached_beside_them(base: Backbone, tmp_path: Path, crea
     assert again.targets is None
 
 
+@pytest.mark.slow
 def test_latents_of_another_autoencoder_are_not_reused(tmp_path: Path, created: list[int]) -> None:
     """Two bases with equal U-Nets, and so with equal fingerprints."""
     config = scheduler_config("v_prediction", zero_snr=True)
@@ -66,6 +68,7 @@ def test_latents_of_another_autoencoder_are_not_reused(tmp_path: Path, created: 
     assert created == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 @pytest.mark.parametrize("left", [None, 40])
 def test_half_written_pairs_are_encoded_again(
@@ -82,6 +85,7 @@ def test_half_written_pairs_are_encoded_again(
     assert len(again) == 5
 
 
+@pytest.mark.slow
 def test_pairs_of_a_task_that_changed_are_not_reused(
     base: Backbone, tmp_path: Path, created: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

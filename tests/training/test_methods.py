@@ -90,6 +90,7 @@ def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: 
         assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["control", "full"])
 def test_a_codi_step_is_two_evaluations_and_one_backward(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -276,6 +277,7 @@ def test_gd_learns_from_its_teacher(make: Make) -> None:
     assert mean() < 0.6 * first
 
 
+@pytest.mark.slow
 def test_rollout_evaluates_the_student_where_the_sampler_of_the_average_arrives(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +299,7 @@ def test_rollout_evaluates_the_student_where_the_sampler_of_the_average_arrives(
     assert {t for t, _ in seen} == {0.25, 0.5, 0.75, 1.0}
 
 
+@pytest.mark.slow
 def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_average(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +322,7 @@ def test_at_the_top_a_rollout_is_the_noise_and_below_it_a_state_of_the_average(
     assert len(lowest) > 1  # the walk of 2 steps and that of 4 both come by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pe-codi", "codi"])
 def test_the_average_sees_its_condition_once_however_long_its_walk(
     make: Make, monkeypatch: pytest.MonkeyPatch, method: str

@@ -13,6 +13,7 @@ from codi_hub.training import checkpoint
 from codi_hub.training.trainer import Trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -60,6 +61,7 @@ def test_interrupted_and_restored_training_gives_the_same_weights(
     assert equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path) -> None:
     """Killed: nothing is saved on the way out, and the write of the next checkpoint is left half done."""
     whole = make(train_steps=5)
