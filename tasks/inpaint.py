@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 from pydantic import Field
 
 from codi_hub import seeds
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, prefixed
 from codi_hub.evaluation.metrics import Column
 from codi_hub.images.filters import boxes, harmonic, to_uint8
 from codi_hub.images.io import decode_image, open_image
@@ -178,10 +178,8 @@ def _condition(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 def _read(file: Path) -> np.ndarray:
     """Read the hole of a mask file, bool (H, W): white and opaque. Raises InvalidInput."""
-    try:
+    with prefixed(f"the mask {file}"):
         mask = decode_image(open_image(file))
-    except InvalidInput as error:
-        raise InvalidInput(f"the mask {file}: {error}") from error
     white = mask.image.convert("L")  # type: ignore[union-attr]
     if mask.alpha is not None:
         white = ImageChops.multiply(white, mask.alpha)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.errors import InvalidInput, NotFound, UsageError, prefixed
 from codi_hub.images.io import EXTENSIONS, decode_image, open_image
 
 BUNDLED = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")  # CC0 or public domain; in scikit-image's wheel
@@ -71,10 +71,8 @@ def _folder(path: Path, count: int | None) -> list[Photograph]:
     photos = []
     for file in files[:count]:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        try:
+        with prefixed(str(file)):
             photos.append(_fitted(name, np.asarray(decode_image(open_image(file)).image)))
-        except InvalidInput as exc:
-            raise InvalidInput(f"{file}: {exc}") from exc
     return photos
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from codi_hub.errors import CodiError, InvalidInput, describe
+from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
 from codi_hub.paths import display_path
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
@@ -90,10 +90,8 @@ def input_hash(path: Path, companions: Sequence[Path] = ()) -> str:
         return own
     digests = [own]
     for companion in companions:
-        try:
+        with prefixed(display_path(companion)):
             digests.append(file_hash(companion))
-        except InvalidInput as exc:
-            raise InvalidInput(f"{display_path(companion)}: {exc}") from exc
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
