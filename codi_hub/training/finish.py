@@ -20,7 +20,7 @@ from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
 from codi_hub.inference.engine import Engine, Request, Sampling
-from codi_hub.record import TrainingRecord, label
+from codi_hub.record import TrainingRecord
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
 from codi_hub.training.job import Plan
@@ -92,13 +92,7 @@ def finish(run: Run) -> Finished:
     _held_out_sheet(run, images).save(work.job.folder / "held-out.png")
     fingerprint = run.base.fingerprint
     loss = trainer.method.weights()
-    method = label(
-        work.config.loss.method,
-        consistency="consistency" in loss,
-        guidance="guidance" in loss,
-        start=work.adapter.start,
-        start_noise=work.adapter.start_noise,
-    )
+    method = work.method_label(loss)
     parent = work.job.parent
     record = format.AdapterRecord(
         task=work.job.task_name,

@@ -83,7 +83,7 @@ def test_a_resumed_run_changes_only_what_does_not_change_the_adapter(tiny: Calla
         ("--kind", "static"): "--kind static: the run in {run} was started with control",
         ("--start", "0.5"): "--start 0.5: the run in {run} was started with 1.0",
         ("--batch", "4"): "--batch: the run in {run} has 2 pairs per step (batch x accumulate x processes), not 4",
-        ("--set", "scale=4"): "--set {{'scale': 4}}: the run in {run} was started with {{'scale': 2}}",
+        ("--set", "scale=4"): "task options {{'scale': 4}}: the run in {run} was started with {{'scale': 2}}",
     }
     for arguments, line in refused.items():
         assert tiny(*resume, *arguments) == (2, "", f"Error: {line.format(run=run)}\n")
