@@ -81,7 +81,7 @@ def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration layer of flat option names, such as `{"count": 2500, "lr": 6e-4}`.
 
     Raises:
-        UsageError: a name that is no option.
+        UsageError: an unknown option.
     """
     for name in options:
         if path_of(name) is None:
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         InvalidInput: its `run.json` cannot be read.
-        UsageError: it was started with an option that there is no more.
+        UsageError: it was started with an option that was removed.
     """
     path = folder / RUN_FILE
     try:

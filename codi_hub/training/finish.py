@@ -38,11 +38,11 @@ class Run:
     """A run whose trainer is ready.
 
     Attributes:
-        work: what it is a run of.
+        work: the plan that is carried out.
         base: the frozen base.
         pairs: held-out pairs, never trained on.
         trainer: the trainer.
-        spec: what its pairs are made of.
+        spec: the training pairs.
     """
 
     work: Plan

@@ -75,7 +75,7 @@ class Plan:
     """A job with everything decided.
 
     Attributes:
-        job: what it is a plan of.
+        job: the job that was planned.
         config: the configuration, every field of its kind and method in it.
         task: the task.
         method: the class of the training method.

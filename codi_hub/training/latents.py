@@ -33,7 +33,7 @@ OnText = Callable[[str], object]
 
 @dataclass(frozen=True)
 class PairsSpec:
-    """What pairs are made of; enough for another process to make pair k.
+    """Source, task and size of the pairs; enough for another process to create pair k.
 
     Attributes:
         like: built-in task.
@@ -133,7 +133,7 @@ def build(
 ) -> Cache:
     """Encode the pairs of `indices`, or read them from `folder` where they are cached.
 
-    A file's name is a hash of what the pairs are made of and encoded with, and of the first pair. So runs of several
+    A file's name is a hash of the source, the task, the autoencoder and the first pair. So runs of several
     kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
 
     Raises:

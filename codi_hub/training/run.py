@@ -77,7 +77,7 @@ def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
 
 
 def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
-    """Return what the pairs are made of; their size suits task and base unless it was asked for.
+    """Return source and size of the pairs; the size suits task and base unless the configuration has one.
 
     Raises:
         UsageError: a size that the base cannot encode.

@@ -65,5 +65,5 @@ class HeldOut:
         if self.pairs[0].condition.shape[2] >= 3:  # for inpainting, with the hole filled smoothly
             images["the condition itself"] = [pair.condition[..., :3] for pair in self.pairs]
         targets = [pair.target.astype(np.float32) / 255 for pair in self.pairs]
-        images["the true picture, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
+        images["the ground truth, through the autoencoder"] = [to_uint8(round_trip(base, image)) for image in targets]
         return images
