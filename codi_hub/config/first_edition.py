@@ -99,6 +99,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("task", "like", "pairs_per_step") if name not in dict(kept)]:
+            raise ValueError(f"no {', '.join(missing)}")
         state = RunState(
             task=kept.pop("task"),
             like=kept.pop("like"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from codi_hub.config import first_edition
 from codi_hub.config.distill import DistillConfig, RunState, TrainingConfig
-from codi_hub.config.layers import read_yaml
+from codi_hub.config.layers import check_layer, read_yaml
 from codi_hub.config.model import declared
 from codi_hub.config.write import plain, to_yaml
 from codi_hub.errors import UsageError
@@ -103,7 +103,8 @@ def started_layer(folder: Path, task: str) -> dict[str, Any]:
     """
     if not holds_run(folder):
         raise UsageError(f"training.resume: {folder} holds no run to continue")
-    layer = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else first_edition.read_run(folder)
+    path = folder / CONFIG
+    layer = check_layer(read_yaml(path), str(path)) if path.exists() else first_edition.read_run(folder)
     state = DistillConfig(**layer).run
     if state is not None and state.task != task:
         raise UsageError(f"training.resume: the run in {folder} is of task {state.task}, not {task}")

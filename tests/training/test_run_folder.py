@@ -124,3 +124,14 @@ def test_a_run_of_the_first_edition_is_resumed_and_gets_a_config(tiny: Callable[
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["steps"] == 4
     assert read_config(run / "config.yaml")["adapter"]["rank"] == 1
+
+
+@pytest.mark.parametrize(("text", "line"), [("foo: 1", "foo: no such field"), ("data:\n  count: x", "data.count x: ")])
+def test_a_damaged_config_of_a_resumed_run_is_named(
+    tiny: Callable[..., Any], tmp_path: Path, text: str, line: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    answer = tiny("distill", "superres", "--run-dir", tmp_path, "--resume")
+    assert answer.code == 2
+    assert answer.err.startswith(f"Error: {config}: {line}")
