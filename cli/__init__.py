@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import codi_hub
-from codi_hub.errors import AlreadyReported, CodiError, one_line
+from codi_hub.errors import AlreadyReported, CodiError, UsageError, one_line
 
 # The commands of each module, in the order of the help. Only the module of the command is imported, so that `codi list`
 # does not wait for the options of `codi distill`; the help, or an unknown command, imports all of them.
@@ -30,6 +30,7 @@ COMMANDS = {
     "base": ("base",),
     "runs": ("runs",),
 }
+MAY_BE_EMPTY = ("--prompt", "--suffix")
 LOOKUPS = {name for module in ("adapters", "health", "task", "base", "runs") for name in COMMANDS[module]}
 
 
@@ -70,6 +71,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _run(args: list[str]) -> int:
     command = args[0] if args else None
     try:
+        _check_empty(args)
         with _no_collector() if command in LOOKUPS else contextlib.nullcontext():
             code = app(command)(args=args, prog_name="codi", standalone_mode=False)
         sys.stdout.flush()
@@ -81,6 +83,13 @@ def _run(args: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  the edge where every error becomes one line
         return _report(error)
     return _interrupted() if code == 130 else code or 0
+
+
+def _check_empty(args: list[str]) -> None:
+    """Refuse an empty argument, such as an unset variable in a script: as a path it would be the working directory."""
+    for before, arg in zip(["codi", *args], args, strict=False):
+        if not arg and before not in MAY_BE_EMPTY:
+            raise UsageError(f"the argument after {one_line(before, 60)} is empty: give a value or leave it out")
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil an adapter that does the task in 1-4 steps, and register it as a new version."""
-    layers = [read_preset(preset)] if preset else []
+    layers = [] if preset is None else [read_preset(preset)]
     layers += [read_config(config)] if config else []
     layers += [parse_override(text) for text in override or []]
     layers.append(given)

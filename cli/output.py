@@ -63,15 +63,24 @@ def cell(value: Any) -> str:
 
 
 def details(document: dict[str, Any]) -> str:
-    """Return `key  value` lines, one level of nesting indented."""
+    """Return `key  value` lines, nested mappings indented."""
     lines, width = [], max(map(len, document), default=0)
     for key, value in document.items():
         if isinstance(value, dict) and value:
-            lines += [key, *(f"  {inner}: {cell(text)}" for inner, text in value.items())]
+            lines += [key, *_nested(value, 1)]
         else:
             flat = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value == {} else value
             lines.append(f"{key:<{width}}  {cell(flat)}")
     return "\n".join(lines)
+
+
+def _nested(document: dict[str, Any], depth: int) -> list[str]:
+    lines = []
+    for key, value in document.items():
+        inner = isinstance(value, dict) and bool(value)
+        lines.append(f"{'  ' * depth}{key}:" + ("" if inner else f" {cell(value)}"))
+        lines += _nested(value, depth + 1) if inner else []
+    return lines
 
 
 def size(count: int) -> str:

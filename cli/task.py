@@ -35,7 +35,7 @@ def add(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Register a variant of a task with options of its own. A built-in task needs no registration."""
+    """Register a variant of a task with other option values. A built-in task needs no registration."""
     with Catalog.open() as catalog:
         settings = parse_set(set_, **flags, data=data)
         document, created = catalog.add_task(name, like, settings)

@@ -6,11 +6,14 @@ Each group is a `Plugins`: names are known without importing anything; an implem
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from codi_hub.errors import Conflict, UsageError, one_line
+from codi_hub.errors import CodiError, Conflict, UsageError, describe, one_line
+
+_log = logging.getLogger("codi_hub.plugins")
 
 
 class Plugins:
@@ -25,6 +28,7 @@ class Plugins:
     def __init__(self, what: str, group: str, own: Mapping[str, str]) -> None:
         self.what, self.group, self.own = what, group, dict(own)
         self._added: dict[str, Any] = {}
+        self._warned: set[str] = set()
 
     def names(self) -> list[str]:
         """Return every name: this package's in their order, then others' sorted."""
@@ -38,6 +42,7 @@ class Plugins:
 
         Raises:
             UsageError: an unknown name, with those there are.
+            CodiError: another package's implementation cannot be imported.
         """
         if name in self._added:
             return self._added[name]
@@ -45,7 +50,27 @@ class Plugins:
         if name not in places:
             raise UsageError(f"no {self.what} {str(name)[:40]!r}: one of {', '.join(places)}")
         module, _, attribute = str(places[name]).partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            if name in self.own:
+                raise
+            raise CodiError(
+                f"{self.what} {name}: {places[name]} cannot be imported ({describe(error)}); repair or uninstall its "
+                "package"
+            ) from error
+
+    def loadable(self) -> Iterator[tuple[str, Any]]:
+        """Yield every name with its implementation; one that cannot be imported is left out with one warning."""
+        for name in self.names():
+            try:
+                implementation = self.load(name)
+            except CodiError as error:
+                if name not in self._warned:
+                    _log.warning("Warning: %s", error)
+                self._warned.add(name)
+            else:
+                yield name, implementation
 
     def check(self, name: str, field: str) -> None:
         """Raise UsageError for an unknown name, as the value of a field that is called so in messages."""

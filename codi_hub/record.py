@@ -40,7 +40,7 @@ class TrainingRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     method: Method
-    """As `AdapterRecord.method`, or a name of its own for what is not an adapter method."""
+    """As `AdapterRecord.method`, or a name of its own for methods that are not an adapter's."""
     data: Text = ""
     """Number, size in pixels and source of the training pairs."""
     minutes: Weight | None = None
@@ -98,7 +98,7 @@ def label(method: str, *, consistency: bool, guidance: bool, start: float, start
         method: the method asked for; only the two of CoDi have terms that can be switched off.
         consistency, guidance: whether that term is trained, with a weight above 0.
         start: where sampling starts, as a share of the schedule; at 1 it starts from noise.
-        start_noise: below `start` 1, how much of that time's noise the condition is put under, from 0 to 1.
+        start_noise: below `start` 1, share of that time's noise that is added to the condition, from 0 to 1.
 
     Raises:
         UsageError: neither term is trained.

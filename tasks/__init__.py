@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ TASKS = Plugins(
         "superres": "codi_hub.tasks.superres:SuperRes",
     },
 )
-_log = logging.getLogger("codi_hub.tasks")
 
 
 def builtin() -> list[str]:
@@ -88,13 +86,7 @@ def columns() -> dict[str, Column]:
 
 def _classes() -> list[type[Task]]:
     """Return the classes of all tasks; one of another package that cannot be imported is skipped with a warning."""
-    classes = []
-    for name in builtin():
-        try:
-            classes.append(TASKS.load(name))
-        except (ImportError, AttributeError) as error:
-            _log.warning("task %s cannot be loaded: %s", name, error)
-    return classes
+    return [task for _, task in sorted(TASKS.loadable())]
 
 
 def _simple_type(annotation: Any) -> type:

@@ -1,4 +1,4 @@
-"""What every kind of adapter is to the engine and the trainer, and what it can be told."""
+"""The adapter interface that the engine and the trainer use, and the settings common to all kinds."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ MAX_CHANNELS = 64  # of a condition: images and masks, several of them at most
 
 
 class AdapterConfig(BaseModel):
-    """What every kind can be told; a kind's own `Config` adds to it."""
+    """Settings of every kind; a kind's own `Config` adds fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     condition_channels: int = Field(3, ge=1, le=MAX_CHANNELS)
     """Channels of the condition, an image in [0, 1]."""
     start: float = Field(1.0, ge=0.02, le=1)
-    """Where sampling begins, as a share of the schedule; below 1 not with noise but with the condition itself."""
+    """Where sampling starts, as a share of the schedule; below 1 it starts from the condition instead of noise."""
     start_noise: float = Field(0.0, ge=0, le=1)
-    """With `start` below 1, how much of that time's noise the condition is put under. SDEdit (Meng et al., 2022) takes
-    all of it; with none a seed has no effect."""
+    """With `start` below 1, share of that time's noise that is added to the condition. SDEdit (Meng et al., 2022) uses
+    1; with 0 the result does not depend on the seed."""
 
     @model_validator(mode="after")
     def _start_is_an_image(self) -> Self:
         if self.start < 1 and self.condition_channels == 2:
-            raise ValueError(f"start {self.start}: the condition is no image to start from: leave it out")
+            raise ValueError(
+                f"start {self.start}: a condition of two channels cannot be the initial image: leave `start` out"
+            )
         return self
 
     def check_trainable(self) -> None:
@@ -41,17 +43,18 @@ class AdapterConfig(BaseModel):
 
 
 class Adapter(nn.Module, ABC):
-    """A condition's way into the frozen base: what it adds to the network, and where sampling begins.
+    """A network that adds a condition to the frozen base: residuals for every step, and the initial latents.
 
     Args:
         backbone: the base it belongs to.
-        config: an instance of the kind's `Config`.
+        config: an instance of the kind's `Config`, kept as `settings`.
         device: of the new tensors (default: the base's); `meta` for shapes alone.
 
     Attributes:
         kind: the kind's name.
-        Config: the class of what it can be told.
-        scalable: whether `strength` has a meaning for it.
+        Config: the class of its settings.
+        settings: its settings, an instance of `Config`; `config` has them as plain values.
+        scalable: whether `strength` can scale it.
         trains_base: whether it trains a copy of the base's network too.
     """
 
@@ -71,11 +74,11 @@ class Adapter(nn.Module, ABC):
 
     @property
     def start(self) -> float:
-        """Where sampling begins, as a share of the schedule."""
+        """Where sampling starts, as a share of the schedule."""
         return self.settings.start
 
     def initial_latents(self, backbone: Backbone, condition: Tensor, noise: Tensor) -> Tensor:
-        """Return z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, K, H, W) under it."""
+        """Return z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, K, H, W) with noise."""
         if self.start == 1:
             return noise
         (begin,) = backbone.schedule.grid(1, self.start)
@@ -85,7 +88,7 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
-        """Compute what no step changes, once per image, from a condition (B, K, H, W) in [0, 1]."""
+        """Compute what is the same at every step, once per image, from a condition (B, K, H, W) in [0, 1]."""
 
     @abstractmethod
     def residuals(

@@ -58,7 +58,9 @@ class ControlConfig(AdapterConfig):
     def check_trainable(self) -> None:
         """Raise UsageError for `attend` and `top_down`, which only tuned the first edition's bundle."""
         if self.attend != "base" or self.top_down:
-            raise UsageError("an adapter with attend all or top_down can be run, and is no longer trained: start anew")
+            raise UsageError(
+                "attend all and top_down can be run but are no longer trained: train a new adapter without them"
+            )
 
 
 class ControlAdapter(Adapter):

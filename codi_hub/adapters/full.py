@@ -49,7 +49,7 @@ class FullAdapter(ControlAdapter):
             UsageError: a strength: what is added to a network that was trained with it cannot be scaled.
         """
         if strength is not None:
-            raise UsageError("an adapter of kind full has no strength: it brings a network of its own")
+            raise UsageError("an adapter of kind full has no strength: it replaces the base's network")
         prompt = backbone.sized(prompt, z_t)
         state = UNetState(*encode_features(self.unet, z_t, backbone.schedule.model_time(t), prompt), prompt)
         residuals = self.residuals(backbone, state, z_t, t, prompt, prepared)

@@ -39,7 +39,7 @@ class LoraAdapterConfig(ControlConfig):
 
 
 class LoraAdapter(ControlAdapter):
-    """A conditional encoder that shares the frozen base's tensors, in modules of its own: the base is not changed."""
+    """A conditional encoder that shares the frozen base's tensors, in separate modules; the base is unchanged."""
 
     kind: ClassVar[str] = "lora"
     Config: ClassVar[type[AdapterConfig]] = LoraAdapterConfig
@@ -64,7 +64,7 @@ class LoraAdapter(ControlAdapter):
             if id(value) in own:  # no longer a parameter of ours, so nobody trains, moves, counts or writes it
                 del module._parameters[name]
                 module.__dict__[name] = value
-        self.requires_grad_(True).float()  # PEFT has frozen what is no delta
+        self.requires_grad_(True).float()  # PEFT has frozen everything but the deltas
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the adapter; the copy shares the base's tensors as well."""

@@ -15,7 +15,7 @@ from codi_hub.errors import UsageError
 
 
 def can_share(adapter: Adapter) -> bool:
-    """Whether an adapter can share a batch with others: it adds to the base's network and brings none of its own."""
+    """Whether an adapter can share a batch with others: it adds to the base's network and does not replace it."""
     return not isinstance(adapter, FullAdapter)
 
 
@@ -26,7 +26,7 @@ class MixedBatch:
         adapters: one per row of the batch, all with the same `start`.
 
     Raises:
-        UsageError: one of them brings a U-Net of its own, or they start at different times.
+        UsageError: one of them replaces the U-Net, or they start at different times.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:

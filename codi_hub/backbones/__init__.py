@@ -35,7 +35,7 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
     from codi_hub.backbones.sources import local_folder
 
     folder = local_folder(source)
-    family = next((FAMILIES.load(name) for name in FAMILIES.names() if FAMILIES.load(name).matches(folder)), None)
+    family = next((family for _, family in FAMILIES.loadable() if family.matches(folder)), None)
     if family is None:
         if not (folder / "unet" / "config.json").is_file():
             known = ", ".join(FAMILIES.names())

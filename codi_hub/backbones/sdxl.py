@@ -42,7 +42,7 @@ class SDXLBackbone(UNetBackbone):
         if unet.config.projection_class_embeddings_input_dim != expected:
             raise Mismatch(
                 f"this U-Net's pooled embedding has {unet.config.projection_class_embeddings_input_dim} channels, and "
-                f"SDXL's has {expected}: the refiner is no base, use the base model"
+                f"SDXL's has {expected}: the refiner is not supported, use the base model"
             )
 
     @classmethod

@@ -168,7 +168,7 @@ class UNetBackbone(Backbone):
         return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt), prompt)
 
     def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
-        """Return the prompt with what the network is told of the image's size; this family's is told nothing."""
+        """Return the prompt with the image's size added as conditioning; this family has none."""
         return prompt
 
     def predict(

@@ -20,7 +20,7 @@ def _current_kind(kind: Any) -> Any:
 
 
 class DataConfig(Options):
-    """What the adapter is trained on."""
+    """The training data."""
 
     section = "data"
 
@@ -28,20 +28,20 @@ class DataConfig(Options):
     """Generator, folder, file or hub id (default: the task's).
 
     A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; a file is .parquet. Generators are
-    leaves, scenes, edits (scenes and their edited twins) and removals (an object is removed from all of them), or
+    leaves, scenes, edits (scenes with their edited versions) and removals (an object is removed from all of them), or
     several of them such as edits+removals."""
-    count: int | None = option(None, "--count", panel="Data", ge=1)
+    count: int | None = option(None, "--count", panel="Data", ge=1, le=10**8)
     """Number of training pairs (default: the task's)."""
-    size: int | None = option(None, "--size", panel="Data", ge=8)
+    size: int | None = option(None, "--size", panel="Data", ge=8, le=4096)
     """Side of the images in pixels (default: the task's)."""
-    workers: int = option(0, "--workers", panel="Data", resumable=True, ge=0)
+    workers: int = option(0, "--workers", panel="Data", resumable=True, ge=0, le=1024)
     """Processes that create pairs (default: one per core).
 
     At most 8 by default."""
     cache_dir: Path | None = option(None, "--cache-dir", panel="Data", resumable=True)
     """Folder for encoded pairs (default: in the run folder).
 
-    Runs on the same data and base read each other's pairs there, and no others."""
+    Runs on the same data and base share the pairs there."""
 
 
 class _Extended(Options):
@@ -56,7 +56,7 @@ class _Extended(Options):
 
 
 class AdapterConfig(_Extended):
-    """What is trained, and what it starts from. Further fields are those of the kind's own `Config`."""
+    """The trained network and its initial weights. Further fields are those of the kind's own `Config`."""
 
     section = "adapter"
 
@@ -64,8 +64,8 @@ class AdapterConfig(_Extended):
     """control, lora, static, residual or full.
 
     By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the
-    same, made of the base's own weights and low-rank deltas; static an encoder of the condition alone, evaluated once
-    per image; residual a feed-forward network of its own, evaluated once per image; full trains everything."""
+    same, built from the base's weights and low-rank deltas; static an encoder of the condition alone, evaluated once
+    per image; residual a feed-forward network, evaluated once per image; full trains everything."""
     parent: str | None = option(None, "--from", panel="Adapter", metavar="REF", resumable=True)
     """Adapter to continue from, as TASK:VERSION.
 
@@ -83,7 +83,7 @@ class AdapterConfig(_Extended):
 
 
 class LossConfig(_Extended):
-    """What a training step minimises. Further fields are those of the method's own `Config`."""
+    """The loss of a training step. Further fields are those of the method's own `Config`."""
 
     section = "loss"
 
@@ -105,7 +105,7 @@ class TrainingConfig(Options):
 
     section = "training"
 
-    train_steps: int | None = option(None, "--train-steps", panel="Training", resumable=True, ge=1)
+    train_steps: int | None = option(None, "--train-steps", panel="Training", resumable=True, ge=1, le=10**9)
     """Optimiser steps (default: 2000, or the time budget)."""
     time_budget: Duration | None = option(None, "--time-budget", panel="Training", metavar="TIME", resumable=True)
     """Training time such as 90s, 10m or 1h30m.
@@ -136,11 +136,11 @@ class TrainingConfig(Options):
     resume: bool = option(False, "--resume", panel="Run folder", resumable=True, recorded=False)
     """Continue the run in the folder, or the latest one.
 
-    What it was started with is kept; other values are refused, but for fields that do not change the adapter."""
+    The run's configuration is kept: another value is refused for every field that changes the adapter."""
 
 
 class RunState(Options):
-    """What a run folder was started for. Written by a run, compared when it is resumed, ignored by a new run."""
+    """Identity of a run: written by it, compared when it is resumed, ignored by a new run."""
 
     section = "run"
 
@@ -166,7 +166,7 @@ class DistillConfig(Options):
     task: dict[str, Any] = option({}, "--set", panel="Data", metavar="KEY=VALUE")
     """Task option; repeat for more."""
     run: RunState | None = None
-    """What a run folder was started for; absent from what is passed to a new run."""
+    """Identity of the run in a run folder; absent from the configuration of a new run."""
 
     def values(self) -> dict[str, Any]:
         """Return the fields as nested mappings of Python values."""

@@ -61,7 +61,7 @@ def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration layer of flat option names, such as `{"count": 2500, "lr": 6e-4}`.
 
     Raises:
-        UsageError: a name that is no option.
+        UsageError: an unknown option.
     """
     paths = {one.flag.removeprefix("--").replace("-", "_"): one.path for one in declared(DistillConfig) if one.flag}
     paths |= RENAMED
@@ -76,11 +76,13 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         InvalidInput: its `run.json` cannot be read.
-        UsageError: it was started with an option that there is no more.
+        UsageError: it was started with an option that was removed.
     """
     path = folder / RUN_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("task", "like", "pairs_per_step") if name not in dict(kept)]:
+            raise ValueError(f"no {', '.join(missing)}")
         state = RunState(
             task=kept.pop("task"),
             like=kept.pop("like"),

@@ -272,7 +272,7 @@ def _opened(value: Any) -> Image.Image:
     if not isinstance(value, str | bytes):
         raise InvalidInput(f"a {type(value).__name__} where an image should be")
     if isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value):  # opening a pipe would block
-        raise InvalidInput(f"{value} is no regular file")
+        raise InvalidInput(f"{value} is not a regular file")
     try:
         return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=READABLE)
     except Exception as error:  # Pillow's parsers raise anything at all on a hostile header

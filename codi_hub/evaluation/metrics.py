@@ -173,7 +173,7 @@ def registered() -> dict[str, ImageMetric | SetMetric]:
     Raises:
         UsageError: an entry point that is neither an `ImageMetric` nor a `SetMetric`.
     """
-    metrics = {name: METRICS.load(name) for name in METRICS.names()}
+    metrics = dict(METRICS.loadable())
     for name, metric in metrics.items():
         if not isinstance(metric, ImageMetric | SetMetric):
             raise UsageError(f"metric {name!r} is a {type(metric).__name__}: decorate the function with image_metric")

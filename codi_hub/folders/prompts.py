@@ -51,7 +51,7 @@ def read_sidecar(image: Path) -> str | None:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise InvalidInput(f"{where} is no regular file")
+            raise InvalidInput(f"{where} is not a regular file")
         _check_size(info.st_size, where)
         return clean_prompt(path.read_text("utf-8-sig"), where)
     except FileNotFoundError:

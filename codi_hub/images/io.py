@@ -160,7 +160,7 @@ def decode_image(image: Image.Image) -> LoadedImage:
 
 def _pillow_error(exc: Exception) -> str:
     if isinstance(exc, Image.UnidentifiedImageError):
-        return "the content is no known image format"
+        return "the content is not in a known image format"
     if isinstance(exc, Image.DecompressionBombError):
         return f"it has far over {MAX_PIXELS} pixels, the limit: cut it or make it smaller"
     return describe(exc)

@@ -14,7 +14,7 @@ RESOLUTION = 1000  # different times a sample can be trained at
 
 
 class Conditional(Method):
-    """The diffusion loss under a condition, each pair at a time of its own, from the whole schedule."""
+    """The diffusion loss under a condition, each pair at its own time, from the whole schedule."""
 
     steps: ClassVar[int] = 50
 

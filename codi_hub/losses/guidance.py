@@ -19,7 +19,7 @@ from codi_hub.errors import InvalidInput, one_line
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 TAPS = (3, 8, 15, 22, 29)  # the ReLU layers that LPIPS compares
-LEAST_CHANGE = 0.01  # of the latents' variance, about what an autoencoder changes: less is no edit
+LEAST_CHANGE = 0.01  # of the latents' variance, about what an autoencoder changes: less does not count as an edit
 
 
 @dataclass(frozen=True)

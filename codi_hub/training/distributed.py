@@ -31,7 +31,7 @@ def joined(device: str) -> Iterator[bool]:
 
     Raises:
         AlreadyReported: a failure of this process follows from another's, or is the same.
-        CodiError: another process has ended without an error of its own.
+        CodiError: another process has ended without reporting an error.
     """
     if not launched():
         yield True

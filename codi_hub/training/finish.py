@@ -20,7 +20,7 @@ from codi_hub.evaluation.pairs import held_out_scores
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
 from codi_hub.inference.engine import generate_function
-from codi_hub.record import TrainingRecord, label
+from codi_hub.record import TrainingRecord
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
 from codi_hub.training.job import Plan
@@ -38,10 +38,10 @@ class Run:
     """A run whose trainer is ready.
 
     Attributes:
-        work: what it is a run of.
+        work: the plan that is carried out.
         pairs: held-out pairs, never trained on.
         trainer: the trainer.
-        spec: what its pairs are made of.
+        spec: the training pairs.
     """
 
     work: Plan
@@ -76,13 +76,7 @@ def finish(run: Run) -> Finished:
     _held_out_sheet(run, images).save(work.job.folder / "held-out.png")
     fingerprint = run.trainer.base.fingerprint
     loss = trainer.method.weights()
-    method = label(
-        work.config.loss.method,
-        consistency="consistency" in loss,
-        guidance="guidance" in loss,
-        start=work.adapter.start,
-        start_noise=work.adapter.start_noise,
-    )
+    method = work.method_label(loss)
     parent = work.job.parent
     record = format.AdapterRecord(
         task=work.job.task_name,

@@ -12,10 +12,10 @@ from typing import Any
 
 from codi_hub.config import first_edition
 from codi_hub.config.distill import DistillConfig, RunState, TrainingConfig
-from codi_hub.config.layers import Layer, merge, read_yaml
+from codi_hub.config.layers import Layer, check_layer, merge, read_yaml
 from codi_hub.config.model import declared
 from codi_hub.config.write import plain, to_yaml
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import UsageError
 from codi_hub.losses import METHODS
 from codi_hub.training.job import Job, Plan, plan
 from codi_hub.validation import shown
@@ -118,11 +118,13 @@ def claim(work: Plan, processes: int) -> None:
         part.write_text(to_yaml(now, work.models, heading), encoding="utf-8")
         os.replace(part, job.folder / CONFIG)
     except OSError as error:
-        raise CodiError(f"training.run_dir {job.folder}: {error.strerror or error}") from error
+        raise UsageError(
+            f"training.run_dir {job.folder}: not a folder that can be written ({error.strerror or error})"
+        ) from error
 
 
 def started_with(job: Job) -> DistillConfig:
-    """Return the configuration that the run in a job's folder was started with. Raises CodiError."""
+    """Return the configuration that the run in a job's folder was started with. Raises UsageError or InvalidInput."""
     if (job.folder / CONFIG).exists():
         return DistillConfig(**read_yaml(job.folder / CONFIG))
     config = DistillConfig(**first_edition.read_run(job.folder))
@@ -138,7 +140,8 @@ def started_layer(folder: Path, task: str) -> dict[str, Any]:
     """
     if not holds_run(folder):
         raise UsageError(f"training.resume: {folder} holds no run to continue")
-    layer = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else first_edition.read_run(folder)
+    path = folder / CONFIG
+    layer = check_layer(read_yaml(path), str(path)) if path.exists() else first_edition.read_run(folder)
     state = DistillConfig(**layer).run
     if state is not None and state.task != task:
         raise UsageError(f"training.resume: the run in {folder} is of task {state.task}, not {task}")
@@ -158,7 +161,7 @@ def _compare(now: DistillConfig, before: DistillConfig, folder: Path) -> None:
                 f"training.batch: the run in {folder} has {earlier} pairs per step (batch x accumulate x processes), "
                 f"not {value}"
             )
-        named = {"run.teacher": "adapter.parent"}.get(path, path)
+        named = {"run.teacher": "adapter.parent", "task": "task options"}.get(path, path)
         raise UsageError(f"{named} {value}: the run in {folder} was started with {earlier}")
 
 

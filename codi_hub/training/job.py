@@ -13,11 +13,11 @@ from codi_hub import tasks
 from codi_hub.adapters import KINDS
 from codi_hub.adapters.adapter import AdapterConfig
 from codi_hub.config.distill import DistillConfig
-from codi_hub.errors import UsageError
+from codi_hub.errors import UsageError, one_line
 from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
 from codi_hub.plugins import Plugins
-from codi_hub.record import AdapterRecord
+from codi_hub.record import AdapterRecord, label
 from codi_hub.tasks.base import Task
 from codi_hub.validation import shown, validated
 
@@ -69,7 +69,7 @@ class Plan:
     """A job with everything decided.
 
     Attributes:
-        job: what it is a plan of.
+        job: the job that was planned.
         config: the configuration, every field of its kind and method in it.
         task: the task.
         method: the class of the training method.
@@ -90,6 +90,16 @@ class Plan:
     def models(self) -> dict[str, type[BaseModel]]:
         """The classes whose fields stand in sections of the configuration."""
         return {"adapter": type(self.adapter), "loss": type(self.loss)}
+
+    def method_label(self, loss: Mapping[str, float]) -> str:
+        """Return the method as the record names it, from the trained loss terms and their weights."""
+        return label(
+            self.config.loss.method,
+            consistency="consistency" in loss,
+            guidance="guidance" in loss,
+            start=self.adapter.start,
+            start_noise=self.adapter.start_noise,
+        )
 
 
 def plan(job: Job) -> Plan:
@@ -156,7 +166,7 @@ def _check_parent(config: DistillConfig, method: type[Method], kind: str, parent
 def _check_kind(name: str, method: type[Method], kind: str, trains_base: bool, parent: Parent | None) -> None:
     if method.trains_base is None or method.trains_base == trains_base:
         return
-    other = next(other for other in METHODS.names() if METHODS.load(other).trains_base == trains_base)
+    other = next(other for other, one in METHODS.loadable() if one.trains_base == trains_base)
     which = f"kind {kind}" + (f" of {parent.ref}" if parent else "")
     if trains_base:
         raise UsageError(f"loss.method {name}: it keeps the base frozen, and {which} trains it; use method {other}")
@@ -204,7 +214,9 @@ def _loss_settings(config: DistillConfig, method: type[Method], adapter: Adapter
 
 
 def _check_guidance(name: str, task_name: str, task: Task) -> None:
-    term = None if name == "off" else _named(GUIDANCE, "loss.guidance", name)
+    if name != "off" and name not in GUIDANCE:
+        raise UsageError(f"loss.guidance {one_line(name, 40)}: one of {', '.join(GUIDANCE.names())}, off")
+    term = None if name == "off" else GUIDANCE.load(name)
     if getattr(term, "needs_image_condition", False) and task.condition_channels < 3:
         raise UsageError(f"loss.guidance {name}: the condition of {task_name} is not an image of three channels")
 

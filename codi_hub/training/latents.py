@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -32,7 +34,7 @@ OnText = Callable[[str], object]
 
 @dataclass(frozen=True)
 class PairsSpec:
-    """What pairs are made of; enough for another process to make pair k.
+    """Source, task and size of the pairs; enough for another process to create pair k.
 
     Attributes:
         like: built-in task.
@@ -92,9 +94,9 @@ def _pair(index: int) -> Pair:
 
 
 def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
-    """Yield pairs in order, made by `workers` processes (0: one per core, at most 8).
+    """Yield pairs in order, created by `workers` processes (0: one per core, at most 8).
 
-    Few pairs are made by this process, in which `_start_worker` has run.
+    Few pairs are created by this process, in which `_start_worker` has run.
     """
     workers = min(workers or min(8, os.cpu_count() or 1), len(indices))
     if workers <= 1 or len(indices) < 4 * ENCODE_BATCH:
@@ -102,7 +104,22 @@ def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
         return
     # spawned, not forked: a fork of a process with running torch threads can deadlock
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
-        yield from pool.map(_pair, indices, chunksize=8)
+        with _interrupts_ignored():  # the processes start here
+            pairs = pool.map(_pair, indices, chunksize=8)
+        yield from pairs
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that start meanwhile ignore Ctrl-C, which a terminal sends to them too: this process ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only that one can set a handler
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def build(
@@ -117,7 +134,7 @@ def build(
 ) -> Cache:
     """Encode the pairs of `indices`, or read them from `folder` where they are cached.
 
-    A file's name is a hash of what the pairs are made of and encoded with, and of the first pair. So runs of several
+    A file's name is a hash of the source, the task, the autoencoder and the first pair. So runs of several
     kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
 
     Raises:

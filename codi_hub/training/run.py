@@ -46,7 +46,8 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
     spec = pairs_spec(work, base)
     source, task = open_pairs(spec)
     train, held = split(len(source))
-    on_event(Message(announcement(work, accelerator, f"{len(train)} pairs of {spec.size} px from {spec.data}")))
+    pairs = f"{len(train)} pairs of {spec.size} px from {spec.data}"
+    on_event(Message(announcement(work, work.method_label(method.weights()), accelerator, pairs)))
     adapter = new_adapter(work, base)  # what is not possible is refused before pairs are encoded
     cache = main_first(
         lambda: build(
@@ -76,7 +77,7 @@ def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
 
 
 def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
-    """Return what the pairs are made of; their size suits task and base unless it was asked for.
+    """Return source and size of the pairs; the size suits task and base unless the configuration has one.
 
     Raises:
         UsageError: a size that the base cannot encode.
@@ -89,7 +90,7 @@ def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
     return PairsSpec(job.like, job.task_options, data.source, data.count, size, work.config.training.seed)
 
 
-def announcement(work: Plan, accelerator: Accelerator, pairs: str) -> str:
+def announcement(work: Plan, method: str, accelerator: Accelerator, pairs: str) -> str:
     """Return what will be trained, on what and for how long, in one line."""
     training = work.config.training
     length = [f"{training.train_steps} steps"] if training.train_steps else []
@@ -97,7 +98,7 @@ def announcement(work: Plan, accelerator: Accelerator, pairs: str) -> str:
     batch = training.batch * training.accumulate * count()
     device = accelerator.device.type
     return (
-        f"Distilling {work.job.task_name} on {work.job.base_name}: method {work.config.loss.method}, kind {work.kind}, "
+        f"Distilling {work.job.task_name} on {work.job.base_name}: method {method}, kind {work.kind}, "
         f"{pairs}, {' or '.join(length)} of training, "
         f"batch {batch} on {f'{count()} x {device}' if count() > 1 else device} ({accelerator.mixed_precision}); "
         f"run folder {work.job.folder}"

@@ -53,7 +53,10 @@ def test_they_are_loaded_from_their_files_and_not_trained(
         assert (loaded(base, *batch) - expected).norm() < 0.005 * expected.norm()  # weights take two bytes
     method = METHODS.load("pe-codi")
     AcceleratorState._reset_state(True)
-    with pytest.raises(UsageError, match="attend all or top_down can be run, and is no longer trained: start anew"):
+    with pytest.raises(
+        UsageError,
+        match="attend all and top_down can be run but are no longer trained: train a new adapter without them",
+    ):
         Trainer(
             base,
             loaded,

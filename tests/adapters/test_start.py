@@ -86,7 +86,7 @@ def test_an_impossible_noise_is_refused(base: UNetBackbone, share: object) -> No
 
 
 def test_a_condition_that_is_no_image_to_start_from_is_refused(base: UNetBackbone) -> None:
-    with pytest.raises(UsageError, match=r"start 0\.5: the condition is no image to start from"):
+    with pytest.raises(UsageError, match=r"start 0\.5: a condition of two channels cannot be the initial image"):
         adapters.build("static", base, condition_channels=2, start=0.5)
     adapters.build("static", base, condition_channels=2)
 

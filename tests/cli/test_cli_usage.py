@@ -51,6 +51,15 @@ def test_every_command_that_prints_has_json_and_quiet(path):
         (["run", "superres", "in", "--device", "tpu"], "--device tpu: one of auto, cpu, cuda, mps"),
         (["run", "superres", "in", "--ext", "gif"], "--ext gif: one of auto, png, jpg"),
         (["distill", "depth", "--lr", "nan"], "--lr nan: a finite number"),
+        (["distill", "depth", "--size", "1000000"], "--size 1000000: at most 4096"),
+        (["distill", "depth", "--count", "1" * 20], f"--count {'1' * 20}: at most 100000000"),
+        (["run", "superres", ""], "the argument after superres is empty: give a value or leave it out"),
+        (["run", "superres", "in", "-o", ""], "the argument after -o is empty: give a value or leave it out"),
+        (["distill", "depth", "--preset", ""], "the argument after --preset is empty: give a value or leave it out"),
+        (
+            ["distill", "depth", "--guidance", "l1"],
+            "--guidance l1: one of latent, relative, roundtrip, pixel, lpips, off",
+        ),
         (
             ["distill", "depth", "--guidance", "lpips"],
             "--guidance lpips needs a network: name its weights with loss.lpips",

@@ -73,7 +73,13 @@ def test_sizes(count, text):
     assert size(count) == text
 
 
-def test_details_show_one_level_of_nesting():
+def test_details_indent_nested_mappings():
+    assert details({"metrics": {"by_steps": {"4": {"psnr": 26.84479}}}}).splitlines() == [
+        "metrics",
+        "  by_steps:",
+        "    4:",
+        "      psnr: 26.84",
+    ]
     assert details({"name": "x", "options": {"scale": 2}, "tags": ["a", "b"], "none": {}}).splitlines() == [
         "name     x",
         "options",

@@ -163,3 +163,9 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidInput, match="not the record of a run"):
         first_edition.read_run(tmp_path)
+
+
+def test_a_run_json_without_its_task_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"like": "depth"}')
+    with pytest.raises(InvalidInput, match="not the record of a run: no task, pairs_per_step"):
+        first_edition.read_run(tmp_path)

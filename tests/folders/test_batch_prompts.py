@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8(images, prompts):
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"x" * (MAX_BYTES + 1), f"has {MAX_BYTES + 1} bytes, over the limit of {MAX_BYTES}"),
         (b"a\0b", "is not text: it contains zero bytes"),
-        (None, "is no regular file"),
+        (None, "is not a regular file"),
     ],
 )
 def test_a_sidecar_that_cannot_be_used_is_one_failed_row(images, task, copying, tmp_path, content, why):

@@ -76,7 +76,9 @@ def test_it_is_listed_loaded_and_brings_flags_and_columns(caplog: pytest.LogCapt
     }  # fmt: skip
     assert flags["share"].help == "Share of the inversion"
     assert tasks.columns()["range"].meaning == "largest minus smallest level"
-    assert "task broken cannot be loaded: No module named 'toy_missing'" in caplog.text
+    tasks.columns()
+    warning = "task broken: toy_missing:Task cannot be imported (ModuleNotFoundError: No module named 'toy_missing')"
+    assert caplog.text.count(warning) == 1  # said once, however often the tasks are loaded
 
 
 def test_the_commands_take_its_flags(codi: Callable[..., Any]) -> None:
@@ -99,3 +101,15 @@ def test_its_evaluation_has_its_columns_and_the_registered_metrics() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(NotFound, match="no task 'revert': choose one of"):
         tasks.load("revert")
+
+
+def test_a_plug_in_that_raises_on_import_stops_only_the_commands_that_need_it(
+    codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {"codi_hub.tasks": {"faulty": "toy_faulty:Task"}, "codi_hub.samplers": {"faulty": "toy_faulty:Walk"}}
+    install(tmp_path / "more", monkeypatch, name="toy_faulty", code="raise RuntimeError('boom')", entry_points=points)
+    assert codi("task", "list", "--json").code == 0
+    assert codi("run", "--help").code == 0
+    answer = codi("task", "show", "faulty")
+    reason = "toy_faulty:Task cannot be imported (RuntimeError: boom); repair or uninstall its package"
+    assert (answer.code, answer.err.splitlines()[-1]) == (1, f"Error: task faulty: {reason}")

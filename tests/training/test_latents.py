@@ -1,5 +1,8 @@
 """Encoded pairs: shared by runs that want the same, and by no others."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,3 +105,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_pair(
     with pytest.raises(UsageError, match=r"data\.cache_dir .*file: "):
         build(SPEC, range(5), base, tmp_path / "file")
     assert created == []
+
+
+@pytest.mark.slow
+def test_processes_that_create_pairs_leave_ctrl_c_to_the_main_one() -> None:
+    spec = replace(SPEC, count=200)
+    pairs = latents.make_pairs(spec, range(200), 2)
+    first = next(pairs)
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGINT)
+    assert len([first, *pairs]) == 200

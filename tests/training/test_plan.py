@@ -84,5 +84,5 @@ def test_every_field_has_its_value() -> None:
 
 @pytest.mark.parametrize("layer", [{"attend": "all"}, {"top_down": True}])
 def test_a_form_that_is_no_longer_trained_is_refused(layer: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="attend all or top_down"):
+    with pytest.raises(UsageError, match="attend all and top_down"):
         planned("depth", {"adapter": {"kind": "control"} | layer})

@@ -83,7 +83,7 @@ def test_a_resumed_run_changes_only_what_does_not_change_the_adapter(tiny: Calla
         ("--kind", "static"): "--kind static: the run in {run} was started with control",
         ("--start", "0.5"): "--start 0.5: the run in {run} was started with 1.0",
         ("--batch", "4"): "--batch: the run in {run} has 2 pairs per step (batch x accumulate x processes), not 4",
-        ("--set", "scale=4"): "task {{'scale': 4}}: the run in {run} was started with {{'scale': 2}}",
+        ("--set", "scale=4"): "task options {{'scale': 4}}: the run in {run} was started with {{'scale': 2}}",
     }
     for arguments, line in refused.items():
         assert tiny(*resume, *arguments) == (2, "", f"Error: {line.format(run=run)}\n")
@@ -124,3 +124,14 @@ def test_a_run_of_the_first_edition_is_resumed_and_gets_a_config(tiny: Callable[
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["steps"] == 4
     assert read_config(run / "config.yaml")["adapter"]["rank"] == 1
+
+
+@pytest.mark.parametrize(("text", "line"), [("foo: 1", "foo: no such field"), ("data:\n  count: x", "data.count x: ")])
+def test_a_damaged_config_of_a_resumed_run_is_named(
+    tiny: Callable[..., Any], tmp_path: Path, text: str, line: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    answer = tiny("distill", "superres", "--run-dir", tmp_path, "--resume")
+    assert answer.code == 2
+    assert answer.err.startswith(f"Error: {config}: {line}")

@@ -105,7 +105,7 @@ def _solid(rng: np.random.Generator, at: tuple[float, float], size: float, size_
 
 
 def place(rng: np.random.Generator, solids: list[Solid], tan: float, distance: float) -> Solid | None:
-    """Sample another solid in view that overlaps no other and has a name of its own; None after 12 failures."""
+    """Sample another solid in view that overlaps no other and has another name; None after 12 failures."""
     for _ in range(12):
         z = distance * _between(rng, 0.75, 1.7)
         x = z * tan * _between(rng, -0.8, 0.8)
