@@ -191,7 +191,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
     def loss_of(phase: Phase, network: Learner, number: int) -> dict[str, Tensor]:
         size = phase.sizes[number % len(phase.sizes)]
         count = CELLS // (size // base.latents.factor) ** 2
-        return losses(network, size, _rows(data[size]["removes"].numpy(), count, phase.removals, number))
+        return losses(network, size, sample_rows(data[size]["removes"].numpy(), count, phase.removals, number))
 
     for number, one in enumerate(pretraining.phases, 1):
         folder, minutes = workspace / run_name(name) / str(number), times * one.minutes
@@ -209,7 +209,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
 
 
 @torch.no_grad()
-def _alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
+def base_alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
     """Return the latents that the base alone reaches in one step from the initial latents, with the same prompt."""
     answers = list[Tensor]()
     for rows in torch.arange(len(data["x"])).split(64):
@@ -225,7 +225,7 @@ def _prompt(data: dict[str, Tensor], rows: Any) -> Prompt:
     return Prompt({"context": data["prompt"][data["prompt_of"][rows]]})
 
 
-def _rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
+def sample_rows(removes: np.ndarray, count: int, share: float | None, number: int) -> np.ndarray:
     """Return the rows of a batch, none of them held out."""
     rng, first = np.random.default_rng([81, number]), 2 * HELD_OUT
     if share is None:
@@ -303,7 +303,7 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
         "marked": torch.from_numpy(pairs["marked"]),
         "removes": torch.from_numpy(pairs["removes"]),
     }
-    data["alone"] = _alone(base, data, top)
+    data["alone"] = base_alone(base, data, top)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data

@@ -54,7 +54,7 @@ class Results:
             if section != "about" and now.about != self.about:
                 raise RuntimeError(f"{self.path} has results of {now.about}, no longer of {self.about}")
             getattr(now, section).update(values)
-            now._write()
+            now.write()
         for name in SECTIONS:
             setattr(self, name, getattr(now, name))
 
@@ -63,14 +63,14 @@ class Results:
         for name in SECTIONS:
             setattr(self, name, {})
         with self.lock():
-            self._write()
+            self.write()
 
     def lock(self, what: str = "lock") -> FileLock:
         """Return a lock between processes, a file beside the results."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path.with_suffix(f".{what}"))
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write the file beside the old one and rename it."""
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps({name: getattr(self, name) for name in SECTIONS}, indent=1, sort_keys=True) + "\n")

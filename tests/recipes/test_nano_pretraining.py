@@ -117,7 +117,7 @@ def test_latents_of_the_base_alone_are_those_of_an_adapter_that_adds_nothing() -
         source, prompt = base.encode(condition), base.embed(list(made["prompt"]))
         top = torch.tensor(base.schedule.grid(1, adapter.start))
         data = {"x": source, "source": source, "prompt": prompt["context"], "prompt_of": torch.arange(3)}
-        alone = base.decode(pretraining._alone(base, data, top).float()).permute(0, 2, 3, 1).numpy()
+        alone = base.decode(pretraining.base_alone(base, data, top).float()).permute(0, 2, 3, 1).numpy()
     images = [image / np.float32(255) for image in made["condition"]]
     requests = [Request(image, adapter, prompt) for image, prompt in zip(images, made["prompt"], strict=True)]
     expected = Engine(base).generate(requests, Sampling(1)).images
@@ -131,7 +131,7 @@ def test_batches_have_the_requested_share_of_removals_and_no_held_out_pair(
 ) -> None:
     monkeypatch.setattr(pretraining, "HELD_OUT", 8)
     removes = np.arange(416) % 4 == 0
-    rows = np.concatenate([pretraining._rows(removes, 24, share, number) for number in range(80)])
+    rows = np.concatenate([pretraining.sample_rows(removes, 24, share, number) for number in range(80)])
     assert len(rows) == 80 * 24
     assert rows.min() == 16
     assert rows.max() == 415

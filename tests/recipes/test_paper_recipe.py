@@ -188,7 +188,7 @@ def test_a_process_that_starts_over_is_not_mixed_with_one_that_continues(empty: 
 def test_later_timings_are_scaled_to_the_first(empty: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pe, pixel = train.by_key("superres", "pe-codi"), train.by_key("superres", "pixel")
     empty.costs.pop(pixel.work)
-    empty._write()
+    empty.write()
     seen: list[str] = []
 
     def slower(base: object, rows: Any, folder: Path) -> dict[str, float]:
