@@ -23,7 +23,7 @@ test: lint types contracts $(VENV)/.dev
 check: test
 
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -m "not slow" -n 2 --dist worksteal
 
 docs: $(VENV)/.dev typing
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site

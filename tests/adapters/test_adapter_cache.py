@@ -71,6 +71,7 @@ def test_as_many_adapters_stay_loaded_as_the_memory_holds(tiny: list[str], loads
         assert len(loads) == 5
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_the_memory_it_is_given(
     tiny: list[str], loads: list[Path], codi: Callable[..., Any], tmp_path: Path
 ) -> None:

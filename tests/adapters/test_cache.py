@@ -31,6 +31,7 @@ def load(folder: Path, base: UNetBackbone) -> Adapter:
     return format.load(folder / format.WEIGHTS, format.read_record(folder / format.RECORD), base)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_have_the_bases_dtype_and_layout_and_are_copies_of_the_file(

@@ -35,6 +35,7 @@ def test_an_adapter_at_initialisation_is_the_base_bit_for_bit(
         assert not torch.equal(stir(adapter)(any_base, z_t, t, prompt, condition), expected)
 
 
+@pytest.mark.slow
 @every_trainable_form
 def test_three_optimiser_steps_move_every_tensor_and_leave_the_base(
     any_base: UNetBackbone, kind: str, form: dict[str, Any]
@@ -58,6 +59,7 @@ def test_three_optimiser_steps_move_every_tensor_and_leave_the_base(
     assert all(torch.equal(value, frozen[name]) for name, value in any_base.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @every_form
 def test_steps_need_the_condition_only_as_prepared(
@@ -75,6 +77,7 @@ def test_steps_need_the_condition_only_as_prepared(
         assert (once - adapter(base, z_t, t, prompt, 1 - condition)).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @every_form
 def test_a_row_depends_on_its_own_arguments_alone(any_base: UNetBackbone, kind: str, form: dict[str, Any]) -> None:
     adapter = trained(any_base, kind, **form)
@@ -89,6 +92,7 @@ def test_a_row_depends_on_its_own_arguments_alone(any_base: UNetBackbone, kind: 
     assert torch.allclose(before, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_form
 def test_rows_with_adapters_of_their_own_are_what_they_are_alone(
     base: UNetBackbone, kind: str, form: dict[str, Any]
@@ -112,6 +116,7 @@ def test_rows_with_adapters_of_their_own_are_what_they_are_alone(
             assert torch.allclose(together[k : k + 1], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_form
 def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
     any_base: UNetBackbone, kind: str, form: dict[str, Any]
@@ -153,6 +158,7 @@ def test_strength_scales_the_residuals_of_each_row(base: UNetBackbone, kind: str
         assert not torch.equal(adapter.predict(base, z_t, t, prompt, prepared), expected)
 
 
+@pytest.mark.slow
 @every_form
 def test_a_config_makes_a_round_trip_through_json(base: UNetBackbone, kind: str, form: dict[str, Any]) -> None:
     adapter = built(base, kind, condition_channels=4, start=0.5, start_noise=0.25, **form)
@@ -200,6 +206,7 @@ def test_an_unknown_kind_is_refused_with_those_there_are(base: UNetBackbone) -> 
         adapters.build("pickle", base)
 
 
+@pytest.mark.slow
 @every_form
 def test_a_skeleton_has_the_shapes_of_an_adapter_and_no_memory(
     base: UNetBackbone, kind: str, form: dict[str, Any]
@@ -212,6 +219,7 @@ def test_a_skeleton_has_the_shapes_of_an_adapter_and_no_memory(
     assert (bones.kind, bones.start, bones.scalable) == (adapter.kind, adapter.start, adapter.scalable)
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_copy_gives_the_same_and_shares_no_trained_tensor(base: UNetBackbone, kind: str) -> None:
     adapter = trained(base, kind)

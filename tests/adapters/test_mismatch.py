@@ -85,6 +85,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "eval", "distill"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_mismatch_is_refused_before_networks_are_loaded(

@@ -124,6 +124,7 @@ def test_renoising_draws_noise_between_the_steps_only() -> None:
 # ---- DPM-Solver++(2M)
 
 
+@pytest.mark.slow
 def test_dpm_solver_converges_at_second_order_where_ddim_is_of_first() -> None:
     counts = [64, 128, 256, 512, 1024]
     schedule = SCHEDULES["cosine, fine"]
@@ -202,6 +203,7 @@ def test_on_a_flow_the_euler_walk_converges_at_first_order(shift: float) -> None
     assert found[-1] < 0.005 < found[0]
 
 
+@pytest.mark.slow
 @FLOWS
 def test_on_a_flow_dpm_solver_converges_at_second_order(shift: float) -> None:
     """Errors are of the order log(n) / n^2: in lambda the steps at both ends stay wide however many there are."""

@@ -61,6 +61,7 @@ def gray(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], ste
     return [np.full((*condition.shape[:2], 3), 0.5, np.float32) for condition in conditions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tasks.builtin())
 @pytest.mark.usefixtures("toy")
 def test_it_is_a_column_of_every_task(name: str, images: Path, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_either_a_task_with_inputs_or_jobs(args: list[str], codi: Codi) -> None:
     assert (answer.code, answer.err) == (2, "Error: say TASK and INPUT, or --jobs FILE; see `codi run --help`\n")
 
 
+@pytest.mark.slow
 def test_a_dry_run_reports_and_writes_nothing(inputs: Path, codi: Codi) -> None:
     (inputs / "in" / "c.png").write_bytes(b"not an image")
     assert codi("run", "superres", "in/a.png", "-o", "out", "--steps", "1").code == 0

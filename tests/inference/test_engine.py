@@ -84,6 +84,7 @@ def test_16_bits_and_a_batch_change_no_bundled_adapters_images_visibly(folder: P
     assert min(psnr(a, b) for a, b in zip(*images.values(), strict=True)) >= 43  # 1.8 levels of 255
 
 
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_any_number_of_steps_is_that_many_network_evaluations(any_base: UNetBackbone, steps: int, sampler: str) -> None:
@@ -218,6 +219,7 @@ def test_an_adapter_without_a_strength_refuses_one(base: UNetBackbone) -> None:
 # ---- seeds
 
 
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("fusion", ["zero_conv", "gate"])
 def test_a_seed_gives_one_image_alone_or_in_any_batch(base: UNetBackbone, fusion: str, sampler: str) -> None:

@@ -351,6 +351,7 @@ def test_only_an_export_is_overwritten(codi: Callable[..., Any], tmp_path: Path)
     assert [path.name for path in out.parent.iterdir()] == ["net"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exportable")
 def test_an_export_that_fails_leaves_the_earlier_one(
     codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,7 @@ def test_loss_is_zero_at_the_true_predictor(prediction: str, ode: Ode, t: float,
     assert all(0 <= value.item() < 1e-22 for value in terms.values())  # float64's rounding, squared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "cap"), [(V, True), (V, False), (FLOW, True)], ids=["v, cap", "v", "flow, cap"])
 @pytest.mark.parametrize("ode", ODES)
 def test_gradient_descent_leads_to_the_true_predictor(schedule: Schedule, ode: Ode, cap: bool) -> None:

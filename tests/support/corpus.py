@@ -72,7 +72,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
     several = {"save_all": True, "append_images": frames[1:]}
     return {
         "zero.png": (b"", "empty"),
-        "words.png": (b"hello", "no known image format"),
+        "words.png": (b"hello", "not in a known image format"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "broken"),
         "cut.png": (whole[: len(whole) // 2], "broken"),
         "header-only.png": (whole[:30], "not a readable image|broken"),
@@ -81,7 +81,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "pages.tif": (encoded(frames[0], "TIFF", **several), "pages"),
         "postscript.png": (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            "no known image format",
+            "not in a known image format",
         ),
         "nan.tif": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "not numbers"),
     }

@@ -31,6 +31,7 @@ def test_edges_lie_where_the_image_changes() -> None:
     assert set(range(2, 38)) <= set(rows)
 
 
+@pytest.mark.slow
 def test_lower_thresholds_find_more(photo: np.ndarray) -> None:
     counts = [
         tasks.load("canny", options).prepare(photo).condition.sum()

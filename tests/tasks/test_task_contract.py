@@ -159,6 +159,7 @@ def test_tasks_import_no_torch() -> None:
     assert answer.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_every_task_has_an_evaluation_with_described_columns(task: Task, example: dict, tmp_path: Path) -> None:
     data = None
     if task.data is None:

@@ -72,6 +72,7 @@ def test_the_record_states_the_weights_that_were_trained() -> None:
     assert weights_of(guidance="off") == {"consistency": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda case: str(case))
 def test_two_steps_move_student_and_target_and_nothing_else(make: Make, method: str, kind: str) -> None:
     trainer = make(method=method, kind=kind, train_steps=20)

@@ -109,6 +109,7 @@ def test_nothing_to_restore_is_no_error(make: Make) -> None:
     assert trainer.progress.step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other adapter", "other file"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path, damage: str) -> None:
     trainer = make()

@@ -204,6 +204,7 @@ def test_an_epoch_shows_every_pair_once_in_a_new_order(make: Make) -> None:
     assert across == epochs[0][8:] + epochs[1][:2]
 
 
+@pytest.mark.slow
 def test_step_k_depends_on_its_number_alone(make: Make) -> None:
     one, other = make(), make()
     for step in (0, 1, 2):
