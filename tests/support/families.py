@@ -3,48 +3,19 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from tiny import tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from tiny import kl_autoencoder, text_encoder, tokenizer
 
 WIDTHS = (16, 24)  # of SDXL's two text encoders
-
-
-def clip(vocabulary: int, width: int, *, projection: bool = False, seed: int = 2) -> CLIPTextModel:
-    """Return a CLIP text encoder of two layers."""
-    torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=width,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
-
-
-def kl_autoencoder(channels: int = 4, **config: object) -> AutoencoderKL:
-    """Return an autoencoder that halves both sides."""
-    torch.manual_seed(1)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=channels,
-        norm_num_groups=4,
-        **config,
-    )
 
 
 def sdxl(folder: Path) -> Path:
     """Write a tiny SDXL model and return its folder."""
     tokenizers = [tokenizer(folder / "parts" / name) for name in ("one", "two")]
-    encoders = [clip(len(tokenizers[0]), WIDTHS[0]), clip(len(tokenizers[1]), WIDTHS[1], projection=True, seed=3)]
+    encoders = [
+        text_encoder(len(tokenizers[0]), width=WIDTHS[0], layers=2),
+        text_encoder(len(tokenizers[1]), width=WIDTHS[1], layers=2, projection=True, seed=3),
+    ]
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,

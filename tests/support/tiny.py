@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.format import AdapterRecord, BaseRecord
@@ -53,15 +53,21 @@ def autoencoder(kind: str) -> Any:
         widths = {f"{half}_block_out_channels": (8, 8) for half in ("encoder", "decoder")}
         vae = AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
         return _lively(vae, vae.decoder.layers[-1], 0.5)
-    vae = AutoencoderKL(
+    vae = kl_autoencoder(scaling_factor=0.5)
+    return _lively(vae, vae.decoder.conv_out, 0.0)
+
+
+def kl_autoencoder(**config: Any) -> AutoencoderKL:
+    """An AutoencoderKL that halves both sides."""
+    torch.manual_seed(1)
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         latent_channels=4,
         norm_num_groups=4,
-        scaling_factor=0.5,
+        **config,
     )
-    return _lively(vae, vae.decoder.conv_out, 0.0)
 
 
 def _lively(vae: Any, last: Any, middle: float) -> Any:
@@ -82,20 +88,24 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
 
 
-def text_encoder(vocabulary: int) -> CLIPTextModel:
-    torch.manual_seed(2)
+def text_encoder(
+    vocabulary: int, *, width: int = WIDTH, layers: int = 1, projection: bool = False, seed: int = 2
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A CLIP text encoder, with a projection of its pooled output on request."""
+    torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=1,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
+        projection_dim=width,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
     )
-    return CLIPTextModel(config)
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
 def save_base(folder: Path, scheduler: dict[str, Any], *, vae: str = "tiny", **unet_changes: Any) -> Path:
