@@ -114,7 +114,7 @@ def claim(work: Plan, processes: int) -> None:
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         part = job.folder / f"{CONFIG}.part"
-        heading = f"codi distill {job.task_name} --config {CONFIG}"
+        heading = f"Configuration of `codi distill {job.task_name}`, which another run can be started with"
         part.write_text(to_yaml(now, work.models, heading), encoding="utf-8")
         os.replace(part, job.folder / CONFIG)
     except OSError as error:
