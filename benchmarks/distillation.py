@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.table import Row, in_turn, ratios
-from codi_hub import adapters
+from codi_hub import adapters, backbones
 from codi_hub.backbones.backbone import Prompt
-from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import boundary
 from codi_hub.inference.devices import choose_device, choose_dtype
@@ -69,7 +68,7 @@ def _trainer(name: str) -> tuple[Trainer, Tensor]:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
-    base = UNetBackbone.load(str(folder_of(name)), device=device, dtype=dtype)
+    base = backbones.load(str(folder_of(name)), device=device, dtype=dtype)
     generator, side = torch.Generator().manual_seed(0), SIDES[name]
     images = torch.randint(0, 256, (PAIRS, 3, side, side), generator=generator, dtype=torch.uint8)
     x = torch.randn((PAIRS, base.latents.channels, *base.latents.size(side, side)), generator=generator)

@@ -86,7 +86,7 @@ def _same(case: Case) -> None:
     base, adapter, folder = case.base, case.adapters["control"], folder_of(case.name)
     z_t, t, prompt, condition = _inputs(base, case.batch, 128)
     theirs = _their_step(base, adapter, z_t, t, prompt, condition)
-    ours = adapter.predict(base, z_t, t, prompt, adapter.prepare(condition, prompt))
+    ours = adapter.predict(base, z_t, t, prompt, adapter.prepare(base, condition, prompt))
     peers.agree(ours, theirs, base.dtype, "one step")
     pipe, prompts = peers.tuned(folder, base, adapter.encoder), ["a", "b"]
     pipe.scheduler = peers.walking_like_us(folder)
@@ -121,7 +121,7 @@ def _one_step(case: Case, rounds: int) -> Iterator[Row]:
     base, made = case.base, case.adapters
     with torch.inference_mode():
         z_t, t, prompt, condition = _inputs(base, case.batch, SIDES[case.name])
-        prepared = {kind: adapter.prepare(condition, prompt) for kind, adapter in made.items()}
+        prepared = {kind: adapter.prepare(base, condition, prompt) for kind, adapter in made.items()}
 
     def ours(kind: str) -> Step:
         return lambda: made[kind].predict(base, z_t, t, prompt, prepared[kind])

@@ -81,13 +81,14 @@ class Adapter(nn.Module, ABC):
         """Return z_t of the first step, float32 (B, C, h, w): noise, or the condition (B, K, H, W) with noise."""
         if self.start == 1:
             return noise
-        (begin,) = backbone.schedule.grid(1, self.start)
+        schedule = backbone.schedule_for(*condition.shape[2:])
+        (begin,) = schedule.grid(1, self.start)
         t = torch.full((len(noise),), begin, device=noise.device)
         latents = backbone.encode_condition(condition.float())
-        return backbone.schedule.add_noise(latents, self.settings.start_noise * noise, t)
+        return schedule.add_noise(latents, self.settings.start_noise * noise, t)
 
     @abstractmethod
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+    def prepare(self, backbone: Backbone, condition: Tensor, prompt: Prompt) -> Prepared:
         """Compute what is the same at every step, once per image, from a condition (B, K, H, W) in [0, 1]."""
 
     @abstractmethod
@@ -127,7 +128,7 @@ class Adapter(nn.Module, ABC):
 
     def forward(self, backbone: Backbone, z_t: Tensor, t: Tensor, prompt: Prompt, condition: Tensor) -> Tensor:
         """`predict` from the condition itself: the call that training makes, which wrappers of a module can see."""
-        return self.predict(backbone, z_t, t, prompt, self.prepare(condition, prompt))
+        return self.predict(backbone, z_t, t, prompt, self.prepare(backbone, condition, prompt))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the groups for the optimiser; each is clipped apart."""

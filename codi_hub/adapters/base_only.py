@@ -18,7 +18,7 @@ class BaseOnly(Adapter):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, AdapterConfig())
 
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+    def prepare(self, backbone: Backbone, condition: Tensor, prompt: Prompt) -> Prepared:
         """See `Adapter.prepare`."""
         return []
 

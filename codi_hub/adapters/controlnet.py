@@ -15,16 +15,9 @@ from torch import Tensor, nn
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
 from codi_hub.adapters.top_down import TopDown
 from codi_hub.backbones.backbone import Prompt, Residuals
-from codi_hub.backbones.unet import Features, UNetBackbone, UNetState, encode_features, match_text_heads
+from codi_hub.backbones.unet import Features, UNetState, encode_features, match_text_heads
 from codi_hub.errors import UsageError
 
-LAST_GAIN = 0.5
-LUMA_DEVIATION, CHROMA_DEVIATION = 0.25, 0.06  # of photographs in [0, 1], about
-WHITEN = [  # rows: luma, orange-blue, green-magenta, each brought to unit deviation
-    [1 / (3 * LUMA_DEVIATION)] * 3,
-    [0.5 / CHROMA_DEVIATION, 0.0, -0.5 / CHROMA_DEVIATION],
-    [-0.25 / CHROMA_DEVIATION, 0.5 / CHROMA_DEVIATION, -0.25 / CHROMA_DEVIATION],
-]
 GATE_LR = 1e-2  # at mu = 0 only mu has a gradient, so it needs a rate of its own
 
 
@@ -69,7 +62,7 @@ class ControlAdapter(Adapter):
     kind: ClassVar[str] = "control"
     Config: ClassVar[type[AdapterConfig]] = ControlConfig
 
-    def __init__(self, backbone: UNetBackbone, config: ControlConfig, device: torch.device | None = None) -> None:
+    def __init__(self, backbone: Any, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)
         device = device or backbone.device
         pretrained = config.init == "pretrained" and device.type != "meta"
@@ -78,7 +71,6 @@ class ControlAdapter(Adapter):
             self.encoder = attending(self.encoder)
             match_text_heads(self.encoder, backbone.unet)
         self.encoder.requires_grad_(True).train()
-        initialise_stem(self.encoder.controlnet_cond_embedding)
         if config.top_down:
             self.top_down = TopDown(self.encoder)
         if config.fusion == "gate":
@@ -88,14 +80,16 @@ class ControlAdapter(Adapter):
             self.mu = nn.Parameter(torch.zeros(count, device=device))
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
-        """Return the stem's view of the condition: [(B, width, h, w)]."""
-        return [self.encoder.controlnet_cond_embedding(condition)]
+    def prepare(self, backbone: Any, condition: Tensor, prompt: Prompt) -> Prepared:
+        """Return the encoder's view of the condition."""
+        return backbone.control_condition(self.encoder, condition)
 
     def residuals(
         self, backbone: Any, state: UNetState, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: Prepared
     ) -> Residuals:
-        """Return one residual per feature of the frozen encoder half."""
+        """Return the ControlNet's residuals; of a U-Net, one per feature of the frozen encoder half."""
+        if self.settings.fusion == "zero_conv" and not self.settings.top_down:
+            return backbone.control_residuals(self.encoder, state, z_t, t, prompt, prepared)
         timestep = backbone.schedule.model_time(t)
         _, conditional = encode_features(self.encoder, z_t, timestep, state.prompt, prepared[0])
         return self.fuse(state.features, conditional)
@@ -140,25 +134,3 @@ def attending(encoder: Any) -> Any:
             nn.init.zeros_(attention.proj_out.weight)
             nn.init.zeros_(attention.proj_out.bias)
     return wider
-
-
-def initialise_stem(stem: Any) -> None:
-    """Initialise a condition stem so that it carries its condition from the first step; its form stays ControlNet's.
-
-    PyTorch's default shrinks a signal about threefold at every layer, and ControlNet starts the last layer at zero:
-    the output hardly depends on the condition, and colour, whose share in an RGB image is small, is learnt last (in
-    800 steps of superres, not at all). So: He initialisation (He et al., 2015), a first layer that sees the condition
-    centred and decorrelated, and a last layer that is not zero; the fusion starts at zero instead.
-    """
-    layers = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    first, last = stem.conv_in, stem.conv_out
-    with torch.no_grad():
-        last.weight.mul_(LAST_GAIN)
-        scale = torch.eye(first.in_channels, device=first.weight.device) / LUMA_DEVIATION
-        if first.in_channels >= 3:  # an image; what follows it, such as a mask, is only scaled
-            scale[:3, :3] = torch.tensor(WHITEN)
-        first.weight.copy_(torch.einsum("ochw,cd->odhw", first.weight, scale))
-        first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))

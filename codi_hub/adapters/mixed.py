@@ -47,10 +47,10 @@ class MixedBatch:
             latents[rows] = adapter.initial_latents(backbone, torch.cat([conditions[k] for k in rows]), noise[rows])
         return latents
 
-    def prepare(self, conditions: Sequence[Tensor], prompt: Prompt) -> list[Prepared]:
+    def prepare(self, backbone: Backbone, conditions: Sequence[Tensor], prompt: Prompt) -> list[Prepared]:
         """Return what each adapter prepares; conditions: (1, K, H, W) each, in the batch's order."""
         return [
-            adapter.prepare(torch.cat([conditions[k] for k in rows]), prompt.rows(rows))
+            adapter.prepare(backbone, torch.cat([conditions[k] for k in rows]), prompt.rows(rows))
             for adapter, rows in self.rows.items()
         ]
 

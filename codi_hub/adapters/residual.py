@@ -78,7 +78,7 @@ class ResidualAdapter(Adapter):
         nn.init.ones_(self.gain.bias)
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+    def prepare(self, backbone: Any, condition: Tensor, prompt: Prompt) -> Prepared:
         """Return what is added at every step: to the base's first features, and to its prediction."""
         text = None if self.text is None else self.text(prompt["context"])
         hidden, features = self.stem(condition - 0.5), list[Tensor]()

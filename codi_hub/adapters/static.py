@@ -41,9 +41,9 @@ class StaticAdapter(ControlAdapter):
             nn.init.zeros_(self.gain.weight)
             nn.init.ones_(self.gain.bias)
 
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+    def prepare(self, backbone: Any, condition: Tensor, prompt: Prompt) -> Prepared:
         """Return what is added at every step, feature by feature: [(B, width, h, w)]."""
-        (hidden,) = super().prepare(condition, prompt)
+        (hidden,) = super().prepare(backbone, condition, prompt)
         net = self.encoder
         timestep = torch.zeros(len(condition), dtype=torch.int64, device=condition.device)
         features = descend(net, net.time_embedding(net.time_proj(timestep).to(hidden.dtype)), hidden, None)

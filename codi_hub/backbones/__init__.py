@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, one_line
 from codi_hub.plugins import Plugins
 
 if TYPE_CHECKING:
     import torch
 
     from codi_hub.backbones.backbone import Backbone
+    from codi_hub.backbones.parts import ModelFiles
 
 FAMILIES = Plugins(
     "base family",
@@ -31,14 +32,26 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
         NotFound, InvalidInput, Mismatch: it is not there, is damaged, or no family supports it.
     """
     import torch
+    from safetensors import SafetensorError
 
-    from codi_hub.backbones.sources import local_folder
+    from codi_hub.backbones.parts import describe
+    from codi_hub.backbones.sources import local_folder, quiet_libraries
 
     folder = local_folder(source)
-    family = next((family for _, family in FAMILIES.loadable() if family.matches(folder)), None)
-    if family is None:
-        if not (folder / "unet" / "config.json").is_file():
-            known = ", ".join(FAMILIES.names())
-            raise InvalidInput(f"{source} is not a model folder of a known family ({known}): no unet/config.json")
-        family = FAMILIES.load("sd")  # says what it does not support
-    return family.load(str(folder), device=device, dtype=dtype or torch.float32)
+    try:
+        with quiet_libraries():
+            files = describe(folder)
+            family = next((family for _, family in FAMILIES.loadable() if family.matches(files)), None)
+            base = family and family.load(files, dtype or torch.float32)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
+    if base is None:
+        known = ", ".join(FAMILIES.names())
+        raise InvalidInput(f"{source} is not a model folder of a known family ({known}): {_seen(files)}")
+    return base.to(torch.device(device)).to(memory_format=torch.channels_last)
+
+
+def _seen(files: ModelFiles) -> str:
+    if not files.classes:
+        return "no model_index.json, no unet/config.json"
+    return files.pipeline or ", ".join(sorted(set(files.classes.values())))

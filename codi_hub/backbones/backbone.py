@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from codi_hub.backbones.parts import ModelFiles, load_parts
+from codi_hub.errors import UsageError
+
 if TYPE_CHECKING:
     from codi_hub.backbones.fingerprint import Fingerprint
     from codi_hub.diffusion.schedule import Schedule
@@ -100,12 +103,16 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         family: the family's name, such as `sd`.
+        components: diffusers' names of what it is loaded from.
+        network_name: name of the component that predicts, and of the attribute that holds it.
         schedule: alpha_t, sigma_t and the prediction type.
         latents: shape of its latents.
         fingerprint: what tells it from other bases.
     """
 
     family: ClassVar[str]
+    components: ClassVar[tuple[str, ...]] = ()
+    network_name: ClassVar[str] = "transformer"
     schedule: Schedule
     latents: LatentSpec
     fingerprint: Fingerprint
@@ -116,12 +123,26 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """Load a model folder or hub id.
+    def matches(cls, files: ModelFiles) -> bool:
+        """Whether a model is of this family."""
+
+    @classmethod
+    def load(cls, files: ModelFiles, dtype: torch.dtype) -> Self:
+        """Load a model that matches: its components become the constructor's `Parts`.
 
         Raises:
-            NotFound, InvalidInput, Mismatch: it is not there, is damaged, or is of another family.
+            OSError, ValueError, Mismatch: damaged, or a network that wants inputs the family does not have.
         """
+        return cls(load_parts(files, cls.components, dtype))  # type: ignore[call-arg]
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts."""
+        return getattr(self, self.network_name)
+
+    def schedule_for(self, height: int, width: int) -> Schedule:
+        """Return the schedule for images of a size in pixels, where its shift depends on that."""
+        return self.schedule
 
     @property
     @abstractmethod
@@ -159,6 +180,7 @@ class Backbone(nn.Module, ABC):
         residuals: Residuals | None = None,
         state: Any = None,
         concat: Tensor | None = None,
+        network: Any = None,
     ) -> Tensor:
         """Return what the network predicts at z_t, in the base's own parametrisation, (B, C, h, w).
 
@@ -169,6 +191,7 @@ class Backbone(nn.Module, ABC):
             residuals: what adapters add; without them this is the base alone.
             state: what `state` returned for the same arguments, not to be computed again.
             concat: further input channels (B, K, h, w), for networks with a wider input layer.
+            network: a network of the base's form that is evaluated in its place, such as an adapter's copy of it.
         """
 
     @abstractmethod
@@ -183,14 +206,55 @@ class Backbone(nn.Module, ABC):
             device: of the new tensors (default: the base's); `meta` for shapes alone.
         """
 
+    def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
+        """Return what the family's ControlNet takes as its condition, once per image, each (B, ...).
+
+        Args:
+            net: what `controlnet` returned.
+            condition: images in [0, 1], (B, K, H, W).
+        """
+        raise self._no_controlnet()
+
+    def control_residuals(
+        self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
+    ) -> Residuals:
+        """Return the residuals of the family's ControlNet.
+
+        Args:
+            net: what `controlnet` returned.
+            state, z_t, t, prompt: see `predict`.
+            prepared: what `control_condition` returned.
+        """
+        raise self._no_controlnet()
+
+    def _no_controlnet(self) -> UsageError:
+        return UsageError(f"adapter.kind control: diffusers has no ControlNet for bases of family {self.family}")
+
+    def condition_latents(self, condition: Tensor) -> Tensor:
+        """Encode a condition (B, K, H, W) in [0, 1] without loss of channels, float32 (B, K', h, w).
+
+        The image is encoded to C latent channels. Every further channel, such as a mask, is folded into factor^2
+        channels, one per pixel of a cell, in [-1, 1].
+        """
+        colours = 3 if condition.shape[1] > 2 else 1
+        latents, more = self.encode_condition(condition.float()), condition[:, colours:]
+        folded = torch.nn.functional.pixel_unshuffle(2 * more.float() - 1, self.latents.factor)
+        return torch.cat([latents, folded.to(latents)], dim=1)
+
+    def condition_latents_channels(self, condition_channels: int) -> int:
+        """Return the channels of `condition_latents`."""
+        colours = 3 if condition_channels > 2 else 1
+        return self.latents.channels + (condition_channels - colours) * self.latents.factor**2
+
     def encode_condition(self, condition: Tensor) -> Tensor:
-        """Encode the image part of a condition, (B, K, H, W): its first three channels, or the one it has as gray."""
-        return self.encode(condition[:, :3] if condition.shape[1] > 1 else condition.expand(-1, 3, -1, -1))
+        """Encode the image part of a condition, (B, K, H, W): its first three channels, or its first as gray."""
+        return self.encode(condition[:, :3] if condition.shape[1] > 2 else condition[:, :1].expand(-1, 3, -1, -1))
 
-    def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Any:
-        """Return what adapters may read of the frozen network at z_t, computed once per evaluation.
+    def state(self, z_t: Tensor, t: Tensor, prompt: Prompt, *, network: Any = None) -> Any:
+        """Return what adapters may read of the network at z_t, computed once per evaluation.
 
-        None for families whose adapters read nothing of it. A state has `rows(index)`.
+        Of the frozen network it is without gradient. None for families whose adapters read nothing of it. A state has
+        `rows(index)`.
         """
         return None
 

@@ -6,17 +6,17 @@ tell the network the image's size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
-from codi_hub.backbones.unet import TokenizerAndEncoder, UNetBackbone, load_parts, unet_config
+from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import Mismatch
 
 SIZE_NUMBERS = 6  # original height and width, crop top and left, target height and width
@@ -30,13 +30,15 @@ class SDXLBackbone(UNetBackbone):
     """
 
     family: ClassVar[str] = "sdxl"
+    components: ClassVar[tuple[str, ...]] = (
+        "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+    )  # fmt: skip
     addition_embed_type: ClassVar[tuple[str | None, ...]] = ("text_time",)
     default_cells: ClassVar[int] = 128
 
-    def __init__(
-        self, unet: Any, vae: Any, texts: Sequence[TokenizerAndEncoder], scheduler_config: Mapping[str, Any]
-    ) -> None:
-        super().__init__(unet, vae, texts, scheduler_config)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        unet = self.unet
         pooled = cast(Any, self.text_encoders[-1]).config.projection_dim
         expected = pooled + SIZE_NUMBERS * unet.config.addition_time_embed_dim
         if unet.config.projection_class_embeddings_input_dim != expected:
@@ -46,13 +48,9 @@ class SDXLBackbone(UNetBackbone):
             )
 
     @classmethod
-    def matches(cls, folder: Path) -> bool:
-        """Whether a model folder is of this family."""
-        return unet_config(folder).get("addition_embed_type") == "text_time"
-
-    @classmethod
-    def _parts(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
-        return load_parts(folder, dtype, ("text_encoder", "text_encoder_2"))
+    def matches(cls, files: ModelFiles) -> bool:
+        """See `Backbone.matches`."""
+        return files.configs.get("unet", {}).get("addition_embed_type") == "text_time"
 
     @cached_property
     def text_pipeline(self) -> Any:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Backbone, Index, LatentSpec, Prompt, Residuals
+from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
-from codi_hub.backbones.sources import local_folder, quiet_libraries
+from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.diffusion.schedule import VariancePreserving
-from codi_hub.errors import InvalidInput, Mismatch, one_line
+from codi_hub.errors import Mismatch
 
 # Pixels decoded in one pass. Four times as many take Stable Diffusion's decoder 0.45 GB, and a CPU a tenth longer:
 # blocks over 32 MB are given back to the system, and all their pages fetched from it, at every layer.
@@ -27,7 +26,6 @@ SKETCHED = ("conv_in.weight", "time_embedding.linear_1.weight", "mid_block.resne
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's condition stem; one stride of 2 between neighbours
 OUTPUT = "output"  # name of the residual that is added to the prediction
 
-TokenizerAndEncoder = tuple[Any, Any]
 Features = list[Tensor]
 """Features of an encoder half: of conv_in, of every layer on the way down, of the middle."""
 
@@ -62,18 +60,19 @@ class UNetBackbone(Backbone):
     """
 
     family: ClassVar[str] = "sd"
+    components: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer")
+    network_name: ClassVar[str] = "unet"
     addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
     default_cells: ClassVar[int] = 64
 
-    def __init__(
-        self, unet: Any, vae: Any, texts: Sequence[TokenizerAndEncoder], scheduler_config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
+        unet, vae = parts["unet"], parts["vae"]
         check_supported(unet.config, self.addition_embed_type)
         self.unet, self.vae = unet, vae
-        self.tokenizers = [tokenizer for tokenizer, _ in texts]
-        self.text_encoders = nn.ModuleList(encoder for _, encoder in texts)
-        self.schedule: VariancePreserving = VariancePreserving.from_config(scheduler_config)
+        self.tokenizers = [*parts.named("tokenizer").values()]
+        self.text_encoders = nn.ModuleList(parts.named("text_encoder").values())
+        self.schedule: VariancePreserving = VariancePreserving.from_config(parts.scheduler)
         levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
         factor = 2 ** (len(levels) - 1)
         multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
@@ -85,27 +84,9 @@ class UNetBackbone(Backbone):
         self.fingerprint = _fingerprint(unet, self.schedule, self.scaling_factor)
 
     @classmethod
-    def matches(cls, folder: Path) -> bool:
-        """Whether a model folder is of this family."""
-        config = unet_config(folder)
-        return bool(config) and config.get("addition_embed_type") in cls.addition_embed_type
-
-    @classmethod
-    def _parts(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, ...]:
-        """Load what the constructor takes."""
-        return load_parts(folder, dtype, ("text_encoder",))
-
-    @classmethod
-    def load(cls, source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """See `Backbone.load`."""
-        folder = local_folder(source)
-        try:
-            with quiet_libraries():
-                parts = cls._parts(folder, dtype)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
-        base = cls(*parts).to(torch.device(device))
-        return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def matches(cls, files: ModelFiles) -> bool:
+        """See `Backbone.matches`; a U-Net with an unknown embedding is taken for `sd`, and refused by name."""
+        return "unet" in files.configs and files.configs["unet"].get("addition_embed_type") != "text_time"
 
     @property
     def device(self) -> torch.device:
@@ -161,11 +142,12 @@ class UNetBackbone(Backbone):
             context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
         return Prompt({"context": context})
 
-    @torch.no_grad()
-    def state(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> UNetState:
-        """Run the frozen encoder half; nothing in it is trained, so no gradient is kept."""
+    def state(self, z_t: Tensor, t: Tensor, prompt: Prompt, *, network: Any = None) -> UNetState:
+        """Run the encoder half; of the frozen network nothing is trained, so no gradient is kept."""
         prompt = self.sized(prompt, z_t)
-        return UNetState(*encode_features(self.unet, z_t, self.schedule.model_time(t), prompt), prompt)
+        with torch.set_grad_enabled(network is not None and torch.is_grad_enabled()):
+            features = encode_features(network or self.unet, z_t, self.schedule.model_time(t), prompt)
+        return UNetState(*features, prompt)
 
     def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
         """Return the prompt with the image's size added as conditioning; this family has none."""
@@ -180,12 +162,28 @@ class UNetBackbone(Backbone):
         residuals: Residuals | None = None,
         state: UNetState | None = None,
         concat: Tensor | None = None,
+        network: Any = None,
     ) -> Tensor:
         """See `Backbone.predict`."""
-        if concat is not None:
+        if concat is not None and network is None:
             raise Mismatch(f"bases of family {self.family} have no further input channels")
-        state = state or self.state(z_t, t, prompt)
-        return decode_fused(self.unet, state, residuals)
+        z_t = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        state = state or self.state(z_t, t, prompt, network=network)
+        return decode_fused(network or self.unet, state, residuals)
+
+    def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
+        """Return the stem's view of the condition: [(B, width, h, w)]."""
+        return [net.controlnet_cond_embedding(condition)]
+
+    def control_residuals(
+        self, net: Any, state: UNetState, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
+    ) -> Residuals:
+        """Return one residual per feature of the frozen encoder half."""
+        timestep = self.schedule.model_time(t)
+        _, conditional = encode_features(net, z_t, timestep, state.prompt, prepared[0])
+        convolutions = [*net.controlnet_down_blocks, net.controlnet_mid_block]
+        added = [conv(h_eta) for conv, h_eta in zip(convolutions, conditional, strict=True)]
+        return Residuals({str(k): value for k, value in enumerate(added)})
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
@@ -202,6 +200,7 @@ class UNetBackbone(Backbone):
                 load_weights_from_unet=pretrained,
             )
         match_text_heads(net, self.unet)
+        initialise_stem(net.controlnet_cond_embedding)
         return net
 
 
@@ -210,46 +209,6 @@ def native_cells(sample_size: int | Sequence[int] | None, default: int) -> int:
     if sample_size is None:
         return default
     return sample_size if isinstance(sample_size, int) else max(sample_size)
-
-
-def unet_config(folder: Path) -> dict[str, Any]:
-    """Return the U-Net's config of a model folder, empty where there is none."""
-    path = folder / "unet" / "config.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def load_parts(folder: Path, dtype: torch.dtype, text_encoders: Sequence[str]) -> tuple[Any, ...]:
-    """Load (unet, vae, texts, scheduler config) of a diffusers folder, safetensors only.
-
-    Args:
-        folder: the model.
-        dtype: precision of the networks; the autoencoder stays in float32 where half precision overflows
-            (`force_upcast`).
-        text_encoders: subfolders of the text encoders; a tokenizer's is named likewise. An encoder after the first has
-            a projection.
-    """
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    config = json.loads((folder / "vae" / "config.json").read_text())
-    autoencoder = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
-    wide = torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
-    options = {"use_safetensors": True, "low_cpu_mem_usage": True}
-    texts = [
-        (
-            CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer")),
-            (CLIPTextModelWithProjection if k else CLIPTextModel).from_pretrained(
-                folder / name, dtype=dtype, use_safetensors=True
-            ),
-        )
-        for k, name in enumerate(text_encoders)
-    ]
-    return (
-        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options),
-        autoencoder.from_pretrained(folder / "vae", torch_dtype=wide, **options),
-        texts,
-        json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
-    )
 
 
 def _fingerprint(unet: nn.Module, schedule: VariancePreserving, scaling_factor: float) -> Fingerprint:

@@ -178,9 +178,10 @@ class Engine:
         predict, decode = (self._compiled(of, compile) for of in (type(adapter).predict, type(base).decode))
         condition = self._conditions(requests, mixed=len(adapters) > 1)
         prompt = base.embed([request.prompt for request in requests])
-        prepared = adapter.prepare(condition, prompt)
+        prepared = adapter.prepare(base, condition, prompt)
         strength = _strengths(requests, base)
-        denoise = base.schedule.denoiser(
+        schedule = base.schedule_for(*padded_size(height, width, base.latents.multiple))
+        denoise = schedule.denoiser(
             lambda z_t, t: predict(adapter, base, z_t.to(base.dtype), t, prompt, prepared, strength)
         )
 
@@ -189,9 +190,9 @@ class Engine:
             return sampling.temperature * self._noise(requests, number).to(base.device)
 
         initial = adapter.initial_latents(base, condition, noise(0))
-        times = base.schedule.grid(sampling.steps, adapter.start)
+        times = schedule.grid(sampling.steps, adapter.start)
         sample = SAMPLERS.load(sampling.sampler)
-        x_hat = sample(denoise, initial, times, base.schedule, lambda number: noise(number + 1))
+        x_hat = sample(denoise, initial, times, schedule, lambda number: noise(number + 1))
         images = decode(base, x_hat.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
         if compile:
             self._filled[height, width] = len(images)
@@ -297,6 +298,11 @@ def pad(images: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) on the right and below to a multiple, by repeating the border."""
     below, right = -images.shape[2] % multiple, -images.shape[3] % multiple
     return torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the size of an image that `pad` has padded."""
+    return height + -height % multiple, width + -width % multiple
 
 
 def _check_strength(request: Request) -> None:

@@ -55,8 +55,9 @@ class StepContext:
 
     @property
     def schedule(self) -> Schedule:
-        """Schedule of the base."""
-        return self.backbone.schedule
+        """Schedule of the base for latents of x's size."""
+        factor = self.backbone.latents.factor
+        return self.backbone.schedule_for(*(factor * side for side in self.x.shape[2:]))
 
 
 class MethodConfig(BaseModel):

@@ -133,7 +133,7 @@ class Trainer:
         @torch.no_grad()
         def evaluate(z_t: Tensor, t: Tensor) -> Tensor:
             if not prepared:
-                prepared.append(network.prepare(condition, prompt))
+                prepared.append(network.prepare(self.base, condition, prompt))
             return network.predict(self.base, z_t, t, prompt, prepared[0])
 
         return self.base.schedule.denoiser(evaluate)

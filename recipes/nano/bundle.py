@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import codi_hub
-from codi_hub.backbones.unet import UNetBackbone
+from codi_hub import backbones
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.record import RECORD, read_record
 from codi_hub.registry import Registry
 
@@ -59,7 +60,7 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     shutil.rmtree(ROOT, ignore_errors=True)
     shutil.copytree(workspace / "base", ROOT / "base")
     _remove_paths(ROOT / "base")
-    base = UNetBackbone.load(str(ROOT / "base"))
+    base = backbones.load(str(ROOT / "base"))
     (ROOT / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
     entry = {
@@ -148,7 +149,7 @@ def _sizes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _card(workspace: Path, base: UNetBackbone, note: str) -> str:
+def _card(workspace: Path, base: Backbone, note: str) -> str:
     logs = {
         stage: [json.loads(line) for line in (workspace / stage / "log.jsonl").read_text().splitlines()]
         for stage in ("autoencoder", "unet")
@@ -178,7 +179,7 @@ def _count(workspace: Path, kind: str) -> int:
     return sum(int(path.stem.split("-")[2]) for path in (workspace / "images").glob(f"{kind}-*.npy"))
 
 
-def _reconstruction(base: UNetBackbone) -> str:
+def _reconstruction(base: Backbone) -> str:
     """Return the PSNR of every test photograph through the autoencoder, as text."""
     from codi_hub.data.photographs import photographs
     from codi_hub.evaluation.run import round_trip

@@ -121,7 +121,7 @@ class Learner(nn.Module):
         """
         features: list[Tensor] = []
         hook = self.adapter.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))  # type: ignore[union-attr]
-        _, added = self.adapter.prepare(condition, prompt)
+        _, added = self.adapter.prepare(self.base, condition, prompt)
         hook.remove()
         classes, pointed = (F.pixel_shuffle(head(features[0]), FINE) for head in (self.classes, self.pointed))
         return classes.float(), pointed[:, 0].float(), added.float()

@@ -68,7 +68,7 @@ def test_steps_need_the_condition_only_as_prepared(
     adapter = trained(base, kind, condition_channels=channels, **form)
     z_t, t, prompt, condition = inputs(base, channels)
     with torch.no_grad():
-        prepared = adapter.prepare(condition, prompt)
+        prepared = adapter.prepare(base, condition, prompt)
         assert all(len(part) == len(z_t) for part in prepared)
         once = adapter.predict(base, z_t, t, prompt, prepared)
         assert once.shape == z_t.shape
@@ -108,11 +108,11 @@ def test_rows_with_adapters_of_their_own_are_what_they_are_alone(
     conditions[1] = conditions[1][:, :1]
     mixed = MixedBatch(rows)
     with torch.no_grad():
-        prepared = mixed.prepare(conditions, whole.prompt)
+        prepared = mixed.prepare(base, conditions, whole.prompt)
         together = mixed.predict(base, whole.z_t, whole.t, whole.prompt, prepared, strength)
         for k, (own, condition) in enumerate(zip(rows, conditions, strict=True)):
             z_t, t, prompt, _ = whole.row(k)
-            alone = own.predict(base, z_t, t, prompt, own.prepare(condition, prompt), strength[k : k + 1])
+            alone = own.predict(base, z_t, t, prompt, own.prepare(base, condition, prompt), strength[k : k + 1])
             assert torch.allclose(together[k : k + 1], alone, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
     z_t, t, prompt, condition = inputs(any_base)
 
     def predict(strength: list[float] | None) -> Tensor:
-        prepared = adapter.prepare(condition, prompt)
+        prepared = adapter.prepare(any_base, condition, prompt)
         return adapter.predict(any_base, z_t, t, prompt, prepared, None if strength is None else torch.tensor(strength))
 
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_strength_scales_the_residuals_of_each_row(base: UNetBackbone, kind: str
     z_t, t, prompt, condition = inputs(base)
     strength = torch.tensor([0.5, 0.25])
     with torch.no_grad():
-        prepared, state = adapter.prepare(condition, prompt), base.state(z_t, t, prompt)
+        prepared, state = adapter.prepare(base, condition, prompt), base.state(z_t, t, prompt)
         whole = adapter.residuals(base, state, z_t, t, prompt, prepared)
         scaled = Residuals({name: value * strength.view(2, 1, 1, 1) for name, value in whole.tensors.items()})
         expected = base.predict(z_t, t, prompt, residuals=scaled)

@@ -30,7 +30,7 @@ def test_it_adds_to_the_first_features_and_to_the_prediction_weighed_by_the_time
     z_t, t, prompt, condition = inputs(any_base)
     unet, timestep, context = any_base.unet, any_base.schedule.model_time(t), prompt["context"]
     with torch.no_grad():
-        first, last = adapter.prepare(condition, prompt)
+        first, last = adapter.prepare(any_base, condition, prompt)
         assert last.shape == z_t.shape
         gains = adapter.gain(nn.functional.silu(any_base.state(z_t, t, prompt).emb))[:, :, None, None]
         of_first, of_last = gains.split([first.shape[1], last.shape[1]], dim=1)
@@ -54,7 +54,7 @@ def test_only_with_read_does_it_depend_on_the_prompt(base: UNetBackbone, form: d
     adapter = trained(base, "residual", **form)
     condition = torch.rand(1, 3, 16, 24).expand(2, -1, -1, -1)
     with torch.no_grad():
-        added = adapter.prepare(condition, base.embed(["a red ball", "night"]))
+        added = adapter.prepare(base, condition, base.embed(["a red ball", "night"]))
         assert all(torch.allclose(part[0], part[1], atol=1e-6) is not reads for part in added)
 
 
@@ -79,7 +79,7 @@ def test_its_levels_take_images_whose_halves_are_odd(base: UNetBackbone) -> None
     """Cells of 2 px: 18 x 14 px are 9 x 7 of them, which the base would have padded, and 5 x 4 below."""
     adapter = trained(base, "residual", **FORMS[1])
     with torch.no_grad():
-        first, _ = adapter.prepare(torch.rand(1, 3, 18, 14), base.embed([""]))
+        first, _ = adapter.prepare(base, torch.rand(1, 3, 18, 14), base.embed([""]))
     assert first.shape[2:] == (9, 7)
 
 

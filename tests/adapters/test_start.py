@@ -56,7 +56,7 @@ def test_the_engine_samples_from_there_and_each_image_is_the_same_in_any_batch(b
         condition = torch.from_numpy(conditions[1]).permute(2, 0, 1)[None]
         noise = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))[None]
         prompt = base.embed(["a red ball"])
-        prepared = adapter.prepare(condition, prompt)
+        prepared = adapter.prepare(base, condition, prompt)
         denoise = base.schedule.denoiser(lambda z_t, t: adapter.predict(base, z_t, t, prompt, prepared))
         x_hat = sample(denoise, adapter.initial_latents(base, condition, noise), [0.5, 0.25], base.schedule)
         expected = base.decode(x_hat)[0].permute(1, 2, 0).numpy()

@@ -26,7 +26,9 @@ def test_the_encoder_runs_once_for_all_steps_and_never_sees_the_text(base: UNetB
     assert calls == ["conditional"] + ["base"] * 4
     batch = inputs(base)
     with torch.no_grad():
-        one, other = (adapter.prepare(batch.condition, base.embed([text] * 2)) for text in ("a red ball", "night"))
+        one, other = (
+            adapter.prepare(base, batch.condition, base.embed([text] * 2)) for text in ("a red ball", "night")
+        )
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -46,7 +48,7 @@ def test_every_channel_is_weighed_by_the_time(any_base: UNetBackbone) -> None:
     z_t, t, prompt, condition = inputs(any_base)
     emb = torch.randn(2, adapter.gain.in_features)
     with torch.no_grad():
-        assert [part.shape[1] for part in adapter.prepare(condition, prompt)] == adapter.widths
+        assert [part.shape[1] for part in adapter.prepare(any_base, condition, prompt)] == adapter.widths
         ones = [torch.ones(2, width, 1, 1) for width in adapter.widths]
         state = UNetState(emb, [one * 0 for one in ones], prompt)
         residuals = adapter.residuals(any_base, state, z_t, t, prompt, ones)
@@ -61,7 +63,7 @@ def test_without_a_gain_the_residuals_do_not_depend_on_the_time(base: UNetBackbo
     assert not [name for name, _ in adapter.named_parameters() if "gain" in name]
     z_t, t, prompt, condition = inputs(base)
     with torch.no_grad():
-        prepared = adapter.prepare(condition, prompt)
+        prepared = adapter.prepare(base, condition, prompt)
         features = [torch.randn_like(part) for part in prepared]
         early, late = (
             adapter.residuals(base, UNetState(emb, features, prompt), z_t, t, prompt, prepared).tensors

@@ -12,7 +12,7 @@ def test_it_predicts_what_the_bases_network_does(base: UNetBackbone) -> None:
     torch.manual_seed(0)
     z_t, t, prompt = torch.randn(2, 4, 8, 8), torch.tensor([0.901, 0.101]), base.embed(["a red sphere", ""])
     alone = BaseOnly(base)
-    found = alone.predict(base, z_t, t, prompt, alone.prepare(torch.rand(2, 3, 16, 16), prompt))
+    found = alone.predict(base, z_t, t, prompt, alone.prepare(base, torch.rand(2, 3, 16, 16), prompt))
     expected = base.unet(z_t, torch.tensor([900, 100]), prompt["context"]).sample
     torch.testing.assert_close(found, expected)
 

@@ -60,7 +60,7 @@ def test_an_adapter_is_the_base_at_initialisation(xl: Backbone, kind: str) -> No
     z_t, t, prompt = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 0.5]), xl.embed(["a", "b"])
     with torch.no_grad():
         assert torch.equal(
-            adapter.predict(xl, z_t, t, prompt, adapter.prepare(torch.rand(2, 3, 16, 16), prompt)),
+            adapter.predict(xl, z_t, t, prompt, adapter.prepare(xl, torch.rand(2, 3, 16, 16), prompt)),
             xl.predict(z_t, t, prompt),
         )
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from kinds import built, trained
+from tiny import parts_of
 from torch import Tensor
 
 from codi_hub.adapters.adapter import Adapter
@@ -149,9 +150,8 @@ def test_a_mixed_batch_that_does_not_fit_is_halved(base: UNetBackbone, adapter: 
                 raise MemoryError
             return super().predict(z_t, *rest, **more)
 
-    texts = list(zip(base.tokenizers, base.text_encoders, strict=True))
     scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    narrow = Narrow(base.unet, base.vae, texts, scheduler)
+    narrow = Narrow(parts_of(base, scheduler))
     static = built(base, "static").eval()
     requests = [one for pair in zip(requests_of(adapter, 4), requests_of(static, 4), strict=True) for one in pair]
     generated = Engine(narrow).generate(requests, ONE_STEP)

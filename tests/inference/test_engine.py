@@ -115,7 +115,7 @@ def test_generation_is_the_sampler_on_the_adapters_denoiser(base: UNetBackbone, 
     noise = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))[None]
     with torch.no_grad():
         prompt = base.embed(["a red ball"])
-        prepared = adapter.prepare(tensor, prompt)
+        prepared = adapter.prepare(base, tensor, prompt)
         denoise = base.schedule.denoiser(lambda z_t, t: adapter.predict(base, z_t, t, prompt, prepared))
         expected = base.decode(sample(denoise, noise, [1.0, 0.5], base.schedule))[0].permute(1, 2, 0).numpy()
     assert np.abs(image - expected).max() < 1e-5

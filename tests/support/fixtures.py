@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from tiny import save_base, scheduler_config
 from training import Make
 
+from codi_hub import backbones
 from codi_hub.backbones.unet import UNetBackbone
 
 
@@ -31,7 +32,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base(base_folder: Path) -> UNetBackbone:
-    return UNetBackbone.load(str(base_folder))
+    return backbones.load(str(base_folder))
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def eps_base(tmp_path_factory: pytest.TempPathFactory) -> UNetBackbone:
     """An eps-predicting base with a KL autoencoder and two layers a block, as Stable Diffusion 1.5 is."""
     folder = tmp_path_factory.mktemp("bases") / "eps"
     like_sd: dict[str, Any] = {"vae": "kl", "layers_per_block": 2, "addition_embed_type": None}
-    return UNetBackbone.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
+    return backbones.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
 
 
 @pytest.fixture(params=["v", "eps"])

@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.format import AdapterRecord, BaseRecord
+from codi_hub.backbones.parts import Parts
 from codi_hub.backbones.unet import UNetBackbone
 
 TOKENS = 16
@@ -123,8 +124,13 @@ def save_base(folder: Path, scheduler: dict[str, Any], *, vae: str = "tiny", **u
 def with_unet(base: UNetBackbone, net: UNet2DConditionModel, scheduler: dict[str, Any] | None = None) -> UNetBackbone:
     """`base` with another U-Net, and with another schedule if one is given."""
     scheduler = scheduler or scheduler_config(base.schedule.prediction_type, zero_snr=True)
-    texts = list(zip(base.tokenizers, base.text_encoders, strict=True))
-    return UNetBackbone(net, base.vae, texts, scheduler)
+    return UNetBackbone(parts_of(base, scheduler, unet=net))
+
+
+def parts_of(base: UNetBackbone, scheduler: dict[str, Any], **changes: Any) -> Parts:
+    """The components of a base with one text encoder, some of them replaced."""
+    names = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoders[0], "tokenizer": base.tokenizers[0]}
+    return Parts(names | changes, scheduler)
 
 
 def stir(module: torch.nn.Module, scale: float = 0.1, seed: int = 3) -> torch.nn.Module:

@@ -30,7 +30,7 @@ class ShortcutAdapter(Adapter):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(first, nn.SiLU(), last).to(device or backbone.device)
 
-    def prepare(self, condition: Tensor, prompt: Prompt) -> Prepared:
+    def prepare(self, backbone: Backbone, condition: Tensor, prompt: Prompt) -> Prepared:
         """Run the layers, once per image: (B, K, H, W) -> [(B, C, h, w)]."""
         return [self.layers(condition)]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Backbone, LatentSpec, Prompt, Residuals
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
+from codi_hub.backbones.parts import ModelFiles
 from codi_hub.diffusion.schedule import RectifiedFlow
 
 CONFIG, WEIGHTS = "toy.json", "toy.safetensors"
@@ -36,15 +37,15 @@ class ToyBackbone(Backbone):
         )
 
     @classmethod
-    def matches(cls, folder: Path) -> bool:
-        """Whether a model folder is of this family."""
-        return (folder / CONFIG).is_file()
+    def matches(cls, files: ModelFiles) -> bool:
+        """Whether a model is of this family."""
+        return (files.folder / CONFIG).is_file()
 
     @classmethod
-    def load(cls, source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """Load a folder that `save` wrote."""
-        width = json.loads(Path(source, CONFIG).read_text())["width"]
-        return cls(width, load_file(Path(source, WEIGHTS))).to(device, dtype)
+    def load(cls, files: ModelFiles, dtype: torch.dtype) -> Self:
+        """Load a folder that `save` wrote. A family of diffusers has no need of this: it is loaded by `components`."""
+        width = json.loads((files.folder / CONFIG).read_text())["width"]
+        return cls(width, load_file(files.folder / WEIGHTS)).to(dtype)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `load` reads."""
@@ -87,6 +88,7 @@ class ToyBackbone(Backbone):
         residuals: Residuals | None = None,
         state: Any = None,
         concat: Tensor | None = None,
+        network: Any = None,
     ) -> Tensor:
         """Return the velocity at z_t, plus the residual `output`."""
         time = t.to(z_t).view(-1, 1, 1, 1).expand(-1, 1, *z_t.shape[2:])
