@@ -44,8 +44,22 @@ class Bases:
         with self._database.read() as connection:
             return self.find(connection, name)[0]
 
-    def add(self, name: str, source: str | Path, *, family: str, sketch: dict[str, Any] | None = None) -> BaseRow:
+    def add(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        family: str,
+        sketch: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> BaseRow:
         """Register a base. The first base that is registered comes into use; an equal one again changes nothing.
+
+        Args:
+            source: an absolute folder or file, or a hub id.
+            family, sketch: its fingerprint.
+            options, card: see `BaseRow`.
 
         Raises:
             UsageError: a name that is not allowed. Conflict: the name belongs to another base.
@@ -53,7 +67,8 @@ class Bases:
         check_base(name)
         if storable(source) != str(source):
             raise UsageError(f"the name of {storable(source)} is not valid UTF-8; rename the folder")
-        values = {"source": str(source), "family": family, "sketch": sketch, "bundled": False, "created": now()}
+        told = {"options": options or None, "card": card or None}
+        values = {"source": str(source), "family": family, "sketch": sketch, "bundled": False, "created": now()} | told
         with self._database.write() as connection:
             bases = {row.name: row for row in self._rows(connection)}
             if existing := bases.get(name):
@@ -120,6 +135,7 @@ class Bases:
         del values["id"]
         if row.bundled and self._manifest:
             values["source"] = str(self._manifest.root / Path(row.source))
+        values |= {name: values[name] or {} for name in ("options", "card")}
         return BaseRow(**values, default=row.name == chosen)
 
 

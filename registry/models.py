@@ -55,6 +55,8 @@ base = Table(
     Column("sketch", JSON(none_as_null=True)),
     Column("bundled", Boolean, nullable=False),
     Column("created", String(32), nullable=False),
+    Column("options", JSON(none_as_null=True)),  # of `BaseOptions`, how it is loaded; null: as its source alone says
+    Column("card", JSON(none_as_null=True)),  # of `BaseOptions`, how it is sampled; null: nothing is known
 )
 
 task = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,12 @@ def storable(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BaseRow:
-    """A base model. `source`: an absolute folder or a hub id. `default`: whether it is in use."""
+    """A base model.
+
+    `source`: an absolute folder or file, or a hub id. `default`: whether it is in use. `options` and `card`: the fields
+    of `BaseOptions` that were set; how it is loaded, and what is known of its sampling (distilled, steps, shift,
+    guidance).
+    """
 
     name: str
     source: str
@@ -28,6 +33,8 @@ class BaseRow:
     bundled: bool
     default: bool
     created: str
+    options: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,14 +142,17 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def test_a_registry_of_the_first_revision_keeps_its_runs(home: Path, nothing_bundled: Path, earlier) -> None:
     with earlier("0001"):
-        _filled(home, nothing_bundled)
+        Database(home, None).close()
     with sqlite3.connect(home / "registry.db") as connection:
+        connection.execute("INSERT INTO base VALUES (1, 'nano', '/nano', 'f1', NULL, 0, '2026-01-01')")
+        connection.execute("INSERT INTO setting VALUES ('base_in_use', 'nano')")
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
         connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
     with Registry.open(home, bundled=nothing_bundled) as registry:
         assert registry.runs.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
         assert registry.runs.items(1)[0].prompt is None
-        assert registry.bases.get().name == "nano"
+        base = registry.bases.get()
+        assert (base.name, base.options, base.card) == ("nano", {}, {})
 
 
 LOSS = {"guidance": "latent", "ode": "own", "consistency": True, "weight": 1.0, "cap": True}
