@@ -237,12 +237,16 @@ class Catalog:
         """Register a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch).
 
         Raises:
-            NotFound, InvalidInput: not a folder or hub id, or not a base model. And what `Bases.add` raises.
+            NotFound, InvalidInput: not a folder or hub id, or not a base model. Mismatch: see `probe`. And what
+                `Bases.add` raises.
         """
         source = _base_source(str(source))
         from codi_hub.backbones import load
+        from codi_hub.backbones.probe import probe
 
-        mark = load(source).fingerprint
+        base = load(source)
+        probe(base)
+        mark = base.fingerprint
         return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
 
     def use_base(self, name: str) -> BaseRow:

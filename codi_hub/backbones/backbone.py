@@ -194,6 +194,13 @@ class Backbone(nn.Module, ABC):
             network: a network of the base's form that is evaluated in its place, such as an adapter's copy of it.
         """
 
+    def own_prediction(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """Return what the network predicts when it is called as its diffusers pipeline calls it, (B, C, h, w).
+
+        `probe` compares it with `predict`. A family whose `predict` takes the network apart overrides this.
+        """
+        return self.predict(z_t, t, prompt)
+
     @abstractmethod
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None

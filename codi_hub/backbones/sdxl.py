@@ -6,9 +6,9 @@ tell the network the image's size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -37,20 +37,20 @@ class SDXLBackbone(UNetBackbone):
     default_cells: ClassVar[int] = 128
 
     def __init__(self, parts: Parts) -> None:
+        check_pooled(parts["unet"].config, parts["text_encoder_2"].config.projection_dim)
         super().__init__(parts)
-        unet = self.unet
-        pooled = cast(Any, self.text_encoders[-1]).config.projection_dim
-        expected = pooled + SIZE_NUMBERS * unet.config.addition_time_embed_dim
-        if unet.config.projection_class_embeddings_input_dim != expected:
-            raise Mismatch(
-                f"this U-Net's pooled embedding has {unet.config.projection_class_embeddings_input_dim} channels, and "
-                f"SDXL's has {expected}: the refiner is not supported, use the base model"
-            )
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:
         """See `Backbone.matches`."""
         return files.configs.get("unet", {}).get("addition_embed_type") == "text_time"
+
+    @classmethod
+    def load(cls, files: ModelFiles, dtype: torch.dtype) -> Self:
+        """See `UNetBackbone.load`."""
+        if pooled := files.configs.get("text_encoder_2", {}).get("projection_dim"):
+            check_pooled(files.configs["unet"], pooled)
+        return super().load(files, dtype)
 
     @cached_property
     def text_pipeline(self) -> Any:
@@ -75,3 +75,14 @@ class SDXLBackbone(UNetBackbone):
         height, width = (side * self.latents.factor for side in z_t.shape[2:])
         ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=z_t.dtype)
         return Prompt(prompt.tensors | {"time_ids": ids.expand(len(z_t), -1)})
+
+
+def check_pooled(unet: Mapping[str, Any], pooled: int) -> None:
+    """Raise Mismatch where a U-Net does not take the pooled text and the image's size, as the refiner does not."""
+    found = unet["projection_class_embeddings_input_dim"]
+    expected = pooled + SIZE_NUMBERS * unet["addition_time_embed_dim"]
+    if found != expected:
+        raise Mismatch(
+            f"this U-Net's pooled embedding has {found} channels, and SDXL's has {expected}: the refiner is not "
+            "supported, use the base model"
+        )

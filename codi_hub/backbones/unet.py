@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
+from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import Mismatch
 
@@ -68,10 +69,11 @@ class UNetBackbone(Backbone):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         unet, vae = parts["unet"], parts["vae"]
-        check_supported(unet.config, self.addition_embed_type)
+        check_unet(unet.config, vae.config, self.addition_embed_type)
         self.unet, self.vae = unet, vae
         self.tokenizers = [*parts.named("tokenizer").values()]
         self.text_encoders = nn.ModuleList(parts.named("text_encoder").values())
+        check_text_width(unet.config, sum(cast(Any, encoder).config.hidden_size for encoder in self.text_encoders))
         self.schedule: VariancePreserving = VariancePreserving.from_config(parts.scheduler)
         levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
         factor = 2 ** (len(levels) - 1)
@@ -87,6 +89,12 @@ class UNetBackbone(Backbone):
     def matches(cls, files: ModelFiles) -> bool:
         """See `Backbone.matches`; a U-Net with an unknown embedding is taken for `sd`, and refused by name."""
         return "unet" in files.configs and files.configs["unet"].get("addition_embed_type") != "text_time"
+
+    @classmethod
+    def load(cls, files: ModelFiles, dtype: torch.dtype) -> Self:
+        """See `Backbone.load`; what the configs show is refused before weights are read."""
+        check_unet(files.configs["unet"], files.configs.get("vae", {}), cls.addition_embed_type)
+        return super().load(files, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +178,13 @@ class UNetBackbone(Backbone):
         z_t = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
         state = state or self.state(z_t, t, prompt, network=network)
         return decode_fused(network or self.unet, state, residuals)
+
+    def own_prediction(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """See `Backbone.own_prediction`."""
+        prompt = self.sized(prompt, z_t)
+        added = {"text_embeds": prompt["pooled"], "time_ids": prompt["time_ids"]} if "pooled" in prompt else None
+        timestep = self.schedule.model_time(t).to(z_t.device)
+        return self.unet(z_t, timestep, prompt["context"], added_cond_kwargs=added).sample
 
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
         """Return the stem's view of the condition: [(B, width, h, w)]."""
@@ -283,26 +298,3 @@ def match_text_heads(net: Any, unet: Any) -> None:
         pool, like = net.add_embedding.pool, unet.add_embedding.pool
         pool.num_heads, pool.dim_per_head = like.num_heads, like.dim_per_head
         net.register_to_config(addition_embed_type_num_heads=like.num_heads)
-
-
-def check_supported(config: Any, addition_embed_type: Sequence[str | None]) -> None:
-    """Refuse U-Nets that want inputs their family does not have.
-
-    Args:
-        config: of the U-Net.
-        addition_embed_type: what that entry may be.
-
-    Raises:
-        Mismatch: naming the config entry.
-    """
-    allowed: dict[str, Sequence[str | None]] = {"addition_embed_type": addition_embed_type}
-    names = ("class_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "timestep_post_act")
-    for name, values in (allowed | dict.fromkeys(names, (None,))).items():
-        if config.get(name) not in values:
-            raise Mismatch(
-                f"this U-Net has {name}={config[name]!r}: only models like SD 1.x, SD 2.x and SDXL are supported"
-            )
-    if config.get("center_input_sample") or config.get("time_cond_proj_dim"):
-        raise Mismatch(
-            "this U-Net rescales its input or takes a guidance embedding: only plain text-conditioned ones work here"
-        )
