@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from codi_hub.backbones import autoencoder
 from codi_hub.backbones.parts import ModelFiles, load_parts
 from codi_hub.errors import UsageError
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 PROMPT_CACHE = 512  # prompt embeddings kept, by text
 EMBED_BATCH = 64  # prompts per forward pass of the text encoders
+
+ATTENTION_AND_FEED_FORWARD = r".*\.(attn\w*|attention|ff\w*|feed_forward)\..*"  # names of layers in diffusers' blocks
 
 Index = Tensor | slice | Sequence[int]
 
@@ -99,12 +103,18 @@ class Residuals(NamedTensors):
 class Backbone(nn.Module, ABC):
     """A frozen base model: loading, text encoding, autoencoding, and one evaluation of its network.
 
-    In evaluation mode and without gradients for its own weights. A family is one subclass in one file.
+    In evaluation mode and without gradients for its own weights. A family is one subclass in one file. Latents are those
+    of diffusers' image autoencoder in `vae`; a family with another overrides `encode`, `decode` and `latents_digest`.
 
     Attributes:
         family: the family's name, such as `sd`.
         components: diffusers' names of what it is loaded from.
         network_name: name of the component that predicts, and of the attribute that holds it.
+        input_layer: dotted name of the network's input layer, which kind `concat` widens; "" where it cannot be.
+        cells_apart: whether that layer sees a patch cell by cell, every cell with all its channels, and not channel by
+            channel.
+        lora_layers: pattern of the names of the network's layers that get low-rank deltas.
+        default_kind: adapter kind, unless the task, the user or a parent says otherwise; None: the method's.
         schedule: alpha_t, sigma_t and the prediction type.
         latents: shape of its latents.
         fingerprint: what tells it from other bases.
@@ -113,6 +123,10 @@ class Backbone(nn.Module, ABC):
     family: ClassVar[str]
     components: ClassVar[tuple[str, ...]] = ()
     network_name: ClassVar[str] = "transformer"
+    input_layer: ClassVar[str] = ""
+    cells_apart: ClassVar[bool] = False
+    lora_layers: ClassVar[str] = ATTENTION_AND_FEED_FORWARD
+    default_kind: ClassVar[str | None] = None
     schedule: Schedule
     latents: LatentSpec
     fingerprint: Fingerprint
@@ -145,30 +159,35 @@ class Backbone(nn.Module, ABC):
         return self.schedule
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where the network computes."""
+        return self.network.get_submodule(self.input_layer).weight.device
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Precision of the network's weights."""
+        return self.network.get_submodule(self.input_layer).weight.dtype
+
+    def lora_targets(self) -> list[str]:
+        """Return the names of the network's layers that get low-rank deltas."""
+        layers = [name for name, one in self.network.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+        return [name for name in layers if re.fullmatch(self.lora_layers, name)]
 
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """Encode texts, without a cache."""
 
-    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W) -> float32 latents of about unit variance, (B, C, h, w)."""
+        return autoencoder.encode(self.vae, images)
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of about unit variance, (B, C, h, w) -> float32 images in [0, 1], (B, 3, H, W)."""
+        return autoencoder.decode(self.vae, latents)
 
-    @abstractmethod
     def latents_digest(self) -> str:
         """Return a hash of what decides its latents: the autoencoder's encoding half and the latents' scale."""
+        return autoencoder.digest(self.vae)
 
     @abstractmethod
     def predict(
@@ -190,7 +209,8 @@ class Backbone(nn.Module, ABC):
             prompt: of B rows.
             residuals: what adapters add; without them this is the base alone.
             state: what `state` returned for the same arguments, not to be computed again.
-            concat: further input channels (B, K, h, w), for networks with a wider input layer.
+            concat: further input channels (B, K, h, w), for a `network` with a wider input layer: they follow z_t's
+                channels, before latents are packed or cut into patches.
             network: a network of the base's form that is evaluated in its place, such as an adapter's copy of it.
         """
 

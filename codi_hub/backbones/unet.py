@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from codi_hub.backbones import autoencoder
 from codi_hub.backbones.backbone import Backbone, Index, LatentSpec, Prompt, Residuals
 from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
@@ -20,9 +20,6 @@ from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import Mismatch
 
-# Pixels decoded in one pass. Four times as many take Stable Diffusion's decoder 0.45 GB, and a CPU a tenth longer:
-# blocks over 32 MB are given back to the system, and all their pages fetched from it, at every layer.
-DECODED_TOGETHER = 1 << 16
 SKETCHED = ("conv_in.weight", "time_embedding.linear_1.weight", "mid_block.resnets.0.conv1.weight", "conv_out.weight")
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's condition stem; one stride of 2 between neighbours
 OUTPUT = "output"  # name of the residual that is added to the prediction
@@ -63,6 +60,8 @@ class UNetBackbone(Backbone):
     family: ClassVar[str] = "sd"
     components: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer")
     network_name: ClassVar[str] = "unet"
+    input_layer: ClassVar[str] = "conv_in"
+    lora_layers: ClassVar[str] = r"(down_blocks|mid_block|up_blocks)\..*"
     addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
     default_cells: ClassVar[int] = 64
 
@@ -75,13 +74,11 @@ class UNetBackbone(Backbone):
         self.text_encoders = nn.ModuleList(parts.named("text_encoder").values())
         check_text_width(unet.config, sum(cast(Any, encoder).config.hidden_size for encoder in self.text_encoders))
         self.schedule: VariancePreserving = VariancePreserving.from_config(parts.scheduler)
-        levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-        factor = 2 ** (len(levels) - 1)
+        factor = autoencoder.factor(vae)
         multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
         native = factor * native_cells(unet.config.sample_size, self.default_cells)
         self.latents = LatentSpec(unet.config.in_channels, factor, multiple, native)
-        self.scaling_factor = float(vae.config.scaling_factor)
-        self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
+        self.scaling_factor, _ = autoencoder.scale_and_shift(vae)
         self.requires_grad_(False).eval()
         self.fingerprint = _fingerprint(unet, self.schedule, self.scaling_factor)
 
@@ -95,37 +92,6 @@ class UNetBackbone(Backbone):
         """See `Backbone.load`; what the configs show is refused before weights are read."""
         check_unet(files.configs["unet"], files.configs.get("vae", {}), cls.addition_embed_type)
         return super().load(files, dtype)
-
-    @property
-    def device(self) -> torch.device:
-        """See `Backbone.device`."""
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See `Backbone.dtype`."""
-        return self.unet.conv_in.weight.dtype
-
-    def encode(self, images: Tensor) -> Tensor:
-        """See `Backbone.encode`; the mean of the autoencoder's distribution."""
-        encoded = self.vae.encode((2 * images - 1).to(self.device, self.vae.dtype))
-        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        return (latents.float() - self.shift_factor) * self.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; `DECODED_TOGETHER` pixels at a time."""
-        z = (latents / self.scaling_factor + self.shift_factor).to(self.vae.dtype)
-        together = max(1, DECODED_TOGETHER // (self.latents.factor**2 * z[0, 0].numel()))
-        images = [self.vae.decode(part).sample for part in z.split(together)]
-        return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
-
-    def latents_digest(self) -> str:
-        """See `Backbone.latents_digest`."""
-        digest = hashlib.sha256(f"{self.scaling_factor} {self.shift_factor}".encode())
-        for name, value in self.vae.state_dict().items():
-            if not name.startswith(("decoder.", "post_quant_conv.")):
-                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
 
     @cached_property
     def text_pipeline(self) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import autoencoder, parts_of, save_base, scheduler_config, stir, unet, with_unet
 
-import codi_hub.backbones.unet
+import codi_hub.backbones.autoencoder
 from codi_hub import backbones
 from codi_hub.backbones.backbone import Residuals
 from codi_hub.backbones.fingerprint import Fingerprint, sketch_distance
@@ -127,7 +127,7 @@ def test_large_images_are_decoded_one_by_one(
         watched = each.vae.decoder.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
         made = []
         for pixels in (1 << 18, 2 * 16 * 12, 1):
-            monkeypatch.setattr(codi_hub.backbones.unet, "DECODED_TOGETHER", pixels)
+            monkeypatch.setattr(codi_hub.backbones.autoencoder, "DECODED_TOGETHER", pixels)
             made.append(each.decode(latents))
         watched.remove()
         assert seen == [3, 2, 1, 1, 1, 1]
