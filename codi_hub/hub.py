@@ -73,12 +73,14 @@ class Hub:
         *,
         masks: AnyImage | Sequence[AnyImage | None] | None = None,
         prompts: str | Sequence[str | None] | None = None,
+        negative_prompts: str | Sequence[str | None] | None = None,
         seeds: int | Sequence[int | None] | None = None,
         steps: int | None = None,
         strength: float = 1.0,
         options: Mapping[str, Any] | None = None,
         sampler: str = "ddim",
         temperature: float = 1.0,
+        guidance_scale: float = 1.0,
         tile: str = "auto",
         batch: int | None = None,
         device: str = "auto",
@@ -92,12 +94,15 @@ class Hub:
                 task takes, such as a float depth map (H, W). One image, or a sequence.
             masks: for tasks that fill holes, of the image's size, white (255, or True) in the hole.
             prompts: text for all images or one each.
+            negative_prompts: with guidance, what each image is led away from; for all or one each.
             seeds: in [0, 2^63), for all images or one each; default: derived from 0 and the image's index.
             steps: sampling steps, 1 to 1000; default: each adapter's.
             strength: scale in [0, 1] of what the adapters add; 0 is the base.
             options: task options, as with `codi task add`; every task of the call must have them.
             sampler: "ddim", "renoise" or "dpmpp".
             temperature: scale of the noise.
+            guidance_scale: scale of classifier-free guidance, from 1 (none); above 1 for adapters that were trained
+                without distillation, at twice the computation.
             tile: "auto", "off", or the side of a tile in pixels: large images are generated in overlapping tiles.
             batch: largest batch; default: what fits into the memory.
             device: "auto", "cpu", "cuda" or "mps".
@@ -112,8 +117,11 @@ class Hub:
         """
         from codi_hub.operations.generate import GenerateOptions, generate
 
-        values = (masks, prompts, seeds, steps, strength, options, sampler, temperature, tile, batch, device, dtype)
-        return generate(self._context, ref, images, GenerateOptions(*values))
+        chosen = GenerateOptions(
+            masks, prompts, negative_prompts, seeds, steps, strength, options, sampler, temperature, guidance_scale,
+            tile, batch, device, dtype,
+        )  # fmt: skip
+        return generate(self._context, ref, images, chosen)
 
     def run(
         self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = ignore

@@ -17,6 +17,7 @@ RECORD = "adapter.json"
 MAX_RECORD = 16 << 20  # bytes; a usual record has some ten thousand
 CODI_METHODS = ("pe-codi", "codi")  # methods whose loss has a guidance and a consistency term
 START_NOISE_1 = 0.5  # version 1: `start_noise` of a config with `start` below 1 that does not name it
+DISTILLED_METHODS = (*CODI_METHODS, "cm", "gd", "regression", "guidance-only")  # which take no guidance scale
 ONLY_TERM = {"conditional": "diffusion", "cm": "consistency", "gd": "progressive"}  # methods whose loss has one term
 
 Method = Annotated[str, StringConstraints(max_length=60, pattern=r"^[\w .,()/-]*$")]

@@ -103,7 +103,8 @@ class Residuals(NamedTensors):
 class Backbone(nn.Module, ABC):
     """A frozen base model: loading, text encoding, autoencoding, and one evaluation of its network.
 
-    In evaluation mode and without gradients for its own weights. A family is one subclass in one file. Latents are those
+    In evaluation mode and without gradients for its own weights. A family is one subclass in one file. Latents are
+    those
     of diffusers' image autoencoder in `vae`; a family with another overrides `encode`, `decode` and `latents_digest`.
 
     Attributes:
@@ -118,6 +119,8 @@ class Backbone(nn.Module, ABC):
         schedule: alpha_t, sigma_t and the prediction type.
         latents: shape of its latents.
         fingerprint: what tells it from other bases.
+        guidance: of a guidance-distilled base, whose network takes a guidance scale as an input (`guidance_embeds` in
+            its config): the one value that it is given in training and inference. None for all others.
     """
 
     family: ClassVar[str]
@@ -127,6 +130,7 @@ class Backbone(nn.Module, ABC):
     cells_apart: ClassVar[bool] = False
     lora_layers: ClassVar[str] = ATTENTION_AND_FEED_FORWARD
     default_kind: ClassVar[str | None] = None
+    guidance: float | None = None
     schedule: Schedule
     latents: LatentSpec
     fingerprint: Fingerprint
@@ -297,3 +301,7 @@ class Backbone(nn.Module, ABC):
         while len(self._prompts) > PROMPT_CACHE:
             self._prompts.popitem(last=False)
         return embedded
+
+    def unconditional(self) -> Prompt:
+        """Return the embedding of no prompt, one row, as the base learned it: by default that of the empty text."""
+        return self.embed([""])

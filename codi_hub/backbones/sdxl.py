@@ -70,6 +70,10 @@ class SDXLBackbone(UNetBackbone):
             )
         return Prompt({"context": context, "pooled": pooled})
 
+    def unconditional(self) -> Prompt:
+        """Return zeros, with which SDXL was trained without a prompt (`force_zeros_for_empty_prompt` in diffusers)."""
+        return Prompt({name: torch.zeros_like(value) for name, value in self.embed([""]).tensors.items()})
+
     def sized(self, prompt: Prompt, z_t: Tensor) -> Prompt:
         """Return the prompt with `time_ids` (B, 6): (H, W, 0, 0, H, W) in pixels."""
         height, width = (side * self.latents.factor for side in z_t.shape[2:])

@@ -53,6 +53,12 @@ class RunOptions(Options):
     """Scale of the initial noise."""
     sampler: str = option("ddim", "--sampler")
     """ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)."""
+    guidance_scale: float = option(1.0, "--guidance-scale", ge=1.0, le=100.0)
+    """Scale of classifier-free guidance (default: 1, none).
+
+    Above 1 for adapters that were trained without distillation, at twice the computation."""
+    negative_prompt: str | None = option(None, "--negative-prompt")
+    """With guidance, the text that images are led away from (default: none)."""
     allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
     """Run an adapter on another base of its family, such as a fine-tune."""
     report: Path | None = option(None, "--report")
@@ -101,6 +107,12 @@ class EvalOptions(Options):
     """ddim (along the ODE), renoise (fresh noise between steps) or dpmpp (DPM-Solver++(2M), for many steps)."""
     temperature: float = option(1.0, "--temperature", ge=0.0, le=2.0)
     """Scale of the initial noise."""
+    guidance_scale: float = option(1.0, "--guidance-scale", ge=1.0, le=100.0)
+    """Scale of classifier-free guidance (default: 1, none).
+
+    Above 1 for adapters that were trained without distillation, at twice the computation."""
+    negative_prompt: str | None = option(None, "--negative-prompt")
+    """With guidance, the text that images are led away from (default: none)."""
     seed: int = option(0, "--seed", ge=0)
     """Seed of the noise and the degradations."""
     device: Device = option("auto", "--device", panel="Machine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.mixed import MixedBatch, can_share
-from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.diffusion import SAMPLERS
+from codi_hub.diffusion.guidance import Network, guided
 from codi_hub.errors import UsageError, one_line
 from codi_hub.inference.tiling import Window
 
@@ -37,6 +38,7 @@ class Request:
         strength: scale in [0, 1] of what the adapter adds; 0 is the base bit for bit.
         window: of a tile: its place in the whole image, `top` and `left` multiples of the base's `multiple`. A tile's
             noise is its part of the whole image's.
+        negative_prompt: what guidance leads away from; None: the base's embedding of no prompt.
     """
 
     condition: np.ndarray
@@ -45,6 +47,7 @@ class Request:
     seed: int = 0
     strength: float = 1.0
     window: Window | None = None
+    negative_prompt: str | None = None
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -62,11 +65,18 @@ class Sampling:
         sampler: a name in `codi_hub.diffusion.SAMPLERS`.
         temperature: scale of the noise. Below 1 the image moves from a sample towards the mean of what the condition
             allows: less invented detail, fewer wrong pixels.
+        guidance_scale: w of classifier-free guidance; above 1 every evaluation computes two rows per image.
     """
 
     steps: int = 4
     sampler: str = "ddim"
     temperature: float = 1.0
+    guidance_scale: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is applied."""
+        return self.guidance_scale != 1
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class Engine:
         self._limits: dict[tuple[int, ...], int] = {}  # batch sizes found to fit the memory, by the images' sides
         self._whole_noise: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
 
-    def auto_batch(self, height: int, width: int) -> int:
-        """Return how many images of a size one batch holds unless told otherwise."""
-        pixels = AUTO_PIXELS.get(self.base.device.type, AUTO_PIXELS["cpu"])
+    def auto_batch(self, height: int, width: int, *, guided: bool = False) -> int:
+        """Return how many images of a size one batch holds unless told otherwise; with guidance half as many."""
+        pixels = AUTO_PIXELS.get(self.base.device.type, AUTO_PIXELS["cpu"]) // (1 + guided)
         most = max(1, pixels // max(1, height * width))
         return min(most, self._limits.get((height, width), most))
 
@@ -133,7 +143,7 @@ class Engine:
         for (height, width, *_), rows in groups.items():
             left = list(rows)
             while left:
-                most = batch or self.auto_batch(height, width)
+                most = batch or self.auto_batch(height, width, guided=sampling.guided)
                 part = left[: min(most, self._limits.get((height, width), most))]
                 outputs, part = self._fitting(requests, part, sampling)
                 images.update(zip(part, outputs, strict=True))
@@ -174,22 +184,20 @@ class Engine:
         if compile:
             missing = self._filled.get((height, width), 0) - count
             requests = [*requests, *[requests[-1]] * max(0, missing)]
-        adapter: Any = adapters[0] if len(adapters) == 1 else MixedBatch([request.adapter for request in requests])
-        predict, decode = (self._compiled(of, compile) for of in (type(adapter).predict, type(base).decode))
-        condition = self._conditions(requests, mixed=len(adapters) > 1)
-        prompt = base.embed([request.prompt for request in requests])
-        prepared = adapter.prepare(base, condition, prompt)
-        strength = _strengths(requests, base)
+        rows = [*requests, *requests] if sampling.guided else requests  # first without the prompts, then with them
+        adapter: Any = adapters[0] if len(adapters) == 1 else MixedBatch([request.adapter for request in rows])
+        condition = self._conditions(rows, mixed=len(adapters) > 1)
+        decode = self._compiled(type(base).decode, compile)
         schedule = base.schedule_for(*padded_size(height, width, base.latents.multiple))
-        denoise = schedule.denoiser(
-            lambda z_t, t: predict(adapter, base, z_t.to(base.dtype), t, prompt, prepared, strength)
-        )
+        denoise = schedule.denoiser(self._network(adapter, rows, condition, sampling, compile))
 
         def noise(number: int) -> Tensor:
             """Return the noise of a sampling step; 0 is the initial noise."""
             return sampling.temperature * self._noise(requests, number).to(base.device)
 
-        initial = adapter.initial_latents(base, condition, noise(0))
+        first = noise(0)
+        initial = adapter.initial_latents(base, condition, torch.cat([first, first]) if sampling.guided else first)
+        initial = initial[: len(requests)]
         times = schedule.grid(sampling.steps, adapter.start)
         sample = SAMPLERS.load(sampling.sampler)
         x_hat = sample(denoise, initial, times, schedule, lambda number: noise(number + 1))
@@ -197,6 +205,24 @@ class Engine:
         if compile:
             self._filled[height, width] = len(images)
         return list(images.permute(0, 2, 3, 1).cpu().numpy()[:count])
+
+    def _network(
+        self, adapter: Any, rows: Sequence[Request], condition: Any, sampling: Sampling, compile: bool
+    ) -> Network:
+        """Return the network with its prompts and conditions bound; with guidance, one row for two of `rows`."""
+        base, predict = self.base, self._compiled(type(adapter).predict, compile)
+        if sampling.guided:
+            half = len(rows) // 2
+            prompt = Prompt.cat([_negative_prompts(rows[:half], base), base.embed([row.prompt for row in rows[half:]])])
+        else:
+            prompt = base.embed([row.prompt for row in rows])
+        prepared = adapter.prepare(base, condition, prompt)
+        strength = _strengths(rows, base)
+
+        def network(z_t: Tensor, t: Tensor) -> Tensor:
+            return predict(adapter, base, z_t.to(base.dtype), t, prompt, prepared, strength)
+
+        return guided(network, sampling.guidance_scale) if sampling.guided else network
 
     def _compiled(self, function: Callable[..., Tensor], compile: bool) -> Callable[..., Tensor]:
         """Return the function itself, or compiled; where that fails, everything goes on uncompiled."""
@@ -253,10 +279,11 @@ class AdapterGenerator:
     adapter: Adapter
     sampling: Sampling
     strength: float = 1.0
+    negative_prompt: str | None = None
 
     def auto_batch(self, height: int, width: int) -> int:
         """See `Engine.auto_batch`."""
-        return self.engine.auto_batch(height, width)
+        return self.engine.auto_batch(height, width, guided=self.sampling.guided)
 
     def generate(
         self,
@@ -270,20 +297,21 @@ class AdapterGenerator:
         """Generate one image per condition, float32 (H, W, C) in [0, 1]; see `Engine.generate`."""
         places: Sequence[Window | None] = windows or [None] * len(conditions)
         requests = [
-            Request(condition, self.adapter, prompt, seed, self.strength, window)
+            Request(condition, self.adapter, prompt, seed, self.strength, window, self.negative_prompt)
             for condition, prompt, seed, window in zip(conditions, prompts, seeds, places, strict=True)
         ]
         return self.engine.generate(requests, self.sampling, batch=batch)
 
 
 def generate_function(
-    base: Backbone, adapter: Adapter, *, sampler: str = "ddim", temperature: float = 1.0
+    base: Backbone, adapter: Adapter, sampling: Sampling = Sampling(), *, negative_prompt: str | None = None
 ) -> Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]:
     """Return the function (conditions, prompts, seeds, steps) -> images of an adapter, as evaluations call it."""
     engine = Engine(base)
 
     def generate(conditions: list[np.ndarray], prompts: list[str], seeds: list[int], steps: int) -> list[np.ndarray]:
-        generator = AdapterGenerator(engine, adapter, Sampling(steps, sampler, temperature))
+        at_steps = replace(sampling, steps=steps)
+        generator = AdapterGenerator(engine, adapter, at_steps, negative_prompt=negative_prompt)
         return generator.generate(conditions, prompts, seeds).images
 
     return generate
@@ -317,3 +345,9 @@ def _strengths(requests: Sequence[Request], base: Backbone) -> Tensor | None:
     if all(request.strength == 1 for request in requests):
         return None
     return torch.tensor([request.strength for request in requests], device=base.device, dtype=base.dtype)
+
+
+def _negative_prompts(requests: Sequence[Request], base: Backbone) -> Prompt:
+    """Return what guidance leads away from, of a row per request."""
+    texts = [request.negative_prompt for request in requests]
+    return Prompt.cat([base.unconditional() if text is None else base.embed([text]) for text in texts])

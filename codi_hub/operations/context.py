@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from codi_hub.errors import UsageError
+from codi_hub.record import DISTILLED_METHODS
 
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
@@ -36,3 +37,20 @@ def check_steps(steps: int, row: AdapterRow) -> None:
     """Raise UsageError for a number of sampling steps that no schedule has."""
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps {steps!r:.40}: a number from 1 to {MAX_STEPS} ({row.ref} is trained for {row.steps})")
+
+
+def check_guidance(scale: float, negative_prompt: str | None, row: AdapterRow) -> None:
+    """Refuse a guidance scale for an adapter that was trained without one, and a negative prompt without guidance.
+
+    Raises:
+        UsageError: either, or a scale below 1.
+    """
+    if scale < 1:
+        raise UsageError(f"guidance_scale {scale:g}: at least 1, which is no guidance")
+    if scale == 1 and negative_prompt:
+        raise UsageError("negative_prompt: it needs guidance: set guidance_scale above 1, or leave it out")
+    if scale > 1 and row.method in DISTILLED_METHODS:
+        raise UsageError(
+            f"guidance_scale {scale:g}: {row.ref} was trained with method {row.method}, without guidance: leave it at "
+            "1, or use an adapter trained with method conditional"
+        )

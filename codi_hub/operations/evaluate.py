@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from codi_hub.config.options import EvalOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.events import OnEvent
-from codi_hub.operations.context import Context, check_steps
+from codi_hub.folders.prompts import clean_prompt
+from codi_hub.operations.context import Context, check_guidance, check_steps
+from codi_hub.record import DISTILLED_METHODS
 from codi_hub.reports import EvalReport
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def _contestants(
     from codi_hub.adapters.base_only import BaseOnly
     from codi_hub.evaluation.against import entrants
     from codi_hub.evaluation.measured import Contestant
-    from codi_hub.inference.engine import generate_function
+    from codi_hub.inference.engine import Sampling, generate_function
     from codi_hub.inference.models import Placement
 
     entries = entrants(
@@ -64,11 +66,19 @@ def _contestants(
     for entry in entries:
         if entry.row:
             context.models.check(entry.row, task)
+    negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
+    check_guidance(options.guidance_scale, negative, row)
     placement = Placement(device=options.device, dtype=options.dtype)
     base = context.models.base(row.base, placement)
     contestants = []
     for entry in entries:
         adapter = context.models.load(entry.row, placement).adapter if entry.row else BaseOnly(base)
-        generate = generate_function(base, adapter, sampler=options.sampler, temperature=options.temperature)
+        distilled = entry.row is not None and entry.row.method in DISTILLED_METHODS  # measured as it is used
+        sampling = Sampling(
+            sampler=options.sampler,
+            temperature=options.temperature,
+            guidance_scale=1.0 if distilled else options.guidance_scale,
+        )
+        generate = generate_function(base, adapter, sampling, negative_prompt=negative)
         contestants.append(Contestant(entry.name, generate, entry.steps))
     return base, contestants

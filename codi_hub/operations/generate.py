@@ -15,7 +15,7 @@ from codi_hub.folders.prompts import clean_prompt
 from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
 from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
-from codi_hub.operations.context import Context, check_steps
+from codi_hub.operations.context import Context, check_guidance, check_steps
 from codi_hub.seeds import image_seed
 
 if TYPE_CHECKING:
@@ -30,16 +30,18 @@ AnyImage = Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Arguments of `Hub.generate`; see there. `masks`, `prompts` and `seeds` are one for all images or one each."""
+    """Arguments of `Hub.generate`; see there. `masks` to `seeds` are one for all images or one each."""
 
     masks: Any = None
     prompts: Any = None
+    negative_prompts: Any = None
     seeds: Any = None
     steps: int | None = None
     strength: float = 1.0
     options: Mapping[str, Any] | None = None
     sampler: str = "ddim"
     temperature: float = 1.0
+    guidance_scale: float = 1.0
     tile: str = "auto"
     batch: int | None = None
     device: str = "auto"
@@ -56,6 +58,7 @@ class Input:
     image: LoadedImage
     as_array: bool
     prompt: str
+    negative_prompt: str | None
     seed: int
     steps: int
 
@@ -93,10 +96,17 @@ def _generate(
             whole.setdefault(entry.steps, []).append(k)
     for steps, indices in whole.items():
         requests = [
-            Request(e.prepared.condition, loaded[e.row.id].adapter, e.prompt, e.seed, options.strength)
+            Request(
+                e.prepared.condition,
+                loaded[e.row.id].adapter,
+                e.prompt,
+                e.seed,
+                options.strength,
+                negative_prompt=e.negative_prompt,
+            )
             for e in (inputs[k] for k in indices)
         ]
-        sampling = Sampling(steps, options.sampler, options.temperature)
+        sampling = Sampling(steps, options.sampler, options.temperature, options.guidance_scale)
         outputs.update(zip(indices, engine.generate(requests, sampling, batch=options.batch).images, strict=True))
     return [outputs[k] for k in range(len(inputs))]
 
@@ -104,8 +114,8 @@ def _generate(
 def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, options: GenerateOptions) -> np.ndarray:
     from codi_hub.inference.engine import AdapterGenerator, Sampling
 
-    sampling = Sampling(entry.steps, options.sampler, options.temperature)
-    generator = AdapterGenerator(engine, adapter, sampling, options.strength)
+    sampling = Sampling(entry.steps, options.sampler, options.temperature, options.guidance_scale)
+    generator = AdapterGenerator(engine, adapter, sampling, options.strength, entry.negative_prompt)
 
     def tiles(conditions: list[np.ndarray], windows: list[Any]) -> Sequence[np.ndarray]:
         prompts, seeds = [entry.prompt] * len(windows), [entry.seed] * len(windows)
@@ -135,6 +145,7 @@ def _inputs(
     names = _each("ref", refs, count, str)
     masks = _each("masks", options.masks, count, Image.Image | np.ndarray)
     prompts = _each("prompts", options.prompts, count, str)
+    negatives = _each("negative_prompts", options.negative_prompts, count, str)
     seeds = _each("seeds", options.seeds, count, int)
     rows = {name: context.resolve(name) for name in dict.fromkeys(names)}
     tasks = {name: context.catalog.load_task(row.task, dict(options.options or {})) for name, row in rows.items()}
@@ -147,11 +158,13 @@ def _inputs(
             prompt = clean_prompt(prompts[k] or "", "the prompt") or ""
             if task.needs_prompt and not prompt:
                 raise UsageError(f"task {row.task} needs a prompt for every image")
+            negative = clean_prompt(negatives[k] or "", "the negative prompt")
+            check_guidance(options.guidance_scale, negative, row)
             seed = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
             loaded = _load(image, mask, task)
             pixels = loaded.with_alpha() if task.reads_alpha else loaded.image
             prepared = task.prepare(pixels, rng=np.random.default_rng(seed))
-        inputs.append(Input(task, row, prepared, loaded, isinstance(image, np.ndarray), prompt, seed, steps))
+        inputs.append(Input(task, row, prepared, loaded, isinstance(image, np.ndarray), prompt, negative, seed, steps))
     return inputs
 
 

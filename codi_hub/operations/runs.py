@@ -18,10 +18,11 @@ from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import read_jobs
 from codi_hub.folders.plan import Item, check_outputs, plan
+from codi_hub.folders.prompts import clean_prompt
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.inference.tiling import Tiling
-from codi_hub.operations.context import Context, check_steps
+from codi_hub.operations.context import Context, check_guidance, check_steps
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class PlannedRun:
         Tiles, batch size and device are left out: they change how outputs are computed, not what they are.
         """
         chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
+        if self.options.guidance_scale != 1:  # absent from the recipes of runs before there was guidance
+            chosen |= {name: getattr(self.options, name) for name in ("guidance_scale", "negative_prompt")}
         return chosen | {
             "adapter_sha256": self.row.sha256,
             "steps": self.steps,
@@ -107,7 +110,9 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     items = plan(list(inputs), task, options, task_name=row.task)
     steps = options.steps or row.steps
     check_steps(steps, row)
-    return PlannedRun(row, task, items, steps, options)
+    negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
+    check_guidance(options.guidance_scale, negative, row)
+    return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative))
 
 
 def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
@@ -133,7 +138,8 @@ def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> Adap
     placement = Placement(**{name: getattr(options, name) for name in names})
     loaded = context.models.load(planned.row, placement)
     engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
-    return AdapterGenerator(engine, loaded.adapter, Sampling(planned.steps, options.sampler, options.temperature))
+    sampling = Sampling(planned.steps, options.sampler, options.temperature, options.guidance_scale)
+    return AdapterGenerator(engine, loaded.adapter, sampling, negative_prompt=options.negative_prompt)
 
 
 def _counting(on_event: OnEvent, total: int) -> OnEvent:

@@ -21,7 +21,7 @@ from codi_hub.config.first_edition import layer_of
 from codi_hub.errors import NotFound
 from codi_hub.evaluation.features import Features
 from codi_hub.hub import Hub
-from codi_hub.inference.engine import generate_function
+from codi_hub.inference.engine import Sampling, generate_function
 from codi_hub.losses import METHODS
 from codi_hub.training.folder import holds_run
 from codi_hub.training.latents import PairsSpec, build, open_pairs
@@ -190,7 +190,7 @@ class Bench:
         steps, sampler = at
         base, adapter, _ = self.hub.use(ref, device=self.device)
         held_out = self.held_out(row.task)
-        images, seconds = held_out.sampled(generate_function(base, adapter, sampler=sampler), steps)
+        images, seconds = held_out.sampled(generate_function(base, adapter, Sampling(sampler=sampler)), steps)
         found = held_out.figures(images, self.features) | {"seconds": seconds}
         return {name: float(f"{value:.5g}") for name, value in found.items()}
 

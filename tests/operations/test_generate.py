@@ -139,6 +139,17 @@ WRONG: dict[str, tuple[tuple[Any, Any], dict[str, Any], str]] = {
     "sampler": (("superres", IMAGE), {"sampler": "euler"}, "sampler euler: one of ddim, renoise, dpmpp"),
     "strength": (("superres", IMAGE), {"strength": 1.5}, "strength 1.5: a number from 0 to 1"),
     "batch": (("superres", IMAGE), {"batch": 0}, "batch 0: at least 1"),
+    "guidance": (
+        ("superres", IMAGE),
+        {"guidance_scale": 5.0},
+        r"guidance_scale 5: superres:1 was trained with method regression, without guidance: leave it at 1",
+    ),
+    "less than none": (("superres", IMAGE), {"guidance_scale": 0.5}, "guidance_scale 0.5: at least 1"),
+    "a negative prompt": (
+        ("superres", IMAGE),
+        {"negative_prompts": "blurry"},
+        "negative_prompt: it needs guidance: set guidance_scale above 1",
+    ),
     "tile": (("superres", IMAGE), {"tile": "12"}, "tile '12': auto, off, or a side of at least 128 pixels"),
     "device": (("superres", IMAGE), {"device": "tpu"}, "device tpu: not on this machine"),
     "option": (("superres", IMAGE), {"options": {"scales": 2}}, "task superres: no option 'scales'"),

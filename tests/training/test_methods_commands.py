@@ -66,6 +66,39 @@ def test_a_teacher_its_students_and_codi_are_distilled_shown_and_run(tiny: Calla
             assert (report["ok"], report["skipped"]) == (1, 0)
         assert json.loads(tiny(*command, "--steps", "3", "--sampler", "dpmpp", "--json").out)["skipped"] == 1
     assert len({(tmp_path / f"{method}.png").read_bytes() for method in results}) == 4
+    guided_runs(tiny, tmp_path, {method: m["adapter"] for method, m in results.items()})
+
+
+def guided_runs(tiny: Callable[..., Any], tmp_path: Path, adapters: dict[str, str]) -> None:
+    """The adapter that was not distilled takes guidance, in runs, jobs and evaluations; the others refuse it."""
+    image = ["--base", "tiny", "--steps", "3", "--prompt", "a red ball"]
+    guided = [*image, "--guidance-scale", "4"]
+    outputs = []
+    for k, options in enumerate([image, guided, [*guided, "--negative-prompt", "gray"]]):
+        command = ["run", adapters["conditional"], tmp_path / "m.png", "-o", tmp_path / f"{k}.png", *options, "--json"]
+        assert json.loads(tiny(*command).out)["ok"] == 1
+        assert json.loads(tiny(*command).out)["skipped"] == 1  # nothing changed
+        outputs.append((tmp_path / f"{k}.png").read_bytes())
+    assert len(set(outputs)) == 3
+    job = {"task": adapters["conditional"], "input": str(tmp_path / "m.png"), "output": str(tmp_path / "job.png")}
+    job |= {"guidance_scale": 4, "negative_prompt": "gray", "prompt": "a red ball", "steps": 3}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
+    assert tiny("run", "--jobs", tmp_path / "jobs.jsonl", "--base", "tiny").code == 0
+    assert (tmp_path / "job.png").read_bytes() == outputs[2]
+    for options, message in [
+        (guided, "--guidance-scale 4: depth:3 was trained with method cm, without guidance: leave it at 1"),
+        ([*image, "--negative-prompt", "gray"], "--negative-prompt: it needs guidance: set --guidance-scale above 1"),
+    ]:
+        answer = tiny("run", adapters["cm"], tmp_path / "m.png", "-o", tmp_path / "no.png", *options)
+        assert (answer.code, message in answer.err) == (2, True), answer.err
+    measured = ["--against", f"base,{adapters['cm']}", "--count", "1", "--steps", "2", "--base", "tiny", "--json"]
+    table = [
+        json.loads(tiny("eval", adapters["conditional"], *measured, *more).out)["rows"]
+        for more in ([], ["--guidance-scale", "4"])
+    ]
+    changed = {a["method"] for a, b in zip(*table, strict=True) if a["adherence"] != b["adherence"]}
+    assert changed >= {adapters["conditional"]}
+    assert adapters["cm"] not in changed
 
 
 @pytest.mark.slow
