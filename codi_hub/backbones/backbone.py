@@ -104,8 +104,8 @@ class Backbone(nn.Module, ABC):
     """A frozen base model: loading, text encoding, autoencoding, and one evaluation of its network.
 
     In evaluation mode and without gradients for its own weights. A family is one subclass in one file. Latents are
-    those
-    of diffusers' image autoencoder in `vae`; a family with another overrides `encode`, `decode` and `latents_digest`.
+    those of diffusers' image autoencoder in `vae`; a family with another overrides `encode`, `decode` and
+    `latents_digest`.
 
     Attributes:
         family: the family's name, such as `sd`.
