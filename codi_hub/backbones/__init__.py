@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 FAMILIES = Plugins(
     "base family",
     "codi_hub.backbones",
-    {"sd": "codi_hub.backbones.unet:UNetBackbone", "sdxl": "codi_hub.backbones.sdxl:SDXLBackbone"},
+    {
+        "sd": "codi_hub.backbones.unet:UNetBackbone",
+        "sdxl": "codi_hub.backbones.sdxl:SDXLBackbone",
+        "flux": "codi_hub.backbones.flux:FluxBackbone",
+        "z-image": "codi_hub.backbones.z_image:ZImageBackbone",
+    },
 )
 
 

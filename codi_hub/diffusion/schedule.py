@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ CLEAN = 0.0
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+OTHER_GRIDS = ("invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 class Schedule(ABC):
@@ -222,6 +225,28 @@ class RectifiedFlow(Schedule):
     negated: bool = False
     prediction_type: str = "flow"
     max_steps: int = 1000
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, time_scale: float = 1000.0, negated: bool = False
+    ) -> RectifiedFlow:
+        """Read a diffusers scheduler config.
+
+        Raises:
+            Mismatch: another scheduler than a flow's, or a time grid that is not a shifted one.
+        """
+        if (name := config.get("_class_name", FLOW_SCHEDULERS[0])) not in FLOW_SCHEDULERS:
+            raise Mismatch(f"scheduler {name} is not a flow's: this base needs one of {', '.join(FLOW_SCHEDULERS)}")
+        if other := [entry for entry in OTHER_GRIDS if config.get(entry)]:
+            raise Mismatch(f"the scheduler has {other[0]}={config[other[0]]!r}, which is not supported: leave it out")
+        if not config.get("use_dynamic_shifting"):
+            return cls(float(config.get("shift", 1.0)), time_scale, negated)
+        if (form := config.get("time_shift_type", "exponential")) != "exponential":
+            raise Mismatch(f"the scheduler has time_shift_type={form!r}, and only 'exponential' is supported")
+        names = {"base_tokens": "base_image_seq_len", "max_tokens": "max_image_seq_len"}
+        names |= {"base_shift": "base_shift", "max_shift": "max_shift"}
+        constants = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+        return cls(partial(resolution_shift, **constants), time_scale, negated)
 
     def for_tokens(self, tokens: int) -> RectifiedFlow:
         """Return the schedule with its shift for an image of so many tokens."""

@@ -1,0 +1,178 @@
+"""The `flux` family: FLUX.1-dev, FLUX.1-schnell and their fine-tunes (Black Forest Labs, 2024).
+
+The network sees latents packed 2x2 into tokens; losses, samplers and adapters see (B, 16, h, w). CLIP gives the pooled
+text, T5 the context. FLUX.1-dev is guidance-distilled: it is given one guidance value, which is fixed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from codi_hub.backbones.backbone import Prompt, Residuals
+from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.sources import quiet_libraries
+from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.errors import Mismatch
+
+GUIDANCE = 3.5  # what FLUX.1-dev is given by default
+DEV_TOKENS, SCHNELL_TOKENS = 512, 256  # most tokens of a prompt that T5 encodes
+BRANCH_BLOCKS = 4  # of the ControlNet, all of them double-stream: 1.44B parameters beside 11.9B
+BLOCK, SINGLE = "block", "single"  # residuals' names start so; a number follows
+
+
+class FluxBackbone(TransformerBackbone):
+    """FluxTransformer2DModel with CLIP and T5.
+
+    Residuals are a ControlNet's block samples, "block.0" to "block.n" and "single.0" to "single.n", each
+    (B, image tokens, width); diffusers decides which block takes which.
+
+    Attributes:
+        guidance: the guidance value that the network is given, None where it takes none.
+
+    Raises:
+        Mismatch: a network with further input channels, such as FLUX.1-Fill's.
+    """
+
+    family: ClassVar[str] = "flux"
+    components: ClassVar[tuple[str, ...]] = (
+        "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+    )  # fmt: skip
+    input_layer: ClassVar[str] = "x_embedder"
+    time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
+    sketched: ClassVar[tuple[str, ...]] = (
+        "x_embedder.weight", "time_text_embed.timestep_embedder.linear_1.weight",
+        "transformer_blocks.0.attn.to_q.weight", "proj_out.weight",
+    )  # fmt: skip
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        config = self.transformer.config
+        if config.in_channels != self.patch**2 * self.latents.channels:
+            raise Mismatch(
+                f"this FLUX network takes {config.in_channels} channels and not {4 * self.latents.channels}: FLUX.1-Fill, "
+                "-Canny, -Depth and the like are not supported, use FLUX.1-dev or FLUX.1-schnell"
+            )
+        self.guidance: float | None = GUIDANCE if config.guidance_embeds else None
+
+    @classmethod
+    def matches(cls, files: ModelFiles) -> bool:
+        """See `Backbone.matches`."""
+        return files.classes.get("transformer") == "FluxTransformer2DModel"
+
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """The family's diffusers pipeline with nothing but its text encoders, for its `encode_prompt`."""
+        with quiet_libraries():
+            from diffusers import FluxPipeline
+
+        return FluxPipeline(scheduler=None, vae=None, transformer=None, **self.text_parts)
+
+    def embed_texts(self, texts: Sequence[str]) -> Prompt:
+        """See `Backbone.embed_texts`: T5's `context` (B, tokens, width) and CLIP's `pooled` (B, width)."""
+        tokens = SCHNELL_TOKENS if self.guidance is None else DEV_TOKENS
+        with quiet_libraries():  # which remark on every prompt that is cut
+            context, pooled, _ = self.text_pipeline.encode_prompt(
+                list(texts),
+                device=self.device,
+                max_sequence_length=min(tokens, self.text_parts["tokenizer_2"].model_max_length),
+            )
+        return Prompt({"context": context, "pooled": pooled})
+
+    def inputs(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """Return the arguments that the network and its ControlNet have in common.
+
+        Args:
+            z_t: latents, (B, C, h, w), with further input channels at the end where a network takes them.
+            t, prompt: see `Backbone.predict`.
+        """
+        rows, columns = (side // self.patch for side in z_t.shape[2:])
+        places = [torch.arange(n, device=z_t.device, dtype=z_t.dtype) for n in (1, rows, columns)]
+        return {
+            "hidden_states": pack(z_t),
+            "timestep": self.schedule.model_time(t),
+            "guidance": None if self.guidance is None else t.new_full((len(t),), self.guidance),
+            "pooled_projections": prompt["pooled"],
+            "encoder_hidden_states": prompt["context"],
+            "txt_ids": z_t.new_zeros(prompt["context"].shape[1], 3),
+            "img_ids": torch.cartesian_prod(*places),
+            "return_dict": False,
+        }
+
+    def predict(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        *,
+        residuals: Residuals | None = None,
+        state: Any = None,
+        concat: Tensor | None = None,
+        network: Any = None,
+    ) -> Tensor:
+        """See `Backbone.predict`."""
+        if concat is not None and network is None:
+            raise Mismatch(f"bases of family {self.family} have no further input channels")
+        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        (tokens,) = (network or self.transformer)(
+            **self.inputs(seen, t, prompt),
+            controlnet_block_samples=samples(residuals, BLOCK),
+            controlnet_single_block_samples=samples(residuals, SINGLE),
+        )
+        return unpack(tokens, *z_t.shape[2:])
+
+    def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
+        """Return the condition's packed latents, as diffusers' pipeline passes them: [(B, image tokens, width)]."""
+        return [pack(self.condition_latents(condition)).to(condition)]
+
+    def control_residuals(
+        self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
+    ) -> Residuals:
+        """Return the ControlNet's block samples."""
+        blocks, singles = net(**self.inputs(z_t, t, prompt), controlnet_cond=prepared[0])
+        named = {f"{BLOCK}.{k}": value for k, value in enumerate(blocks or ())}
+        return Residuals(named | {f"{SINGLE}.{k}": value for k, value in enumerate(singles or ())})
+
+    def controlnet(
+        self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
+    ) -> nn.Module:
+        """See `Backbone.controlnet`; of `BRANCH_BLOCKS` double-stream blocks."""
+        from diffusers import FluxControlNetModel
+
+        config = self.transformer.config
+        packed = self.patch**2 * self.condition_latents_channels(condition_channels)
+        with torch.device(device or self.device), quiet_libraries():
+            net: Any = FluxControlNetModel.from_transformer(
+                self.transformer,
+                num_layers=min(BRANCH_BLOCKS, config.num_layers),
+                num_single_layers=0,
+                attention_head_dim=config.attention_head_dim,
+                num_attention_heads=config.num_attention_heads,
+                load_weights_from_transformer=pretrained,
+            )
+            if packed != config.in_channels:
+                net.controlnet_x_embedder = nn.Linear(packed, net.inner_dim)
+                nn.init.zeros_(net.controlnet_x_embedder.weight)
+                nn.init.zeros_(net.controlnet_x_embedder.bias)
+        return net
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h/2 * w/2, 4 C): a token is a square of 2x2 cells, its four values of a channel together."""
+    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, h/2 * w/2, 4 C) -> (B, C, h, w): the inverse of `pack`."""
+    return nn.functional.pixel_shuffle(tokens.mT.unflatten(2, (height // 2, width // 2)), 2)
+
+
+def samples(residuals: Residuals | None, part: str) -> list[Tensor] | None:
+    """Return the block samples of one part in their order, None where there are none."""
+    named = {} if residuals is None else residuals.tensors
+    count = sum(name.startswith(f"{part}.") for name in named)
+    return [named[f"{part}.{k}"] for k in range(count)] or None

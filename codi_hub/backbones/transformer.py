@@ -1,0 +1,60 @@
+"""What the transformer families share: their components, a flow schedule, latents in patches, and a fingerprint."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from codi_hub.backbones import autoencoder
+from codi_hub.backbones.backbone import Backbone, LatentSpec
+from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
+from codi_hub.backbones.parts import Parts
+from codi_hub.diffusion.schedule import RectifiedFlow
+
+
+class TransformerBackbone(Backbone):
+    """A transformer with a flow schedule that sees an image autoencoder's latents in patches.
+
+    Attributes:
+        patch: latent cells along a side of one token.
+        native_cells: side in latent cells of the images it was trained on.
+        time_scale, negated: see `RectifiedFlow`.
+        sketched: names of the tensors in the fingerprint's sketch.
+        text_parts: the text encoders and tokenizers there are, by their names in diffusers' pipelines.
+    """
+
+    patch: ClassVar[int] = 2
+    native_cells: ClassVar[int] = 128
+    time_scale: ClassVar[float] = 1000.0
+    negated: ClassVar[bool] = False
+    sketched: ClassVar[tuple[str, ...]] = ()
+    default_kind: ClassVar[str | None] = "concat"
+    schedule: RectifiedFlow
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        self.text_parts = parts.named("text_encoder") | parts.named("tokenizer")
+        self.text_encoders = nn.ModuleList(parts.named("text_encoder").values())
+        self.tokenizers = [*parts.named("tokenizer").values()]
+        self.schedule = RectifiedFlow.from_config(parts.scheduler, time_scale=self.time_scale, negated=self.negated)
+        factor = autoencoder.factor(self.vae)
+        channels = self.vae.config.latent_channels
+        self.latents = LatentSpec(channels, factor, factor * self.patch, factor * self.native_cells)
+        self.requires_grad_(False).eval()
+        self.fingerprint = self._fingerprint()
+
+    def schedule_for(self, height: int, width: int) -> RectifiedFlow:
+        """See `Backbone.schedule_for`."""
+        h, w = self.latents.size(height, width)
+        return self.schedule.for_tokens((h // self.patch) * (w // self.patch))
+
+    def _fingerprint(self) -> Fingerprint:
+        """Fingerprint the network, the schedule and the latents' scale. The autoencoder's decoder is left out."""
+        network: Any = self.network
+        shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+        shifts = [round(float(self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
+        scale = [round(value, 4) for value in autoencoder.scale_and_shift(self.vae)]
+        family = family_hash(shapes, self.schedule.prediction_type, shifts, scale)
+        return Fingerprint(family, sketch(dict(network.named_parameters()), self.sketched))
