@@ -269,6 +269,8 @@ class Backbone(nn.Module, ABC):
         """
         colours = 3 if condition.shape[1] > 2 else 1
         latents, more = self.encode_condition(condition.float()), condition[:, colours:]
+        if not more.shape[1]:
+            return latents
         folded = torch.nn.functional.pixel_unshuffle(2 * more.float() - 1, self.latents.factor)
         return torch.cat([latents, folded.to(latents)], dim=1)
 

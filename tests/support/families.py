@@ -3,10 +3,27 @@
 from pathlib import Path
 
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from tiny import kl_autoencoder, text_encoder, tokenizer
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel, T5Tokenizer
 
 WIDTHS = (16, 24)  # of SDXL's two text encoders
+LETTERS = [chr(code) for code in range(33, 127)]
+LONGEST = 48  # tokens of a prompt, of T5 and Qwen
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} {{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
 
 
 def sdxl(folder: Path) -> Path:
@@ -46,3 +63,110 @@ def sdxl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"
+
+
+def flux(folder: Path, *, dev: bool = True, layers: tuple[int, int] = (6, 2)) -> Path:
+    """Write a tiny FLUX.1 model and return its folder.
+
+    Args:
+        folder: a new folder.
+        dev: with a guidance embedding and a shift by the image's size; else as FLUX.1-schnell.
+        layers: double-stream and single-stream blocks.
+    """
+    words, pieces = tokenizer(folder / "parts" / "clip"), t5_tokenizer()
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=layers[0],
+        num_single_layers=layers[1],
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=16,
+        guidance_embeds=dev,
+        axes_dims_rope=(2, 2, 4),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev)
+    pipeline = FluxPipeline(
+        scheduler, flux_autoencoder(), text_encoder(len(words)), words, t5(len(pieces), 12), pieces, transformer
+    )
+    pipeline.save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
+
+
+def z_image(folder: Path, *, layers: int = 4) -> Path:
+    """Write a tiny Z-Image model and return its folder."""
+    words = qwen_tokenizer()
+    torch.manual_seed(4)
+    qwen = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(words),
+            hidden_size=12,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        dim=16,
+        n_layers=layers,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=12,
+        axes_dims=[2, 2, 4],
+        axes_lens=[256, 64, 64],
+    )
+    with torch.no_grad():
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):
+            token.normal_()
+    pipeline = ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), flux_autoencoder(), qwen, words, transformer)
+    pipeline.save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
+
+
+def flux_autoencoder() -> AutoencoderKL:
+    """Return an autoencoder of 16 channels, whose distributions are so narrow that a sample is the mean."""
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    with torch.no_grad():
+        vae.encoder.conv_out.weight[16:] = 0
+        vae.encoder.conv_out.bias[16:] = -60
+    return vae
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a T5 tokenizer that spells every word."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LONGEST)
+
+
+def t5(vocabulary: int, width: int) -> T5EncoderModel:
+    """Return a T5 text encoder."""
+    torch.manual_seed(5)
+    return T5EncoderModel(
+        T5Config(vocab_size=vocabulary, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0)
+    )
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Return a Qwen tokenizer that spells every word, with a chat template."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {piece: k for k, piece in enumerate([*marks, "Ġ", *LETTERS])}
+    words = Qwen2Tokenizer(vocab=vocabulary, merges=[], model_max_length=LONGEST)
+    words.add_special_tokens({"additional_special_tokens": marks[1:]})
+    words.chat_template = CHAT
+    return words
