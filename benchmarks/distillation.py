@@ -104,7 +104,7 @@ class Lcm:
         rows, _ = trainer.stream.rows(self.taken, 0)
         self.taken += 1
         x, prompt, nothing = self.encoded(rows)
-        condition = trainer.cache.conditions[rows].to(base.device, memory_format=torch.channels_last).float() / 255
+        condition = trainer.cache.rows(rows).conditions.to(base.device, memory_format=torch.channels_last).float() / 255
         k = torch.randint(1, DDIM_STEPS + 1, (len(rows),), device=base.device)
         t, s = k / DDIM_STEPS, ((k - 1) / DDIM_STEPS).clamp(min=schedule.least)
         eps = torch.randn_like(x)
@@ -138,12 +138,12 @@ class Lcm:
     def encoded(self, rows: Tensor) -> tuple[Tensor, Prompt, Prompt]:
         """Return latents, and the embeddings of the prompts and of the empty prompt."""
         trainer, base = self.trainer, self.trainer.base
-        prompt, nothing = trainer.prompts.rows(trainer.prompt_of[rows]), base.embed([""] * len(rows))
+        prompt, nothing = trainer.prompts.rows(trainer.cache.rows(rows).prompts), base.embed([""] * len(rows))
         if self.images is None:
-            x = trainer.cache.x[rows].to(base.device).float()
+            x = trainer.cache.rows(rows).x.to(base.device).float()
         else:
             x = base.encode(self.images[rows].float() / 255)
-            prompt = base.embed_texts([trainer.cache.prompts[k] for k in rows])
+            prompt = base.embed_texts(trainer.cache.rows(rows).prompts)
         return x.to(memory_format=torch.channels_last), prompt, nothing
 
 

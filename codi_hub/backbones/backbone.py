@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -138,6 +139,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._texts_released = False
 
     @classmethod
     @abstractmethod
@@ -291,14 +293,34 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def text_modules(self) -> list[nn.Module]:
+        """Return the text encoders: the children whose names begin with `text_encoder`."""
+        return [module for name, module in self.named_children() if name.startswith("text_encoder")]
+
+    def release_text_encoders(self) -> None:
+        """Free the device memory of the text encoders; `embed` brings them back for as long as it needs them."""
+        self._texts_released = True
+        for module in self.text_modules():
+            module.to("cpu")
+
+    @contextmanager
+    def text_encoders_loaded(self) -> Iterator[None]:
+        """Have the text encoders on the device within the context, also after `release_text_encoders`."""
+        moved = self.text_modules() if self._texts_released else []
+        try:
+            for module in moved:
+                module.to(self.device)
+            yield
+        finally:
+            for module in moved:
+                module.to("cpu")
+
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Prompt:
         """Return prompt embeddings of B rows; each text is encoded once while it stays in the cache."""
-        missing = [text for text in dict.fromkeys(prompts) if text not in self._prompts]
-        for start in range(0, len(missing), EMBED_BATCH):
-            texts = missing[start : start + EMBED_BATCH]
-            rows = self.embed_texts(texts)
-            self._prompts.update((text, rows.rows(slice(k, k + 1))) for k, text in enumerate(texts))
+        if missing := [text for text in dict.fromkeys(prompts) if text not in self._prompts]:
+            with self.text_encoders_loaded():
+                self._embed_missing(missing)
         embedded = Prompt.cat([self._prompts[text] for text in prompts])
         while len(self._prompts) > PROMPT_CACHE:
             self._prompts.popitem(last=False)
@@ -307,3 +329,9 @@ class Backbone(nn.Module, ABC):
     def unconditional(self) -> Prompt:
         """Return the embedding of no prompt, one row, as the base learned it: by default that of the empty text."""
         return self.embed([""])
+
+    def _embed_missing(self, missing: Sequence[str]) -> None:
+        for start in range(0, len(missing), EMBED_BATCH):
+            texts = missing[start : start + EMBED_BATCH]
+            rows = self.embed_texts(texts)
+            self._prompts.update((text, rows.rows(slice(k, k + 1))) for k, text in enumerate(texts))

@@ -1,4 +1,4 @@
-"""Training pairs, encoded once: latents, conditions and prompts in memory, and in a folder that runs may share."""
+"""Training pairs, encoded once and when a step first needs them, in a folder that runs and processes may share."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codi_hub import seeds
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
+from codi_hub.training.records import Records
 
-ENCODE_BATCH = 16
-REPORT_EVERY = 16 * ENCODE_BATCH  # pairs between messages
+WRITTEN_TOGETHER = 16  # pairs
+REPORT_EVERY = 256  # pairs between messages
+FEW = 64  # pairs that are sooner created by this process than by others, which have to start
+AHEAD = 8  # pairs per worker that are created before they are asked for
 OnText = Callable[[str], object]
 
 
@@ -53,17 +53,48 @@ class PairsSpec:
     seed: int
 
 
+class Pairs(Protocol):
+    """Training pairs by row, as the trainer reads them. `folder` is where they are kept, None for memory alone."""
+
+    folder: Path | None
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+
+    def expect(self, order: Iterable[int]) -> None:
+        """Note the order in which rows will be asked for, so that they can be created ahead."""
+
+    def prepare(self, rows: Sequence[int]) -> list[str]:
+        """Encode the rows that are not encoded yet; return the prompts of all of them."""
+
+    def rows(self, index: Tensor) -> Cache:
+        """Return some pairs."""
+
+
 @dataclass
 class Cache:
-    """Pairs: `x` float16 (N, C, h, w), `conditions` uint8 (N, K, H, W), `targets` uint8 (N, 3, H, W) or None."""
+    """Pairs in memory: `x` float16 (N, C, h, w), `conditions` uint8 (N, K, H, W), `targets` uint8 (N, 3, H, W)."""
 
     x: Tensor
     conditions: Tensor
     prompts: list[str]
     targets: Tensor | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def expect(self, order: Iterable[int]) -> None:
+        """See `Pairs.expect`."""
+
+    def prepare(self, rows: Sequence[int]) -> list[str]:
+        """See `Pairs.prepare`."""
+        return [self.prompts[k] for k in rows]
+
+    def rows(self, index: Tensor) -> Cache:
+        """See `Pairs.rows`."""
+        targets = None if self.targets is None else self.targets[index]
+        return Cache(self.x[index], self.conditions[index], [self.prompts[k] for k in index], targets)
 
 
 def open_pairs(spec: PairsSpec) -> tuple[Any, Task]:
@@ -93,20 +124,50 @@ def _pair(index: int) -> Pair:
     return pair_at(*_worker, index)
 
 
-def make_pairs(spec: PairsSpec, indices: range, workers: int) -> Iterator[Pair]:
-    """Yield pairs in order, created by `workers` processes (0: one per core, at most 8).
+class PairMaker:
+    """Creates pairs, ahead of their use in `workers` processes where the order is known (0: one a core, up to 8)."""
 
-    Few pairs are created by this process, in which `_start_worker` has run.
-    """
-    workers = min(workers or min(8, os.cpu_count() or 1), len(indices))
-    if workers <= 1 or len(indices) < 4 * ENCODE_BATCH:
-        yield from map(_pair, indices)
-        return
-    # spawned, not forked: a fork of a process with running torch threads can deadlock
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,)) as pool:
-        with _interrupts_ignored():  # the processes start here
-            pairs = pool.map(_pair, indices, chunksize=8)
-        yield from pairs
+    def __init__(self, spec: PairsSpec, workers: int) -> None:
+        self._source, self._task = open_pairs(spec)
+        self._spec, self._workers = spec, workers or min(8, os.cpu_count() or 1)
+        self._order: Iterator[int] = iter(())
+        self._pool: ProcessPoolExecutor | None = None
+        self._ahead: dict[int, Future[Pair]] = {}
+
+    def expect(self, order: Iterable[int]) -> None:
+        """Start the processes, which create pairs in this order from now on; not for a few pairs."""
+        self.close()
+        order = iter(order)
+        first = list(islice(order, FEW)) if self._workers > 1 else []
+        if len(first) == FEW:
+            self._order = chain(first, order)
+            # spawned, not forked: a fork of a process with running torch threads can deadlock
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker, (self._spec,))
+            with _interrupts_ignored():  # the processes start here
+                self._submit()
+
+    def pair(self, index: int) -> Pair:
+        """Return pair `index` of the source."""
+        future = self._ahead.pop(index, None)
+        if self._pool is not None:
+            self._submit()
+        if future is not None:
+            return future.result()
+        return pair_at(self._source, self._task, self._spec.seed, index)
+
+    def _submit(self) -> None:
+        assert self._pool is not None
+        for index in islice(self._order, max(0, AHEAD * self._workers - len(self._ahead))):
+            if index not in self._ahead:
+                self._ahead[index] = self._pool.submit(_pair, index)
+        if not self._ahead:
+            self.close()  # nothing is left to create: the processes end
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool, self._ahead, self._order = None, {}, iter(())
 
 
 @contextmanager
@@ -122,94 +183,101 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def build(
-    spec: PairsSpec,
-    indices: range,
-    base: Backbone,
-    folder: Path,
-    *,
-    workers: int = 0,
-    with_targets: bool = False,
-    message: OnText = lambda text: None,
-) -> Cache:
-    """Encode the pairs of `indices`, or read them from `folder` where they are cached.
+class PairFile:
+    """Pairs in a file of `folder`, each encoded when it is first asked for, by itself: its row depends on nothing else.
 
-    A file's name is a hash of the source, the task, the autoencoder and the first pair. So runs of several
-    kinds can share a folder, and a task or data set that changed is noticed where its first pair shows it.
+    The file's name is a hash of the source, the task, the autoencoder and the first pair. So runs of several kinds can
+    share a folder, and a task or data set that changed is noticed where its first pair shows it. Rows that an earlier
+    run, or one that was killed, has completed are read.
+
+    Args:
+        spec, indices: the pairs of the source.
+        base: whose autoencoder is used.
+        folder: of the file.
+        workers: processes that create pairs.
+        with_targets: whether ground truth is kept beside the latents.
+        message: told how many pairs are encoded.
 
     Raises:
         UsageError: `folder` cannot be written to.
         InvalidInput: pairs whose sides the base cannot encode.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"data.cache_dir {folder}: {error.strerror or error}") from error
-    _start_worker(spec)
-    parts = [
-        spec.__dict__,
-        [indices.start, indices.stop],
-        base.latents_digest(),
-        _pair_digest(_pair(indices[0])),
-        with_targets,
-    ]
-    key = json.dumps(parts)
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if cached := _read(path, key):
-        return cached
-    with closing(make_pairs(spec, indices, workers)) as pairs:  # type: ignore[type-var]
-        cache = _encoded(pairs, len(indices), base, with_targets, message)
-    _write(path, key, cache)
-    return cache
+
+    def __init__(
+        self,
+        spec: PairsSpec,
+        indices: range,
+        base: Backbone,
+        folder: Path,
+        *,
+        workers: int = 0,
+        with_targets: bool = False,
+        message: OnText = lambda text: None,
+    ) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"data.cache_dir {folder}: {error.strerror or error}") from error
+        self._indices, self._base, self._with_targets, self._message = indices, base, with_targets, message
+        self._maker = PairMaker(spec, workers)
+        first = self._maker.pair(indices[0])
+        _check_sides(first, base.latents.multiple)
+        stored = [indices.start, indices.stop], base.latents_digest(), _pair_digest(first), with_targets
+        key = json.dumps([spec.__dict__, *stored])
+        self.folder: Path | None = folder
+        self._records = Records(folder / hashlib.sha256(key.encode()).hexdigest()[:16])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def expect(self, order: Iterable[int]) -> None:
+        """See `Pairs.expect`."""
+        self._maker.expect(self._indices[k] for k in dict.fromkeys(order) if str(k) not in self._records)
+
+    def prepare(self, rows: Sequence[int]) -> list[str]:
+        """See `Pairs.prepare`. Raises InvalidInput."""
+        if self._missing(rows):
+            self._records.refresh()  # another process may have encoded them
+        missing = iter(self._missing(rows))
+        while group := list(islice(missing, WRITTEN_TOGETHER)):
+            before = len(self._records)
+            self._records.write([self._encoded(k) for k in group])
+            if before // REPORT_EVERY < (now := len(self._records)) // REPORT_EVERY:
+                self._message(f"{now} of {len(self)} pairs encoded")
+        return [self._records.text(str(k)) for k in rows]
+
+    def rows(self, index: Tensor) -> Cache:
+        """See `Pairs.rows`. Raises InvalidInput."""
+        rows = [int(k) for k in index]
+        self.prepare(rows)
+        found = [self._records.read(str(k)) for k in rows]
+        if None in found:  # damaged since they were written
+            return self.rows(index)
+        parts = {name: torch.stack([row[name] for row in found if row]) for name in found[0] or {}}
+        prompts = [self._records.text(str(k)) for k in rows]
+        return Cache(parts["x"], parts["conditions"], prompts, parts.get("targets"))
+
+    def close(self) -> None:
+        """End the processes that create pairs."""
+        self._maker.close()
+
+    def _missing(self, rows: Sequence[int]) -> list[int]:
+        return [k for k in dict.fromkeys(rows) if str(k) not in self._records]
+
+    @torch.no_grad()
+    def _encoded(self, row: int) -> tuple[str, dict[str, Tensor], str]:
+        pair = self._maker.pair(self._indices[row])
+        _check_sides(pair, self._base.latents.multiple)
+        target, condition = (torch.tensor(image).permute(2, 0, 1) for image in (pair.target, pair.condition))
+        x = self._base.encode(target[None].float() / 255)[0].half().cpu()
+        tensors = {"x": x, "conditions": condition} | ({"targets": target} if self._with_targets else {})
+        return str(row), tensors, pair.prompt
 
 
-def _encoded(pairs: Iterator[Pair], count: int, base: Backbone, with_targets: bool, message: OnText) -> Cache:
-    """Encode the targets of pairs, `ENCODE_BATCH` at a time. Raises InvalidInput."""
-    rows: dict[str, list[Tensor]] = {"x": [], "conditions": [], "targets": []}
-    prompts: list[str] = []
-    multiple = base.latents.multiple
-    while group := list(islice(pairs, ENCODE_BATCH)):
-        targets = torch.from_numpy(np.stack([pair.target for pair in group])).permute(0, 3, 1, 2)
-        if targets.shape[2] % multiple or targets.shape[3] % multiple:
-            height, width = targets.shape[2:]
-            raise InvalidInput(f"pairs of {width}x{height} px: sides must be multiples of {multiple}")
-        with torch.no_grad():
-            rows["x"].append(base.encode(targets.float() / 255).half().cpu())
-        rows["conditions"].append(torch.from_numpy(np.stack([pair.condition for pair in group])).permute(0, 3, 1, 2))
-        if with_targets:
-            rows["targets"].append(targets)
-        prompts += [pair.prompt for pair in group]
-        if len(prompts) % REPORT_EVERY == 0:
-            message(f"{len(prompts)} of {count} pairs encoded")
-    x, conditions = (torch.cat(rows[name]).contiguous() for name in ("x", "conditions"))
-    return Cache(x, conditions, prompts, torch.cat(rows["targets"]).contiguous() if with_targets else None)
-
-
-def _write(path: Path, key: str, cache: Cache) -> None:
-    """Write the tensors, then the prompts: where those are, the tensors are complete."""
-    tensors = {"x": cache.x, "conditions": cache.conditions}
-    if cache.targets is not None:
-        tensors["targets"] = cache.targets
-    part = path.with_suffix(f".{os.getpid()}.part")  # another run may be encoding the same pairs
-    try:
-        save_file(tensors, part)
-        os.replace(part, path)
-        part.write_text(json.dumps({"mark": key, "prompts": cache.prompts}))
-        os.replace(part, path.with_suffix(".json"))
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(path: Path, key: str) -> Cache | None:
-    """Return the cached pairs; None where there are none, or they are damaged."""
-    try:
-        described = json.loads(path.with_suffix(".json").read_text())
-        tensors = load_file(path)
-    except (OSError, ValueError, SafetensorError):
-        return None
-    if described["mark"] != key:
-        return None
-    return Cache(tensors["x"], tensors["conditions"], described["prompts"], tensors.get("targets"))
+def _check_sides(pair: Pair, multiple: int) -> None:
+    height, width = pair.target.shape[:2]
+    if height % multiple or width % multiple:
+        raise InvalidInput(f"pairs of {width}x{height} px: sides must be multiples of {multiple}")
 
 
 def _pair_digest(pair: Pair) -> str:

@@ -21,7 +21,7 @@ from codi_hub.training import finish, folder
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
-from codi_hub.training.latents import PairsSpec, build, open_pairs, pair_at
+from codi_hub.training.latents import PairFile, PairsSpec, open_pairs, pair_at
 from codi_hub.training.trainer import Trainer
 from codi_hub.training.watch import Watcher
 
@@ -50,7 +50,7 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
     on_event(Message(announcement(work, work.method_label(method.weights()), accelerator, pairs)))
     adapter = new_adapter(work, base)  # what is not possible is refused before pairs are encoded
     cache = main_first(
-        lambda: build(
+        lambda: PairFile(
             spec,
             train,
             base,
@@ -62,7 +62,8 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
     )
     trainer = Trainer(base, adapter, cache, method, work.config.training, accelerator, job.folder)
     run = Run(work, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
-    train_to_the_end(run, on_event)
+    with closing(cache):
+        train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))
 
 

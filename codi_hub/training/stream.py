@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -36,6 +38,16 @@ class PairStream:
         """Return (indices of pairs, position of the first in the stream) of a micro-batch of this process."""
         start = ((step * self.accumulate + micro) * self.processes + self.process) * self.batch
         return torch.tensor([self._at(start + k) for k in range(self.batch)]), start
+
+    def rows_between(self, step: int, last: int) -> Iterator[int]:
+        """Yield the pairs that this process sees in the steps from `step` to before `last`, in order."""
+        for k, micro in product(range(step, last), range(self.accumulate)):
+            yield from self.rows(k, micro)[0].tolist()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which all processes together see every pair."""
+        return -(-self.pairs // (self.batch * self.accumulate * self.processes))
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self.pairs)

@@ -25,13 +25,15 @@ from codi_hub.events import OnEvent, TrainingStep
 from codi_hub.losses.method import Method, StepContext, Terms
 from codi_hub.training import checkpoint
 from codi_hub.training.distributed import agreed
-from codi_hub.training.latents import Cache
+from codi_hub.training.latents import Pairs
+from codi_hub.training.prompts import PromptStore
 from codi_hub.training.stream import PairStream
 
 WARM_UP_STEPS = 30
 DECAY = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
+PREPARED = 256  # pairs encoded together at most, between steps
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Trainer:
         self,
         base: Backbone,
         adapter: Adapter,
-        cache: Cache,
+        cache: Pairs,
         method: Method,
         settings: TrainingConfig,
         accelerator: Accelerator,
@@ -87,10 +89,9 @@ class Trainer:
             accelerator.num_processes,
             accelerator.process_index,
         )
-        unique = list(dict.fromkeys(cache.prompts))
-        self.prompts = base.embed(unique)
-        places = {text: k for k, text in enumerate(unique)}
-        self.prompt_of = torch.tensor([places[text] for text in cache.prompts])
+        self.prompts = PromptStore(base, cache.folder)
+        self._prepared, self._ahead = 0, 1  # the step before which everything is encoded; steps encoded together
+        base.release_text_encoders()
 
     # ---- one step
 
@@ -98,11 +99,12 @@ class Trainer:
         """Return one micro-batch with its networks bound to its prompts and conditions."""
         rows, start = self.stream.rows(step, micro)
         device, layout = self.accelerator.device, torch.channels_last
-        x = self.cache.x[rows].float().to(device, memory_format=layout)
+        pairs = self.cache.rows(rows)
+        x = pairs.x.float().to(device, memory_format=layout)
         eps = self.stream.noise(start, tuple(x.shape[1:])).to(device, memory_format=layout)
-        condition = self.cache.conditions[rows].to(device, memory_format=layout).float() / 255
-        prompt = self.prompts.rows(self.prompt_of[rows].to(self.base.device)).to(device)
-        targets = None if self.cache.targets is None else self.cache.targets[rows].to(device).float() / 255
+        condition = pairs.conditions.to(device, memory_format=layout).float() / 255
+        prompt = self.prompts.rows(pairs.prompts).to(device)
+        targets = None if pairs.targets is None else pairs.targets.to(device).float() / 255
         with torch.no_grad():
             initial = self.ema.initial_latents(self.base, condition, eps)
         return StepContext(
@@ -224,8 +226,10 @@ class Trainer:
     def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
         """Train to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
         settings, saved = self.settings, time.monotonic()
+        self._expect()
         try:
             while not self.finished:
+                self._prepare(self.progress.step)  # before the clock runs: a budget is one of training alone
                 began = time.monotonic()
                 losses = self.train_step()
                 spent = time.monotonic() - began
@@ -240,6 +244,23 @@ class Trainer:
                     on_sample(step)
         finally:
             self.save()
+
+    def _last(self, step: int) -> int:
+        """Return `step`, or the number of steps where that is less."""
+        return min(step, self.settings.train_steps or step)
+
+    def _expect(self) -> None:
+        """Tell the pairs in which order they will be needed, until all have been seen once."""
+        step = self._prepared = self.progress.step
+        self.cache.expect(self.stream.rows_between(step, self._last(step + self.stream.steps_per_epoch)))
+
+    def _prepare(self, step: int) -> None:
+        """Encode what the next steps need: one step's at first, then more, since text encoders are loaded for it."""
+        if step < self._prepared:
+            return
+        self._prepared = self._last(step + self._ahead)
+        self._ahead = min(2 * self._ahead, max(1, PREPARED // (self.settings.batch * self.settings.accumulate)))
+        self.prompts.prepare(self.cache.prepare([*self.stream.rows_between(step, self._prepared)]))
 
     def eta(self) -> float:
         """Return the estimated seconds of training left."""

@@ -24,7 +24,7 @@ from codi_hub.hub import Hub
 from codi_hub.inference.engine import Sampling, generate_function
 from codi_hub.losses import METHODS
 from codi_hub.training.folder import holds_run
-from codi_hub.training.latents import PairsSpec, build, open_pairs
+from codi_hub.training.latents import PairFile, PairsSpec, open_pairs
 from codi_hub.training.run import PRECISIONS
 from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut
@@ -87,7 +87,7 @@ def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
         loss["guidance"] = config.loss.guidance
     method = form(form.Config(**loss), base.device)
     spec = PairsSpec(row.task, {}, DATA[row.task], 48, SIZE, 0)
-    cache = build(spec, range(48), base, folder / "pairs", with_targets=method.needs_targets)
+    cache = PairFile(spec, range(48), base, folder / "pairs", with_targets=method.needs_targets)
     _, task = open_pairs(spec)
     kind = config.adapter.kind or ("full" if form.needs_teacher else form.default_kind)
     adapter = adapters.build(kind, base, condition_channels=task.condition_channels, **config.adapter.extras)

@@ -119,7 +119,9 @@ def test_a_branch_has_four_double_stream_blocks_and_leaves_the_base_as_it_is(bas
     net = base.controlnet(3)
     assert (net.config.num_layers, net.config.num_single_layers) == (4, 0)
     assert dict(base.transformer.config) == before
-    assert torch.equal(net.transformer_blocks[3].attn.to_q.weight, base.transformer.transformer_blocks[3].attn.to_q.weight)
+    assert torch.equal(
+        net.transformer_blocks[3].attn.to_q.weight, base.transformer.transformer_blocks[3].attn.to_q.weight
+    )
     assert base.controlnet(4).controlnet_x_embedder.in_features == 64 + 4 * 4  # a mask: one channel per pixel of a cell
 
 

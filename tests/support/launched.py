@@ -2,7 +2,7 @@
 
     python launched.py FOLDER, where FOLDER/commands.json holds lists of arguments
 
-It leaves FOLDER/RANK.pt: the exit codes, the numbers of pairs created, and x, eps and t of every evaluation of the
+It leaves FOLDER/RANK.pt: the exit codes, the pairs that it created, and x, eps and t of every evaluation of the
 loss. FAIL=RANK:STEP lets that process fail in that step.
 """
 
@@ -25,17 +25,18 @@ seen: dict[str, list[Any]] = {"codes": [], "pairs": [], "drawn": []}
 
 def watch() -> None:
     """Record what the loss is evaluated on, and how many pairs are created."""
-    plain_loss, plain_pairs = codi.codi_loss, latents.make_pairs
+    plain_loss, plain_pair = codi.codi_loss, latents.PairMaker.pair
 
     def loss(student: Any, target: Any, x: Any, eps: Any, times: Any, *rest: Any, **named: Any) -> Any:
         seen["drawn"].append((x, eps, times[0]))
         return plain_loss(student, target, x, eps, times, *rest, **named)
 
-    def pairs(spec: Any, indices: range, workers: int) -> Any:
-        seen["pairs"].append(len(indices))
-        return plain_pairs(spec, indices, workers)
+    def pair(maker: latents.PairMaker, index: int) -> Any:
+        seen["pairs"].append(index)
+        return plain_pair(maker, index)
 
-    codi.codi_loss, latents.make_pairs = loss, pairs
+    codi.codi_loss = loss
+    latents.PairMaker.pair = pair  # type: ignore[method-assign]
 
 
 def fail(rank: int, step: int) -> None:

@@ -12,7 +12,7 @@ from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.events import Event
 from codi_hub.losses import METHODS
-from codi_hub.training.latents import Cache
+from codi_hub.training.latents import Cache, Pairs
 from codi_hub.training.trainer import Trainer
 
 PAIRS = 10
@@ -35,7 +35,8 @@ class Make:
     """Makes trainers that begin alike."""
 
     def __init__(self, base: Backbone, folder: Path):
-        self.base, self.cache, self.folder = base, pairs(), folder
+        self.base, self.folder = base, folder
+        self.cache: Pairs = pairs()
 
     def __call__(
         self,

@@ -100,7 +100,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(
     assert done.returncode == 0, done.stderr
     notes = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert [note["codes"] for note in notes] == [[0] * 4] * 2
-    assert [note["pairs"] for note in notes] == [[9, 9, 9], []]  # by the main process alone, once a run
+    assert all(set(note["pairs"]) < set(range(9)) for note in notes)  # each creates those of its own steps
     assert done.stdout.count('"adapter": "superres:1"') == done.stdout.count("Registered superres:2 ") == 1
     assert "batch 8 on 2 x cpu" in done.stderr
     assert len(json.loads(tiny("list", "superres", "--base", "tiny", "--json").out)) == 4

@@ -226,9 +226,9 @@ def test_each_pair_keeps_its_condition_and_prompt(make: Make, monkeypatch: pytes
 
     monkeypatch.setattr(trainer, "bind", watched)
     trainer.losses(1, 0)
-    expected = trainer.base.embed([trainer.cache.prompts[k] for k in rows])
+    expected = trainer.base.embed(trainer.cache.rows(rows).prompts)
     for prompt, condition in bound:
-        assert torch.equal(condition, trainer.cache.conditions[rows].float() / 255)
+        assert torch.equal(condition, trainer.cache.rows(rows).conditions.float() / 255)
         assert torch.equal(prompt["context"], expected["context"])
     assert len(bound) == 2  # student and moving average
 
