@@ -54,8 +54,8 @@ class FluxBackbone(TransformerBackbone):
         config = self.transformer.config
         if config.in_channels != self.patch**2 * self.latents.channels:
             raise Mismatch(
-                f"this FLUX network takes {config.in_channels} channels and not {4 * self.latents.channels}: FLUX.1-Fill, "
-                "-Canny, -Depth and the like are not supported, use FLUX.1-dev or FLUX.1-schnell"
+                f"this FLUX network takes {config.in_channels} channels and not {4 * self.latents.channels}: "
+                "FLUX.1-Fill, -Canny, -Depth and the like are not supported, use FLUX.1-dev or FLUX.1-schnell"
             )
         self.guidance: float | None = GUIDANCE if config.guidance_embeds else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -54,7 +54,7 @@ class TransformerBackbone(Backbone):
         """Fingerprint the network, the schedule and the latents' scale. The autoencoder's decoder is left out."""
         network: Any = self.network
         shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
-        shifts = [round(float(self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
+        shifts = [round(cast(float, self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
         scale = [round(value, 4) for value in autoencoder.scale_and_shift(self.vae)]
         family = family_hash(shapes, self.schedule.prediction_type, shifts, scale)
         return Fingerprint(family, sketch(dict(network.named_parameters()), self.sketched))
