@@ -28,6 +28,13 @@ TIMESTEP_SCALING = 10.0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 OTHER_GRIDS = ("invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+# Schedulers of diffusers that walk a table of alphas_cumprod: they differ in how they sample, not in the noise.
+TABLE_SCHEDULERS = (
+    "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSDE",
+    "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete",
+    "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep",
+)  # fmt: skip
+OTHER_NOISE = {"use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "invert_sigmas": (None, False)}
 
 
 class Schedule(ABC):
@@ -122,18 +129,29 @@ class VariancePreserving(Schedule):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VariancePreserving:
-        """Read a diffusers scheduler config.
+        """Read a diffusers scheduler config; the noise is that of the class it names.
 
         Raises:
-            Mismatch: an unknown prediction type, or eps-prediction with zero terminal SNR, where x cannot be recovered.
+            Mismatch: another kind of scheduler, an option that changes the noise, an unknown prediction type, or
+                eps-prediction with zero terminal SNR, where x cannot be recovered.
         """
-        from diffusers import DDPMScheduler
+        import diffusers
 
+        name = str(config.get("_class_name", "DDPMScheduler"))
+        if name.removesuffix("Scheduler") not in TABLE_SCHEDULERS:
+            raise Mismatch(
+                f"scheduler {name} is not one of a model that predicts eps, v or x at timesteps of a table (such as "
+                "DDIMScheduler or EulerDiscreteScheduler): this family of bases does not know its noise"
+            )
+        for entry, usual in OTHER_NOISE.items():
+            if config.get(entry) not in usual:
+                raise Mismatch(f"the scheduler {name} has {entry}={config[entry]!r}, which is not supported here")
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
             raise Mismatch(f"prediction type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
         known = {key: value for key, value in config.items() if not key.startswith("_")}
-        alphas_squared = DDPMScheduler.from_config(known).alphas_cumprod.double()
+        table = name.replace("DPMSolverSDE", "HeunDiscrete")  # the same noise; the former needs a package more
+        alphas_squared = getattr(diffusers, table).from_config(known).alphas_cumprod.double()
         schedule = cls(alphas_squared.sqrt(), (1 - alphas_squared).sqrt(), prediction_type)
         if prediction_type == "epsilon" and schedule.alphas[-1] < 1e-3:
             raise Mismatch(

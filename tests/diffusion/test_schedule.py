@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from tiny import scheduler_config
 from torch import Tensor
 
-from codi_hub.diffusion.schedule import CLEAN, VariancePreserving, boundary
+from codi_hub.diffusion.schedule import CLEAN, TABLE_SCHEDULERS, VariancePreserving, boundary
 from codi_hub.errors import Mismatch, UsageError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -89,11 +90,28 @@ def test_schedule_is_the_bases_own_and_preserves_variance(zero_snr: bool) -> Non
     assert (schedule.alphas[-1] == 0) == zero_snr
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", TABLE_SCHEDULERS)
+@pytest.mark.parametrize("changes", [{}, {"trained_betas": [0.1, 0.2, 0.3]}, {"rescale_betas_zero_snr": True}], ids=str)
+def test_every_class_has_the_noise_that_diffusers_gives_it(name: str, changes: dict[str, Any]) -> None:
+    config = scheduler_config("v_prediction") | {"_class_name": f"{name}Scheduler"} | changes
+    if name == "DPMSolverSDE":
+        pytest.importorskip("torchsde")
+    theirs = getattr(diffusers, f"{name}Scheduler").from_config(config).alphas_cumprod.double()
+    assert torch.equal(VariancePreserving.from_config(config).alphas, theirs.sqrt())
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         (scheduler_config("epsilon", zero_snr=True), "zero terminal SNR"),
         (scheduler_config("flow_prediction"), "'flow_prediction'"),
+        (scheduler_config("epsilon") | {"_class_name": "EDMEulerScheduler"}, "scheduler EDMEulerScheduler is not one"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "scheduler FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "scheduler ScoreSdeVeScheduler"),
+        (scheduler_config("epsilon") | {"trained_betas": [0.1] * 900}, "zero terminal SNR"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "has use_flow_sigmas=True"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "has timestep_type='continuous'"),
     ],
 )
 def test_a_schedule_that_cannot_work_is_refused(config: dict[str, Any], words: str) -> None:
