@@ -44,10 +44,6 @@ class FluxBackbone(TransformerBackbone):
     )  # fmt: skip
     input_layer: ClassVar[str] = "x_embedder"
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
-    sketched: ClassVar[tuple[str, ...]] = (
-        "x_embedder.weight", "time_text_embed.timestep_embedder.linear_1.weight",
-        "transformer_blocks.0.attn.to_q.weight", "proj_out.weight",
-    )  # fmt: skip
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import nn
 
 from codi_hub.backbones import autoencoder
 from codi_hub.backbones.backbone import Backbone, LatentSpec
-from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
+from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import Parts
 from codi_hub.diffusion.schedule import RectifiedFlow
 
@@ -20,7 +20,6 @@ class TransformerBackbone(Backbone):
         patch: latent cells along a side of one token.
         native_cells: side in latent cells of the images it was trained on.
         time_scale, negated: see `RectifiedFlow`.
-        sketched: names of the tensors in the fingerprint's sketch.
         text_parts: the text encoders and tokenizers there are, by their names in diffusers' pipelines.
     """
 
@@ -28,7 +27,6 @@ class TransformerBackbone(Backbone):
     native_cells: ClassVar[int] = 128
     time_scale: ClassVar[float] = 1000.0
     negated: ClassVar[bool] = False
-    sketched: ClassVar[tuple[str, ...]] = ()
     default_kind: ClassVar[str | None] = "concat"
     schedule: RectifiedFlow
 
@@ -51,10 +49,9 @@ class TransformerBackbone(Backbone):
         return self.schedule.for_tokens((h // self.patch) * (w // self.patch))
 
     def _fingerprint(self) -> Fingerprint:
-        """Fingerprint the network, the schedule and the latents' scale. The autoencoder's decoder is left out."""
-        network: Any = self.network
-        shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+        """Fingerprint the weights, the schedule and the latents' scale."""
+        shapes = [(name, tuple(value.shape)) for name, value in self.network.state_dict().items()]
         shifts = [round(cast(float, self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
         scale = [round(value, 4) for value in autoencoder.scale_and_shift(self.vae)]
         family = family_hash(shapes, self.schedule.prediction_type, shifts, scale)
-        return Fingerprint(family, sketch(dict(network.named_parameters()), self.sketched))
+        return Fingerprint.of(family, self.network, self.text_encoders, self.vae)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from codi_hub.backbones import autoencoder
 from codi_hub.backbones.backbone import Backbone, Index, LatentSpec, Prompt, Residuals
 from codi_hub.backbones.condition_stem import initialise_stem
-from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
+from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
@@ -80,7 +80,7 @@ class UNetBackbone(Backbone):
         self.latents = LatentSpec(unet.config.in_channels, factor, multiple, native)
         self.scaling_factor, _ = autoencoder.scale_and_shift(vae)
         self.requires_grad_(False).eval()
-        self.fingerprint = _fingerprint(unet, self.schedule, self.scaling_factor)
+        self.fingerprint = self._fingerprint()
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:
@@ -152,6 +152,13 @@ class UNetBackbone(Backbone):
         timestep = self.schedule.model_time(t).to(z_t.device)
         return self.unet(z_t, timestep, prompt["context"], added_cond_kwargs=added).sample
 
+    def _fingerprint(self) -> Fingerprint:
+        """Fingerprint the weights, the schedule and the latents' scale."""
+        shapes = [(name, tuple(value.shape)) for name, value in self.unet.state_dict().items()]
+        noise = [round(value, 5) for value in self.schedule.alphas[:: max(1, len(self.schedule) // 20)].tolist()]
+        family = family_hash(shapes, self.schedule.prediction_type, noise, round(self.scaling_factor, 4))
+        return Fingerprint.of(family, self.unet, self.text_encoders, self.vae, SKETCHED)
+
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
         """Return the stem's view of the condition: [(B, width, h, w)]."""
         return [net.controlnet_cond_embedding(condition)]
@@ -190,14 +197,6 @@ def native_cells(sample_size: int | Sequence[int] | None, default: int) -> int:
     if sample_size is None:
         return default
     return sample_size if isinstance(sample_size, int) else max(sample_size)
-
-
-def _fingerprint(unet: nn.Module, schedule: VariancePreserving, scaling_factor: float) -> Fingerprint:
-    """Fingerprint the U-Net, the schedule and the latents' scale. The autoencoder's decoder is left out."""
-    shapes = [(name, tuple(value.shape)) for name, value in unet.state_dict().items()]
-    noise = [round(value, 5) for value in schedule.alphas[:: max(1, len(schedule) // 20)].tolist()]
-    family = family_hash(shapes, schedule.prediction_type, noise, round(scaling_factor, 4))
-    return Fingerprint(family, sketch(dict(unet.named_parameters()), SKETCHED))
 
 
 def encode_features(

@@ -39,10 +39,6 @@ class ZImageBackbone(TransformerBackbone):
     cells_apart: ClassVar[bool] = True
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
     negated: ClassVar[bool] = True
-    sketched: ClassVar[tuple[str, ...]] = (
-        f"all_x_embedder.{EMBEDDER}.weight", "layers.0.attention.to_q.weight", "layers.0.feed_forward.w1.weight",
-        f"all_final_layer.{EMBEDDER}.linear.weight",
-    )  # fmt: skip
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from codi_hub.config.values import ADAPTER_MEMORY
-from codi_hub.errors import Mismatch
 
 if TYPE_CHECKING:
     from codi_hub.adapters.adapter import Adapter
     from codi_hub.adapters.cache import AdapterCache
     from codi_hub.backbones.backbone import Backbone
-    from codi_hub.backbones.fingerprint import Fingerprint
-    from codi_hub.registry import AdapterRow, BaseRow, Registry
+    from codi_hub.registry import AdapterRow, Registry
 
 
 class ConditionedTask(Protocol):
@@ -115,6 +113,7 @@ class ModelCache:
     def _base(self, name: str, placement: Placement) -> tuple[Backbone, AdapterCache]:
         from codi_hub import backbones
         from codi_hub.adapters.cache import AdapterCache
+        from codi_hub.backbones.fingerprint import check_unchanged
         from codi_hub.inference.devices import choose_device, choose_dtype
 
         device = choose_device(placement.device)
@@ -123,19 +122,6 @@ class ModelCache:
         if key not in self._bases:
             row = self._registry().bases.get(name)
             base = backbones.load(row.source, device=device, dtype=dtype)
-            _check_unchanged(row, base.fingerprint)
+            check_unchanged(row, base.fingerprint)
             self._bases[key] = base, AdapterCache()
         return self._bases[key]
-
-
-def _check_unchanged(row: BaseRow, fingerprint: Fingerprint) -> None:
-    """Raise Mismatch if a base is no longer what was registered."""
-    try:
-        fingerprint.check(row.family, row.sketch)
-    except Mismatch as error:
-        same_family = fingerprint.family == row.family
-        changed = "its weights differ" if same_family else f"family {fingerprint.family}, then {row.family}"
-        raise Mismatch(
-            f"base {row.name} is not what was registered, at {row.source} ({changed}): "
-            "restore it, or register it under another name with `codi base add NAME FOLDER`"
-        ) from error

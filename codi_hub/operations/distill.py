@@ -39,7 +39,7 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     base = catalog.registry.bases.get(config.base or context.base)
     folder = by_main(lambda: run_folder(catalog.registry.home, name, config.training))
     parent = _parent(context, config, task, base.name) if config.adapter.parent else None
-    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent)
+    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent, base)
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
 

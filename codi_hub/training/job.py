@@ -18,6 +18,7 @@ from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
 from codi_hub.plugins import Plugins
 from codi_hub.record import AdapterRecord, label
+from codi_hub.registry import BaseRow
 from codi_hub.tasks.base import Task
 from codi_hub.validation import shown, validated
 
@@ -52,6 +53,7 @@ class Job:
         config: what was asked for.
         folder: the run folder.
         parent: the version to continue from, if any.
+        registered: the base's row, which it is compared with.
     """
 
     task_name: str
@@ -62,6 +64,7 @@ class Job:
     config: DistillConfig
     folder: Path
     parent: Parent | None = None
+    registered: BaseRow | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.fingerprint import check_unchanged
 from codi_hub.data.sources import split
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Message, OnEvent
@@ -43,6 +44,8 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
     method = work.method(work.loss, accelerator.device)
     by_main(lambda: folder.claim(work, count()))
     base = load(job.base_source, device=accelerator.device, dtype=dtype)
+    if job.registered:
+        check_unchanged(job.registered, base.fingerprint)
     spec = pairs_spec(work, base)
     source, task = open_pairs(spec)
     train, held = split(len(source))

@@ -168,17 +168,9 @@ def check(mine: Fingerprint, theirs: Fingerprint, **options: bool) -> None:
     mine.check(theirs.family, theirs.sketch, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_16_bit_copy_is_the_same_base(base: UNetBackbone, dtype: torch.dtype) -> None:
-    copy = with_unet(base, unet().to(dtype)).fingerprint
-    assert copy.family == base.fingerprint.family
-    assert sketch_distance(base.fingerprint.sketch, copy.sketch) < 0.005
-    check(base.fingerprint, copy)
-
-
 def test_a_fine_tune_is_refused_unless_allowed(base: UNetBackbone) -> None:
     tuned = with_unet(base, stir(unet(), 0.002)).fingerprint  # weights lie about 0.1 from zero
-    assert 0.02 < sketch_distance(base.fingerprint.sketch, tuned.sketch) < 0.06
+    assert 0.02 < sketch_distance(base.fingerprint.first_edition(), tuned.first_edition()) < 0.06
     assert tuned.family == base.fingerprint.family
     with pytest.raises(Mismatch, match=r"other weights of the same family .* with allow_base_mismatch") as caught:
         check(base.fingerprint, tuned)

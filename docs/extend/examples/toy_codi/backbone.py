@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Backbone, LatentSpec, Prompt, Residuals
-from codi_hub.backbones.fingerprint import Fingerprint, family_hash, sketch
+from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import ModelFiles
 from codi_hub.diffusion.schedule import RectifiedFlow
 
@@ -30,11 +30,9 @@ class ToyBackbone(Backbone):
         self.requires_grad_(False).eval()
         self.schedule = RectifiedFlow()
         self.latents = LatentSpec(channels=3, factor=1, multiple=1, native_size=32)
-        tensors = self.net.state_dict()
-        shapes = [(name, tuple(value.shape)) for name, value in tensors.items()]
-        self.fingerprint = Fingerprint(
-            family_hash(shapes, self.schedule.prediction_type), sketch(tensors, ["0.weight"])
-        )
+        shapes = [(name, tuple(value.shape)) for name, value in self.net.state_dict().items()]
+        family = family_hash(shapes, self.schedule.prediction_type)
+        self.fingerprint = Fingerprint.of(family, self.net, text_encoders=[], autoencoder=None)
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:
