@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.values import KIND_ALIASES
+from codi_hub.errors import UsageError
 from codi_hub.plugins import Plugins
 from codi_hub.validation import validated
 
@@ -20,6 +21,7 @@ KINDS = Plugins(
     {
         "control": "codi_hub.adapters.controlnet:ControlAdapter",
         "lora": "codi_hub.adapters.lora:LoraAdapter",
+        "concat": "codi_hub.adapters.concat:ConcatAdapter",
         "static": "codi_hub.adapters.static:StaticAdapter",
         "residual": "codi_hub.adapters.residual:ResidualAdapter",
         "full": "codi_hub.adapters.full:FullAdapter",
@@ -37,7 +39,12 @@ def build(kind: str, base: Backbone, *, device: torch.device | None = None, **co
         config: what the kind's `Config` has.
 
     Raises:
-        UsageError: an unknown kind, or settings it cannot have.
+        UsageError: an unknown kind, settings it cannot have, or a base that it is not for.
     """
     cls = KINDS.load(KIND_ALIASES.get(kind, kind))
+    if cls.needs_unet and base.network_name != "unet":
+        raise UsageError(
+            f"adapter.kind {cls.kind}: it needs a U-Net, and bases of family {base.family} are transformers; use kind "
+            "concat or control"
+        )
     return cls(base, validated(cls.Config, config, "adapter"), device)

@@ -56,12 +56,17 @@ class Adapter(nn.Module, ABC):
         settings: its settings, an instance of `Config`; `config` has them as plain values.
         scalable: whether `strength` can scale it.
         trains_base: whether it trains a copy of the base's network too.
+        adds_residuals: whether it adds to the base's network, and so can share a batch with others; else it brings its
+            own.
+        needs_unet: whether it is made for U-Nets alone.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     scalable: ClassVar[bool] = True
     trains_base: ClassVar[bool] = False
+    adds_residuals: ClassVar[bool] = True
+    needs_unet: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Any, device: torch.device | None = None) -> None:
         super().__init__()

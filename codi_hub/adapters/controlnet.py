@@ -64,6 +64,15 @@ class ControlAdapter(Adapter):
 
     def __init__(self, backbone: Any, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)
+        if backbone.network_name != "unet" and (config.fusion, config.attend, config.top_down) != (
+            "zero_conv",
+            "base",
+            False,
+        ):
+            raise UsageError(
+                f"adapter.fusion {config.fusion}: it needs a U-Net, and bases of family {backbone.family} are "
+                "transformers; use fusion zero_conv"
+            )
         device = device or backbone.device
         pretrained = config.init == "pretrained" and device.type != "meta"
         self.encoder: Any = backbone.controlnet(config.condition_channels, pretrained=pretrained, device=device)

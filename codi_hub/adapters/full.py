@@ -24,6 +24,7 @@ class FullAdapter(ControlAdapter):
     kind: ClassVar[str] = "full"
     scalable: ClassVar[bool] = False
     trains_base: ClassVar[bool] = True
+    adds_residuals: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)

@@ -1,21 +1,16 @@
-"""`lora`: the conditional encoder shares the base's weights; its LoRA deltas, stem and fusion are the adapter.
-
-LoRA: Hu et al., 2022. PEFT makes the deltas.
-"""
+"""`lora`: the conditional encoder shares the base's weights; its LoRA deltas, stem and fusion are the adapter."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from codi_hub.adapters.adapter import AdapterConfig
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
+from codi_hub.adapters.sharing import SharedTensors, add_deltas, copied
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import UsageError
 
@@ -43,43 +38,25 @@ class LoraAdapter(ControlAdapter):
 
     kind: ClassVar[str] = "lora"
     Config: ClassVar[type[AdapterConfig]] = LoraAdapterConfig
+    needs_unet: ClassVar[bool] = True
 
     def __init__(self, backbone: UNetBackbone, config: LoraAdapterConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config.model_copy(update={"init": "random"}), device)
         self.settings = config  # the random weights are replaced next; copying the base's would be in vain
-        own = {id(value): value for value in backbone.unet.parameters()}
+        tensors = SharedTensors(backbone.unet)
         shared = [name for name in SHARED if hasattr(backbone.unet, name)]
         for name in shared:
-            setattr(self.encoder, name, copy.deepcopy(getattr(backbone.unet, name), dict(own)))
+            setattr(self.encoder, name, tensors.copy(getattr(backbone.unet, name)))
         layers = [
             f"{part}.{name}".rstrip(".")
             for part in shared
             for name, layer in getattr(self.encoder, part).named_modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
         ]
-        # PEFT takes names by their ends, and the stem has a conv_in too
-        deltas = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=layers, exclude_modules=f"{STEM}.*")
-        inject_adapter_in_model(deltas, self.encoder)
-        for module, name, value in list(_parameters(self.encoder)):
-            if id(value) in own:  # no longer a parameter of ours, so nobody trains, moves, counts or writes it
-                del module._parameters[name]
-                module.__dict__[name] = value
+        add_deltas(self.encoder, layers, config.rank, exclude=f"{STEM}.*")  # the stem has a conv_in too
+        tensors.release(self.encoder)
         self.requires_grad_(True).float()  # PEFT has frozen everything but the deltas
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the adapter; the copy shares the base's tensors as well."""
-        memo |= {id(value): value for module in self.modules() for value in _shared(module)}
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        return twin
-
-
-def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for part in module.modules():
-        for name, value in part.named_parameters(recurse=False):
-            yield part, name, value
-
-
-def _shared(module: nn.Module) -> list[Tensor]:
-    return [value for value in module.__dict__.values() if isinstance(value, Tensor)]
+        return copied(self, memo)

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from codi_hub.adapters.adapter import Adapter, Prepared
-from codi_hub.adapters.full import FullAdapter
 from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 from codi_hub.errors import UsageError
-
-
-def can_share(adapter: Adapter) -> bool:
-    """Whether an adapter can share a batch with others: it adds to the base's network and does not replace it."""
-    return not isinstance(adapter, FullAdapter)
 
 
 class MixedBatch:
@@ -26,12 +20,15 @@ class MixedBatch:
         adapters: one per row of the batch, all with the same `start`.
 
     Raises:
-        UsageError: one of them replaces the U-Net, or they start at different times.
+        UsageError: one of them replaces the network, or they start at different times.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
-        if not all(map(can_share, adapters)):
-            raise UsageError("an adapter of kind full brings its own network, and shares no batch with others")
+        for adapter in adapters:
+            if not adapter.adds_residuals:
+                raise UsageError(
+                    f"an adapter of kind {adapter.kind} brings its own network, and shares no batch with others"
+                )
         if len({adapter.start for adapter in adapters}) > 1:
             raise UsageError("adapters that start at different times share no batch")
         self.start = adapters[0].start

@@ -50,6 +50,7 @@ class ResidualAdapter(Adapter):
 
     kind: ClassVar[str] = "residual"
     Config: ClassVar[type[AdapterConfig]] = ResidualConfig
+    needs_unet: ClassVar[bool] = True
 
     def __init__(self, backbone: UNetBackbone, config: ResidualConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)

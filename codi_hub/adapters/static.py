@@ -29,6 +29,7 @@ class StaticAdapter(ControlAdapter):
 
     kind: ClassVar[str] = "static"
     Config: ClassVar[type[AdapterConfig]] = StaticConfig
+    needs_unet: ClassVar[bool] = True
 
     def __init__(self, backbone: UNetBackbone, config: StaticConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)

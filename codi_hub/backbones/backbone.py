@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codi_hub.backbones import autoencoder
 from codi_hub.backbones.parts import ModelFiles, load_parts
-from codi_hub.errors import UsageError
+from codi_hub.errors import Mismatch, UsageError
 
 if TYPE_CHECKING:
     from codi_hub.backbones.fingerprint import Fingerprint
@@ -105,8 +105,7 @@ class Backbone(nn.Module, ABC):
     """A frozen base model: loading, text encoding, autoencoding, and one evaluation of its network.
 
     In evaluation mode and without gradients for its own weights. A family is one subclass in one file. Latents are
-    those of diffusers' image autoencoder in `vae`; a family with another overrides `encode`, `decode` and
-    `latents_digest`.
+    those of diffusers' image autoencoder in `vae`; a family with another overrides what uses it.
 
     Attributes:
         family: the family's name, such as `sd`.
@@ -178,6 +177,19 @@ class Backbone(nn.Module, ABC):
         """Return the names of the network's layers that get low-rank deltas."""
         layers = [name for name, one in self.network.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)]
         return [name for name in layers if re.fullmatch(self.lora_layers, name)]
+
+    def wider_config(self, further: int) -> dict[str, Any]:
+        """Return the config of a plain network whose input layer takes further latent channels.
+
+        Raises:
+            Mismatch: the network's class has one number of channels for its input and its output.
+        """
+        config = dict(self.network.config)
+        if "out_channels" not in config:
+            raise Mismatch(f"{type(self.network).__name__} of diffusers cannot take more channels than it returns")
+        inside = config["in_channels"]
+        more = inside // self.latents.channels * further
+        return config | {"in_channels": inside + more, "out_channels": config["out_channels"] or inside}
 
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Prompt:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.mixed import MixedBatch, can_share
+from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.diffusion.guidance import Network, guided
@@ -52,7 +52,7 @@ class Request:
     @property
     def group(self) -> tuple[Any, ...]:
         """Equal for requests that can share a batch."""
-        alone = None if can_share(self.adapter) else self.adapter
+        alone = None if self.adapter.adds_residuals else self.adapter
         return (*self.condition.shape[:2], self.adapter.start, alone)
 
 

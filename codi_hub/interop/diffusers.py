@@ -8,19 +8,16 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
+from codi_hub.adapters.sharing import Tensors, merged
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import CodiError, Mismatch, one_line
 from codi_hub.interop.folders import new_folder
-
-Tensors = dict[str, Tensor]
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names
 FILES = (CONFIG, WEIGHTS, RECORD, CARD)
@@ -97,16 +94,7 @@ def control(adapter: ControlAdapter) -> Tensors:
 
 def lora(adapter: Any) -> Tensors:
     """Return the base's tensors with the deltas added."""
-    parts = {path: part for path, part in adapter.encoder.named_modules() if "lora_" not in path}
-    tensors: Tensors = {}
-    for path, part in parts.items():
-        own = part._parameters | vars(part)  # the base's tensors are attributes, not parameters
-        tensors |= {f"{path}.{name}": value for name, value in own.items() if isinstance(value, Tensor)}
-    tensors = {name.replace(".base_layer.", "."): value for name, value in tensors.items()}
-    for path, part in parts.items():
-        if isinstance(part, BaseTunerLayer):
-            tensors[f"{path}.weight"] = tensors[f"{path}.weight"].float() + part.get_delta_weight("default").float()
-    return tensors
+    return merged(adapter.encoder)
 
 
 def static(adapter: Any) -> Tensors:

@@ -12,7 +12,7 @@ from tiny import stir
 from torch import Tensor
 
 from codi_hub import adapters
-from codi_hub.adapters.mixed import MixedBatch, can_share
+from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.backbone import Residuals
 from codi_hub.backbones.unet import UNetBackbone
@@ -99,7 +99,7 @@ def test_rows_with_adapters_of_their_own_are_what_they_are_alone(
 ) -> None:
     adapter = trained(base, kind, **form)
     other = stir(trained(base, "control", condition_channels=1), seed=5)
-    if not can_share(adapter):
+    if not adapter.adds_residuals:
         with pytest.raises(UsageError, match=f"kind {kind} .*shares no batch"):
             MixedBatch([adapter, other])
         return
@@ -145,8 +145,8 @@ def test_strength_0_is_the_base_and_1_the_adapter_bit_for_bit(
 @every_kind
 def test_strength_scales_the_residuals_of_each_row(base: UNetBackbone, kind: str) -> None:
     adapter = trained(base, kind)
-    if not adapter.scalable:
-        pytest.skip(f"kind {kind} has no strength")
+    if not adapter.adds_residuals:
+        pytest.skip(f"kind {kind} brings its own network")
     z_t, t, prompt, condition = inputs(base)
     strength = torch.tensor([0.5, 0.25])
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line_with_its_name(
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are(base: UNetBackbone) -> None:
-    with pytest.raises(UsageError, match="no adapter kind 'pickle': one of control, lora, static, residual, full"):
+    with pytest.raises(UsageError, match="no adapter kind 'pickle': one of control, lora, concat, static, "):
         adapters.build("pickle", base)
 
 

@@ -130,7 +130,7 @@ TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no version at all": (edit(format_version=0), "format_version: "),
     "kind": (
         edit(kind="pickle"),
-        "kind 'pickle', and this program knows control, lora, static, residual, full: upgrade codi-hub",
+        "kind 'pickle', and this program knows control, lora, concat, static, residual, full: upgrade codi-hub",
     ),
     "fusion": (edit(config={"fusion": "sum"}), "config: adapter.fusion sum: one of zero_conv, gate"),
     "another's option": (edit(config={"base": 1}), "config: "),

@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "another kind": (
         lambda r: r.update(kind="spell"),
-        ("kind 'spell', and this program knows control, lora, static, residual, full: upgrade",),
+        ("kind 'spell', and this program knows control, lora, concat, static, residual, full: upgrade",),
     ),
     "another number of channels": (
         lambda r: r["config"].update(condition_channels=4),

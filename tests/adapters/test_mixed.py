@@ -1,11 +1,13 @@
 """Several adapters in one batch: the base runs once for all of them, and each row is what it is alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from kinds import KINDS, built, trained
 
 from codi_hub.adapters.base_only import BaseOnly
-from codi_hub.adapters.mixed import MixedBatch, can_share
+from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import UsageError
 from codi_hub.inference.engine import Engine, Request, Sampling
@@ -17,12 +19,13 @@ from codi_hub.inference.engine import Engine, Request, Sampling
 def test_adapters_of_all_kinds_share_a_batch_and_each_generates_what_it_does_alone(
     base: UNetBackbone, fusion: str, start: float
 ) -> None:
-    forms = {kind: {"fusion": fusion} for kind in KINDS} | {"residual": {"levels": 2, "blocks": 1, "read": True}}
+    forms: dict[str, dict[str, Any]] = {kind: {"fusion": fusion} for kind in KINDS if kind != "concat"}
+    forms |= {"residual": {"levels": 2, "blocks": 1, "read": True}}
     several = [
-        trained(base, kind, condition_channels=(1, 3, 4)[k % 3], start=start, **forms[kind])
+        trained(base, kind, condition_channels=(1, 3, 4)[k % 3], start=start, **forms.get(kind, {}))
         for k, kind in enumerate(KINDS)
     ]
-    several = [adapter for adapter in several if can_share(adapter)]
+    several = [adapter for adapter in several if adapter.adds_residuals]
     rng = np.random.default_rng(0)
     order = [0, 2, 1, 0, 3]
     requests = [
@@ -54,9 +57,10 @@ def test_the_base_alone_shares_a_batch_with_adapters(base: UNetBackbone) -> None
         assert np.abs(image - Engine(base).generate([request]).images[0]).max() < 1e-4
 
 
-def test_a_full_adapter_shares_no_batch(base: UNetBackbone) -> None:
-    with pytest.raises(UsageError, match="kind full brings its own network"):
-        MixedBatch([built(base, "control"), built(base, "full")])
+@pytest.mark.parametrize("kind", ["full", "concat"])
+def test_an_adapter_with_its_own_network_shares_no_batch(base: UNetBackbone, kind: str) -> None:
+    with pytest.raises(UsageError, match=f"kind {kind} brings its own network"):
+        MixedBatch([built(base, "control"), built(base, kind)])
 
 
 def test_adapters_that_start_at_different_times_share_no_batch(base: UNetBackbone) -> None:

@@ -131,7 +131,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         "and keeps it; train without --from",
         ("-O", "adapter.rank=4", "--from", parent["adapter"]): "adapter.rank: not a field of kind static; one of "
         "condition_channels, start, start_noise, fusion, init, attend, top_down, gain",
-        ("--kind", "pickle"): "--kind pickle: one of control, lora, static, residual, full",
+        ("--kind", "pickle"): "--kind pickle: one of control, lora, concat, static, residual, full",
         ("-O", "adapter.start_noise=0.5"): "adapter.start_noise 0.5: sampling starts from noise alone; set --start "
         "below 1",
         ("--guidance", "relative"): "--guidance relative: the condition of depth is not an image of three channels",
