@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from codi_hub.adapters.sharing import copied
 from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 
 Prepared = list[Tensor]
@@ -71,6 +72,10 @@ class Adapter(nn.Module, ABC):
     def __init__(self, backbone: Backbone, config: Any, device: torch.device | None = None) -> None:
         super().__init__()
         self.settings: Any = config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the adapter; tensors that are the base's and no parameters of its own are shared."""
+        return copied(self, memo)
 
     @property
     def config(self) -> dict[str, Any]:

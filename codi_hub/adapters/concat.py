@@ -5,14 +5,14 @@ FLUX.1-Control's form (a wider input layer and LoRA), on every family. It takes 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
-from codi_hub.adapters.sharing import SharedTensors, Tensors, add_deltas, copied, merged
+from codi_hub.adapters.sharing import SharedTensors, Tensors, add_deltas, merged
 from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 from codi_hub.errors import UsageError
 
@@ -40,7 +40,7 @@ class ConcatAdapter(Adapter):
         if not backbone.input_layer:
             raise UsageError(f"adapter.kind concat: bases of family {backbone.family} cannot take further channels")
         self.input_layer = backbone.input_layer
-        tensors = SharedTensors(backbone.network)
+        tensors = SharedTensors((*backbone.network.parameters(), *backbone.network.buffers()))
         network = tensors.copy(backbone.network)
         add_deltas(network, backbone.lora_targets(), config.rank)
         tensors.release(network)
@@ -87,10 +87,6 @@ class ConcatAdapter(Adapter):
         tensors = {name.replace(f"{layer}.layer.", f"{layer}."): value for name, value in tensors.items()}
         tensors[f"{layer}.weight"] = wide.joined(tensors[f"{layer}.weight"], tensors.pop(f"{layer}.extra.weight"))
         return tensors
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the adapter; the copy shares the base's tensors as well."""
-        return copied(self, memo)
 
 
 class WideInput(nn.Module):

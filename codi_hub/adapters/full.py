@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Prepared
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
+from codi_hub.adapters.sharing import SharedTensors
 from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.errors import UsageError
 
@@ -30,7 +30,9 @@ class FullAdapter(ControlAdapter):
         super().__init__(backbone, config, device)
         meta = (device or backbone.device).type == "meta"
         shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in backbone.network.parameters()}
-        network = copy.deepcopy(backbone.network, shapes if meta else {})
+        constants = SharedTensors(backbone.network.buffers())
+        network = constants.copy(backbone.network, shapes if meta else None)
+        constants.release(network)
         self.network_name = backbone.network_name
         self.add_module(self.network_name, network.requires_grad_(True).train())
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]

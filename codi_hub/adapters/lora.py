@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import nn
 
 from codi_hub.adapters.adapter import AdapterConfig
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
-from codi_hub.adapters.sharing import SharedTensors, add_deltas, copied
+from codi_hub.adapters.sharing import SharedTensors, add_deltas
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.errors import UsageError
 
@@ -43,7 +43,7 @@ class LoraAdapter(ControlAdapter):
     def __init__(self, backbone: UNetBackbone, config: LoraAdapterConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config.model_copy(update={"init": "random"}), device)
         self.settings = config  # the random weights are replaced next; copying the base's would be in vain
-        tensors = SharedTensors(backbone.unet)
+        tensors = SharedTensors(backbone.unet.parameters())
         shared = [name for name in SHARED if hasattr(backbone.unet, name)]
         for name in shared:
             setattr(self.encoder, name, tensors.copy(getattr(backbone.unet, name)))
@@ -56,7 +56,3 @@ class LoraAdapter(ControlAdapter):
         add_deltas(self.encoder, layers, config.rank, exclude=f"{STEM}.*")  # the stem has a conv_in too
         tensors.release(self.encoder)
         self.requires_grad_(True).float()  # PEFT has frozen everything but the deltas
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the adapter; the copy shares the base's tensors as well."""
-        return copied(self, memo)

@@ -6,7 +6,7 @@ LoRA: Hu et al., 2022. PEFT makes the deltas. Nobody trains, moves, counts or wr
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,14 @@ Tensors = dict[str, Tensor]
 
 
 class SharedTensors:
-    """The tensors of a frozen network, to be held by other modules too."""
+    """The tensors of a frozen network, or some of them, to be held by other modules too."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.own = {id(value): value for value in (*network.parameters(), *network.buffers())}
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.own = {id(value): value for value in tensors}
 
-    def copy(self, module: nn.Module) -> Any:
-        """Return a module of the same form with the same tensors."""
-        return copy.deepcopy(module, dict(self.own))
+    def copy(self, module: nn.Module, instead: Mapping[int, Tensor] | None = None) -> Any:
+        """Return a module of the same form with the same tensors, some of them replaced, by id."""
+        return copy.deepcopy(module, {**self.own, **(instead or {})})
 
     def release(self, module: nn.Module) -> None:
         """Make shared tensors plain attributes of a module: no longer its parameters and buffers."""

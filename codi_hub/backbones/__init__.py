@@ -19,6 +19,7 @@ FAMILIES = Plugins(
     {
         "sd": "codi_hub.backbones.unet:UNetBackbone",
         "sdxl": "codi_hub.backbones.sdxl:SDXLBackbone",
+        "sd3": "codi_hub.backbones.sd3:SD3Backbone",
         "flux": "codi_hub.backbones.flux:FluxBackbone",
         "z-image": "codi_hub.backbones.z_image:ZImageBackbone",
     },

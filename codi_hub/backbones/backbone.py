@@ -110,6 +110,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         family: the family's name, such as `sd`.
         components: diffusers' names of what it is loaded from.
+        optional: those of them that a model may lack.
         network_name: name of the component that predicts, and of the attribute that holds it.
         input_layer: dotted name of the network's input layer, which kind `concat` widens; "" where it cannot be.
         cells_apart: whether that layer sees a patch cell by cell, every cell with all its channels, and not channel by
@@ -125,6 +126,7 @@ class Backbone(nn.Module, ABC):
 
     family: ClassVar[str]
     components: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
     network_name: ClassVar[str] = "transformer"
     input_layer: ClassVar[str] = ""
     cells_apart: ClassVar[bool] = False
@@ -152,7 +154,8 @@ class Backbone(nn.Module, ABC):
         Raises:
             OSError, ValueError, Mismatch: damaged, or a network that wants inputs the family does not have.
         """
-        return cls(load_parts(files, cls.components, dtype))  # type: ignore[call-arg]
+        names = [name for name in cls.components if name in files.classes or name not in cls.optional]
+        return cls(load_parts(files, names, dtype))  # type: ignore[call-arg]
 
     @property
     def network(self) -> Any:

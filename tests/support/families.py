@@ -9,6 +9,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     ZImagePipeline,
@@ -60,6 +62,48 @@ def sdxl(folder: Path) -> Path:
         tokenizers[1],
         unet,
         scheduler,
+    )
+    pipeline.save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
+
+
+def sd3(folder: Path, *, medium: bool = True, t5_encoder: bool = True) -> Path:
+    """Write a tiny Stable Diffusion 3 model and return its folder.
+
+    Args:
+        folder: a new folder.
+        medium: as SD3.5-medium, with two attentions in some blocks and normalised queries and keys; else as SD3.
+        t5_encoder: with T5.
+    """
+    tokenizers = [tokenizer(folder / "parts" / name) for name in ("one", "two")]
+    encoders = [
+        text_encoder(len(words), width=width, layers=2, projection=True, seed=seed)
+        for words, width, seed in zip(tokenizers, WIDTHS, (2, 3), strict=True)
+    ]
+    pieces, width = t5_tokenizer(), 48
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=6,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=width,
+        caption_projection_dim=16,
+        pooled_projection_dim=sum(WIDTHS),
+        pos_embed_max_size=12,
+        dual_attention_layers=(0, 1, 2) if medium else (),
+        qk_norm="rms_norm" if medium else None,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        flux_autoencoder(),
+        encoders[0],
+        tokenizers[0],
+        encoders[1],
+        tokenizers[1],
+        t5(len(pieces), width) if t5_encoder else None,
+        pieces if t5_encoder else None,
     )
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"

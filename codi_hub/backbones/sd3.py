@@ -1,0 +1,176 @@
+"""The `sd3` family: Stable Diffusion 3 and 3.5 (Esser et al., 2024).
+
+CLIP-L and CLIP-G give the pooled text and, padded to T5's width, the first part of the context; T5 gives the rest,
+zeros where it is left out, as in diffusers. Latents are cut into patches inside the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from codi_hub.backbones import autoencoder
+from codi_hub.backbones.backbone import Prompt, Residuals
+from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.sources import quiet_libraries
+from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.errors import Mismatch
+
+TOKENS = 256  # of a prompt that T5 encodes
+BASE_BLOCKS = 4  # base blocks that share a residual: six blocks of a branch for SD3.5-medium's 24
+
+
+class SD3Backbone(TransformerBackbone):
+    """SD3Transformer2DModel with two CLIP text encoders and, on request, T5.
+
+    Residuals are a ControlNet's block samples, "0" to "n", each (B, image tokens, width); diffusers adds number
+    int(i / interval) after block i.
+
+    Raises:
+        Mismatch: a network with further input channels.
+    """
+
+    family: ClassVar[str] = "sd3"
+    components: ClassVar[tuple[str, ...]] = (
+        "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
+        "tokenizer_3",
+    )  # fmt: skip
+    optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    input_layer: ClassVar[str] = "pos_embed.proj"
+    sketched: ClassVar[tuple[str, ...]] = (
+        "pos_embed.proj.weight", "time_text_embed.timestep_embedder.linear_1.weight",
+        "transformer_blocks.0.attn.to_q.weight", "proj_out.weight",
+    )  # fmt: skip
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        config = self.transformer.config
+        if config.in_channels != self.latents.channels:
+            raise Mismatch(
+                f"this SD3 network takes {config.in_channels} channels and not its autoencoder's "
+                f"{self.latents.channels}: only text-to-image models are supported"
+            )
+        factor = self.latents.factor
+        self.latents = replace(
+            self.latents, multiple=factor * config.patch_size, native_size=factor * config.sample_size
+        )
+
+    @classmethod
+    def matches(cls, files: ModelFiles) -> bool:
+        """See `Backbone.matches`."""
+        return files.classes.get("transformer") == "SD3Transformer2DModel"
+
+    def lora_targets(self) -> list[str]:
+        """See `Backbone.lora_targets`; but for the last block's queries of the text, whose result is not used."""
+        unused = f"transformer_blocks.{self.transformer.config.num_layers - 1}.attn.add_q_proj"
+        return [name for name in super().lora_targets() if name != unused]
+
+    @cached_property
+    def text_pipeline(self) -> Any:
+        """The family's diffusers pipeline with nothing but its text encoders, for its `encode_prompt`.
+
+        It reads the width of T5's part in the transformer's config.
+        """
+        with quiet_libraries():
+            from diffusers import StableDiffusion3Pipeline
+
+        for part in ("", "_2"):
+            tokenizer, encoder = self.text_parts[f"tokenizer{part}"], self.text_parts[f"text_encoder{part}"]
+            tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        absent = dict.fromkeys(("scheduler", "vae", *self.optional))
+        return StableDiffusion3Pipeline(transformer=self.transformer, **(absent | self.text_parts))
+
+    def embed_texts(self, texts: Sequence[str]) -> Prompt:
+        """See `Backbone.embed_texts`: `context` (B, tokens, width) and `pooled` (B, both CLIP widths)."""
+        t5 = self.text_parts.get("tokenizer_3")
+        tokens = TOKENS if t5 is None else min(TOKENS, t5.model_max_length)
+        with quiet_libraries():  # which remark on every prompt that is cut
+            context, _, pooled, _ = self.text_pipeline.encode_prompt(
+                list(texts),
+                None,
+                None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=tokens,
+            )
+        return Prompt({"context": context, "pooled": pooled})
+
+    def predict(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        prompt: Prompt,
+        *,
+        residuals: Residuals | None = None,
+        state: Any = None,
+        concat: Tensor | None = None,
+        network: Any = None,
+    ) -> Tensor:
+        """See `Backbone.predict`."""
+        if concat is not None and network is None:
+            raise Mismatch(f"bases of family {self.family} have no further input channels")
+        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        named = {} if residuals is None else residuals.tensors
+        (predicted,) = (network or self.transformer)(
+            seen,
+            prompt["context"],
+            prompt["pooled"],
+            self.schedule.model_time(t),
+            block_controlnet_hidden_states=[named[str(k)] for k in range(len(named))] or None,
+            return_dict=False,
+        )
+        return predicted
+
+    def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
+        """Return the condition's latents, as diffusers' pipeline passes them: [(B, K, h, w)].
+
+        Without the autoencoder's shift where the ControlNet sees no pooled text.
+        """
+        latents = self.condition_latents(condition)
+        if net.config.force_zeros_for_pooled_projection:
+            scale, shift = autoencoder.scale_and_shift(self.vae)
+            colours, more = latents.tensor_split([self.latents.channels], dim=1)
+            latents = torch.cat([colours + scale * shift, more], dim=1)
+        return [latents.to(condition)]
+
+    def control_residuals(
+        self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
+    ) -> Residuals:
+        """Return the ControlNet's block samples."""
+        pooled = prompt["pooled"]
+        (samples,) = net(
+            z_t,
+            prepared[0],
+            encoder_hidden_states=prompt["context"],
+            pooled_projections=torch.zeros_like(pooled) if net.config.force_zeros_for_pooled_projection else pooled,
+            timestep=self.schedule.model_time(t),
+            return_dict=False,
+        )
+        return Residuals({str(k): value for k, value in enumerate(samples)})
+
+    def controlnet(
+        self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
+    ) -> nn.Module:
+        """See `Backbone.controlnet`; of one block for `BASE_BLOCKS` of the base, whose table of positions it holds.
+
+        Not by `from_transformer`, which writes the branch's number of blocks into the base's own config.
+        """
+        from diffusers import SD3ControlNetModel
+
+        base, further = self.transformer, self.condition_latents_channels(condition_channels) - self.latents.channels
+        blocks = -(-base.config.num_layers // BASE_BLOCKS)
+        config = dict(base.config) | {"num_layers": blocks, "extra_conditioning_channels": further}
+        with torch.device(device or self.device), quiet_libraries():
+            net: Any = SD3ControlNetModel.from_config(config)
+        if pretrained:
+            for name in ("pos_embed", "time_text_embed", "context_embedder"):
+                getattr(net, name).load_state_dict(getattr(base, name).state_dict())
+            net.transformer_blocks.load_state_dict(base.transformer_blocks[:blocks].state_dict())
+        del net.pos_embed._buffers["pos_embed"]  # 0.9 GB for SD3.5-medium, and never trained
+        net.pos_embed.pos_embed = base.pos_embed.pos_embed
+        return net
