@@ -44,7 +44,7 @@ def build(kind: str, base: Backbone, *, device: torch.device | None = None, **co
     cls = KINDS.load(KIND_ALIASES.get(kind, kind))
     if cls.needs_unet and base.network_name != "unet":
         raise UsageError(
-            f"adapter.kind {cls.kind}: it needs a U-Net, and bases of family {base.family} are transformers; use kind "
+            f"adapter.kind {cls.kind}: it needs a U-Net, and bases of family {base.family} have none; use kind "
             "concat or control"
         )
     return cls(base, validated(cls.Config, config, "adapter"), device)

@@ -70,8 +70,8 @@ class ControlAdapter(Adapter):
             False,
         ):
             raise UsageError(
-                f"adapter.fusion {config.fusion}: it needs a U-Net, and bases of family {backbone.family} are "
-                "transformers; use fusion zero_conv"
+                f"adapter.fusion {config.fusion}: it needs a U-Net, and bases of family {backbone.family} have "
+                "none; use fusion zero_conv"
             )
         device = device or backbone.device
         pretrained = config.init == "pretrained" and device.type != "meta"

@@ -26,6 +26,30 @@ FAMILIES = Plugins(
 )
 
 
+def recognise(source: str) -> tuple[type[Backbone], ModelFiles]:
+    """Return the family of a base and what is known of its files; no weights are read.
+
+    Args:
+        source: a diffusers folder or hub id.
+
+    Raises:
+        NotFound, InvalidInput: it is not there, is damaged, or no family supports it.
+    """
+    from codi_hub.backbones.parts import describe
+    from codi_hub.backbones.sources import local_folder
+
+    folder = local_folder(source)
+    try:
+        files = describe(folder)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    family = next((family for _, family in FAMILIES.loadable() if family.matches(files)), None)
+    if family is None:
+        known = ", ".join(FAMILIES.names())
+        raise InvalidInput(f"{source} is not a model folder of a known family ({known}): {_seen(files)}")
+    return family, files
+
+
 def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
     """Load a base of whichever family it is, in evaluation mode.
 
@@ -40,21 +64,19 @@ def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype 
     import torch
     from safetensors import SafetensorError
 
-    from codi_hub.backbones.parts import describe
-    from codi_hub.backbones.sources import local_folder, quiet_libraries
+    from codi_hub.backbones.sources import quiet_libraries
 
-    folder = local_folder(source)
+    family, files = recognise(source)
     try:
         with quiet_libraries():
-            files = describe(folder)
-            family = next((family for _, family in FAMILIES.loadable() if family.matches(files)), None)
-            base = family and family.load(files, dtype or torch.float32)
+            base = family.load(files, dtype or torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
-    if base is None:
-        known = ", ".join(FAMILIES.names())
-        raise InvalidInput(f"{source} is not a model folder of a known family ({known}): {_seen(files)}")
+        raise _unreadable(source, error) from error
     return base.to(torch.device(device)).to(memory_format=torch.channels_last)
+
+
+def _unreadable(source: str, error: Exception) -> InvalidInput:
+    return InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}")
 
 
 def _seen(files: ModelFiles) -> str:

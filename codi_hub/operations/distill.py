@@ -28,6 +28,7 @@ def distill(
 
 
 def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+    from codi_hub.backbones import recognise
     from codi_hub.training.folder import run_folder
     from codi_hub.training.job import Job
     from codi_hub.training.run import distil
@@ -39,7 +40,9 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     base = catalog.registry.bases.get(config.base or context.base)
     folder = by_main(lambda: run_folder(catalog.registry.home, name, config.training))
     parent = _parent(context, config, task, base.name) if config.adapter.parent else None
-    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent, base)
+    family, _ = recognise(base.source)
+    kind = family.default_kind
+    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent, base, kind)
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
 

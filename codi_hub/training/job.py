@@ -54,6 +54,7 @@ class Job:
         folder: the run folder.
         parent: the version to continue from, if any.
         registered: the base's row, which it is compared with.
+        base_kind: the adapter kind that the base's family takes by default, if any.
     """
 
     task_name: str
@@ -65,6 +66,7 @@ class Job:
     folder: Path
     parent: Parent | None = None
     registered: BaseRow | None = None
+    base_kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def plan(job: Job) -> Plan:
     """
     config, parent = job.config, job.parent
     method = _named(METHODS, "loss.method", config.loss.method)
-    kind = config.adapter.kind or (parent.record.kind if parent else method.default_kind)
+    kind = config.adapter.kind or (parent.record.kind if parent else _default_kind(method, job.base_kind))
     task = tasks.load(job.like, job.task_options)
     _check_parent(config, method, kind, parent)
     form = _named(KINDS, "adapter.kind", kind)
@@ -134,6 +136,11 @@ def plan(job: Job) -> Plan:
         task=_current_options(task, job.task_options),
     )
     return Plan(job, decided, task, method, loss, kind, adapter)
+
+
+def _default_kind(method: type[Method], base_kind: str | None) -> str:
+    """Return the kind of a method, or the base's where the method leaves the base frozen."""
+    return method.default_kind if method.trains_base or base_kind is None else base_kind
 
 
 def _current_options(task: Task, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ METHODS = {"inpaint": "pe-codi"}  # of the bundled adapters; the others are regr
 BUNDLED = ("superres", "inpaint", "depth", "edit", "canny", "deblur")
 
 
-def planned(task: str, *layers: dict[str, Any]) -> Plan:
+def planned(task: str, *layers: dict[str, Any], base_kind: str | None = None) -> Plan:
     """Return the plan of a configuration on a base that is not loaded."""
     config = DistillConfig(**merge(layers))
-    return plan(Job(task, task, config.task, "nano", "nowhere", config, Path("unused")))
+    return plan(Job(task, task, config.task, "nano", "nowhere", config, Path("unused"), base_kind=base_kind))
 
 
 @pytest.mark.parametrize("task", BUNDLED)
@@ -64,6 +64,13 @@ def test_the_kind_is_the_methods_unless_it_is_set() -> None:
     assert planned("superres", {"loss": {"method": "conditional"}}).kind == "control"
     assert planned("superres", {"loss": {"method": "codi"}}).kind == "full"
     assert planned("superres", {"adapter": {"kind": "side"}}).kind == "residual"
+
+
+def test_a_base_with_a_kind_of_its_own_has_it_where_it_is_frozen() -> None:
+    assert planned("superres", base_kind="concat").kind == "concat"
+    assert planned("superres", {"loss": {"method": "conditional"}}, base_kind="concat").kind == "concat"
+    assert planned("superres", {"loss": {"method": "codi"}}, base_kind="concat").kind == "full"
+    assert planned("superres", {"adapter": {"kind": "control"}}, base_kind="concat").kind == "control"
 
 
 def test_every_field_has_its_value() -> None:
