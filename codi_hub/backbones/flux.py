@@ -136,15 +136,16 @@ class FluxBackbone(TransformerBackbone):
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
     ) -> nn.Module:
-        """See `Backbone.controlnet`; of `BRANCH_BLOCKS` double-stream blocks."""
+        """See `Backbone.controlnet`; of at most `BRANCH_BLOCKS` double-stream blocks."""
         from diffusers import FluxControlNetModel
 
         config = self.transformer.config
         packed = self.patch**2 * self.condition_latents_channels(condition_channels)
+        interval = -(-config.num_layers // BRANCH_BLOCKS)  # base blocks that share a sample
         with torch.device(device or self.device), quiet_libraries():
             net: Any = FluxControlNetModel.from_transformer(
                 self.transformer,
-                num_layers=min(BRANCH_BLOCKS, config.num_layers),
+                num_layers=-(-config.num_layers // interval),  # one more would not be used
                 num_single_layers=0,
                 attention_head_dim=config.attention_head_dim,
                 num_attention_heads=config.num_attention_heads,

@@ -123,6 +123,7 @@ class ZImageBackbone(TransformerBackbone):
             net: Any = ZImageControlNetModel(
                 control_layers_places=places, control_in_dim=channels, **{name: config[name] for name in shared}
             )
+        net.gradient_checkpointing = False  # diffusers asks for it and does not set it
         if pretrained:
             self._copy_weights(net)
         return net

@@ -114,14 +114,12 @@ def test_control_is_the_controlnet_of_the_pipeline(
     assert distance(walk(base, TEXTS, noise, steps), theirs) > 1e-2
 
 
-def test_a_branch_has_four_double_stream_blocks_and_leaves_the_base_as_it_is(base: FluxBackbone) -> None:
+def test_a_branch_has_no_block_that_is_not_used_and_leaves_the_base_as_it_is(base: FluxBackbone) -> None:
     before = dict(base.transformer.config)
     net = base.controlnet(3)
-    assert (net.config.num_layers, net.config.num_single_layers) == (4, 0)
+    assert (net.config.num_layers, net.config.num_single_layers) == (3, 0)  # of 5: a fourth would have no place
     assert dict(base.transformer.config) == before
-    assert torch.equal(
-        net.transformer_blocks[3].attn.to_q.weight, base.transformer.transformer_blocks[3].attn.to_q.weight
-    )
+    assert torch.equal(net.transformer_blocks[2].attn.to_q.weight, base.transformer.transformer_blocks[2].attn.to_q.weight)
     assert base.controlnet(4).controlnet_x_embedder.in_features == 64 + 4 * 4  # a mask: one channel per pixel of a cell
 
 

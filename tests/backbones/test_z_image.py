@@ -116,7 +116,7 @@ def test_an_adapter_holds_its_own_tensors_alone(base: ZImageBackbone) -> None:
 
 def test_a_branch_starts_as_layers_of_the_base(base: ZImageBackbone) -> None:
     net, wide = base.controlnet(3), base.controlnet(4)
-    assert net.config.control_layers_places == [0, 1, 2, 3]
+    assert net.config.control_layers_places == [0, 1, 2]
     for own, theirs in zip(net.control_layers, base.transformer.layers, strict=True):
         assert torch.equal(own.attention.to_q.weight, theirs.attention.to_q.weight)
     embedder = base.transformer.all_x_embedder["2-1"]

@@ -109,7 +109,7 @@ def sd3(folder: Path, *, medium: bool = True, t5_encoder: bool = True) -> Path:
     return folder / "model"
 
 
-def flux(folder: Path, *, dev: bool = True, layers: tuple[int, int] = (6, 2)) -> Path:
+def flux(folder: Path, *, dev: bool = True, layers: tuple[int, int] = (5, 2)) -> Path:
     """Write a tiny FLUX.1 model and return its folder.
 
     Args:
@@ -123,12 +123,12 @@ def flux(folder: Path, *, dev: bool = True, layers: tuple[int, int] = (6, 2)) ->
         in_channels=64,
         num_layers=layers[0],
         num_single_layers=layers[1],
-        attention_head_dim=8,
-        num_attention_heads=2,
+        attention_head_dim=16,
+        num_attention_heads=4,  # as wide as a token's 64 channels, or noise could not be predicted
         joint_attention_dim=12,
         pooled_projection_dim=16,
         guidance_embeds=dev,
-        axes_dims_rope=(2, 2, 4),
+        axes_dims_rope=(4, 6, 6),
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev)
     pipeline = FluxPipeline(
@@ -138,7 +138,7 @@ def flux(folder: Path, *, dev: bool = True, layers: tuple[int, int] = (6, 2)) ->
     return folder / "model"
 
 
-def z_image(folder: Path, *, layers: int = 4) -> Path:
+def z_image(folder: Path, *, layers: int = 3) -> Path:
     """Write a tiny Z-Image model and return its folder."""
     words = qwen_tokenizer()
     torch.manual_seed(4)
@@ -155,13 +155,13 @@ def z_image(folder: Path, *, layers: int = 4) -> Path:
     )
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(
-        dim=16,
+        dim=64,  # as wide as a token's 64 channels, or noise could not be predicted
         n_layers=layers,
         n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
+        n_heads=4,
+        n_kv_heads=4,
         cap_feat_dim=12,
-        axes_dims=[2, 2, 4],
+        axes_dims=[4, 6, 6],
         axes_lens=[256, 64, 64],
     )
     with torch.no_grad():
