@@ -6,6 +6,7 @@ text, T5 the context. FLUX.1-dev is guidance-distilled: it is given one guidance
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -142,7 +143,8 @@ class FluxBackbone(TransformerBackbone):
         config = self.transformer.config
         packed = self.patch**2 * self.condition_latents_channels(condition_channels)
         interval = -(-config.num_layers // BRANCH_BLOCKS)  # base blocks that share a sample
-        with torch.device(device or self.device), quiet_libraries():
+        with torch.device(device or self.device), quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # on a part of diffusers that its own class uses
             net: Any = FluxControlNetModel.from_transformer(
                 self.transformer,
                 num_layers=-(-config.num_layers // interval),  # one more would not be used

@@ -119,7 +119,9 @@ def test_a_branch_has_no_block_that_is_not_used_and_leaves_the_base_as_it_is(bas
     net = base.controlnet(3)
     assert (net.config.num_layers, net.config.num_single_layers) == (3, 0)  # of 5: a fourth would have no place
     assert dict(base.transformer.config) == before
-    assert torch.equal(net.transformer_blocks[2].attn.to_q.weight, base.transformer.transformer_blocks[2].attn.to_q.weight)
+    assert torch.equal(
+        net.transformer_blocks[2].attn.to_q.weight, base.transformer.transformer_blocks[2].attn.to_q.weight
+    )
     assert base.controlnet(4).controlnet_x_embedder.in_features == 64 + 4 * 4  # a mask: one channel per pixel of a cell
 
 

@@ -1,5 +1,6 @@
 """Tiny random models of every base family, built from configs, as model folders that diffusers loads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -214,3 +215,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     words.add_special_tokens({"additional_special_tokens": marks[1:]})
     words.chat_template = CHAT
     return words
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {"sdxl": sdxl, "flux": flux, "z-image": z_image}
+"""Family -> what writes a tiny model of it."""
