@@ -69,6 +69,11 @@ def training_time(seed: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, 2, position])
 
 
+def prompt_dropout(seed: int, position: int) -> np.random.Generator:
+    """Return the generator that decides whether a pair is trained without its prompt, by its place in the stream."""
+    return np.random.default_rng([seed, 3, position])
+
+
 def training_noise(seed: int, position: int) -> torch.Generator:
     """Return the generator of eps for the sample at `position` of the training stream."""
     return _torch(seed * _STRIDE + position)

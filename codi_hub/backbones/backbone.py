@@ -83,6 +83,11 @@ class NamedTensors:
 class Prompt(NamedTensors):
     """Embedded prompts: `context` (B, tokens, width), and what else a family needs (pooled, mask, ids)."""
 
+    def replaced(self, rows: Tensor, other: Prompt) -> Prompt:
+        """Return the prompts with `other`, one row, in place of the rows where bool (B,) is true."""
+        where = {name: rows.to(v.device).view((-1,) + (1,) * (v.ndim - 1)) for name, v in self.tensors.items()}
+        return Prompt({name: torch.where(where[name], other[name], v) for name, v in self.tensors.items()})
+
 
 class Residuals(NamedTensors):
     """What adapters add inside the network and to its prediction, per sample, under the family's own names."""

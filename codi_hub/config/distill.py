@@ -119,6 +119,10 @@ class TrainingConfig(Options):
     """Learning rate."""
     ema: float = option(0.99, ge=0.0, le=1.0)
     """Decay of the moving average that is the target network, and the adapter in the end."""
+    prompt_dropout: float | None = option(None, ge=0.0, le=1.0)
+    """Share of the pairs that are trained without their prompt (default: the method's).
+
+    It is what a guidance scale needs: 0.1 for conditional, 0 for all others, whose adapters take none."""
     precision: Precision = option("auto", "--precision", panel="Training", metavar="NAME", resumable=True)
     """auto, fp32, fp16 or bf16."""
     device: Device = option("auto", "--device", panel="Training", metavar="NAME", resumable=True)

@@ -44,6 +44,9 @@ class CoDiConfig(MethodConfig):
     """Weight of the self-consistency term in the noise prediction; 0 trains without it."""
     consistency_cap: bool = True
     """Bound the consistency term's weight on x at small times by min(1, 2 sigma_s^2 / alpha_s^2)."""
+    teacher_guidance: float | None = Field(None, gt=1, le=100)
+    """Scale of classifier-free guidance that moves the ground truth of guidance latent, by what the adapter at
+    initialisation predicts with and without the prompt (default: none)."""
     rollout: float | None = Field(None, ge=0, le=1)
     """Share of the steps that start from a state of the sampler itself instead of the noised image (default: 1 where
     sampling begins with an image without noise, else 0)."""
@@ -72,6 +75,8 @@ class PECoDi(Method):
             raise UsageError("loss.guidance lpips needs a network: name its weights with loss.lpips")
         if config.guidance == "off" and not config.consistency:
             raise UsageError("nothing would be trained: loss.guidance is off and loss.consistency is 0")
+        if config.teacher_guidance and config.guidance != "latent":
+            raise UsageError("loss.teacher_guidance moves the target in latents: use it with loss.guidance latent")
         self._guidance = None if config.guidance == "off" else GUIDANCE.load(config.guidance)
         self._lpips = Lpips(config.lpips).to(device) if config.lpips else None
 
@@ -79,6 +84,11 @@ class PECoDi(Method):
     def needs_targets(self) -> bool:
         """See `Method.needs_targets`."""
         return bool(getattr(self._guidance, "needs_targets", False))
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """See `Method.keeps_teacher`."""
+        return self.config.teacher_guidance is not None
 
     def weights(self) -> dict[str, float]:
         """See `Method.weights`."""
@@ -89,6 +99,7 @@ class PECoDi(Method):
         """Return `codi_loss` at a time of the learning grid."""
         config = self.config
         t, s = neighbours(context, config.grid, config.dt, config.shared_t)
+        z_t = self._sampler_state(context, t)
         return codi_loss(
             context.student,
             context.ema,
@@ -97,17 +108,30 @@ class PECoDi(Method):
             (t, s),
             context.schedule,
             config=config,
-            guidance=self._distance(context),
-            z_t=self._sampler_state(context, t),
+            guidance=self._distance(context, self._shift(context, t, z_t)),
+            z_t=z_t,
         )
 
-    def _distance(self, context: StepContext) -> Distance | None:
+    def _distance(self, context: StepContext, shift: Tensor | float) -> Distance | None:
         term = self._guidance
         if term is None:
             return None
         return lambda x, x_hat: term(
-            GuidanceInput(x, x_hat, context.backbone, context.condition, context.targets, self._lpips)
+            GuidanceInput(x + shift, x_hat, context.backbone, context.condition, context.targets, self._lpips)
         )
+
+    @torch.no_grad()
+    def _shift(self, context: StepContext, t: Tensor, z_t: Tensor | None) -> Tensor | float:
+        """Return (w - 1) (x_hat(z_t, t, c, prompt) - x_hat(z_t, t, c)) of the frozen teacher, what guidance adds to x.
+
+        The mean of x + shift, given z_t, is the teacher's guided prediction where the teacher predicts the mean of x.
+        """
+        scale = self.config.teacher_guidance
+        if scale is None:
+            return 0.0
+        z_t = context.schedule.add_noise(context.x, context.eps, t) if z_t is None else z_t
+        guided, plain = context.guided_teacher(scale), context.guided_teacher(None)
+        return guided(z_t, t)[0] - plain(z_t, t)[0]
 
     @torch.no_grad()
     def _sampler_state(self, context: StepContext, t: Tensor) -> Tensor | None:

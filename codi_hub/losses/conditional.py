@@ -17,6 +17,7 @@ class Conditional(Method):
     """The diffusion loss under a condition, each pair at its own time, from the whole schedule."""
 
     steps: ClassVar[int] = 50
+    prompt_dropout: ClassVar[float] = 0.1
 
     def weights(self) -> dict[str, float]:
         """Return the one term."""

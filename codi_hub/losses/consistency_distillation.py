@@ -21,6 +21,8 @@ class ConsistencyConfig(MethodConfig):
     """Grid points between the student's time and the target's."""
     shared_t: bool = True
     """One time for the whole batch, or one per sample."""
+    teacher_guidance: float | None = Field(None, gt=1, le=100)
+    """Scale of classifier-free guidance of the teacher's predictions (default: none)."""
 
 
 class ConsistencyDistillation(Method):
@@ -35,9 +37,9 @@ class ConsistencyDistillation(Method):
 
     def loss(self, context: StepContext) -> Terms:
         """See `cm_loss`."""
-        assert context.teacher is not None  # `needs_teacher`
+        teacher = context.guided_teacher(self.config.teacher_guidance)
         t, s = neighbours(context, self.config.grid, self.config.dt, self.config.shared_t, clean=CLEAN)
-        return cm_loss(context.student, context.ema, context.teacher, context.x, context.eps, t, s, context.schedule)
+        return cm_loss(context.student, context.ema, teacher, context.x, context.eps, t, s, context.schedule)
 
 
 def sampler_step(denoise: Denoiser, z_t: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:

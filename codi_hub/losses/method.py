@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.diffusion.guidance import guided_denoiser
 from codi_hub.diffusion.schedule import Denoiser, Schedule
 
 Terms = dict[str, Tensor]
@@ -30,7 +31,8 @@ class StepContext:
         targets: ground truth in [0, 1], (B, 3, H, W), where the method asks for it (`Method.needs_targets`).
         student, ema: the network being trained and its moving average, as denoisers under the batch's prompts and
             conditions; `ema` is evaluated without gradient.
-        teacher: the frozen teacher, for methods that need one.
+        teacher, unprompted: the frozen teacher under the batch's prompts and under none, for methods that keep one
+            (`Method.keeps_teacher`).
         backbone: the frozen base.
         start: where sampling begins, as a share of the schedule.
         phase: current phase of a method with several, see `Method.phase`.
@@ -47,6 +49,7 @@ class StepContext:
     student: Denoiser
     ema: Denoiser
     teacher: Denoiser | None
+    unprompted: Denoiser | None
     backbone: Backbone
     start: float
     phase: int
@@ -58,6 +61,14 @@ class StepContext:
         """Schedule of the base for latents of x's size."""
         factor = self.backbone.latents.factor
         return self.backbone.schedule_for(*(factor * side for side in self.x.shape[2:]))
+
+    def guided_teacher(self, guidance_scale: float | None) -> Denoiser:
+        """Return the frozen teacher under classifier-free guidance; None: without."""
+        assert self.teacher is not None  # `keeps_teacher`
+        assert self.unprompted is not None
+        if guidance_scale is None:
+            return self.teacher
+        return guided_denoiser(self.teacher, self.unprompted, guidance_scale)
 
 
 class MethodConfig(BaseModel):
@@ -75,6 +86,7 @@ class Method(ABC):
         trains_base: whether its adapter kind must train a copy of the base's network too; None: either.
         steps: sampling steps its adapters are for.
         default_kind: adapter kind, unless the task or the user says otherwise.
+        prompt_dropout: share of the pairs that are trained without their prompt, unless the user says otherwise.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -82,6 +94,7 @@ class Method(ABC):
     trains_base: ClassVar[bool | None] = None
     steps: ClassVar[int] = 4
     default_kind: ClassVar[str] = "control"
+    prompt_dropout: ClassVar[float] = 0.0
 
     def __init__(self, config: Any, device: torch.device) -> None:
         """Keep the switches, and load what the loss needs to `device`.
@@ -98,6 +111,11 @@ class Method(ABC):
     def needs_targets(self) -> bool:
         """Whether the loss compares images, so that ground truth must be kept beside the latents."""
         return False
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether a frozen copy of the adapter at initialisation, which has a parent's weights, is evaluated."""
+        return self.needs_teacher
 
     @abstractmethod
     def weights(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from codi_hub.diffusion.schedule import CLEAN, Denoiser, Schedule
@@ -20,6 +21,8 @@ class ProgressiveConfig(MethodConfig):
 
     shared_t: bool = True
     """One time for the whole batch, or one per sample."""
+    teacher_guidance: float | None = Field(None, gt=1, le=100)
+    """Scale of classifier-free guidance of the teacher's predictions, in the first phase (default: none)."""
 
 
 class ProgressiveDistillation(Method):
@@ -38,12 +41,13 @@ class ProgressiveDistillation(Method):
 
     def loss(self, context: StepContext) -> Terms:
         """See `gd_loss`."""
-        assert context.teacher is not None  # `needs_teacher`
+        # later teachers are students that have learned the guided predictions
+        teacher = context.guided_teacher(None if context.phase else self.config.teacher_guidance)
         steps = teacher_steps(context.phase)
         times = torch.tensor([*context.schedule.grid(steps, context.start), CLEAN], dtype=torch.float32)
         k = 2 * context.draw(0, steps // 2, self.config.shared_t)
         t, middle, s = (times[k + ahead].to(context.x.device) for ahead in range(3))
-        return gd_loss(context.student, context.teacher, context.x, context.eps, t, middle, s, context.schedule)
+        return gd_loss(context.student, teacher, context.x, context.eps, t, middle, s, context.schedule)
 
 
 def teacher_steps(phase: int) -> int:

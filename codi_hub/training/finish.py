@@ -125,6 +125,7 @@ def _settings(run: Run) -> dict[str, Any]:
     training = config.training
     batch = training.batch * training.accumulate * count()
     settings = loss | {"batch": batch, "lr": training.lr, "ema": training.ema, "seed": training.seed}
+    settings |= {"prompt_dropout": training.prompt_dropout} if training.prompt_dropout else {}
     return dict(plain(settings)) | {"task_options": run.work.job.task_options}
 
 

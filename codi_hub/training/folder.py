@@ -126,8 +126,8 @@ def claim(work: Plan, processes: int) -> None:
 def started_with(job: Job) -> DistillConfig:
     """Return the configuration that the run in a job's folder was started with. Raises UsageError or InvalidInput."""
     if (job.folder / CONFIG).exists():
-        return DistillConfig(**read_yaml(job.folder / CONFIG))
-    config = DistillConfig(**first_edition.read_run(job.folder))
+        return DistillConfig(**_with_dropout(read_yaml(job.folder / CONFIG)))
+    config = DistillConfig(**_with_dropout(first_edition.read_run(job.folder)))
     decided = plan(replace(job, config=config, task_options=config.task or job.task_options)).config
     return DistillConfig(**(decided.values() | {"run": config.run}))
 
@@ -142,10 +142,16 @@ def started_layer(folder: Path, task: str) -> dict[str, Any]:
         raise UsageError(f"training.resume: {folder} holds no run to continue")
     path = folder / CONFIG
     layer = check_layer(read_yaml(path), str(path)) if path.exists() else first_edition.read_run(folder)
+    layer = _with_dropout(layer)
     state = DistillConfig(**layer).run
     if state is not None and state.task != task:
         raise UsageError(f"training.resume: the run in {folder} is of task {state.task}, not {task}")
     return {name: value for name, value in layer.items() if name != "run"}
+
+
+def _with_dropout(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run was started with; one from before there was prompt dropout dropped none."""
+    return merge([{"training": {"prompt_dropout": 0.0}}, layer])
 
 
 def _compare(now: DistillConfig, before: DistillConfig, folder: Path) -> None:

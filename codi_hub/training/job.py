@@ -126,6 +126,8 @@ def plan(job: Job) -> Plan:
     training = config.training
     if training.train_steps is None and training.time_budget is None:
         training = training.replace(train_steps=DEFAULT_STEPS)
+    if training.prompt_dropout is None:
+        training = training.replace(prompt_dropout=method.prompt_dropout)
     common = {"kind": kind, "parent": parent and parent.ref, "allow_base_mismatch": config.adapter.allow_base_mismatch}
     decided = DistillConfig(
         data=config.data.replace(source=config.data.source or task.training_data),

@@ -60,6 +60,11 @@ class PairStream:
         generators = [seeds.training_noise(self.seed, start + k) for k in range(self.batch)]
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
+    def dropped(self, start: int, share: float) -> Tensor:
+        """Return which pairs of a micro-batch are trained without their prompts, bool (batch,): `share` of all."""
+        draws = [seeds.prompt_dropout(self.seed, start + k).random() for k in range(self.batch)]
+        return torch.tensor(draws) < share
+
     def integers(self, step: int, start: int, low: int, high: int, shared: bool) -> Tensor:
         """Return integers of [low, high), int64 (batch,).
 

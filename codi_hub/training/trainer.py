@@ -51,7 +51,7 @@ class Trainer:
     Args:
         base: frozen, in the dtype the networks compute in.
         adapter: float32; becomes theta. A copy becomes theta_minus, the moving average that is kept in the end, and
-            with a method that needs a teacher another copy becomes that.
+            with a method that keeps a teacher another copy becomes that.
         cache: the training pairs.
         method: what a step minimises.
         settings: how long and how fast; the steps or a time budget are given.
@@ -74,7 +74,7 @@ class Trainer:
         self.accelerator, self.folder, self.progress = accelerator, folder, Progress()
         self.start = adapter.start
         self.ema = copy.deepcopy(adapter).requires_grad_(False)
-        self.teacher = copy.deepcopy(self.ema) if method.needs_teacher else None
+        self.teacher = copy.deepcopy(self.ema) if method.keeps_teacher else None
         groups = adapter.parameter_groups(settings.lr)
         optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in optimiser.param_groups]
@@ -90,6 +90,7 @@ class Trainer:
             accelerator.process_index,
         )
         self.prompts = PromptStore(base, cache.folder)
+        self.unconditional = base.unconditional().to(accelerator.device)
         self._prepared, self._ahead = 0, 1  # the step before which everything is encoded; steps encoded together
         base.release_text_encoders()
 
@@ -104,6 +105,8 @@ class Trainer:
         eps = self.stream.noise(start, tuple(x.shape[1:])).to(device, memory_format=layout)
         condition = pairs.conditions.to(device, memory_format=layout).float() / 255
         prompt = self.prompts.rows(pairs.prompts).to(device)
+        if share := self.settings.prompt_dropout:
+            prompt = prompt.replaced(self.stream.dropped(start, share), self.unconditional)
         targets = None if pairs.targets is None else pairs.targets.to(device).float() / 255
         with torch.no_grad():
             initial = self.ema.initial_latents(self.base, condition, eps)
@@ -115,7 +118,8 @@ class Trainer:
             targets=targets,
             student=self.bind(self.student, prompt, condition),
             ema=self.bind(self.ema, prompt, condition),
-            teacher=None if self.teacher is None else self.bind(self.teacher, prompt, condition),
+            teacher=self.teacher and self.bind(self.teacher, prompt, condition),
+            unprompted=self.teacher and self.bind(self.teacher, self.unconditional.rows([0] * len(x)), condition),
             backbone=self.base,
             start=self.start,
             phase=self.progress.phase,

@@ -59,6 +59,7 @@ def test_its_config_has_every_field_and_starts_the_same_run(tiny: Callable[..., 
         "lpips": None,
         "consistency": 1.0,
         "consistency_cap": True,
+        "teacher_guidance": None,
         "rollout": 0.0,
     }
     assert (layer["adapter"]["fusion"], layer["adapter"]["start"], layer["base"]) == ("gate", 1.0, "tiny")
