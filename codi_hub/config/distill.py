@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict
 
 from codi_hub.config.model import Options, option
-from codi_hub.config.values import KIND_ALIASES, Device, Duration, Precision
+from codi_hub.config.values import KIND_ALIASES, Device, Duration, EmaDevice, Optimizer, Precision
 
 
 def _current_kind(kind: Any) -> Any:
@@ -112,13 +112,32 @@ class TrainingConfig(Options):
 
     At least one step is taken."""
     batch: int = option(16, "--batch", panel="Training", resumable=True, ge=1)
-    """Pairs per step and device."""
+    """Pairs per batch (default: by the base).
+
+    On each device. By default 16, 4 from 100 million parameters of the base's network on, and 1 from 1.5 billion."""
     accumulate: int = option(1, "--accumulate", panel="Training", resumable=True, ge=1)
-    """Batches per optimiser step."""
+    """Batches per step (default: by the base).
+
+    1, or 4 from 1.5 billion parameters of the base's network on."""
     lr: float = option(2e-4, "--lr", panel="Training", ge=0.0)
-    """Learning rate."""
+    """Learning rate (default: by the base).
+
+    The task's, or 2e-4, is for bases of less than 100 million parameters. On others 1e-4 where the adapter has less
+    than a tenth of the parameters of the base's network, and 1e-5 where it has more, as a copy of it."""
+    optimizer: Optimizer = option("adamw")
+    """adamw, or adamw8bit (bitsandbytes), whose moments take a quarter of the memory."""
+    checkpointing: bool = option(False, "--gradient-checkpointing", panel="Training", resumable=True)
+    """Save memory; a third slower.
+
+    Activations are computed again in the backward pass instead of being kept."""
     ema: float = option(0.99, ge=0.0, le=1.0)
-    """Decay of the moving average that is the target network, and the adapter in the end."""
+    """Decay of the moving average that is the target network, and the adapter in the end.
+
+    With 0 the student itself is both, and no second copy of the adapter is kept."""
+    ema_device: EmaDevice = option("device", resumable=True)
+    """Where the moving average is kept: on the device, or in the CPU's memory.
+
+    On the CPU it costs a copy of the adapter across the bus per step, and another wherever the loss evaluates it."""
     prompt_dropout: float | None = option(None, ge=0.0, le=1.0)
     """Share of the pairs that are trained without their prompt (default: the method's).
 
@@ -126,7 +145,7 @@ class TrainingConfig(Options):
     precision: Precision = option("auto", "--precision", panel="Training", metavar="NAME", resumable=True)
     """auto, fp32, fp16 or bf16."""
     device: Device = option("auto", "--device", panel="Training", metavar="NAME", resumable=True)
-    """auto, cpu, cuda or mps."""
+    """auto, cpu, cuda, cuda:N or mps."""
     seed: int = option(0, "--seed", panel="Training", ge=0)
     """Seed of data, noise and initial weights."""
     sample_every: int = option(250, "--sample-every", panel="Run folder", resumable=True, ge=0)

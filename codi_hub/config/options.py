@@ -41,8 +41,8 @@ class RunOptions(Options):
     """Print what would be computed, skipped or refused, and stop."""
     base: str | None = option(None, "--base")
     """Base to run on (default: the one in use)."""
-    device: Device = option("auto", "--device", panel="Machine")
-    """Device to compute on."""
+    device: Device = option("auto", "--device", panel="Machine", metavar="NAME")
+    """auto, cpu, cuda, cuda:N or mps."""
     dtype: Precision = option("auto", "--dtype", panel="Machine")
     """Precision of the networks."""
     compile: bool = option(False, "--compile", panel="Machine")
@@ -115,8 +115,8 @@ class EvalOptions(Options):
     """With guidance, the text that images are led away from (default: none)."""
     seed: int = option(0, "--seed", ge=0)
     """Seed of the noise and the degradations."""
-    device: Device = option("auto", "--device", panel="Machine")
-    """Device to compute on."""
+    device: Device = option("auto", "--device", panel="Machine", metavar="NAME")
+    """auto, cpu, cuda, cuda:N or mps."""
     dtype: Precision = option("auto", "--dtype", panel="Machine")
     """Precision of the networks."""
     set: dict[str, Any] = option({}, "--set", metavar="KEY=VALUE")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Optimizer = Literal["adamw", "adamw8bit"]
+EmaDevice = Literal["device", "cpu"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ExportFormat = Literal["diffusers"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
@@ -16,8 +17,15 @@ ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for l
 
 KIND_ALIASES = {"side": "residual"}  # adapter kinds under the names of the first edition
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) *([kmgt]?)(i?)b?")
+
+
+def _device(name: Any) -> Any:
+    if not _DEVICE.fullmatch(str(name)):
+        raise ValueError("one of auto, cpu, cuda, cuda:N, mps")
+    return name
 
 
 def _seconds(text: Any) -> float:
@@ -35,6 +43,9 @@ def _bytes(text: Any) -> int:
         raise ValueError("not a size; write it as 500MB or 2GB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
+
+Device = Annotated[str, BeforeValidator(_device)]
+"""A device by name; cuda:1 is the second GPU."""
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
 """Seconds, from text such as "90s", "10m", "1h30m" or "45" (seconds)."""

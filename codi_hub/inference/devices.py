@@ -24,9 +24,13 @@ def choose_device(name: str) -> torch.device:
         here = ", ".join(kind for kind, there in present.items() if there)
         raise UsageError(f"device {name}: not on this machine (here: {here})")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device {name}: write it as cpu, cuda, cuda:1 or mps") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UsageError(f"device {name}: this machine has {count} of them; the last is {device.type}:{count - 1}")
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

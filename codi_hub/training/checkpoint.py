@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def save(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
 
     tensors = {f"{kind}/{name}": v for kind, module in modules.items() for name, v in module.state_dict().items()}
     for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in moments.items()}
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in _flat(moments).items()}
     part = path.with_name(path.name + ".part")
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(plain, part, metadata={"state": json.dumps(state)})
@@ -53,14 +54,24 @@ def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
     except Exception as error:  # safetensors raises its own kinds, torch RuntimeError, json ValueError
         raise InvalidInput(f"{path}: not a checkpoint of this run: {one_line(error, 160)}; start a new run") from error
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Any]] = {}
     for name, value in _under(tensors, "optimiser/").items():
         index, key = name.split("/")
         # in the memory layout of the parameter, which a fused optimiser on the CPU assumes
         like = parameters[int(index)]
-        moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value) if value.ndim else value
+        if value.ndim and value.shape == like.shape:
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        moments.setdefault(int(index), {})[key] = value if value.ndim or value.is_floating_point() else value.item()
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
+
+
+def _flat(moments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's state of one parameter, of which bitsandbytes nests the quantised part."""
+    flat: dict[str, Any] = {}
+    for name, value in moments.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

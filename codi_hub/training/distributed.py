@@ -54,10 +54,11 @@ def _join(device: str) -> None:
     from accelerate import PartialState
 
     from codi_hub.inference.devices import choose_device
+    from codi_hub.training.launch import on_cpu
 
     if torch.distributed.is_initialized():
         return
-    PartialState(cpu=choose_device(device).type == "cpu", timeout=TIMEOUT)
+    PartialState(cpu=on_cpu() or choose_device(device).type == "cpu", timeout=TIMEOUT)
     if torch.distributed.is_initialized():  # at exit, since accelerate's state of a process cannot be set up twice
         atexit.register(torch.distributed.destroy_process_group)
 

@@ -74,7 +74,10 @@ def compose(task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], 
     if training.resume:
         folder = run_folder(home, task, training)
         return DistillConfig(**merge([started_layer(folder, task), asked, {"training": {"run_dir": folder}}]))
-    return DistillConfig(**merge([_preferred(preferences, asked), asked]))
+    config = DistillConfig(**merge([_preferred(preferences, asked), asked]))
+    # of the training's fields only those that were asked for count as set: `sized` may replace the others
+    fields = TrainingConfig.model_construct(set(asked.get("training", {})), **dict(config.training))
+    return config.model_copy(update={"training": fields})
 
 
 def _preferred(preferences: Mapping[str, Any], asked: Layer) -> dict[str, Any]:

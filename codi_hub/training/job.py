@@ -20,6 +20,7 @@ from codi_hub.plugins import Plugins
 from codi_hub.record import AdapterRecord, label
 from codi_hub.registry import BaseRow
 from codi_hub.tasks.base import Task
+from codi_hub.training import launch
 from codi_hub.validation import shown, validated
 
 DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
@@ -123,11 +124,11 @@ def plan(job: Job) -> Plan:
     adapter = _adapter_settings(config, kind, task.condition_channels, parent)
     loss = _loss_settings(config, method, adapter)
     _check_guidance(getattr(loss, "guidance", "off"), job.task_name, task)
-    training = config.training
+    training = launch.honoured(config.training)
     if training.train_steps is None and training.time_budget is None:
-        training = training.replace(train_steps=DEFAULT_STEPS)
+        training = training.model_copy(update={"train_steps": DEFAULT_STEPS})
     if training.prompt_dropout is None:
-        training = training.replace(prompt_dropout=method.prompt_dropout)
+        training = training.model_copy(update={"prompt_dropout": method.prompt_dropout})
     common = {"kind": kind, "parent": parent and parent.ref, "allow_base_mismatch": config.adapter.allow_base_mismatch}
     decided = DistillConfig(
         data=config.data.replace(source=config.data.source or task.training_data),

@@ -23,6 +23,8 @@ from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
 from codi_hub.training.latents import PairFile, PairsSpec, open_pairs, pair_at
+from codi_hub.training.memory import enough_memory
+from codi_hub.training.sizes import sized
 from codi_hub.training.trainer import Trainer
 from codi_hub.training.watch import Watcher
 
@@ -40,12 +42,19 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
         CodiError: a configuration that is not possible, unusable data, or a resumed run of another adapter.
     """
     work = plan(job)
+    with enough_memory(work):
+        return _distil(work, on_event)
+
+
+def _distil(work: Plan, on_event: OnEvent) -> Finished:
+    job = work.job
     dtype, accelerator = machine(work)
     method = work.method(work.loss, accelerator.device)
-    by_main(lambda: folder.claim(work, count()))
     base = load(job.base_source, device=accelerator.device, dtype=dtype)
     if job.registered:
         check_unchanged(job.registered, base.fingerprint)
+    work = sized(work, base)
+    by_main(lambda: folder.claim(work, count()))
     spec = pairs_spec(work, base)
     source, task = open_pairs(spec)
     train, held = split(len(source))
@@ -74,6 +83,10 @@ def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
     """Return the base's precision, and this process's accelerator. Raises UsageError."""
     training = work.config.training
     device = choose_device(training.device)
+    if device.index is not None:
+        if count() > 1:
+            raise UsageError(f"training.device {device}: each process has its own device; use {device.type}")
+        torch.cuda.set_device(device)  # accelerate computes on the current one
     dtype = choose_dtype(training.precision, device)
     # accelerate has one state per process, and refuses a second run in it on another device or in another precision
     AcceleratorState._reset_state(reset_partial_state=count() == 1)

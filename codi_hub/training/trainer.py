@@ -26,6 +26,8 @@ from codi_hub.losses.method import Method, StepContext, Terms
 from codi_hub.training import checkpoint
 from codi_hub.training.distributed import agreed
 from codi_hub.training.latents import Pairs
+from codi_hub.training.networks import enable_checkpointing, on_device, update_ema
+from codi_hub.training.optimiser import new_optimiser
 from codi_hub.training.prompts import PromptStore
 from codi_hub.training.stream import PairStream
 
@@ -73,10 +75,13 @@ class Trainer:
         self.base, self.cache, self.method, self.settings = base, cache, method, settings
         self.accelerator, self.folder, self.progress = accelerator, folder, Progress()
         self.start = adapter.start
-        self.ema = copy.deepcopy(adapter).requires_grad_(False)
-        self.teacher = copy.deepcopy(self.ema) if method.keeps_teacher else None
-        groups = adapter.parameter_groups(settings.lr)
-        optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        self.ema = copy.deepcopy(adapter).requires_grad_(False) if settings.ema else adapter
+        self.teacher = copy.deepcopy(adapter).requires_grad_(False) if method.keeps_teacher else None
+        if settings.ema and settings.ema_device == "cpu":
+            self.ema.to("cpu")
+        if settings.checkpointing:
+            enable_checkpointing(base, adapter)
+        optimiser = new_optimiser(settings.optimizer, adapter.parameter_groups(settings.lr))
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
@@ -116,7 +121,7 @@ class Trainer:
             initial=initial,
             condition=condition,
             targets=targets,
-            student=self.bind(self.student, prompt, condition),
+            student=self.bind(self.student, prompt, condition, trained=True),
             ema=self.bind(self.ema, prompt, condition),
             teacher=self.teacher and self.bind(self.teacher, prompt, condition),
             unprompted=self.teacher and self.bind(self.teacher, self.unconditional.rows([0] * len(x)), condition),
@@ -127,20 +132,22 @@ class Trainer:
             rollout=seeds.rollout_path(self.settings.seed, step),
         )
 
-    def bind(self, network: Any, prompt: Prompt, condition: Tensor) -> Denoiser:
+    def bind(self, network: Any, prompt: Prompt, condition: Tensor, trained: bool = False) -> Denoiser:
         """Return a network as a denoiser with its prompt and condition bound, converted in float32.
 
-        A network without gradient may be evaluated several times, and prepares its condition once.
+        One that is not `trained` has no gradient, may be evaluated several times, and prepares its condition once.
         """
-        if network is self.student:
+        if trained:
             return self.base.schedule.denoiser(lambda z_t, t: network(self.base, z_t, t, prompt, condition))
         prepared: list[Any] = []
 
         @torch.no_grad()
         def evaluate(z_t: Tensor, t: Tensor) -> Tensor:
             if not prepared:
-                prepared.append(network.prepare(self.base, condition, prompt))
-            return network.predict(self.base, z_t, t, prompt, prepared[0])
+                net = on_device(network, self.accelerator.device)
+                prepared.extend([net, net.prepare(self.base, condition, prompt)])
+            net, view = prepared
+            return net.predict(self.base, z_t, t, prompt, view)
 
         return self.base.schedule.denoiser(evaluate)
 
@@ -170,9 +177,10 @@ class Trainer:
         if not all(math.isfinite(value) for value in sums.values()):
             raise FloatingPointError(f"the loss is not finite at step {step}: {sums}")
         self._optimise(step)
-        # a young average forgets faster, or it would hold on to the initial weights
-        gamma = min(self.settings.ema, (1 + step) / (10 + step))
-        update_ema(self.ema, self.accelerator.unwrap_model(self.student), gamma)
+        if self.settings.ema:
+            # a young average forgets faster, or it would hold on to the initial weights
+            gamma = min(self.settings.ema, (1 + step) / (10 + step))
+            update_ema(self.ema, self.accelerator.unwrap_model(self.student), gamma)
         self.progress.step += 1
         return sums
 
@@ -279,7 +287,8 @@ class Trainer:
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the networks of a run, by their names in a checkpoint."""
-        modules = {"student": self.accelerator.unwrap_model(self.student), "target": self.ema}
+        modules: dict[str, nn.Module] = {"student": self.accelerator.unwrap_model(self.student)}
+        modules |= {"target": self.ema} if self.settings.ema else {}
         return modules | ({"teacher": self.teacher} if self.teacher else {})
 
     def save(self) -> None:
@@ -305,11 +314,3 @@ class Trainer:
         if self.progress != agreed(self.progress):
             raise InvalidInput(f"{path}: not the main process's checkpoint; name a run folder that all machines share")
         return path.exists()
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, student: nn.Module, gamma: float) -> None:
-    """theta_minus <- gamma theta_minus + (1 - gamma) theta."""
-    pairs = zip(ema.parameters(), student.parameters(), strict=True)
-    kept, trained = zip(*((average, value.to(average)) for average, value in pairs), strict=True)
-    torch._foreach_lerp_(kept, trained, 1 - gamma)

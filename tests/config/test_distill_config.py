@@ -75,7 +75,7 @@ def test_a_file_says_what_each_field_means_and_not_where_the_run_is(tmp_path: Pa
     config = DistillConfig(training={"run_dir": tmp_path, "resume": True, "lr": 1e-5}, loss={"guidance": "off"})
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config, heading="codi distill depth"))
-    assert "# Learning rate\n  lr: 1.0e-05\n" in file.read_text()
+    assert "# Learning rate (default: by the base)\n  lr: 1.0e-05\n" in file.read_text()
     assert DistillConfig(**read_config(file)) == config.replace(
         training=config.training.replace(run_dir=None, resume=False)
     )

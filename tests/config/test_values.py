@@ -70,7 +70,7 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
         (RunOptions, {"steps": 1001}, "steps 1001: at most 1000"),
         (RunOptions, {"seed": -1}, "seed -1: at least 0"),
         (RunOptions, {"seed": None}, "seed none: a whole number"),
-        (RunOptions, {"device": "tpu"}, "device tpu: one of auto, cpu, cuda, mps"),
+        (RunOptions, {"device": "tpu"}, "device tpu: one of auto, cpu, cuda, cuda:N, mps"),
         (RunOptions, {"temperature": float("nan")}, "temperature nan: a finite number"),
         (RunOptions, {"step": 4}, "step: no such field; did you mean steps?"),
         (RunOptions, {"adapter_memory": "lots"}, "adapter_memory lots: not a size; write it as 500MB or 2GB"),

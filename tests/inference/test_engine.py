@@ -325,6 +325,15 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
         choose_device(name)
 
 
+@pytest.mark.parametrize(("count", "last"), [(1, 0), (2, 1)])
+def test_a_gpu_number_that_is_not_there_is_refused(count: int, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert choose_device(f"cuda:{last}") == torch.device("cuda", last)
+    with pytest.raises(UsageError, match=f"^device cuda:7: this machine has {count} of them; the last is cuda:{last}"):
+        choose_device("cuda:7")
+
+
 @pytest.mark.parametrize("name", ["cpu:x", "cpu:", "cpu:-1"])
 def test_a_device_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"^device {name}: write it as cpu"):

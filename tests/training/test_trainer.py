@@ -220,9 +220,9 @@ def test_each_pair_keeps_its_condition_and_prompt(make: Make, monkeypatch: pytes
     bound: list[tuple[Prompt, Tensor]] = []
     bind = trainer.bind
 
-    def watched(network: Any, prompt: Prompt, condition: Tensor) -> Denoiser:
+    def watched(network: Any, prompt: Prompt, condition: Tensor, **named: Any) -> Denoiser:
         bound.append((prompt, condition))
-        return bind(network, prompt, condition)
+        return bind(network, prompt, condition, **named)
 
     monkeypatch.setattr(trainer, "bind", watched)
     trainer.losses(1, 0)
