@@ -9,7 +9,9 @@ import typer
 
 from codi_hub.catalog import Catalog
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, details
+from codi_hub.config.base import BaseOptions
 
 app = typer.Typer(help="Add, list, show, choose and remove base models.", no_args_is_help=True)
 
@@ -22,17 +24,23 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the base")]
 
 
 @app.command()
+@options_from(BaseOptions, with_task_flags=False)
 def add(
     name: Name,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder of a diffusers pipeline, or a hub id such as owner/name")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of a diffusers pipeline, .safetensors file, or hub id such as owner/name"
+        ),
     ],
+    given: dict[str, Any],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a base model: a Stable Diffusion model in the diffusers layout."""
+    """Add a base model; a name whose model has moved is pointed to its new place."""
+    options = BaseOptions(source=source, **given)
     with Catalog.open() as catalog:
-        row = catalog.add_base(name, source)
+        row = catalog.add_base(name, options)
     Output(json, quiet).result(_json(row), f"Added base {name}. Make it the default with `codi base use {name}`.", name)
 
 

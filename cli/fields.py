@@ -44,7 +44,7 @@ class FlagNames:
     """A context in which an error about a field of `model` names the flag that was typed."""
 
     def __init__(self, model: type[Options]) -> None:
-        self.flags = {one.path: one.flag for one in declared(model) if one.flag and one.type != list[str]}
+        self.flags = {one.path: one.flag for one in declared(model) if one.flag and not one.is_mapping}
 
     def __enter__(self) -> None: ...
 
@@ -69,7 +69,7 @@ def _given(fields: list[Declared], typed: dict[str, Any], named: dict[str, Any])
     """Return what was typed as a nested mapping; --set and the flags of task options are one mapping in it."""
     given = {path: value for path, value in typed.items() if value is not None}
     for one in fields:
-        if one.type == list[str] and (settings := parse_set(given.pop(one.path, None), **named)):
+        if one.is_mapping and (settings := parse_set(given.pop(one.path, None), **named)):
             given[one.path] = settings
     return nested(given)
 

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from codi_hub.errors import Conflict, InvalidInput, Mismatch, NotFound, UsageError
+from codi_hub.config.base import BaseOptions
+from codi_hub.errors import Conflict, Mismatch, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from codi_hub.backbones.fingerprint import Fingerprint
     from codi_hub.config.distill import DistillConfig
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
@@ -233,21 +235,38 @@ class Catalog:
         """Return every base, sorted by name."""
         return self.registry.bases.list()
 
-    def add_base(self, name: str, source: str | Path) -> BaseRow:
-        """Register a local diffusers folder, or a hub id, under `name`, with its fingerprint (this loads torch).
+    def add_base(self, name: str, base: str | Path | BaseOptions) -> BaseRow:
+        """Register a base under `name`, with its fingerprint (this loads torch).
+
+        A name that is taken by the same weights is pointed to where they are now, with the options given now.
+
+        Args:
+            base: its options, or its source alone: a diffusers folder, a safetensors file, or a hub id.
 
         Raises:
-            NotFound, InvalidInput: not a folder or hub id, or not a base model. Mismatch: see `probe`. And what
-                `Bases.add` raises.
+            NotFound, InvalidInput, UsageError: a source that is not there, not a base model, or lacks something.
+            Mismatch: see `probe`. And what `Bases.add` raises.
         """
-        source = _base_source(str(source))
-        from codi_hub.backbones import load
+        options = (base if isinstance(base, BaseOptions) else BaseOptions(source=base)).absolute()
+        _check_source(options.source)
+        from codi_hub.backbones import locate
         from codi_hub.backbones.probe import probe
 
-        base = load(source)
-        probe(base)
-        mark = base.fingerprint
-        return self.registry.bases.add(name, source, family=mark.family, sketch=mark.sketch)
+        located = locate(options)
+        loaded = located.load()
+        probe(loaded)
+        mark, options = loaded.fingerprint, located.options
+        existing = next((row for row in self.bases() if row.name == name), None)
+        moved = existing is not None and _same_weights(existing, mark)
+        return self.registry.bases.add(
+            name,
+            options.source,
+            family=mark.family,
+            sketch=mark.sketch,
+            options=options.stored(),
+            card=options.card() or (existing.card if existing and moved else {}),
+            replace=moved,
+        )
 
     def use_base(self, name: str) -> BaseRow:
         """Make a base the default of every command. Raises NotFound."""
@@ -313,15 +332,22 @@ def adapter_json(row: AdapterRow) -> dict[str, Any]:
     return {key: getattr(row, key) for key in keys} | {"metrics": row.metrics, "tags": list(row.tags)}
 
 
-def _base_source(source: str) -> str:
-    """Return an absolute folder, or the hub id unchanged. Raises NotFound or InvalidInput; needs no torch."""
+def _check_source(source: str) -> None:
+    """Raise NotFound for what is neither there nor a hub id, InvalidInput for a pickle; needs no torch."""
+    from codi_hub.backbones.weights import refuse_pickle
     from codi_hub.data.sources import HUB_ID
 
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    if path.exists():
-        raise InvalidInput(f"{source} is a file; a base is a diffusers folder or a hub id such as owner/name")
-    if source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
-        raise NotFound(f"no folder {source}; a base is a diffusers folder or a hub id such as owner/name")
-    return source
+    refuse_pickle(Path(source))
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source)):
+        raise NotFound(
+            f"no file or folder {source}; a base is a diffusers folder, a .safetensors file or a hub id such as "
+            "owner/name"
+        )
+
+
+def _same_weights(row: BaseRow, fingerprint: Fingerprint) -> bool:
+    try:
+        fingerprint.check(row.family, row.sketch)
+    except Mismatch:
+        return False
+    return True

@@ -53,6 +53,7 @@ class Bases:
         sketch: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         card: dict[str, Any] | None = None,
+        replace: bool = False,
     ) -> BaseRow:
         """Register a base. The first base that is registered comes into use; an equal one again changes nothing.
 
@@ -60,6 +61,7 @@ class Bases:
             source: an absolute folder or file, or a hub id.
             family, sketch: its fingerprint.
             options, card: see `BaseRow`.
+            replace: the base of that name has the same weights, and is now to be read as this call says.
 
         Raises:
             UsageError: a name that is not allowed. Conflict: the name belongs to another base.
@@ -71,16 +73,19 @@ class Bases:
         values = {"source": str(source), "family": family, "sketch": sketch, "bundled": False, "created": now()} | told
         with self._database.write() as connection:
             bases = {row.name: row for row in self._rows(connection)}
-            if existing := bases.get(name):
+            if (existing := bases.get(name)) and replace and not existing.bundled:
+                changes = {key: values[key] for key in ("source", "options", "card")}
+                connection.execute(base.update().where(base.c.name == name).values(changes))
+            elif existing:
                 if (existing.source, existing.family) != (str(source), family):
                     remedy = "choose another name" if existing.bundled else f"`codi base rm {name}` first"
                     raise Conflict(
                         f"base {name!r} exists already, from {existing.source} (family {existing.family}); {remedy}"
                     )
-                return existing
-            versions.insert(connection, base, {"name": name} | values)
-            if not any(row.default for row in bases.values()):
-                _put_in_use(connection, name)
+            else:
+                versions.insert(connection, base, {"name": name} | values)
+                if not any(row.default for row in bases.values()):
+                    _put_in_use(connection, name)
         return self.get(name)
 
     def use(self, name: str) -> BaseRow:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from codi_hub.errors import InvalidInput, one_line
+from codi_hub.config.base import BaseOptions
+from codi_hub.errors import InvalidInput, UsageError, one_line
 from codi_hub.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -26,57 +30,80 @@ FAMILIES = Plugins(
 )
 
 
-def recognise(source: str) -> tuple[type[Backbone], ModelFiles]:
-    """Return the family of a base and what is known of its files; no weights are read.
+@dataclass(frozen=True)
+class Located:
+    """A base whose files are there, and that is not loaded.
 
-    Args:
-        source: a diffusers folder or hub id.
+    Attributes:
+        options: as they were asked for, with the commit of a hub model.
+        files: what it says of itself.
+        family: the class that loads it.
+    """
+
+    options: BaseOptions
+    files: ModelFiles
+    family: type[Backbone]
+
+    def load(self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+        """Load it in evaluation mode; see `load`."""
+        import torch
+
+        from codi_hub.backbones.sources import quiet_libraries
+
+        with _readable(self.options.source), quiet_libraries():
+            base: Any = self.family.load(self.files, dtype or torch.float32)
+        return cast("Backbone", base.to(torch.device(device)).to(memory_format=torch.channels_last))
+
+
+def locate(options: BaseOptions) -> Located:
+    """Find a base's files and its family; a hub model is downloaded, as far as the family needs it.
 
     Raises:
-        NotFound, InvalidInput: it is not there, is damaged, or no family supports it.
+        NotFound, InvalidInput, UsageError: it is not there, is damaged, or no family supports it.
     """
-    from codi_hub.backbones.parts import describe
-    from codi_hub.backbones.sources import local_folder
+    from codi_hub.backbones.sources import locate as find
 
-    folder = local_folder(source)
-    try:
-        files = describe(folder)
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
-    family = next((family for _, family in FAMILIES.loadable() if family.matches(files)), None)
+    if options.quantize:
+        raise UsageError(f"quantize {options.quantize}: quantised bases are not supported yet; leave it out")
+    with _readable(options.source):
+        options, files = find(options, lambda files: getattr(_family(files), "components", ()))
+        family = _family(files)
     if family is None:
         known = ", ".join(FAMILIES.names())
-        raise InvalidInput(f"{source} is not a model folder of a known family ({known}): {_seen(files)}")
-    return family, files
+        raise InvalidInput(f"{options.source} is not a model folder of a known family ({known}): {_seen(files)}")
+    if files.loras and not family.pipeline_name:
+        raise UsageError(f"loras: bases of family {family.family} take none")
+    return Located(options, files, family)
 
 
-def load(source: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+def load(base: str | BaseOptions, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
     """Load a base of whichever family it is, in evaluation mode.
 
     Args:
-        source: a diffusers folder or hub id.
+        base: its options, or its source alone: a diffusers folder, a safetensors file, or a hub id.
         device: where to compute.
         dtype: precision of the networks (default: float32).
 
     Raises:
-        NotFound, InvalidInput, Mismatch: it is not there, is damaged, or no family supports it.
+        NotFound, InvalidInput, UsageError, Mismatch: it is not there, is damaged, or no family supports it.
     """
-    import torch
+    options = BaseOptions(source=base) if isinstance(base, str) else base
+    return locate(options).load(device=device, dtype=dtype)
+
+
+def _family(files: ModelFiles) -> type[Backbone] | None:
+    return next((family for _, family in FAMILIES.loadable() if family.matches(files)), None)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Turn what the libraries raise about files that they cannot use into one line."""
     from safetensors import SafetensorError
 
-    from codi_hub.backbones.sources import quiet_libraries
-
-    family, files = recognise(source)
     try:
-        with quiet_libraries():
-            base = family.load(files, dtype or torch.float32)
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise _unreadable(source, error) from error
-    return base.to(torch.device(device)).to(memory_format=torch.channels_last)
-
-
-def _unreadable(source: str, error: Exception) -> InvalidInput:
-    return InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}")
+        raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
 
 
 def _seen(files: ModelFiles) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from codi_hub.backbones import autoencoder
+from codi_hub.backbones.loras import merge_loras
 from codi_hub.backbones.parts import ModelFiles, load_parts
 from codi_hub.errors import Mismatch, UsageError
 
@@ -122,6 +123,7 @@ class Backbone(nn.Module, ABC):
             channel.
         lora_layers: pattern of the names of the network's layers that get low-rank deltas.
         default_kind: adapter kind, unless the task, the user or a parent says otherwise; None: the method's.
+        pipeline_name: diffusers' pipeline of the family, which knows its LoRA files; "" for a family without.
         schedule: alpha_t, sigma_t and the prediction type.
         latents: shape of its latents.
         fingerprint: what tells it from other bases.
@@ -138,6 +140,7 @@ class Backbone(nn.Module, ABC):
     lora_layers: ClassVar[str] = ATTENTION_AND_FEED_FORWARD
     default_kind: ClassVar[str | None] = None
     guidance: float | None = None
+    pipeline_name: ClassVar[str] = ""
     schedule: Schedule
     latents: LatentSpec
     fingerprint: Fingerprint
@@ -160,7 +163,8 @@ class Backbone(nn.Module, ABC):
             OSError, ValueError, Mismatch: damaged, or a network that wants inputs the family does not have.
         """
         names = [name for name in cls.components if name in files.classes or name not in cls.optional]
-        return cls(load_parts(files, names, dtype))  # type: ignore[call-arg]
+        parts = merge_loras(load_parts(files, names, dtype), files.loras, cls.pipeline_name, cls.network_name)
+        return cls(parts)  # type: ignore[call-arg]
 
     @property
     def network(self) -> Any:

@@ -33,6 +33,7 @@ class SDXLBackbone(UNetBackbone):
     components: ClassVar[tuple[str, ...]] = (
         "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
     )  # fmt: skip
+    pipeline_name: ClassVar[str] = "StableDiffusionXLPipeline"
     addition_embed_type: ClassVar[tuple[str | None, ...]] = ("text_time",)
     default_cells: ClassVar[int] = 128
 

@@ -1,36 +1,152 @@
-"""Where a base's files come from: a diffusers folder, or a hub id whose snapshot is downloaded."""
+"""Where a base's files come from: a diffusers folder, one safetensors file, or the hub; and what takes their place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from codi_hub.errors import NotFound
+from codi_hub.backbones import hub_files, single_file
+from codi_hub.backbones.parts import ComponentFiles, ModelFiles, class_of, describe, read_json
+from codi_hub.backbones.weights import SUFFIX, refuse_pickle
+from codi_hub.config.base import BaseOptions
+from codi_hub.errors import InvalidInput, NotFound, UsageError
 
-FILES = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
+CONFIGS = Path(__file__).parent / "configs"  # of models that come as one file: names of `BaseOptions.config`
+SNAPSHOTS = "snapshots"  # in the folder of a model in the hub's cache
+
+Needed = Callable[[ModelFiles], Sequence[str]]
+"""Returns the components that the family of a model loads; empty where it is of none."""
 
 
-def local_folder(source: str) -> Path:
-    """Return the folder of a base: `source` itself, or the hub snapshot of that id, downloaded if need be.
+def locate(options: BaseOptions, needed: Needed) -> tuple[BaseOptions, ModelFiles]:
+    """Find a base's files, downloading what is needed, and read what they say.
+
+    Args:
+        options: what was asked for.
+        needed: decides which weights of a hub model are downloaded.
+
+    Returns:
+        the options with the hub's commit, and the files.
 
     Raises:
-        NotFound: neither a diffusers folder nor a hub id that can be reached.
+        NotFound, InvalidInput, UsageError: something is not there, cannot be used, or has to be named.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotFound(f"{source} is a file: a base is a model folder or a hub id")
-    try:
-        from huggingface_hub import snapshot_download
+    path = Path(options.source).expanduser()
+    if path.is_file():
+        files = _from_file(path, options)
+    elif path.is_dir():
+        files = describe(snapshot(path, options.revision))
+    else:
+        commit, folder = hub_files.snapshot(options, needed)
+        options, files = options.replace(revision=commit), describe(folder)
+    files = _replaced(files, options)
+    return options, replace(files, variant=options.variant, loras=_loras(options))
 
-        return Path(snapshot_download(source, allow_patterns=FILES))
-    except Exception as error:  # noqa: BLE001 - the hub client raises a dozen unrelated kinds; all mean "cannot be had"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+def snapshot(folder: Path, revision: str | None = None) -> Path:
+    """Return a model's folder: itself, or where it is the hub cache's folder of a model, one of its snapshots.
+
+    Raises:
+        NotFound: no such snapshot, or several and none that is `main`.
+    """
+    root = folder / SNAPSHOTS
+    if not root.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    there = sorted(path.name for path in root.iterdir())
+    name = revision or (main.read_text().strip() if main.is_file() else there[0] if len(there) == 1 else "")
+    if name not in there:
         raise NotFound(
-            f"base {source!r} is neither a folder here nor a model that the hub could give: {reason}"
-        ) from None
+            f"{folder} has no snapshot {name or 'called main'}; name one of {', '.join(there) or 'none'} under {root}"
+        )
+    return root / name
+
+
+def _from_file(path: Path, options: BaseOptions) -> ModelFiles:
+    """Describe a single file: its configs are those of `config`, or built in."""
+    refuse_pickle(path)
+    if path.suffix != SUFFIX:
+        raise InvalidInput(f"{path} is a file; a base is a diffusers folder, a {SUFFIX} file or a hub id")
+    form = single_file.recognise(path)
+    config = options.config or form.config
+    if config is None and form.name == "SD 2.x":
+        raise UsageError(
+            f"config: {path} is SD 2.x and does not say what it predicts; set sd21 (768 px, v) or sd21-base (512 px, "
+            "the noise)"
+        )
+    if config is None:
+        raise UsageError(f"config: {path} is {form.name}, of which no configs are built in; name a diffusers folder")
+    files = describe(config_folder(config))
+    if form.network not in files.configs:
+        raise UsageError(f"config {config}: it has no {form.network}, which {path} ({form.name}) is")
+    components = dict(files.components)
+    for name in single_file.components_in(path, form.network):
+        if name in components:
+            components[name] = replace(components[name], file=path)
+    builtin = files.folder.is_relative_to(CONFIGS)
+    components = {  # configs alone are no component: what has no weights is missing
+        name: where for name, where in components.items() if where.file or name.startswith("tokenizer") or not builtin
+    }
+    scheduler = {**files.configs["scheduler"], **form.scheduler}
+    return replace(files, components=components, configs={**files.configs, "scheduler": scheduler})
+
+
+def config_folder(config: str) -> Path:
+    """Return the folder that `BaseOptions.config` means: a folder, built-in configs, or a hub id. Raises NotFound."""
+    path = Path(config).expanduser()
+    if path.is_dir():
+        return snapshot(path)
+    if (CONFIGS / config / "model_index.json").is_file():
+        return CONFIGS / config
+    names = ", ".join(sorted(one.parent.name for one in CONFIGS.glob("*/model_index.json")))
+    if "/" in config and not path.is_absolute():
+        return hub_files.configs(config)
+    raise NotFound(f"config {config}: neither a folder nor one of {names}")
+
+
+def _replaced(files: ModelFiles, options: BaseOptions) -> ModelFiles:
+    """Put the components that the options name in the place of the model's own."""
+    named = [("vae", options.vae)] if options.vae else []
+    for prefix, paths in (("text_encoder", options.text_encoders), ("tokenizer", options.tokenizers)):
+        own = sorted(name for name in {*files.classes, *files.components} if name.startswith(prefix)) or [prefix]
+        if len(paths) > len(own):
+            raise UsageError(f"{prefix}s: {len(paths)} are named, and the model has {len(own)}")
+        named += zip(own, paths, strict=False)
+    configs, classes, components = dict(files.configs), dict(files.classes), dict(files.components)
+    for name, path in named:
+        components[name] = where = _component(name, Path(str(path)).expanduser(), files)
+        config = where.folder / ("tokenizer_config.json" if name.startswith("tokenizer") else "config.json")
+        if config.is_file():
+            configs[name] = read_json(config)
+            classes[name] = class_of(configs[name]) or classes.get(name, "")
+    return replace(files, configs=configs, classes=classes, components=components)
+
+
+def _component(name: str, path: Path, files: ModelFiles) -> ComponentFiles:
+    """Return where a component is that was named: a folder, with or without a subfolder of its name, or a file."""
+    if path.is_dir():
+        return ComponentFiles(path / name if (path / name).is_dir() else path)
+    if not path.is_file():
+        raise NotFound(f"no file or folder {path}, which was named as {name}")
+    refuse_pickle(path)
+    if name.startswith("tokenizer") or path.suffix != SUFFIX:
+        raise InvalidInput(f"{path} cannot be the {name}: name a folder" + f" or a {SUFFIX} file" * (name == "vae"))
+    if name not in files.configs:
+        raise UsageError(f"config: {path} has no config of its own; name a diffusers folder with one of {name}")
+    return ComponentFiles(files.folder / name, path)
+
+
+def _loras(options: BaseOptions) -> list[tuple[Path, float]]:
+    loras = [(path.expanduser(), scale) for path, scale in options.scaled_loras()]
+    for path, _ in loras:
+        if not path.is_file():
+            raise NotFound(f"no LoRA file {path}")
+        refuse_pickle(path)
+        if path.suffix != SUFFIX:
+            raise InvalidInput(f"{path} is no {SUFFIX} file")
+    return loras
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class UNetBackbone(Backbone):
     network_name: ClassVar[str] = "unet"
     input_layer: ClassVar[str] = "conv_in"
     lora_layers: ClassVar[str] = r"(down_blocks|mid_block|up_blocks)\..*"
+    pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
     addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
     default_cells: ClassVar[int] = 64
 

@@ -46,6 +46,7 @@ def option(
     *flags: str,
     panel: str = "Options",
     metavar: str | None = None,
+    repeats: bool = False,
     resumable: bool = False,
     recorded: bool = True,
     **limits: Any,
@@ -56,11 +57,12 @@ def option(
         flags: its names on the command line; without any it has none there.
         panel: the heading in the help under which it stands.
         metavar: placeholder of a value that is parsed from text.
+        repeats: whether the flag is repeated, once for every value of a tuple.
         resumable: whether a resumed run may be given another value.
         recorded: whether a run writes it to its folder.
         limits: `ge`, `le`, `min_length`, ... as of `pydantic.Field`.
     """
-    extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar}
+    extra: Any = {"flags": list(flags), "panel": panel, "metavar": metavar, "repeats": repeats}
     extra = {"option": extra | {"resumable": resumable, "recorded": recorded}}
     if isinstance(default, dict):
         return Field(default_factory=dict, json_schema_extra=extra, **limits)
@@ -74,7 +76,7 @@ class Declared:
     Attributes:
         path: dotted names from the top, such as `training.lr`.
         field: pydantic's description of it.
-        flags, panel, metavar, resumable, recorded: see `option`.
+        flags, panel, metavar, repeats, resumable, recorded: see `option`.
     """
 
     path: str
@@ -82,6 +84,7 @@ class Declared:
     flags: Sequence[str] = ()
     panel: str = "Options"
     metavar: str | None = None
+    repeats: bool = False
     resumable: bool = False
     recorded: bool = True
 
@@ -103,10 +106,15 @@ class Declared:
         return get_args(annotation) if get_origin(annotation) is Literal else ()
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether it is given as KEY=VALUE, as --set is."""
+        return get_origin(_without_none(self.field.annotation)) is dict
+
+    @property
     def type(self) -> Any:
-        """Type that Typer parses: text for choices and fields with a placeholder, a list for a mapping."""
+        """Type that Typer parses: text for choices and fields with a placeholder, a list for what repeats."""
         annotation = _without_none(self.field.annotation)
-        if get_origin(annotation) is dict:
+        if self.repeats or self.is_mapping:
             return list[str]
         if self.choices or self.metavar:
             return str

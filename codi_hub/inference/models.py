@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.values import ADAPTER_MEMORY
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class ModelCache:
         key = (name, str(device), str(dtype))
         if key not in self._bases:
             row = self._registry().bases.get(name)
-            base = backbones.load(row.source, device=device, dtype=dtype)
+            base = backbones.load(BaseOptions.of(row), device=device, dtype=dtype)
             check_unchanged(row, base.fingerprint)
             self._bases[key] = base, AdapterCache()
         return self._bases[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
 from codi_hub.events import OnEvent, ignore
 from codi_hub.operations.context import Context
@@ -28,7 +29,7 @@ def distill(
 
 
 def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
-    from codi_hub.backbones import recognise
+    from codi_hub.backbones import locate
     from codi_hub.training.folder import run_folder
     from codi_hub.training.job import Job
     from codi_hub.training.run import distil
@@ -40,9 +41,9 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     base = catalog.registry.bases.get(config.base or context.base)
     folder = by_main(lambda: run_folder(catalog.registry.home, name, config.training))
     parent = _parent(context, config, task, base.name) if config.adapter.parent else None
-    family, _ = recognise(base.source)
-    kind = family.default_kind
-    job = Job(name, task.name, task_options, base.name, base.source, config, folder, parent, base, kind)
+    options = BaseOptions.of(base)
+    kind = locate(options).family.default_kind
+    job = Job(name, task.name, task_options, base.name, options, config, folder, parent, base, kind)
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
 

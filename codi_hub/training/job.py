@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from codi_hub import tasks
 from codi_hub.adapters import KINDS
 from codi_hub.adapters.adapter import AdapterConfig
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError, one_line
 from codi_hub.losses import GUIDANCE, METHODS
@@ -50,7 +51,7 @@ class Job:
         task_name: the task.
         like: the built-in task it is a variant of.
         task_options: its options, those of the configuration over the registered ones.
-        base_name, base_source: the frozen base.
+        base_name, base: the frozen base.
         config: what was asked for.
         folder: the run folder.
         parent: the version to continue from, if any.
@@ -62,7 +63,7 @@ class Job:
     like: str
     task_options: dict[str, Any]
     base_name: str
-    base_source: str
+    base: BaseOptions
     config: DistillConfig
     folder: Path
     parent: Parent | None = None

@@ -50,7 +50,7 @@ def _distil(work: Plan, on_event: OnEvent) -> Finished:
     job = work.job
     dtype, accelerator = machine(work)
     method = work.method(work.loss, accelerator.device)
-    base = load(job.base_source, device=accelerator.device, dtype=dtype)
+    base = load(job.base, device=accelerator.device, dtype=dtype)
     if job.registered:
         check_unchanged(job.registered, base.fingerprint)
     work = sized(work, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -275,12 +276,18 @@ def test_bases_are_listed_shown_chosen_and_removed(codi, home):
 
 def test_a_source_that_is_not_a_base_is_refused_before_torch_loads(codi, tmp_path):
     (tmp_path / "weights.ckpt").touch()
-    hint = "a base is a diffusers folder or a hub id such as owner/name"
-    assert codi("base", "add", "x", tmp_path / "no") == (1, "", f"Error: no folder {tmp_path / 'no'}; {hint}\n")
-    file = tmp_path / "weights.ckpt"
-    assert codi("base", "add", "x", file) == (1, "", f"Error: {file} is a file; {hint}\n")
-    line = f"Error: {tmp_path} is not a model folder of a known family (sd, sdxl): no unet/config.json\n"
-    assert codi("base", "add", "x", tmp_path) == (1, "", line)
+    hint = "a base is a diffusers folder, a .safetensors file or a hub id such as owner/name"
+    missing = f"Error: no file or folder {tmp_path / 'no'}; {hint}\n"
+    assert codi("base", "add", "x", tmp_path / "no") == (1, "", missing)
+    code, out, error = codi("base", "add", "x", tmp_path / "weights.ckpt")
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert "weights.ckpt is a pickle, which can run code" in error
+    assert "convert it to safetensors" in error
+    code, out, error = codi("base", "add", "x", tmp_path)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        rf"Error: {tmp_path} is not a model folder of a known family \(.*\): no model_index.json.*\n", error
+    )
 
 
 def test_verify_is_silent_until_a_file_differs(codi, adapter):

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from codi_hub import DistillConfig
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.layers import merge, preset_names, read_preset
 from codi_hub.errors import UsageError
 from codi_hub.record import label
 from codi_hub.training.job import Job, Plan, plan
 
+NOWHERE = BaseOptions(source="nowhere")
 METHODS = {"inpaint": "pe-codi"}  # of the bundled adapters; the others are regression
 BUNDLED = ("superres", "inpaint", "depth", "edit", "canny", "deblur")
 
@@ -18,7 +20,7 @@ BUNDLED = ("superres", "inpaint", "depth", "edit", "canny", "deblur")
 def planned(task: str, *layers: dict[str, Any], base_kind: str | None = None) -> Plan:
     """Return the plan of a configuration on a base that is not loaded."""
     config = DistillConfig(**merge(layers))
-    return plan(Job(task, task, config.task, "nano", "nowhere", config, Path("unused"), base_kind=base_kind))
+    return plan(Job(task, task, config.task, "nano", NOWHERE, config, Path("unused"), base_kind=base_kind))
 
 
 @pytest.mark.parametrize("task", BUNDLED)
@@ -86,7 +88,7 @@ def test_every_field_has_its_value() -> None:
     assert (config.adapter.start, config.adapter.start_noise) == (1.0, 0.0)
     assert (config.data.source, config.base, config.training.train_steps) == ("leaves", "nano", 2000)
     assert config.task == {"scale": 2}
-    assert plan(Job("superres", "superres", config.task, "nano", "", config, Path("unused"))).config == config
+    assert plan(Job("superres", "superres", config.task, "nano", NOWHERE, config, Path("unused"))).config == config
 
 
 @pytest.mark.parametrize("layer", [{"attend": "all"}, {"top_down": True}])

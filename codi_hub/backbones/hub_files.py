@@ -1,0 +1,136 @@
+"""Files of a hub model that a base needs: one variant of the components that its family loads, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codi_hub.backbones.parts import MODEL_INDEX, ModelFiles, describe
+from codi_hub.backbones.weights import PICKLES, SUFFIX, choose, variants
+from codi_hub.config.base import BaseOptions
+from codi_hub.errors import CodiError, InvalidInput, NotFound, one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# Small files of components: configs and vocabularies. What holds weights in another form is none of them.
+SMALL = re.compile(
+    r"[\w-]+/(?:[\w-]+\.json|[\w.-]+\.index(?:\.\w+)?\.json|merges\.txt|vocab\.txt|\w+\.model|[\w-]+\.jinja)"
+)
+UNUSED = ("safety_checker/", "feature_extractor/", "image_encoder/")
+WEIGHT_INDEX = ".index."
+
+
+def config_names(names: Collection[str]) -> list[str]:
+    """Return the files of a repository that say what the model is: configs, tokenizers, indexes of shards."""
+    small = [name for name in names if SMALL.fullmatch(name) and not name.startswith(UNUSED)]
+    small = [name for name in small if WEIGHT_INDEX not in name or SUFFIX in name]
+    return sorted([MODEL_INDEX, *small])
+
+
+def weight_names(names: Collection[str], components: Sequence[str], wanted: str | None) -> list[str]:
+    """Return the weight files of a repository that components are loaded from, one variant of each.
+
+    Args:
+        names: all files of the repository.
+        components: names of the components, tokenizers among them.
+        wanted: variant that was asked for.
+
+    Raises:
+        InvalidInput: a component has no safetensors files.
+    """
+    chosen = []
+    for component in components:
+        inside = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
+        if component.startswith("tokenizer") or not inside:
+            continue
+        choice = choose(inside, variants(wanted, half=False))
+        if choice is None:
+            pickled = " (only pickles, which can run code)" if any(n.endswith(PICKLES) for n in inside) else ""
+            raise InvalidInput(f"{component} has no safetensors files{pickled}: choose another repository")
+        chosen += [f"{component}/{name}" for name in choice.files]
+    return chosen
+
+
+def snapshot(options: BaseOptions, needed: Callable[[ModelFiles], Sequence[str]]) -> tuple[str, Path]:
+    """Return the commit and the folder of a hub model whose needed files are in the cache, downloaded if need be.
+
+    Raises:
+        NotFound: it cannot be reached, and is not in the cache. InvalidInput: not in the diffusers layout.
+    """
+    source = options.source
+    if options.revision and (folder := _cached(source, options, needed)):
+        return options.revision, folder
+    from huggingface_hub import HfApi
+
+    try:
+        return _download(HfApi(), options, needed)
+    except CodiError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the hub client raises a dozen unrelated kinds; all mean "cannot be had"
+        if folder := _cached(source, options, needed):
+            return folder.name, folder
+        reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+        raise NotFound(
+            f"base {source!r} is neither a folder or file here nor a model that the hub could give: {reason}"
+        ) from None
+
+
+def _download(api: HfApi, options: BaseOptions, needed: Callable[[ModelFiles], Sequence[str]]) -> tuple[str, Path]:
+    """Download in two steps: what says which family it is, then the weights that the family needs."""
+    from huggingface_hub import snapshot_download
+
+    info = api.model_info(options.source, revision=options.revision)
+    names = [entry.rfilename for entry in info.siblings or []]
+    commit = str(info.sha)
+    if MODEL_INDEX not in names:
+        single = sorted(name for name in names if name.endswith(SUFFIX))
+        hint = f"download {single[0]} and name the file" if single else "choose another repository"
+        raise InvalidInput(f"{options.source} on the hub is not in the diffusers layout (no {MODEL_INDEX}): {hint}")
+    folder = Path(snapshot_download(options.source, revision=commit, allow_patterns=config_names(names)))
+    components = replaced_by(options, needed(describe(folder)))
+    if weights := weight_names(names, components, options.variant):
+        snapshot_download(options.source, revision=commit, allow_patterns=weights)
+    return commit, folder
+
+
+def replaced_by(options: BaseOptions, components: Sequence[str]) -> list[str]:
+    """Return the components without those that the options take from elsewhere."""
+    encoders = [name for name in components if name.startswith("text_encoder")]
+    others = {*encoders[: len(options.text_encoders)], *(["vae"] if options.vae else [])}
+    return [name for name in components if name not in others]
+
+
+def _cached(source: str, options: BaseOptions, needed: Callable[[ModelFiles], Sequence[str]]) -> Path | None:
+    """Return the folder in the cache that has everything, without asking the hub; None where something is missing."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source, revision=options.revision, local_files_only=True))
+        components = replaced_by(options, needed(describe(folder)))
+        there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        weights = weight_names(there, components, options.variant)
+    except Exception:  # noqa: BLE001 - incomplete or not there at all: the hub is asked
+        return None
+    with_weights = {name.split("/")[0] for name in weights}
+    expected = {name for name in components if not name.startswith("tokenizer")}
+    return folder if components and expected <= with_weights else None
+
+
+def configs(source: str) -> Path:
+    """Return a folder with the configs and tokenizers of a hub model, without its weights. Raises NotFound."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().model_info(source)
+        names = config_names([entry.rfilename for entry in info.siblings or []])
+        return Path(snapshot_download(source, revision=str(info.sha), allow_patterns=names))
+    except Exception as error:  # noqa: BLE001 - see `snapshot`
+        try:
+            return Path(snapshot_download(source, local_files_only=True))
+        except Exception:  # noqa: BLE001 - see `snapshot`
+            raise NotFound(
+                f"config {source}: neither a folder here nor a model that the hub could give: {one_line(error, 160)}"
+            ) from None

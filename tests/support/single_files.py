@@ -1,0 +1,162 @@
+"""Models in one file, under the original names of their tensors: diffusers' conversions the other way round."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+VAE = [
+    (r"(encoder|decoder)\.mid_block\.resnets\.0", r"\1.mid.block_1"),
+    (r"(encoder|decoder)\.mid_block\.resnets\.1", r"\1.mid.block_2"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+]
+OPEN_CLIP = {
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    ".fc1.": ".c_fc.",
+    ".fc2.": ".c_proj.",
+    "self_attn.out_proj": "attn.out_proj",
+    "final_layer_norm": "ln_final",
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "text_projection.weight": "text_projection",
+}
+
+
+def unet_name(name: str, layers: int) -> str:
+    """Return the original name of a U-Net's tensor."""
+    for new, old in UNET_ENDS.items():
+        if name.startswith(new + "."):
+            return _resnet(name.replace(new, old, 1))
+    half, level, part, number, rest = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+    block = int(level) * (layers + 1) + int(number)
+    if half == "down":
+        names = {"resnets": f"{block + 1}.0", "attentions": f"{block + 1}.1"}
+        return _resnet(f"input_blocks.{names.get(part, f'{(int(level) + 1) * (layers + 1)}.0.op')}.{_conv(part, rest)}")
+    names = {"resnets": f"{block}.0", "attentions": f"{block}.1"}
+    return _resnet(f"output_blocks.{names.get(part, f'{block + layers}.UP.conv')}.{_conv(part, rest)}")
+
+
+def _conv(part: str, rest: str) -> str:
+    return rest.removeprefix("conv.") if part.endswith("samplers") else rest
+
+
+def _resnet(name: str) -> str:
+    for new, old in RESNET.items():
+        name = re.sub(rf"^((?:in|out)put_blocks\.\d+\.0|middle_block\.[02])\.{new}\.", rf"\1.{old}.", name)
+    return name
+
+
+def unet_tensors(unet: Any) -> dict[str, Tensor]:
+    """Return a U-Net's tensors under their original names."""
+    tensors = {unet_name(name, unet.config.layers_per_block): value for name, value in unet.state_dict().items()}
+    attended = {name.rsplit(".1.", 1)[0] for name in tensors if re.match(r"output_blocks\.\d+\.1\.norm\.", name)}
+    return {
+        re.sub(r"\.UP\.", ".2." if name.split(".UP.")[0] in attended else ".1.", name): value
+        for name, value in tensors.items()
+    }
+
+
+def vae_tensors(vae: Any) -> dict[str, Tensor]:
+    """Return an autoencoder's tensors under their original names."""
+    levels = len(vae.config.block_out_channels)
+    found = {}
+    for name, value in vae.state_dict().items():
+        for new, old in VAE:
+            name = re.sub(new, old, name)
+        name = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{levels - 1 - int(m[1])}.block.", name)
+        name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
+        linear = "attn_1" in name and name.endswith("weight") and value.ndim == 2
+        found[name] = value[:, :, None, None] if linear else value
+    return found
+
+
+def open_clip_tensors(encoder: Any) -> dict[str, Tensor]:
+    """Return a text encoder's tensors as OpenCLIP names them, with one more layer, which SD 2.x does not use."""
+    state = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for new, old in OPEN_CLIP.items():
+            name = name.replace(new, old)
+        if match := re.fullmatch(r"(.+)\.self_attn\.q_proj\.(weight|bias)", name):
+            key = re.sub("resblocks", "layers", match[1]).replace("transformer.", "encoder.")
+            parts = [state[f"{key}.self_attn.{one}_proj.{match[2]}"] for one in "qkv"]
+            found[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
+        elif "_proj." not in name or "out_proj" in name or "c_proj" in name:
+            found[name] = value.T.contiguous() if name == "text_projection" else value
+    return found
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def sd1_tensors(unet: Any, vae: Any, encoder: Any) -> dict[str, Tensor]:
+    text = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
+    text["text_model.embeddings.position_ids"] = torch.arange(encoder.config.max_position_embeddings)[None]
+    return (
+        with_prefix("model.diffusion_model.", unet_tensors(unet))
+        | with_prefix("first_stage_model.", vae_tensors(vae))
+        | with_prefix("cond_stage_model.transformer.", text)
+    )
+
+
+def sd2_tensors(unet: Any, vae: Any, encoder: Any) -> dict[str, Tensor]:
+    text = open_clip_tensors(encoder)
+    last = f"transformer.resblocks.{encoder.config.num_hidden_layers - 1}."
+    more = {name.replace(last, last.replace(last.split(".")[-2], str(encoder.config.num_hidden_layers))): value
+            for name, value in text.items() if name.startswith(last)}  # fmt: skip
+    more |= {"text_projection": torch.zeros(encoder.config.hidden_size, encoder.config.hidden_size)}
+    more |= {"logit_scale": torch.zeros(())}
+    return (
+        with_prefix("model.diffusion_model.", unet_tensors(unet))
+        | with_prefix("first_stage_model.", vae_tensors(vae))
+        | with_prefix("cond_stage_model.model.", text | more)
+    )
+
+
+def sdxl_tensors(unet: Any, vae: Any, encoder: Any, encoder_2: Any) -> dict[str, Tensor]:
+    text = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
+    return (
+        with_prefix("model.diffusion_model.", unet_tensors(unet))
+        | with_prefix("first_stage_model.", vae_tensors(vae))
+        | with_prefix("conditioner.embedders.0.transformer.", text)
+        | with_prefix("conditioner.embedders.1.model.", open_clip_tensors(encoder_2))
+    )
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Path:
+    """Write a file, every tensor a copy of its own."""
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path, metadata or None)
+    return path
