@@ -148,7 +148,7 @@ def test_on_a_flow_s_is_never_below_the_lowest_grid_point(make: Make, shared: bo
     trainer = make(batch=4)
     schedule = RectifiedFlow(shift=3.0)
     grid = schedule.learning_grid(8).float().tolist()
-    base: Any = SimpleNamespace(schedule=schedule)
+    base: Any = SimpleNamespace(schedule_for=lambda *size: schedule, latents=trainer.base.latents)
     pairs = set()
     for step in range(60):
         t, s = neighbours(replace(trainer.context(step, 0), backbone=base), 8, 1, shared)
