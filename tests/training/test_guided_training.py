@@ -44,10 +44,10 @@ def prompts_seen(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Tens
     seen: list[Tensor] = []
     original = Trainer.bind
 
-    def bind(self: Trainer, network: Any, prompt: Any, condition: Tensor) -> Any:
-        if network is self.student:
+    def bind(self: Trainer, network: Any, prompt: Any, condition: Tensor, *, trained: bool = False) -> Any:
+        if trained:
             seen.append(prompt["context"])
-        return original(self, network, prompt, condition)
+        return original(self, network, prompt, condition, trained=trained)
 
     monkeypatch.setattr(Trainer, "bind", bind)
     for step in range(8):
