@@ -253,7 +253,7 @@ class Catalog:
         from codi_hub.backbones.probe import probe
 
         located = locate(options)
-        loaded = located.load()
+        loaded = located.load(mapped=True)
         probe(loaded)
         mark, options = loaded.fingerprint, located.options
         existing = next((row for row in self.bases() if row.name == name), None)

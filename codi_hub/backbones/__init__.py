@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from codi_hub.backbones.backbone import Backbone
     from codi_hub.backbones.parts import ModelFiles
 
+
+ALIGNMENT = 64  # bytes, of the memory that torch allocates
 FAMILIES = Plugins(
     "base family",
     "codi_hub.backbones",
@@ -44,15 +46,27 @@ class Located:
     files: ModelFiles
     family: type[Backbone]
 
-    def load(self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
-        """Load it in evaluation mode; see `load`."""
+    def load(
+        self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, mapped: bool = False
+    ) -> Backbone:
+        """Load it in evaluation mode; see `load`.
+
+        Args:
+            device, dtype: see there.
+            mapped: leave weights that need no conversion in the mapped file, which takes no memory of its own. Where
+                they lie there decides the rounding of sums: a copy of the network may differ in the last bit.
+        """
         import torch
 
         from codi_hub.backbones.sources import quiet_libraries
 
         with _readable(self.options.source), quiet_libraries():
             base: Any = self.family.load(self.files, dtype or torch.float32)
-        return cast("Backbone", base.to(torch.device(device)).to(memory_format=torch.channels_last))
+        base = base.to(torch.device(device)).to(memory_format=torch.channels_last)
+        for value in () if mapped else (*base.parameters(), *base.buffers()):
+            if value.data_ptr() % ALIGNMENT:
+                value.data = value.data.clone()
+        return cast("Backbone", base)
 
 
 def locate(options: BaseOptions) -> Located:

@@ -186,8 +186,9 @@ class Backbone(nn.Module, ABC):
         return self.network.get_submodule(self.input_layer).weight.dtype
 
     def lora_targets(self) -> list[str]:
-        """Return the names of the network's layers that get low-rank deltas."""
-        layers = [name for name, one in self.network.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+        """Return the names of the network's layers that get low-rank deltas; grouped convolutions have low rank."""
+        named = self.network.named_modules()
+        layers = [name for name, one in named if isinstance(one, nn.Linear | nn.Conv2d) and _groups(one) == 1]
         return [name for name in layers if re.fullmatch(self.lora_layers, name)]
 
     def wider_config(self, further: int) -> dict[str, Any]:
@@ -359,3 +360,7 @@ class Backbone(nn.Module, ABC):
             texts = missing[start : start + EMBED_BATCH]
             rows = self.embed_texts(texts)
             self._prompts.update((text, rows.rows(slice(k, k + 1))) for k, text in enumerate(texts))
+
+
+def _groups(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import SanaPipeline
 from PIL import Image
+from sana import sana
+
+from codi_hub import adapters, backbones
+from codi_hub.adapters.base_only import BaseOnly
+from codi_hub.diffusion.samplers import ddim
+from codi_hub.inference.engine import gaussian
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "extend" / "examples"
 SHORT = (
@@ -153,13 +161,41 @@ def test_a_metric_is_a_column(codi, installed, tiny):
     assert "brightness" in json.loads(answer.out)["columns"]
 
 
-@pytest.mark.slow
-def test_a_family_is_registered_trained_on_and_run(codi, installed, dark, tmp_path):
-    from toy_codi.backbone import ToyBackbone
-
-    ToyBackbone(8).save(tmp_path / "model")
-    answer = codi("base", "add", "toy", tmp_path / "model")
+@pytest.fixture
+def family(codi, installed, tmp_path):
+    """The folder of a tiny Sana model, registered as `sana` and in use."""
+    folder = sana(tmp_path / "model")
+    answer = codi("base", "add", "sana", folder)
     assert answer.code == 0, answer.err
-    assert codi("base", "use", "toy").code == 0
-    assert distil(codi, "--kind", "shortcut")["base"] == "toy"
+    assert codi("base", "use", "sana").code == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["concat", "control", "full", "shortcut"])
+def test_a_family_is_registered_trained_on_and_run(codi, family, dark, tmp_path, kind):
+    method = ("--method", "codi") if kind == "full" else ()
+    assert distil(codi, "--kind", kind, *method)["base"] == "sana"
     assert len(run(codi, dark, tmp_path / "out")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_family_walks_as_its_pipeline_and_its_adapters_start_at_the_base(family, steps):
+    base, noise, prompt = backbones.load(str(family)), gaussian((4, 16, 16), 3)[None], "a red ball"
+    pipeline = SanaPipeline.from_pretrained(family)
+    theirs = pipeline(
+        prompt, height=32, width=32, latents=noise, sigmas=[1 - k / steps for k in range(steps)],
+        num_inference_steps=steps, guidance_scale=1.0, use_resolution_binning=False, output_type="latent",
+    ).images  # fmt: skip
+    condition, words = torch.rand(1, 3, 32, 32), base.embed([prompt])
+    for kind in (None, "concat", "control", "full"):
+        adapter = adapters.build(kind, base) if kind else BaseOnly(base)
+        prepared = adapter.prepare(base, condition, words)
+        denoise = base.schedule.denoiser(lambda z_t, t, a=adapter, p=prepared: a.predict(base, z_t, t, words, p))
+        with torch.no_grad():
+            ours = ddim(denoise, noise, base.schedule.grid(steps), base.schedule)
+        if kind is None:
+            alone = ours
+            assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        assert torch.equal(ours, alone)

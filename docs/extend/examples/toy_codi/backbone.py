@@ -1,81 +1,79 @@
-"""A model family: a small convolutional flow model on pixels, in a folder with one weight file."""
+"""A model family: Sana (Xie et al., 2024), with diffusers' classes.
 
-import json
+A transformer with linear attention, an autoencoder with 32 pixels per latent cell, and Gemma 2 for the text.
+"""
+
+import inspect
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from diffusers import SanaControlNetModel, SanaPipeline
 from torch import Tensor, nn
 
-from codi_hub.backbones.backbone import Backbone, LatentSpec, Prompt, Residuals
-from codi_hub.backbones.fingerprint import Fingerprint, family_hash
-from codi_hub.backbones.parts import ModelFiles
-from codi_hub.diffusion.schedule import RectifiedFlow
+from codi_hub.backbones.autoencoder import scale_and_shift
+from codi_hub.backbones.backbone import Prompt, Residuals
+from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.errors import UsageError
 
-CONFIG, WEIGHTS = "toy.json", "toy.safetensors"
+BRANCH_BLOCKS = 7  # of the ControlNet: diffusers' default
+INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class ToyBackbone(Backbone):
-    """Three colour channels as latents, velocity prediction, prompts without effect."""
+class SanaBackbone(TransformerBackbone):
+    """SanaTransformer2DModel, AutoencoderDC and Gemma 2.
 
-    family = "toy"
+    Residuals are a ControlNet's block samples, "0" to "n", each (B, image tokens, width), and "output", (B, C, h, w).
+    """
 
-    def __init__(self, width: int, weights: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(4, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
-        if weights:
-            self.net.load_state_dict(weights)
-        self.requires_grad_(False).eval()
-        self.schedule = RectifiedFlow()
-        self.latents = LatentSpec(channels=3, factor=1, multiple=1, native_size=32)
-        shapes = [(name, tuple(value.shape)) for name, value in self.net.state_dict().items()]
-        family = family_hash(shapes, self.schedule.prediction_type)
-        self.fingerprint = Fingerprint.of(family, self.net, text_encoders=[], autoencoder=None)
+    family = "sana"
+    components = ("transformer", "vae", "text_encoder", "tokenizer")
+    pipeline_name = "SanaPipeline"
+    input_layer = "patch_embed.proj"
+
+    def __init__(self, parts: Parts) -> None:
+        flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": parts.scheduler.get("flow_shift", 1.0)}
+        solver = parts.scheduler.get("use_flow_sigmas")  # the published models have a DPM-Solver on flow sigmas
+        super().__init__(replace(parts, scheduler=flow) if solver else parts)
+        config, factor = self.transformer.config, self.latents.factor
+        self.schedule = replace(self.schedule, time_scale=1000 * config.timestep_scale)
+        self.latents = replace(
+            self.latents, multiple=factor * config.patch_size, native_size=factor * config.sample_size
+        )
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:
         """Whether a model is of this family."""
-        return (files.folder / CONFIG).is_file()
+        return files.classes.get("transformer") == "SanaTransformer2DModel"
 
-    @classmethod
-    def load(cls, files: ModelFiles, dtype: torch.dtype) -> Self:
-        """Load a folder that `save` wrote. A family of diffusers has no need of this: it is loaded by `components`."""
-        width = json.loads((files.folder / CONFIG).read_text())["width"]
-        return cls(width, load_file(files.folder / WEIGHTS)).to(dtype)
-
-    def save(self, folder: Path) -> None:
-        """Write a folder that `load` reads."""
-        folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(json.dumps({"width": self.net[0].out_channels}))
-        save_file(self.net.state_dict(), folder / WEIGHTS)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return self.net[0].weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.net[0].weight.dtype
-
-    def latents_digest(self) -> str:
-        """Return a digest of what decides the latents, for caches of encoded pairs; here it is fixed."""
-        return "toy"
+    @cached_property
+    def text_pipeline(self) -> SanaPipeline:
+        """The pipeline with nothing but its text encoder, for its `encode_prompt`."""
+        return SanaPipeline(transformer=None, vae=None, scheduler=None, **self.text_parts)
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
-        """Return an empty context: this model reads no text."""
-        return Prompt({"context": torch.zeros(len(texts), 1, 1, device=self.device, dtype=self.dtype)})
+        """Return `context` (B, tokens, width) and its `mask` (B, tokens), under the pipeline's instruction."""
+        context, mask, *_ = self.text_pipeline.encode_prompt(
+            list(texts), False, device=self.device, complex_human_instruction=INSTRUCTION
+        )
+        return Prompt({"context": context, "mask": mask})
 
     def encode(self, images: Tensor) -> Tensor:
-        """Map [0, 1] to about unit variance."""
-        return (images.float().to(self.device) - 0.5) * 4
+        """Encode images in [0, 1], (B, 3, H, W), to latents (B, C, h, w)."""
+        encoded = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype))
+        return encoded.latent.float() * scale_and_shift(self.vae)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Invert `encode`."""
-        return (latents.float() / 4 + 0.5).clamp(0, 1)
+    def inputs(self, t: Tensor, prompt: Prompt) -> dict[str, Any]:
+        """Return the arguments that the network and its ControlNet have in common."""
+        return {
+            "encoder_hidden_states": prompt["context"],
+            "encoder_attention_mask": prompt["mask"],
+            "timestep": self.schedule.model_time(t),
+            "return_dict": False,
+        }
 
     def predict(
         self,
@@ -88,13 +86,36 @@ class ToyBackbone(Backbone):
         concat: Tensor | None = None,
         network: Any = None,
     ) -> Tensor:
-        """Return the velocity at z_t, plus the residual `output`."""
-        time = t.to(z_t).view(-1, 1, 1, 1).expand(-1, 1, *z_t.shape[2:])
-        velocity = self.net(torch.cat([z_t, time], 1))
-        return velocity + residuals["output"] if residuals is not None and "output" in residuals else velocity
+        """Return the velocity at z_t."""
+        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        named = {} if residuals is None else dict(residuals.tensors)
+        output = named.pop("output", None)
+        samples = [named[str(k)] for k in range(len(named))] or None
+        net = network or self.transformer
+        (velocity,) = net(seen, **self.inputs(t, prompt), controlnet_block_samples=samples)
+        return velocity if output is None else velocity + output
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
     ) -> nn.Module:
-        """Refuse: diffusers has no ControlNet class for this family."""
-        raise NotImplementedError("the toy family has no ControlNet")
+        """Return a SanaControlNetModel whose blocks start as the base's first ones; it takes conditions of an image."""
+        base = self.transformer
+        config = dict(base.config) | {"num_layers": min(BRANCH_BLOCKS, base.config.num_layers - 1)}
+        if self.condition_latents_channels(condition_channels) != self.latents.channels:
+            raise UsageError("adapter.kind control: Sana's ControlNet takes an image alone; use kind concat")
+        with torch.device(device or self.device):
+            net = SanaControlNetModel.from_config(config)
+        if pretrained:
+            net.load_state_dict(base.state_dict(), strict=False)
+        return net
+
+    def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
+        """Return the condition's latents, as the pipeline passes them: [(B, C, h, w)]."""
+        return [self.condition_latents(condition).to(condition)]
+
+    def control_residuals(
+        self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
+    ) -> Residuals:
+        """Return the ControlNet's block samples."""
+        (samples,) = net(z_t, controlnet_cond=prepared[0], **self.inputs(t, prompt))
+        return Residuals({str(k): value for k, value in enumerate(samples)})
