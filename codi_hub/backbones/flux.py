@@ -43,6 +43,7 @@ class FluxBackbone(TransformerBackbone):
     components: ClassVar[tuple[str, ...]] = (
         "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
     )  # fmt: skip
+    pipeline_name: ClassVar[str] = "FluxPipeline"
     input_layer: ClassVar[str] = "x_embedder"
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
 

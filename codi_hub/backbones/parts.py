@@ -19,6 +19,7 @@ from codi_hub.errors import InvalidInput, UsageError
 MODEL_INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # whose classes a component may be of
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json")
+OPTIONAL = ("text_encoder_", "tokenizer_")  # components after the first of their sort: a family may do without
 NAMED = 3  # tensors in a message
 
 
@@ -115,17 +116,14 @@ def load_parts(files: ModelFiles, components: Sequence[str], dtype: torch.dtype)
         UsageError: a component that is not there, by its field. InvalidInput: tensors that are missing, or belong to
             nothing.
     """
-    loaded = {}
-    for name in components:
-        where = files.components.get(name)
-        if where is None and name.startswith(("text_encoder_", "tokenizer_")):
-            continue
-        if where is None:
+    wanted = [name for name in components if name in files.components or not name.startswith(OPTIONAL)]
+    for name in wanted:
+        if name not in files.components:
             raise UsageError(f"{_field(name)}: the model has no {name}; name a folder or a safetensors file")
-        if name.startswith("tokenizer"):
-            loaded[name] = _tokenizer(name, files.classes.get(name) or "CLIPTokenizer", where.folder)
-        else:
-            loaded[name] = _network(files, name, dtype)
+    loaded = {
+        name: _tokenizer(name, files) if name.startswith("tokenizer") else _network(files, name, dtype)
+        for name in wanted
+    }
     return Parts(loaded, files.configs["scheduler"])
 
 
@@ -161,12 +159,13 @@ def _check_complete(name: str, where: Path, missing: Collection[str], unexpected
             )
 
 
-def _tokenizer(name: str, tokenizer_class: str, folder: Path) -> Any:
+def _tokenizer(name: str, files: ModelFiles) -> Any:
+    folder, tokenizer_class = files.components[name].folder, files.classes.get(name) or "CLIPTokenizer"
     if has_vocabulary(folder):
         return _class(tokenizer_class).from_pretrained(folder)
     if tokenizer_class.startswith("CLIPTokenizer"):
         return clip_tokenizer(read_json(folder / "tokenizer_config.json"))
-    raise UsageError(f"tokenizers: the model has no files of {name} ({tokenizer_class}); name a folder that has them")
+    raise UsageError(f"tokenizers: {folder} has no words of {tokenizer_class}; name a folder that has them")
 
 
 def _field(component: str) -> str:

@@ -156,15 +156,14 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in libraries]
-    bars = transformers_logging.is_progress_bar_enabled()
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, verbosity in zip(libraries, before, strict=True):
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+            if bars:
+                library.enable_progress_bar()

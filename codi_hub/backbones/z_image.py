@@ -35,6 +35,7 @@ class ZImageBackbone(TransformerBackbone):
 
     family: ClassVar[str] = "z-image"
     components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "tokenizer")
+    pipeline_name: ClassVar[str] = "ZImagePipeline"
     input_layer: ClassVar[str] = f"all_x_embedder.{EMBEDDER}"
     cells_apart: ClassVar[bool] = True
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself

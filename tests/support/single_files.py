@@ -160,3 +160,46 @@ def write(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Path:
     """Write a file, every tensor a copy of its own."""
     save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path, metadata or None)
     return path
+
+
+def z_image_tensors(transformer: Any) -> dict[str, Tensor]:
+    """Return Z-Image's tensors under their original names."""
+    state = transformer.state_dict()
+    names = {"all_x_embedder.2-1.": "x_embedder.", "all_final_layer.2-1.": "final_layer."}
+    names |= {".norm_q.": ".q_norm.", ".norm_k.": ".k_norm.", ".to_out.0.": ".out."}
+    found = {}
+    for name, value in state.items():
+        key = name
+        for new, old in names.items():
+            key = key.replace(new, old)
+        if key.endswith(".to_q.weight"):
+            parts = [state[name.replace("to_q", f"to_{one}")] for one in "qkv"]
+            found[key.replace("to_q", "qkv")] = torch.cat(parts)
+        elif not re.search(r"\.to_[kv]\.weight$", key):
+            found[key] = value
+    return with_prefix("model.diffusion_model.", found)
+
+
+def kohya_lora(module: Any, prefix: str, names: list[str], rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Return a LoRA of some layers as kohya's scripts write it, with alpha 1."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, found = dict(module.named_modules()), {}
+    for name in names:
+        weight = layers[name].weight
+        key = f"{prefix}_{name.replace('.', '_')}"
+        found[f"{key}.lora_down.weight"] = torch.randn(rank, *weight.shape[1:], generator=generator)
+        ones = [1] * (weight.ndim - 2)
+        found[f"{key}.lora_up.weight"] = torch.randn(len(weight), rank, *ones, generator=generator)
+        found[f"{key}.alpha"] = torch.tensor(1.0)
+    return found
+
+
+def peft_lora(module: Any, prefix: str, names: list[str], rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Return a LoRA of some layers as diffusers writes one of PEFT's."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, found = dict(module.named_modules()), {}
+    for name in names:
+        rows, columns = layers[name].weight.shape
+        found[f"{prefix}{name}.lora_A.weight"] = torch.randn(rank, columns, generator=generator)
+        found[f"{prefix}{name}.lora_B.weight"] = torch.randn(rows, rank, generator=generator)
+    return found
