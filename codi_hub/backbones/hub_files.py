@@ -109,7 +109,8 @@ def _cached(source: str, options: BaseOptions, needed: Callable[[ModelFiles], Se
 
     try:
         folder = Path(snapshot_download(source, revision=options.revision, local_files_only=True))
-        components = replaced_by(options, needed(describe(folder)))
+        files = describe(folder)
+        components = [name for name in replaced_by(options, needed(files)) if name in files.classes]
         there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         weights = weight_names(there, components, options.variant)
     except Exception:  # noqa: BLE001 - incomplete or not there at all: the hub is asked

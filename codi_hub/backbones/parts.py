@@ -19,7 +19,6 @@ from codi_hub.errors import InvalidInput, UsageError
 MODEL_INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # whose classes a component may be of
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json")
-OPTIONAL = ("text_encoder_", "tokenizer_")  # components after the first of their sort: a family may do without
 NAMED = 3  # tensors in a message
 
 
@@ -107,8 +106,7 @@ def load_parts(files: ModelFiles, components: Sequence[str], dtype: torch.dtype)
 
     Args:
         files: the model.
-        components: names of the components to load; text encoders and tokenizers after the first that are not there
-            are left out.
+        components: names of the components to load.
         dtype: precision of the networks; an autoencoder stays in float32 where half precision overflows
             (`force_upcast`).
 
@@ -116,13 +114,12 @@ def load_parts(files: ModelFiles, components: Sequence[str], dtype: torch.dtype)
         UsageError: a component that is not there, by its field. InvalidInput: tensors that are missing, or belong to
             nothing.
     """
-    wanted = [name for name in components if name in files.components or not name.startswith(OPTIONAL)]
-    for name in wanted:
+    for name in components:
         if name not in files.components:
             raise UsageError(f"{_field(name)}: the model has no {name}; name a folder or a safetensors file")
     loaded = {
         name: _tokenizer(name, files) if name.startswith("tokenizer") else _network(files, name, dtype)
-        for name in wanted
+        for name in components
     }
     return Parts(loaded, files.configs["scheduler"])
 

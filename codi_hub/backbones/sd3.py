@@ -41,6 +41,7 @@ class SD3Backbone(TransformerBackbone):
         "tokenizer_3",
     )  # fmt: skip
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
     input_layer: ClassVar[str] = "pos_embed.proj"
     sketched: ClassVar[tuple[str, ...]] = (
         "pos_embed.proj.weight", "time_text_embed.timestep_embedder.linear_1.weight",

@@ -207,7 +207,10 @@ def load(
     if unexpected:
         if name != "vae" and bare:  # some files leave out the prefix, which the conversion needs
             own = {f"{NETWORK}{key}": value for key, value in own.items()}
-        converted, unexpected = _converted(network_class, own, config)
+        try:
+            converted, unexpected = _converted(network_class, own, config)
+        except KeyError as error:  # some conversions stop at the first tensor that is not there
+            return None, [str(error.args[0])], ()
     missing = set(expected) - set(converted)
     unexpected |= set(converted) - set(expected)
     if missing or unexpected:

@@ -42,6 +42,8 @@ def locate(options: BaseOptions, needed: Needed) -> tuple[BaseOptions, ModelFile
         commit, folder = hub_files.snapshot(options, needed)
         options, files = options.replace(revision=commit), describe(folder)
     files = _replaced(files, options)
+    if path.is_file():
+        files = _with_weights(files)
     return options, replace(files, variant=options.variant, loras=_loras(options))
 
 
@@ -85,12 +87,20 @@ def _from_file(path: Path, options: BaseOptions) -> ModelFiles:
     for name in single_file.components_in(path, form.network):
         if name in components:
             components[name] = replace(components[name], file=path)
-    builtin = files.folder.is_relative_to(CONFIGS)
-    components = {  # configs alone are no component: what has no weights is missing
-        name: where for name, where in components.items() if where.file or name.startswith("tokenizer") or not builtin
-    }
     scheduler = {**files.configs["scheduler"], **form.scheduler}
     return replace(files, components=components, configs={**files.configs, "scheduler": scheduler})
+
+
+def _with_weights(files: ModelFiles) -> ModelFiles:
+    """Return what is there beside a single file: a config alone is no component."""
+
+    def is_there(name: str, where: ComponentFiles) -> bool:
+        needs_none = name.startswith(("tokenizer", "scheduler"))
+        return needs_none or where.file is not None or any(where.folder.glob(f"*{SUFFIX}"))
+
+    there = {name: where for name, where in files.components.items() if is_there(name, where)}
+    classes = {name: one for name, one in files.classes.items() if name in there or name not in files.components}
+    return replace(files, components=there, classes=classes)
 
 
 def config_folder(config: str) -> Path:

@@ -21,6 +21,7 @@ UNET = "down_blocks.1.attentions.0.transformer_blocks.0.attn1."
 UNET_LAYERS = [UNET + "to_q", UNET + "to_out.0", "down_blocks.1.attentions.0.proj_in", "mid_block.resnets.0.conv1"]
 TEXT_LAYERS = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.0.self_attn.out_proj", "encoder.layers.0.mlp.fc1"]
 TRANSFORMER_LAYERS = {
+    "sd3": ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"],
     "flux": ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_out"],
     "z-image": ["layers.0.attention.to_q", "layers.0.feed_forward.w1"],
 }
@@ -28,7 +29,7 @@ TRANSFORMER_LAYERS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    builders = {"sdxl": families.sdxl, "flux": families.flux, "z-image": families.z_image}
+    builders = {"sdxl": families.sdxl, "sd3": families.sd3, "flux": families.flux, "z-image": families.z_image}
     found = {name: build(tmp_path_factory.mktemp(name)) for name, build in builders.items()}
     folder = tmp_path_factory.mktemp("sd") / "model"
     found["sd"] = save_base(folder, scheduler_config("epsilon"), vae="kl", addition_embed_type=None)
@@ -82,6 +83,7 @@ def test_kohyas_files_change_network_and_text_encoders(folders, family: str, tmp
     [
         ("sd", "unet."),
         ("sd", "base_model.model."),
+        ("sd3", "transformer."),
         ("flux", "transformer."),
         ("flux", "base_model.model."),
         ("z-image", "transformer."),

@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
         folder / "model", scheduler_config("epsilon"), vae="kl", addition_embed_type=None, layers_per_block=2
     ),
     "sdxl": families.sdxl,
+    "sd3": families.sd3,
     "flux": families.flux,
     "z-image": families.z_image,
 }
@@ -32,6 +33,7 @@ ORIGINAL = {
     "sd": lambda base: single_files.sd1_tensors(base.unet, base.vae, *base.text_encoders),
     "sd2": lambda base: single_files.sd2_tensors(base.unet, base.vae, *base.text_encoders),
     "sdxl": lambda base: single_files.sdxl_tensors(base.unet, base.vae, *base.text_encoders),
+    "sd3": single_files.sd3_tensors,
     "z-image": lambda base: single_files.z_image_tensors(base.transformer),
 }
 
@@ -185,6 +187,23 @@ def test_a_file_with_the_original_names_loads_as_the_same_model(folders, form: s
     expected = backbones.load(str(folder))
     file = single_files.write(tmp_path / "model.safetensors", ORIGINAL[form](expected))
     same(backbones.load(BaseOptions(source=str(file), config=str(folder))), expected)
+
+
+def test_sd3_in_a_file_without_t5_is_sd3_without_t5(folders, tmp_path: Path) -> None:
+    config = Path(shutil.copytree(folders["sd3"], tmp_path / "config"))
+    tensors = ORIGINAL["sd3"](backbones.load(str(config)))
+    for path in networks(config):
+        path.unlink()
+    file = single_files.write(
+        tmp_path / "sd3.safetensors", {name: value for name, value in tensors.items() if ".t5xxl." not in name}
+    )
+    base: Any = backbones.load(BaseOptions(source=str(file), config=str(config)))
+    assert len(base.text_encoders) == 2
+    file = single_files.write(
+        tmp_path / "sd3.safetensors", {name: value for name, value in tensors.items() if ".clip_g." not in name}
+    )
+    with pytest.raises(UsageError, match=r"^text_encoders: the model has no text_encoder_2"):
+        backbones.load(BaseOptions(source=str(file), config=str(config)))
 
 
 def test_loading_a_file_leaves_it_as_it_is(folders, tmp_path: Path) -> None:

@@ -180,6 +180,48 @@ def z_image_tensors(transformer: Any) -> dict[str, Tensor]:
     return with_prefix("model.diffusion_model.", found)
 
 
+SD3 = [
+    (r"^pos_embed\.pos_embed", "pos_embed"),
+    (r"^pos_embed\.proj", "x_embedder.proj"),
+    (r"^time_text_embed\.timestep_embedder\.linear_(\d)", lambda m: f"t_embedder.mlp.{2 * int(m[1]) - 2}"),
+    (r"^time_text_embed\.text_embedder\.linear_(\d)", lambda m: f"y_embedder.mlp.{2 * int(m[1]) - 2}"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^transformer_blocks", "joint_blocks"),
+    (r"\.norm1\.linear", ".x_block.adaLN_modulation.1"),
+    (r"\.norm1_context\.linear", ".context_block.adaLN_modulation.1"),
+    (r"\.ff\.net\.(0\.proj|2)", lambda m: f".x_block.mlp.fc{1 + (m[1] == '2')}"),
+    (r"\.ff_context\.net\.(0\.proj|2)", lambda m: f".context_block.mlp.fc{1 + (m[1] == '2')}"),
+    (r"\.(attn2?)\.norm_(q|k)\.", r".x_block.\1.ln_\2."),
+    (r"\.attn\.norm_added_(q|k)\.", r".context_block.attn.ln_\1."),
+    (r"\.(attn2?)\.to_out\.0", r".x_block.\1.proj"),
+    (r"\.attn\.to_add_out", ".context_block.attn.proj"),
+]
+
+
+def sd3_tensors(base: Any) -> dict[str, Tensor]:
+    """Return SD3's tensors and those of its text encoders under their original names."""
+    state, last = base.transformer.state_dict(), base.transformer.config.num_layers - 1
+    found = {}
+    for name, value in state.items():
+        if re.search(r"\.(to_[kv]|add_[kv]_proj)\.", name):
+            continue
+        key = name
+        for new, old in SD3:
+            key = re.sub(new, old, key)
+        if match := re.search(r"\.(to_q|add_q_proj)\.", name):
+            value = torch.cat([state[name.replace(match[1], match[1].replace("q", one))] for one in "qkv"])
+            block = "x_block" if match[1] == "to_q" else "context_block"
+            key = re.sub(r"\.(attn2?)\.(to_q|add_q_proj)", rf".{block}.\1.qkv", key)
+        if name.startswith("norm_out") or f".{last}.norm1_context" in name:
+            value = torch.cat(value.chunk(2)[::-1])
+        found[key] = value
+    tensors = with_prefix("model.diffusion_model.", found) | with_prefix("first_stage_model.", vae_tensors(base.vae))
+    for name, encoder in zip(("clip_l", "clip_g", "t5xxl"), base.text_encoders, strict=False):
+        tensors |= with_prefix(f"text_encoders.{name}.transformer.", encoder.state_dict())
+    return tensors
+
+
 def kohya_lora(module: Any, prefix: str, names: list[str], rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Return a LoRA of some layers as kohya's scripts write it, with alpha 1."""
     generator = torch.Generator().manual_seed(seed)
