@@ -318,6 +318,10 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def unread_text(self, text: str) -> str:
+        """Return the end of a prompt that the text encoders do not read because it is too long, "" if there is none."""
+        return ""
+
     def text_modules(self) -> list[nn.Module]:
         """Return the text encoders: the children whose names begin with `text_encoder`."""
         return [module for name, module in self.named_children() if name.startswith("text_encoder")]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.errors import Mismatch
@@ -72,14 +73,21 @@ class FluxBackbone(TransformerBackbone):
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: T5's `context` (B, tokens, width) and CLIP's `pooled` (B, width)."""
-        tokens = SCHNELL_TOKENS if self.guidance is None else DEV_TOKENS
         with quiet_libraries():  # which remark on every prompt that is cut
             context, pooled, _ = self.text_pipeline.encode_prompt(
-                list(texts),
-                device=self.device,
-                max_sequence_length=min(tokens, self.text_parts["tokenizer_2"].model_max_length),
+                list(texts), device=self.device, max_sequence_length=self.most_tokens
             )
         return Prompt({"context": context, "pooled": pooled})
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that T5 reads."""
+        tokens = SCHNELL_TOKENS if self.guidance is None else DEV_TOKENS
+        return min(tokens, self.text_parts["tokenizer_2"].model_max_length)
+
+    def unread_text(self, text: str) -> str:
+        """See `Backbone.unread_text`: what T5 does not read; CLIP reads less, for the pooled embedding alone."""
+        return excess(self.text_parts["tokenizer_2"], text, self.most_tokens)
 
     def inputs(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> dict[str, Any]:
         """Return the arguments that the network and its ControlNet have in common.

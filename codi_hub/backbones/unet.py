@@ -15,6 +15,7 @@ from codi_hub.backbones.backbone import Backbone, Index, LatentSpec, Prompt, Res
 from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.diffusion.schedule import VariancePreserving
@@ -116,6 +117,11 @@ class UNetBackbone(Backbone):
         with quiet_libraries():  # which remark on every prompt that is cut
             context, _ = self.text_pipeline.encode_prompt(list(texts), self.device, 1, False)
         return Prompt({"context": context})
+
+    def unread_text(self, text: str) -> str:
+        """See `Backbone.unread_text`."""
+        tokenizer, pipeline = self.tokenizers[0], self.text_pipeline  # which sets the tokenizer's limit
+        return excess(tokenizer, pipeline.maybe_convert_prompt(text, tokenizer), tokenizer.model_max_length)
 
     def state(self, z_t: Tensor, t: Tensor, prompt: Prompt, *, network: Any = None) -> UNetState:
         """Run the encoder half; of the frozen network nothing is trained, so no gradient is kept."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles
+from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.errors import Mismatch
@@ -64,6 +65,13 @@ class ZImageBackbone(TransformerBackbone):
         context = torch.stack([nn.functional.pad(row, (0, 0, 0, tokens - len(row))) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=context.device)
         return Prompt({"context": context, "mask": torch.arange(tokens, device=context.device) < lengths[:, None]})
+
+    def unread_text(self, text: str) -> str:
+        """See `Backbone.unread_text`."""
+        chat = self.tokenizers[0].apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return excess(self.tokenizers[0], chat, min(TOKENS, self.tokenizers[0].model_max_length))
 
     def inputs(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """Return what the network and its ControlNet are given: latents (C, 1, h, w), times, captions."""

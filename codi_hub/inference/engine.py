@@ -17,6 +17,7 @@ from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.prompts import PromptWarnings
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.diffusion.guidance import Network, guided
 from codi_hub.errors import UsageError, one_line
@@ -102,13 +103,14 @@ class Engine:
         compile: compile the networks at the first images; where that fails, `on_message` gets a line and they run as
             they are. A batch smaller than one before it, of the same sides, is filled up, since another size would be
             compiled anew.
-        on_message: takes lines for people.
+        on_message: takes lines for people, among them one per prompt that is too long.
     """
 
     def __init__(
         self, base: Backbone, *, compile: bool = False, on_message: Callable[[str], object] = lambda text: None
     ) -> None:
         self.base, self.compile, self.on_message = base, compile, on_message
+        self._warnings = PromptWarnings(base, on_message)
         self._filled: dict[tuple[int, ...], int] = {}  # images in the largest batch compiled, by their sides
         self._limits: dict[tuple[int, ...], int] = {}  # batch sizes found to fit the memory, by the images' sides
         self._whole_noise: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
@@ -211,6 +213,7 @@ class Engine:
     ) -> Network:
         """Return the network with its prompts and conditions bound; with guidance, one row for two of `rows`."""
         base, predict = self.base, self._compiled(type(adapter).predict, compile)
+        self._warnings.check(text for row in rows for text in (row.prompt, row.negative_prompt))
         if sampling.guided:
             half = len(rows) // 2
             prompt = Prompt.cat([_negative_prompts(rows[:half], base), base.embed([row.prompt for row in rows[half:]])])

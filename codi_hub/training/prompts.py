@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.prompts import PromptWarnings
 from codi_hub.training.records import Records
 
+NAMED = 3  # prompts that are too long, by name
 RECENT = 64  # embeddings kept in memory, where the others are on the disk
 PROBE = "a photograph of 7 red balls"  # its embedding tells text encoders and precisions apart
 
@@ -22,15 +24,21 @@ class PromptStore:
     Args:
         base: whose text encoders are used, in its precision.
         folder: where the embeddings are kept, shared by runs; None keeps all of them in memory.
+
+    Attributes:
+        on_message: takes lines for people: prompts that are too long, `NAMED` of them by name.
     """
 
     def __init__(self, base: Backbone, folder: Path | None) -> None:
         self.base = base
+        self.on_message: Callable[[str], object] = lambda text: None
+        self._warnings = PromptWarnings(base, lambda text: self.on_message(text), NAMED)
         self._recent: OrderedDict[str, Prompt] = OrderedDict()
         self._records = None if folder is None else Records(folder / f"prompts-{text_digest(base)}")
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode the texts that are not known yet."""
+        self._warnings.check(texts)
         missing = self._missing(texts)
         if missing and self._records is not None:
             self._records.refresh()  # another process may have encoded them

@@ -21,7 +21,7 @@ from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser
 from codi_hub.errors import InvalidInput
-from codi_hub.events import OnEvent, TrainingStep
+from codi_hub.events import Message, OnEvent, TrainingStep
 from codi_hub.losses.method import Method, StepContext, Terms
 from codi_hub.training import checkpoint
 from codi_hub.training.distributed import agreed
@@ -238,6 +238,7 @@ class Trainer:
     def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
         """Train to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
         settings, saved = self.settings, time.monotonic()
+        self.prompts.on_message = lambda text: on_event(Message(text))
         self._expect()
         try:
             while not self.finished:
