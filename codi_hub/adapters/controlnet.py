@@ -80,6 +80,8 @@ class ControlAdapter(Adapter):
             self.encoder = attending(self.encoder)
             match_text_heads(self.encoder, backbone.unet)
         self.encoder.requires_grad_(True).train()
+        for name in backbone.dead_ends(self.encoder):  # several processes wait for the gradient of all that is trained
+            self.encoder.get_parameter(name).requires_grad_(False)
         if config.top_down:
             self.top_down = TopDown(self.encoder)
         if config.fusion == "gate":

@@ -35,6 +35,8 @@ class FullAdapter(ControlAdapter):
         constants.release(network)
         self.network_name = backbone.network_name
         self.add_module(self.network_name, network.requires_grad_(True).train())
+        for name in backbone.dead_ends(network):
+            network.get_parameter(name).requires_grad_(False)
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def predict(

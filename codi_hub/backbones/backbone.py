@@ -187,9 +187,14 @@ class Backbone(nn.Module, ABC):
 
     def lora_targets(self) -> list[str]:
         """Return the names of the network's layers that get low-rank deltas; grouped convolutions have low rank."""
+        unused = {name.removesuffix(".weight") for name in self.dead_ends(self.network)}
         named = self.network.named_modules()
         layers = [name for name, one in named if isinstance(one, nn.Linear | nn.Conv2d) and _groups(one) == 1]
-        return [name for name in layers if re.fullmatch(self.lora_layers, name)]
+        return [name for name in layers if re.fullmatch(self.lora_layers, name) and name not in unused]
+
+    def dead_ends(self, net: Any) -> list[str]:
+        """Return the names of tensors of a network or ControlNet that its result does not depend on."""
+        return []
 
     def wider_config(self, further: int) -> dict[str, Any]:
         """Return the config of a plain network whose input layer takes further latent channels.

@@ -43,10 +43,6 @@ class SD3Backbone(TransformerBackbone):
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
     input_layer: ClassVar[str] = "pos_embed.proj"
-    sketched: ClassVar[tuple[str, ...]] = (
-        "pos_embed.proj.weight", "time_text_embed.timestep_embedder.linear_1.weight",
-        "transformer_blocks.0.attn.to_q.weight", "proj_out.weight",
-    )  # fmt: skip
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -65,11 +61,6 @@ class SD3Backbone(TransformerBackbone):
     def matches(cls, files: ModelFiles) -> bool:
         """See `Backbone.matches`."""
         return files.classes.get("transformer") == "SD3Transformer2DModel"
-
-    def lora_targets(self) -> list[str]:
-        """See `Backbone.lora_targets`; but for the last block's queries of the text, whose result is not used."""
-        unused = f"transformer_blocks.{self.transformer.config.num_layers - 1}.attn.add_q_proj"
-        return [name for name in super().lora_targets() if name != unused]
 
     @cached_property
     def text_pipeline(self) -> Any:

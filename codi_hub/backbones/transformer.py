@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -11,6 +11,13 @@ from codi_hub.backbones.backbone import Backbone, LatentSpec
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import Parts
 from codi_hub.diffusion.schedule import RectifiedFlow
+
+TEXT_STREAM = (
+    "attn.add_q_proj",
+    "attn.norm_added_q",
+    "attn.to_add_out",
+    "ff_context",
+)  # what the text alone goes through
 
 
 class TransformerBackbone(Backbone):
@@ -47,6 +54,14 @@ class TransformerBackbone(Backbone):
         """See `Backbone.schedule_for`."""
         h, w = self.latents.size(height, width)
         return self.schedule.for_tokens((h // self.patch) * (w // self.patch))
+
+    def dead_ends(self, net: Any) -> list[str]:
+        """See `Backbone.dead_ends`: the last joint block's text stream, where no later block sees the text."""
+        blocks = getattr(net, "transformer_blocks", ())
+        if not len(blocks) or len(getattr(net, "single_transformer_blocks", ())):
+            return []
+        unused = tuple(f"transformer_blocks.{len(blocks) - 1}.{part}." for part in TEXT_STREAM)
+        return [name for name, _ in net.named_parameters() if name.startswith(unused)]
 
     def _fingerprint(self) -> Fingerprint:
         """Fingerprint the weights, the schedule and the latents' scale."""

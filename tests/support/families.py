@@ -85,11 +85,11 @@ def sd3(folder: Path, *, medium: bool = True, t5_encoder: bool = True) -> Path:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        num_layers=6,
-        attention_head_dim=8,
-        num_attention_heads=2,
+        num_layers=5,
+        attention_head_dim=16,
+        num_attention_heads=4,  # as wide as a token's 64 channels, or noise could not be predicted
         joint_attention_dim=width,
-        caption_projection_dim=16,
+        caption_projection_dim=64,
         pooled_projection_dim=sum(WIDTHS),
         pos_embed_max_size=12,
         dual_attention_layers=(0, 1, 2) if medium else (),
@@ -217,5 +217,5 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return words
 
 
-MODELS: dict[str, Callable[[Path], Path]] = {"sdxl": sdxl, "flux": flux, "z-image": z_image}
+MODELS: dict[str, Callable[[Path], Path]] = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "z-image": z_image}
 """Family -> what writes a tiny model of it."""

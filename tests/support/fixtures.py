@@ -1,16 +1,19 @@
 """Real tiny bases, saved once a session and loaded as any other base is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from families import MODELS
 from tiny import save_base, scheduler_config
 from training import Make
 
 from codi_hub import backbones
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.unet import UNetBackbone
 
 
@@ -43,9 +46,17 @@ def eps_base(tmp_path_factory: pytest.TempPathFactory) -> UNetBackbone:
     return backbones.load(str(save_base(folder, scheduler_config("epsilon"), **like_sd)))
 
 
+@pytest.fixture(scope="session")
+def family_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
+    """The tiny base of a family, loaded once."""
+    return cache(lambda family: backbones.load(str(MODELS[family](tmp_path_factory.mktemp("bases") / family))))
+
+
 @pytest.fixture(params=["v", "eps"])
-def any_base(request: pytest.FixtureRequest, base: UNetBackbone, eps_base: UNetBackbone) -> UNetBackbone:
-    return base if request.param == "v" else eps_base
+def any_base(
+    request: pytest.FixtureRequest, base: Backbone, eps_base: Backbone, family_base: Callable[[str], Backbone]
+) -> Any:
+    return {"v": base, "eps": eps_base}.get(request.param) or family_base(request.param)
 
 
 @pytest.fixture

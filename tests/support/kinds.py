@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from families import MODELS
 from tiny import stir
 
 from codi_hub import adapters
@@ -50,10 +51,22 @@ def names(forms: list[Form]) -> list[str]:
     return ["-".join([kind, *(f"{name}={value}" for name, value in form.items())]) for kind, form in forms]
 
 
+def somewhere(bases: tuple[str, ...], forms: list[Form]) -> pytest.MarkDecorator:
+    """Forms on some of the two bases of Stable Diffusion's kind, and every kind on the families that it is for."""
+    cases = [(base, *form) for base in bases for form in forms]
+    for family in MODELS:
+        unet = family == "sdxl"
+        cases += [(family, kind, {}) for kind in KINDS if unet or not adapters.KINDS.load(kind).needs_unet]
+    ids = [f"{base}-{name}" for (base, *_), name in zip(cases, names([case[1:] for case in cases]), strict=True)]
+    return pytest.mark.parametrize(("any_base", "kind", "form"), cases, ids=ids, indirect=["any_base"])
+
+
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_form = pytest.mark.parametrize(("kind", "form"), FORMS, ids=names(FORMS))
 TRAINED = [one for one in FORMS if trainable(*one)]
-every_trainable_form = pytest.mark.parametrize(("kind", "form"), TRAINED, ids=names(TRAINED))
+everywhere, in_every_family = somewhere(("v", "eps"), FORMS), somewhere(("v",), FORMS)
+fitted = somewhere(("v",), [(kind, {}) for kind in KINDS])
+trained_everywhere = somewhere(("v", "eps"), TRAINED)
 
 
 def built(base: UNetBackbone, kind: str, **config: Any) -> Adapter:
