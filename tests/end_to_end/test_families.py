@@ -15,9 +15,9 @@ TASKS = ("inpaint", "depth", "edit", "superres", "pairs")
 TRANSFORMERS = [family for family in MODELS if family != "sdxl"]
 
 
-def image(path: Path, seed: int, *, hole: bool = False) -> Path:
-    """Write a noisy image, with a transparent hole on request."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (32, 48, 4), np.uint8)
+def image(path: Path, seed: int, *, height: int = 32, hole: bool = False) -> Path:
+    """Write a noisy image half as wide again as high, with a transparent hole on request."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, height * 3 // 2, 4), np.uint8)
     pixels[..., 3] = 255
     pixels[8:24, 8:32, 3] = 0 if hole else 255
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,11 +43,9 @@ def test_every_task_is_distilled_and_run(codi: Callable[..., Any], tmp_path: Pat
     for task in TASKS:
         answer = codi("distill", task, "--kind", kind, *SMALL, *source(task, tmp_path / "data"))
         assert answer.code == 0, (task, answer.err)
-        given = image(tmp_path / f"{task}.png", 3, hole=task == "inpaint")
+        given = image(tmp_path / f"{task}.png", 3, height=8 if task == "superres" else 32, hole=task == "inpaint")
         prompt = ["--prompt", "make it night"] if task in ("edit", "depth") else []
         out = tmp_path / "out" / f"{task}.png"
         answer = codi("run", task, given, "-o", out, "--base", "tiny", "--device", "cpu", "--steps", "2", *prompt)
         assert answer.code == 0, (task, answer.err)
-        made = np.asarray(Image.open(out).convert("RGB"))
-        assert made.std() > 0
-        assert made.shape[1] / made.shape[0] == 1.5
+        assert Image.open(out).size == (48, 32)
