@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from codi_hub.backbones.parts import MODEL_INDEX, ModelFiles, describe
+from codi_hub.backbones.parts import MODEL_INDEX, ModelFiles, describe, read_json
 from codi_hub.backbones.weights import PICKLES, SUFFIX, choose, variants
 from codi_hub.config.base import BaseOptions
 from codi_hub.errors import CodiError, InvalidInput, NotFound, one_line
@@ -15,19 +15,21 @@ from codi_hub.errors import CodiError, InvalidInput, NotFound, one_line
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# Small files of components: configs and vocabularies. What holds weights in another form is none of them.
-SMALL = re.compile(
-    r"[\w-]+/(?:[\w-]+\.json|[\w.-]+\.index(?:\.\w+)?\.json|merges\.txt|vocab\.txt|\w+\.model|[\w-]+\.jinja)"
-)
-UNUSED = ("safety_checker/", "feature_extractor/", "image_encoder/")
-WEIGHT_INDEX = ".index."
+# Small files of a component: configs, vocabularies, and the index of shards in safetensors.
+SMALL = re.compile(r"[\w-]+\.json|[\w-]+\.safetensors\.index(?:\.\w+)?\.json|\w+\.txt|\w+\.model|[\w-]+\.jinja")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def config_names(names: Collection[str]) -> list[str]:
-    """Return the files of a repository that say what the model is: configs, tokenizers, indexes of shards."""
-    small = [name for name in names if SMALL.fullmatch(name) and not name.startswith(UNUSED)]
-    small = [name for name in small if WEIGHT_INDEX not in name or SUFFIX in name]
-    return sorted([MODEL_INDEX, *small])
+def config_names(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
+    """Return the files of a repository that say what the model is: configs, tokenizers, indexes of shards.
+
+    Args:
+        names: all files of the repository.
+        index: its `model_index.json`.
+    """
+    components = {name for name, entry in index.items() if isinstance(entry, list) and entry[1] and name not in UNUSED}
+    split = ((name, *name.split("/")) for name in names if name.count("/") == 1)
+    return [MODEL_INDEX, *sorted(name for name, where, file in split if where in components and SMALL.fullmatch(file))]
 
 
 def weight_names(names: Collection[str], components: Sequence[str], wanted: str | None) -> list[str]:
@@ -79,9 +81,7 @@ def snapshot(options: BaseOptions, needed: Callable[[ModelFiles], Sequence[str]]
 
 
 def _download(api: HfApi, options: BaseOptions, needed: Callable[[ModelFiles], Sequence[str]]) -> tuple[str, Path]:
-    """Download in two steps: what says which family it is, then the weights that the family needs."""
-    from huggingface_hub import snapshot_download
-
+    """Download in steps: what says which family it is, then the weights that the family needs."""
     info = api.model_info(options.source, revision=options.revision)
     names = [entry.rfilename for entry in info.siblings or []]
     commit = str(info.sha)
@@ -89,10 +89,11 @@ def _download(api: HfApi, options: BaseOptions, needed: Callable[[ModelFiles], S
         single = sorted(name for name in names if name.endswith(SUFFIX))
         hint = f"download {single[0]} and name the file" if single else "choose another repository"
         raise InvalidInput(f"{options.source} on the hub is not in the diffusers layout (no {MODEL_INDEX}): {hint}")
-    folder = Path(snapshot_download(options.source, revision=commit, allow_patterns=config_names(names)))
+    folder = _get(options.source, commit, [MODEL_INDEX])
+    _get(options.source, commit, config_names(names, read_json(folder / MODEL_INDEX)))
     components = replaced_by(options, needed(describe(folder)))
     if weights := weight_names(names, components, options.variant):
-        snapshot_download(options.source, revision=commit, allow_patterns=weights)
+        _get(options.source, commit, weights)
     return commit, folder
 
 
@@ -120,18 +121,27 @@ def _cached(source: str, options: BaseOptions, needed: Callable[[ModelFiles], Se
     return folder if components and expected <= with_weights else None
 
 
+def _get(source: str, commit: str, names: Sequence[str]) -> Path:
+    """Download some files of a repository; return the folder of its snapshot."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, revision=commit, allow_patterns=list(names)))
+
+
 def configs(source: str) -> Path:
     """Return a folder with the configs and tokenizers of a hub model, without its weights. Raises NotFound."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         info = HfApi().model_info(source)
-        names = config_names([entry.rfilename for entry in info.siblings or []])
-        return Path(snapshot_download(source, revision=str(info.sha), allow_patterns=names))
+        folder = _get(source, str(info.sha), [MODEL_INDEX])
+        names = [entry.rfilename for entry in info.siblings or []]
+        return _get(source, str(info.sha), config_names(names, read_json(folder / MODEL_INDEX)))
     except Exception as error:  # noqa: BLE001 - see `snapshot`
-        try:
-            return Path(snapshot_download(source, local_files_only=True))
-        except Exception:  # noqa: BLE001 - see `snapshot`
-            raise NotFound(
-                f"config {source}: neither a folder here nor a model that the hub could give: {one_line(error, 160)}"
-            ) from None
+        reason = one_line(error, 160)
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except Exception:  # noqa: BLE001 - see `snapshot`
+        raise NotFound(
+            f"config {source}: neither a folder here nor a model that the hub could give: {reason}"
+        ) from None
