@@ -77,7 +77,8 @@ class Bases:
                 changes = {key: values[key] for key in ("source", "options", "card")}
                 connection.execute(base.update().where(base.c.name == name).values(changes))
             elif existing:
-                if (existing.source, existing.family) != (str(source), family):
+                same = (existing.source, existing.family, existing.options) == (str(source), family, options or {})
+                if not same or not (replace or existing.sketch == sketch):
                     remedy = "choose another name" if existing.bundled else f"`codi base rm {name}` first"
                     raise Conflict(
                         f"base {name!r} exists already, from {existing.source} (family {existing.family}); {remedy}"

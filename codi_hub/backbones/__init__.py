@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from codi_hub.config.base import BaseOptions
@@ -60,13 +60,33 @@ class Located:
 
         from codi_hub.backbones.sources import quiet_libraries
 
+        device, dtype = torch.device(device), dtype or torch.float32
         with _readable(self.options.source), quiet_libraries():
-            base: Any = self.family.load(self.files, dtype or torch.float32)
-        base = base.to(torch.device(device)).to(memory_format=torch.channels_last)
-        for value in () if mapped else (*base.parameters(), *base.buffers()):
+            base: Any = self.family.load(self._quantised(device, dtype), dtype)
+        base = base.to(device).to(memory_format=torch.channels_last)
+        quantised = self.options.quantize is not None
+        for value in () if mapped or quantised else (*base.parameters(), *base.buffers()):
             if value.data_ptr() % ALIGNMENT:
                 value.data = value.data.clone()
         return cast("Backbone", base)
+
+    def _quantised(self, device: torch.device, dtype: torch.dtype) -> ModelFiles:
+        """Return the files with what loads the network in fewer bits, where that was asked for."""
+        if self.options.quantize is None:
+            return self.files
+        from codi_hub.backbones.quantise import quantised
+        from codi_hub.backbones.weights import GGUF
+
+        file = self.files.components[self.family.network_name].file
+        if self.options.quantize == "gguf" and (file is None or file.suffix != GGUF):
+            raise UsageError("quantize gguf: name a .gguf file as the source, and its configs")
+        if self.options.quantize != "gguf" and file is not None:
+            raise UsageError(
+                f"quantize {self.options.quantize}: the network has to be in a diffusers folder, not a file"
+            )
+        keep = [self.family.input_layer] if self.family.input_layer else []
+        arguments = quantised(self.options.quantize, device, dtype, keep)
+        return replace(self.files, arguments={self.family.network_name: arguments})
 
 
 def locate(options: BaseOptions) -> Located:
@@ -77,8 +97,10 @@ def locate(options: BaseOptions) -> Located:
     """
     from codi_hub.backbones.sources import locate as find
 
-    if options.quantize:
-        raise UsageError(f"quantize {options.quantize}: quantised bases are not supported yet; leave it out")
+    if options.quantize and options.loras:
+        raise UsageError(
+            "quantize: LoRAs are merged into whole weights; merge them in diffusers first, or leave it out"
+        )
     with _readable(options.source):
         options, files = find(options, lambda files: getattr(_family(files), "components", ()))
         family = _family(files)

@@ -47,6 +47,7 @@ class ModelFiles:
         components: where every component is, by its name.
         variant: of the weight files, None where the precision decides.
         loras: LoRA files to merge, with their scales.
+        arguments: further ones for the loading of a component, by its name, such as those of `quantised`.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class ModelFiles:
     components: Mapping[str, ComponentFiles] = field(default_factory=dict)
     variant: str | None = None
     loras: Sequence[tuple[Path, float]] = ()
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,18 @@ def _network(files: ModelFiles, name: str, dtype: torch.dtype) -> Any:
     where, config = files.components[name], files.configs[name]
     wide = torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
     network_class = _class(files.classes[name])
+    arguments = {"torch_dtype": wide, **files.arguments.get(name, {})}
     if where.file:
-        model, missing, unexpected = single_file.load(network_class, where.file, where.folder, name, wide)
+        model, missing, unexpected = single_file.load(network_class, where.file, where.folder, name, arguments)
     else:
         choice = weights_in(where.folder, files.variant, half=wide != torch.float32)
         model, info = network_class.from_pretrained(
             where.folder,
-            torch_dtype=wide,
             variant=choice.variant,
             use_safetensors=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **arguments,
         )
         missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     _check_complete(name, where.file or where.folder, missing, unexpected)

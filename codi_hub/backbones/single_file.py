@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codi_hub.backbones.weights import Header, read_header
+from codi_hub.backbones.weights import GGUF, Header, read_header
 from codi_hub.errors import InvalidInput
 
 NETWORK = "model.diffusion_model."
@@ -178,7 +178,7 @@ OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 
 
 def load(
-    network_class: Any, path: Path, folder: Path, name: str, dtype: torch.dtype
+    network_class: Any, path: Path, folder: Path, name: str, arguments: Mapping[str, Any]
 ) -> tuple[Any, Collection[str], Collection[str]]:
     """Load a component from a file that has it alone or among others, in diffusers' form or the original's.
 
@@ -187,15 +187,19 @@ def load(
         path: the file.
         folder: has the component's config.
         name: the component's name.
+        arguments: of the loading, `torch_dtype` among them.
 
     Returns:
         the network; tensors that the file lacks; tensors of the component that the network does not have.
     """
     from safetensors.torch import load_file
 
+    if path.suffix == GGUF:
+        model = network_class.from_single_file(str(path), config=str(folder), local_files_only=True, **arguments)
+        return model, [key for key, value in model.state_dict().items() if value.is_meta], ()
     tensors = load_file(path)  # mapped, not read
     if name.startswith("text_encoder"):
-        return _load_text_encoder(network_class, tensors, folder, name, dtype)
+        return _load_text_encoder(network_class, tensors, folder, name, arguments)
     prefixes = VAE_PREFIXES if name == "vae" else (NETWORK,)
     own = {key: value for key, value in tensors.items() if key.startswith(prefixes)}
     whole = {key: value for key, value in tensors.items() if not key.startswith(TRAINING)}
@@ -216,7 +220,7 @@ def load(
     if missing or unexpected:
         return None, missing, unexpected
     return network_class.from_single_file(
-        converted, config=str(folder), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=True
+        converted, config=str(folder), local_files_only=True, low_cpu_mem_usage=True, **arguments
     ), (), ()  # fmt: skip
 
 
@@ -234,7 +238,7 @@ def _converted(network_class: Any, own: dict[str, Tensor], config: Any) -> tuple
 
 
 def _load_text_encoder(
-    encoder_class: Any, tensors: dict[str, Tensor], folder: Path, name: str, dtype: torch.dtype
+    encoder_class: Any, tensors: dict[str, Tensor], folder: Path, name: str, arguments: Mapping[str, Any]
 ) -> tuple[Any, Collection[str], Collection[str]]:
     config = encoder_class.config_class.from_pretrained(folder)
     own = text_encoder_tensors(tensors, name, config)
@@ -242,7 +246,7 @@ def _load_text_encoder(
     if projects and name == "text_encoder" and not any(key.endswith("text_projection.weight") for key in own):
         own["text_projection.weight"] = torch.eye(config.hidden_size)  # SD3's CLIP-L, which is published without it
     model, info = encoder_class.from_pretrained(
-        None, config=config, state_dict=own, torch_dtype=dtype, output_loading_info=True
+        None, config=config, state_dict=own, output_loading_info=True, **arguments
     )
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith(HARMLESS)]
     mismatched = [str(key[0]) for key in info["mismatched_keys"]]

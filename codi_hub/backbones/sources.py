@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codi_hub.backbones import hub_files, single_file
 from codi_hub.backbones.parts import ComponentFiles, ModelFiles, class_of, describe, read_json
-from codi_hub.backbones.weights import SUFFIX, refuse_pickle
+from codi_hub.backbones.weights import GGUF, SUFFIX, refuse_pickle
 from codi_hub.config.base import BaseOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
@@ -69,6 +69,8 @@ def snapshot(folder: Path, revision: str | None = None) -> Path:
 def _from_file(path: Path, options: BaseOptions) -> ModelFiles:
     """Describe a single file: its configs are those of `config`, or built in."""
     refuse_pickle(path)
+    if path.suffix == GGUF:
+        return _from_gguf(path, options)
     if path.suffix != SUFFIX:
         raise InvalidInput(f"{path} is a file; a base is a diffusers folder, a {SUFFIX} file or a hub id")
     form = single_file.recognise(path)
@@ -89,6 +91,19 @@ def _from_file(path: Path, options: BaseOptions) -> ModelFiles:
             components[name] = replace(components[name], file=path)
     scheduler = {**files.configs["scheduler"], **form.scheduler}
     return replace(files, components=components, configs={**files.configs, "scheduler": scheduler})
+
+
+def _from_gguf(path: Path, options: BaseOptions) -> ModelFiles:
+    """Describe a network in GGUF: everything else is of the folder `config`."""
+    if options.quantize != "gguf":
+        raise UsageError(f"quantize: {path} is quantised; set gguf")
+    if options.config is None:
+        raise UsageError(f"config: {path} is a network alone; name a diffusers folder of its family")
+    files = describe(config_folder(options.config))
+    name = next((name for name in ("transformer", "unet") if name in files.components), None)
+    if name is None:
+        raise UsageError(f"config {options.config}: it has no transformer and no unet")
+    return replace(files, components={**files.components, name: replace(files.components[name], file=path)})
 
 
 def _with_weights(files: ModelFiles) -> ModelFiles:

@@ -11,7 +11,7 @@ from typing import Any
 
 from codi_hub.errors import InvalidInput, one_line
 
-SUFFIX = ".safetensors"
+SUFFIX, GGUF = ".safetensors", ".gguf"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 HALF = "fp16"  # diffusers' name of the variant with 16-bit weights
 HEADER_LIMIT = 10**8  # bytes, as in the safetensors format

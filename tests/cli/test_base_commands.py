@@ -1,0 +1,109 @@
+"""codi base add with the files that people have, and what is done with such a base afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import single_files
+import torch
+from tiny import save_base, scheduler_config
+
+from codi_hub import Catalog, backbones
+from codi_hub.config.base import BaseOptions
+from codi_hub.errors import UsageError
+from codi_hub.inference.models import ModelCache
+
+LAYER = "down_blocks.1.attentions.0.proj_in"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sd") / "model"
+    return save_base(folder, scheduler_config("epsilon"), vae="kl", addition_embed_type=None)
+
+
+@pytest.fixture
+def files(folder, tmp_path) -> tuple[Path, Path]:
+    """The model in one file, and a LoRA for it."""
+    base = backbones.load(str(folder))
+    tensors = single_files.sd1_tensors(base.unet, base.vae, *base.text_encoders)
+    lora = single_files.kohya_lora(base.unet, "lora_unet", [LAYER])
+    return (
+        single_files.write(tmp_path / "model.safetensors", tensors),
+        single_files.write(tmp_path / "lora.safetensors", lora),
+    )
+
+
+def test_a_file_is_added_and_loaded_as_it_was_added(codi, home, folder, files, monkeypatch):
+    model, lora = files
+    monkeypatch.chdir(model.parent)
+    card = ("--distilled", "--steps", 4, "--guidance", 1.5)
+    answer = codi("base", "add", "mine", model.name, "--config", folder, "--lora", f"{lora.name}:0.5", *map(str, card))
+    assert answer == (0, "Added base mine. Make it the default with `codi base use mine`.\n", "")
+    document = json.loads(codi("base", "show", "mine", "--json").out)
+    assert document["source"] == str(model)
+    assert document["options"] == {"config": str(folder), "loras": [f"{lora}:0.5"]}
+    assert document["card"] == {"distilled": True, "steps": 4, "guidance": 1.5}
+    with Catalog.open() as catalog:
+        loaded = ModelCache(lambda: catalog.registry).base("mine")
+    plain = backbones.load(str(folder))
+    found, theirs = loaded.unet.state_dict(), plain.unet.state_dict()
+    changed = [name for name, value in found.items() if not torch.equal(value, theirs[name].to(value))]
+    assert changed == [f"{LAYER}.weight"]
+
+
+def test_a_base_that_has_moved_is_pointed_to_its_new_place(codi, home, folder, tmp_path):
+    first = Path(shutil.copytree(folder, tmp_path / "first"))
+    assert codi("base", "add", "mine", first, "--steps", "4").code == 0
+    second = Path(shutil.move(first, tmp_path / "second"))
+    assert codi("base", "add", "mine", second).code == 0
+    document = json.loads(codi("base", "show", "mine", "--json").out)
+    assert (document["source"], document["card"]) == (str(second), {"steps": 4})
+    assert codi("base", "add", "mine", second, "--steps", "2").code == 0
+    assert json.loads(codi("base", "show", "mine", "--json").out)["card"] == {"steps": 2}
+
+
+def test_a_name_of_other_weights_is_not_taken_over(codi, home, folder, files):
+    _, lora = files
+    assert codi("base", "add", "mine", folder).code == 0
+    other = save_base(lora.parent / "other", scheduler_config("epsilon"), vae="kl", addition_embed_type=None, seed=9)
+    code, out, error = codi("base", "add", "mine", other)
+    assert (code, out) == (1, "")
+    assert error.startswith(f"Error: base 'mine' exists already, from {folder}")
+    code, _, error = codi("base", "add", "mine", folder, "--lora", lora)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "exists already" in error
+    next(folder.glob("vae/*.safetensors")).touch()  # the same again is no other base
+    assert codi("base", "add", "mine", folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--config", "sd99"), "Error: config sd99: neither a folder nor one of sd15, sd21, sd21-base, sdxl\n"),
+        (("--vae", "gone.safetensors"), "Error: no file or folder gone.safetensors, which was named as vae\n"),
+        (("--text-encoder", "a", "--text-encoder", "b"), "Error: --text-encoder: 2 are named, and the model has 1\n"),
+        (("--lora", "gone.safetensors:0.5"), "Error: no LoRA file gone.safetensors\n"),
+        (("--quantize", "int3"), "Error: --quantize int3: one of int8, nf4, gguf\n"),
+        (("--quantize", "gguf"), "Error: --quantize gguf: name a .gguf file as the source, and its configs\n"),
+        (("--steps", "0"), "Error: --steps 0: at least 1\n"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_option_that_cannot_be_is_refused_by_its_flag(codi, home, files, folder, options, message):
+    source = files[0] if options[0] == "--config" else folder
+    answer = codi("base", "add", "mine", source, *options)
+    assert (answer.out, answer.err) == ("", message)
+    assert codi("base", "show", "mine").code == 1
+
+
+def test_options_name_their_scale_and_survive_the_registry(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    options = BaseOptions(source=tmp_path, loras=[tmp_path / "a.safetensors", "b:c.safetensors:-0.5"], steps=4)
+    assert options.scaled_loras() == [(tmp_path / "a.safetensors", 1.0), (Path("b:c.safetensors"), -0.5)]
+    assert (options.stored(), options.card()) == ({"loras": list(options.loras)}, {"steps": 4})
+    with pytest.raises(UsageError, match=r"^guidance -1: at least 0"):
+        BaseOptions(source="x", guidance=-1)
