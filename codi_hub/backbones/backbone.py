@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from codi_hub.backbones import autoencoder
 from codi_hub.backbones.loras import merge_loras
 from codi_hub.backbones.parts import ModelFiles, load_parts
+from codi_hub.backbones.usage import Usage
 from codi_hub.errors import Mismatch, UsageError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Backbone(nn.Module, ABC):
         cells_apart: whether that layer sees a patch cell by cell, every cell with all its channels, and not channel by
             channel.
         lora_layers: pattern of the names of the network's layers that get low-rank deltas.
+        usage: diffusers' pipelines of the family, where its adapters can be exported.
         default_kind: adapter kind, unless the task, the user or a parent says otherwise; None: the method's.
         pipeline_name: diffusers' pipeline of the family, which knows its LoRA files; "" for a family without.
         schedule: alpha_t, sigma_t and the prediction type.
@@ -138,6 +140,7 @@ class Backbone(nn.Module, ABC):
     input_layer: ClassVar[str] = ""
     cells_apart: ClassVar[bool] = False
     lora_layers: ClassVar[str] = ATTENTION_AND_FEED_FORWARD
+    usage: ClassVar[Usage | None] = None
     default_kind: ClassVar[str | None] = None
     guidance: float | None = None
     pipeline_name: ClassVar[str] = ""

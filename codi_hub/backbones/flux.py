@@ -19,6 +19,7 @@ from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.backbones.usage import Usage
 from codi_hub.errors import Mismatch
 
 GUIDANCE = 3.5  # what FLUX.1-dev is given by default
@@ -45,6 +46,12 @@ class FluxBackbone(TransformerBackbone):
         "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
     )  # fmt: skip
     pipeline_name: ClassVar[str] = "FluxPipeline"
+    usage: ClassVar[Usage | None] = Usage(
+        "FluxControlNetModel",
+        "FluxControlNetPipeline",
+        packing="latents = pipe._pack_latents(latents, *latents.shape)",
+        arguments=f"guidance_scale={GUIDANCE}",
+    )
     input_layer: ClassVar[str] = "x_embedder"
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
 

@@ -19,6 +19,7 @@ from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.backbones.usage import Usage
 from codi_hub.errors import Mismatch
 
 TOKENS = 256  # of a prompt that T5 encodes
@@ -42,6 +43,7 @@ class SD3Backbone(TransformerBackbone):
     )  # fmt: skip
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
+    usage: ClassVar[Usage | None] = Usage("SD3ControlNetModel", "StableDiffusion3ControlNetPipeline")
     input_layer: ClassVar[str] = "pos_embed.proj"
 
     def __init__(self, parts: Parts) -> None:

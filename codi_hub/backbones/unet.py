@@ -18,6 +18,7 @@ from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
+from codi_hub.backbones.usage import Usage
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import Mismatch
 
@@ -64,6 +65,14 @@ class UNetBackbone(Backbone):
     input_layer: ClassVar[str] = "conv_in"
     lora_layers: ClassVar[str] = r"(down_blocks|mid_block|up_blocks)\..*"
     pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
+    usage: ClassVar[Usage | None] = Usage(
+        "ControlNetModel",
+        "StableDiffusionControlNetPipeline",
+        condition="image",
+        sees_latents=False,
+        first="sample",
+        loading="safety_checker=None",
+    )
     addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
     default_cells: ClassVar[int] = 64
 

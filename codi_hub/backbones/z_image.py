@@ -19,6 +19,7 @@ from codi_hub.backbones.parts import ModelFiles
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.backbones.usage import Usage
 from codi_hub.errors import Mismatch
 
 TOKENS = 512  # most tokens of a prompt
@@ -37,6 +38,11 @@ class ZImageBackbone(TransformerBackbone):
     family: ClassVar[str] = "z-image"
     components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "tokenizer")
     pipeline_name: ClassVar[str] = "ZImagePipeline"
+    usage: ClassVar[Usage | None] = Usage(
+        "ZImageControlNetModel",
+        "ZImageControlNetPipeline",
+        arguments="controlnet_conditioning_scale=1.0, guidance_scale=0.0",
+    )
     input_layer: ClassVar[str] = f"all_x_embedder.{EMBEDDER}"
     cells_apart: ClassVar[bool] = True
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself

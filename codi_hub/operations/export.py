@@ -11,7 +11,7 @@ def export(context: Context, ref: str, options: ExportOptions) -> ExportResult:
     """Write an adapter as another tool reads it; see `Hub.export`."""
     from codi_hub.adapters import format
     from codi_hub.inference.models import Placement
-    from codi_hub.interop import diffusers, folders
+    from codi_hub.interop import diffusers, folders, readme
 
     folder = folders.check_free(options.out, diffusers.is_export, options.overwrite)
     row = context.resolve(ref)
@@ -19,7 +19,7 @@ def export(context: Context, ref: str, options: ExportOptions) -> ExportResult:
     record = format.read_record(record_file)
     diffusers.check_exportable(record, row.ref)
     loaded = context.models.load(row, Placement(device="cpu", dtype=options.dtype))
-    card = diffusers.readme(record, loaded.base, ref=row.ref, base_name=row.base)
+    card = readme.readme(record, loaded.base, ref=row.ref, base_name=row.base)
     diffusers.write(folder, loaded.adapter, loaded.base, record_file, card, overwrite=options.overwrite)
     return ExportResult(
         adapter=row.ref,

@@ -1,0 +1,163 @@
+"""The README of an export: how plain diffusers runs it, as code that works as it stands."""
+
+from __future__ import annotations
+
+import torch
+
+from codi_hub.adapters.concat import ConcatAdapter
+from codi_hub.backbones import autoencoder
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.usage import Usage
+from codi_hub.diffusion.schedule import VariancePreserving
+from codi_hub.errors import Mismatch
+from codi_hub.record import RECORD, AdapterRecord
+
+README = """---
+library_name: diffusers
+tags: [{tag}]
+---
+# {task}: {what} for the base `{base}`
+
+The adapter `{ref}` of CoDi Hub (kind `{kind}`{form}) as diffusers loads it. Method: {method}. It generates
+images in {steps} steps by default, without classifier-free guidance.
+
+It works on the base that it was trained on, of family `{family}` ({prediction}), and on no other.
+`BASE` below is that base's folder or hub id.
+
+```python
+{code}
+```
+
+{notes}
+
+`{record}` is the adapter's own record: its method, every training that led to it, and its scores.
+"""
+CONDITION = """- `condition`: the input as CoDi Hub prepares it for the networks: {condition}, its sides
+  multiples of {multiple}. The postprocessing of `codi run` (corrections, keeping what is outside a mask) is not part of
+  this folder."""
+NO_GUIDANCE = "- `guidance_scale` must be {guidance}: the adapter was trained without classifier-free guidance."
+TABLE_STEPS = """- The steps must begin at the noisiest timestep, as `trailing` ones do: {timesteps} for {steps}.
+- With fresh noise between the steps (`--sampler renoise` of `codi run`), the scheduler is
+  `LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps={length}, clip_sample=False)`."""
+FLOW_STEPS = """- `sigmas` are evenly spaced: the pipeline's scheduler shifts them to the times of `codi run`.
+  Without them diffusers' own spacing wastes a step."""
+TRAILING = """pipe.scheduler = DDIMScheduler.from_config(
+    pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+)"""
+
+
+def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str) -> str:
+    """Return how the folder is used, in Markdown.
+
+    Raises:
+        Mismatch: a base whose pipelines cannot run it.
+    """
+    usage = base.usage
+    if usage is None:
+        raise Mismatch(f"{ref} is for a base of family {base.family}, which diffusers has no pipeline for")
+    wider = record.kind == ConcatAdapter.kind
+    channels = record.config.get("condition_channels", 3)
+    if not wider and usage.sees_latents and channels not in (1, 3):
+        raise Mismatch(
+            f"{ref} takes conditions of {channels} channels, and {usage.control_pipeline} takes images alone: use kind "
+            "concat to distil an adapter that can be exported"
+        )
+    return README.format(
+        tag=base.network_name if wider else "controlnet",
+        what=f"a wider {base.network_name}" if wider else "a ControlNet",
+        form=", merged" if wider else ", zero convolutions",
+        task=record.task,
+        base=base_name,
+        ref=ref,
+        kind=record.kind,
+        method=record.method or "not recorded",
+        steps=record.steps,
+        family=record.base.family,
+        prediction=record.prediction_type.removesuffix("_prediction") + "-prediction",
+        code=wider_code(base, usage, record.steps, channels) if wider else control_code(base, usage, record.steps),
+        notes=_notes(base, usage, record.steps, _condition(usage, channels, wider)),
+        record=RECORD,
+    )
+
+
+def control_code(base: Backbone, usage: Usage, steps: int) -> str:
+    """Return the code that runs a ControlNet."""
+    table = isinstance(base.schedule, VariancePreserving)
+    names = sorted([usage.controlnet, usage.control_pipeline, *(["DDIMScheduler"] if table else [])])
+    loading = ", ".join(filter(None, ["BASE", "controlnet=controlnet", usage.loading]))
+    size = [] if table else ["width, height = condition.size"]
+    arguments = ["prompt", f"{usage.condition}=condition", *([] if table else ["height=height", "width=width"])]
+    lines = [
+        f"from diffusers import {', '.join(names)}",
+        "",
+        f"controlnet = {usage.controlnet}.from_pretrained(FOLDER)",
+        f"pipe = {usage.control_pipeline}.from_pretrained({loading})",
+        *([TRAILING] if table else []),
+        *size,
+        f"image = pipe({', '.join([*arguments, *_sampling(table, usage, steps)])}).images[0]",
+    ]
+    return "\n".join(lines)
+
+
+def wider_code(base: Backbone, usage: Usage, steps: int, channels: int) -> str:
+    """Return the code that runs a network with further input channels: it takes the place of the pipeline's own."""
+    table, network, (scale, shift) = (
+        isinstance(base.schedule, VariancePreserving),
+        type(base.network).__name__,
+        autoencoder.scale_and_shift(base.vae),
+    )
+    colours = "condition[:, :3]" if channels > 2 else "condition[:, :1].expand(-1, 3, -1, -1)"
+    encoded = "latent_dist.mean" if hasattr(base.vae.config, "latent_channels") else "latents"
+    further = channels - (3 if channels > 2 else 1)
+    names = sorted([network, base.pipeline_name, *(["DDIMScheduler"] if table else [])])
+    masks = [
+        f"masks = torch.nn.functional.pixel_unshuffle(2 * condition[:, -{further}:] - 1, {base.latents.factor})",
+        "latents = torch.cat([latents, masks], dim=1)",
+    ]
+    packed, first = usage.packing, usage.first
+    joined = f"torch.cat([{first}, latents], dim={-1 if packed else 1})"
+    loading = ", ".join(filter(None, ["BASE", usage.loading]))
+    arguments = ["prompt", "height=height", "width=width", *_sampling(table, usage, steps)]
+    lines = [
+        "import torch",
+        f"from diffusers import {', '.join(names)}",
+        "",
+        f"pipe = {base.pipeline_name}.from_pretrained({loading})",
+        *([TRAILING] if table else []),
+        f"network = {network}.from_pretrained(FOLDER)",
+        "height, width = condition.shape[2:]",
+        "with torch.no_grad():",
+        f"    encoded = pipe.vae.encode(2 * {colours} - 1).{encoded}",
+        f"latents = (encoded - {shift:g}) * {scale:g}",
+        *(masks if further else []),
+        *([packed] if packed else []),
+        f"pipe.{base.network_name}.forward = lambda {first}, *args, **named: network({joined}, *args, **named)",
+        f"image = pipe({', '.join(arguments)}).images[0]",
+    ]
+    return "\n".join(lines)
+
+
+def _sampling(table: bool, usage: Usage, steps: int) -> list[str]:
+    sigmas = ", ".join(f"{k / steps:g}" for k in range(steps, 0, -1))
+    return [f"num_inference_steps={steps}", *([] if table else [f"sigmas=[{sigmas}]"]), usage.arguments]
+
+
+def _condition(usage: Usage, channels: int, wider: bool) -> str:
+    if not wider and (channels == 3 or usage.sees_latents):
+        return "an RGB image" if channels == 3 else "a gray image, as RGB"
+    return f"a tensor (1, {channels}, H, W) in [0, 1]"
+
+
+def _notes(base: Backbone, usage: Usage, steps: int, condition: str) -> str:
+    schedule = base.schedule
+    guidance = usage.arguments.partition("guidance_scale=")[2] or "1"
+    notes = [
+        CONDITION.format(condition=condition, multiple=base.latents.multiple),
+        NO_GUIDANCE.format(guidance=guidance.removesuffix(".0")),
+    ]
+    if isinstance(schedule, VariancePreserving):
+        timesteps = schedule.index(torch.tensor(schedule.grid(steps))).tolist()
+        notes.append(TABLE_STEPS.format(steps=steps, timesteps=", ".join(map(str, timesteps)), length=len(schedule)))
+    else:
+        notes.append(FLOW_STEPS)
+    return "\n".join(notes)

@@ -1,0 +1,102 @@
+"""Exports of every family in the family's own pipeline: the code of the README as it stands."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.utils import logging
+from families import LONGEST, MODELS
+from PIL import Image
+from tiny import record_of, stir
+
+from codi_hub import adapters, backbones
+from codi_hub.adapters import format
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.errors import Mismatch
+from codi_hub.hub import Hub
+from codi_hub.inference.engine import Engine, Request, gaussian
+from codi_hub.interop import diffusers, readme
+
+SIZE = (16, 24)
+CASES = [
+    (family, kind) for family in MODELS for kind in ("control", "concat") if (family, kind) != ("z-image", "concat")
+]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: write(tmp_path_factory.mktemp(family)) for family, write in MODELS.items()}
+
+
+def registered(base: Backbone, kind: str, channels: int, folder: Path) -> str:
+    """Register an adapter with an effect as a version of inpaint or superres; return its name."""
+    torch.manual_seed(0)
+    adapter = stir(adapters.build(kind, base, condition_channels=channels), 0.05)
+    task = {3: "superres", 4: "inpaint"}[channels]
+    format.write(folder, adapter, record_of(base, adapter).model_copy(update={"task": task}), "")
+    with Hub.open() as hub:
+        values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
+        return hub.catalog.registry.adapters.add(folder, task=task, base="tiny", **values)[0].ref
+
+
+def run_code(text: str, out: Path, base: Path, condition: Any, noise: torch.Tensor) -> np.ndarray:
+    """Run the code of a README, but for the noise, which is given, and a text length that tiny tokenizers have."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    setup, call = code.rsplit("image = ", 1)
+    names: dict[str, Any] = {"FOLDER": str(out), "BASE": str(base), "prompt": "a red ball", "condition": condition}
+    exec(setup, names)
+    given: dict[str, Any] = {"output_type": "np", "latents": noise}
+    if "sigmas" in call:
+        given["max_sequence_length"] = LONGEST
+    if "Flux" in code:
+        given["latents"] = names["pipe"]._pack_latents(noise, *noise.shape)
+    names["given"] = given
+    exec("image = " + call.replace(").images", ", **given).images"), names)
+    return names["image"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_the_readmes_own_code_makes_what_codi_run_does(
+    codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path, family: str, kind: str
+) -> None:
+    logging.disable_progress_bar()
+    channels = 4 if kind == "concat" else 3
+    assert codi("base", "add", "tiny", folder_of[family]).code == 0
+    assert codi("base", "use", "tiny").code == 0
+    base = backbones.load(str(folder_of[family]))
+    ref = registered(base, kind, channels, tmp_path / "adapter")
+    answer = codi("export", ref, "--base", "tiny", "-o", tmp_path / "net", "--dtype", "fp32")
+    assert answer.code == 0, answer.err
+    assert {path.name for path in (tmp_path / "net").iterdir()} == set(diffusers.FILES)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, channels), np.uint8)
+    values = pixels.astype(np.float32) / 255
+    tensor = torch.from_numpy(values).permute(2, 0, 1)[None]
+    condition: Any = tensor if kind == "concat" else Image.fromarray(pixels)
+    h, w = base.latents.size(*SIZE)
+    noise = gaussian((base.latents.channels, h, w), 7)[None]
+    text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
+    theirs = run_code(text, tmp_path / "net", folder_of[family], condition, noise)
+    with Hub.open() as hub:
+        loaded, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
+        request = Request(values, adapter, "a red ball", 7)
+        (ours,) = Engine(loaded).generate([request]).images
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert ours.std() > 0.02
+
+
+def test_what_a_pipeline_cannot_run_is_refused(folder_of: dict[str, Path]) -> None:
+    base = backbones.load(str(folder_of["sd3"]))
+    control = record_of(base, adapters.build("control", base, condition_channels=4))
+    with pytest.raises(
+        Mismatch, match=r"takes conditions of 4 channels.* takes images alone: use kind concat to distil"
+    ):
+        readme.readme(control, base, ref="inpaint:1", base_name="tiny")
+    base = backbones.load(str(folder_of["z-image"]))
+    with pytest.raises(Mismatch, match=r"^ZImageTransformer2DModel of diffusers cannot take more channels than it re"):
+        diffusers.wider_network(adapters.build("concat", base), base)
