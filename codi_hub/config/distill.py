@@ -61,10 +61,11 @@ class AdapterConfig(_Extended):
     section = "adapter"
 
     kind: Annotated[str, BeforeValidator(_current_kind)] = option("", "--kind", panel="Adapter")
-    """control, lora, static, residual or full.
+    """control, lora, concat, static, residual or full.
 
-    By default the parent's, else the task's, else the method's. control is an encoder beside the frozen base; lora the
-    same, built from the base's weights and low-rank deltas; static an encoder of the condition alone, evaluated once
+    By default the parent's, else the task's, else the base family's, else the method's. control is an encoder beside
+    the frozen base; lora the same, built from the base's weights and low-rank deltas; concat the base itself with
+    further input channels and low-rank deltas; static an encoder of the condition alone, evaluated once
     per image; residual a feed-forward network, evaluated once per image; full trains everything."""
     parent: str | None = option(None, "--from", panel="Adapter", metavar="REF", resumable=True)
     """Adapter to continue from, as TASK:VERSION.

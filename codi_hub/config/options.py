@@ -129,7 +129,7 @@ class ExportOptions(Options):
     out: Path = option(..., "-o", "--out")
     """Folder to write."""
     format: ExportFormat = option("diffusers", "--format")
-    """Format: diffusers is the folder of a ControlNet."""
+    """Format: diffusers is a folder of the base's own pipeline: a ControlNet, or of kind concat a wider network."""
     dtype: ExportPrecision = option("fp16", "--dtype")
     """Precision of the weights."""
     overwrite: bool = option(False, "--overwrite")

@@ -20,7 +20,8 @@ from codi_hub.backbones.sd3 import SD3Backbone
 from codi_hub.inference.engine import gaussian
 
 TEXTS = ["a red ball", "two trees"]
-FORMS = {"3.5": {}, "3": {"medium": False}, "without T5": {"t5_encoder": False}}
+SIZES = [(16, 24), (24, 16)]
+FORMS: dict[str, dict[str, Any]] = {"3.5": {}, "3": {"medium": False}, "without T5": {"t5_encoder": False}}
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -95,22 +96,25 @@ def test_one_evaluation_is_the_networks(base: SD3Backbone, folder: Path) -> None
     assert distance(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_the_base_alone_walks_as_the_pipeline_does(base: SD3Backbone, folder: Path, steps: int) -> None:
-    noise = noises(16, 24)
+def test_the_base_alone_walks_as_the_pipeline_does(
+    base: SD3Backbone, folder: Path, steps: int, size: tuple[int, int]
+) -> None:
+    noise = noises(*size)
     theirs = call(pipeline(StableDiffusion3Pipeline, folder), noise, steps)
     assert distance(walk(base, TEXTS, noise, steps), theirs) < 1e-5
 
 
+@pytest.mark.parametrize(("forced", "size"), zip([True, False], SIZES, strict=True), ids=["pooled zero", "pooled text"])
 @pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("forced", [True, False], ids=["pooled zero", "pooled text"])
 def test_control_is_the_controlnet_of_the_pipeline(
-    base: SD3Backbone, folder: Path, tmp_path: Path, steps: int, forced: bool
+    base: SD3Backbone, folder: Path, tmp_path: Path, steps: int, forced: bool, size: tuple[int, int]
 ) -> None:
     adapter = stir(adapters.build("control", base)).requires_grad_(False)
     adapter.encoder.register_to_config(force_zeros_for_pooled_projection=forced)
     pipe = pipeline(StableDiffusion3ControlNetPipeline, folder, controlnet=exported(adapter, tmp_path))
-    noise, condition = noises(16, 24), torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    noise, condition = noises(*size), torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     theirs = call(pipe, noise, steps, control_image=2 * condition - 1)
     ours = walk(base, TEXTS, noise, steps, adapter=adapter, condition=condition)
     assert distance(ours, theirs) < 1e-5
