@@ -41,7 +41,10 @@ def add(
     options = BaseOptions(source=source, **given)
     with Catalog.open() as catalog:
         row = catalog.add_base(name, options)
-    Output(json, quiet).result(_json(row), f"Added base {name}. Make it the default with `codi base use {name}`.", name)
+    card = f", distilled for {row.card['steps']} steps" if row.card.get("distilled") else ""
+    Output(json, quiet).result(
+        _json(row), f"Added base {name}{card}. Make it the default with `codi base use {name}`.", name
+    )
 
 
 @app.command("list")

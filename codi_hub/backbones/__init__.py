@@ -58,11 +58,13 @@ class Located:
         """
         import torch
 
+        from codi_hub.backbones.card import set_sampling
         from codi_hub.backbones.sources import quiet_libraries
 
         device, dtype = torch.device(device), dtype or torch.float32
         with _readable(self.options.source), quiet_libraries():
             base: Any = self.family.load(self._quantised(device, dtype), dtype)
+        set_sampling(base, self.options)
         base = base.to(device).to(memory_format=torch.channels_last)
         quantised = self.options.quantize is not None
         for value in () if mapped or quantised else (*base.parameters(), *base.buffers()):

@@ -43,13 +43,13 @@ class BaseOptions(Options):
     variant: str | None = option(None, "--variant", metavar="NAME")
     """Variant of the weight files, such as fp16 (default: fp16 in 16-bit precision or where it is all there is)."""
     distilled: bool = option(False, "--distilled")
-    """The base is made for few steps, as SDXL Turbo or Lightning."""
+    """The base is made for few steps, as SDXL Turbo or Lightning (default: recognised where that is certain)."""
     steps: int | None = option(None, "--steps", ge=1, le=1000)
-    """Number of sampling steps that the base is made for."""
+    """Number of sampling steps that a distilled base is made for (default: 4)."""
     shift: float | None = option(None, "--shift", gt=0)
     """Shift of the base's flow schedule."""
     guidance: float | None = option(None, "--guidance", ge=0)
-    """Guidance scale that the base is sampled with."""
+    """Guidance value that a guidance-distilled base is given as an input, as FLUX.1-dev (default: the family's)."""
 
     @classmethod
     def of(cls, row: Any) -> Self:

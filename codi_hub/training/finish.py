@@ -83,7 +83,9 @@ def finish(run: Run) -> Finished:
         kind=work.kind,
         base=format.BaseRecord(name=work.job.base_name, family=fingerprint.family, sketch=fingerprint.sketch),
         prediction_type=run.trainer.base.schedule.prediction_type,  # type: ignore[arg-type]
-        steps=trainer.method.steps,
+        steps=work.sampling_steps,
+        shift=_shift(run),
+        guidance=trainer.base.guidance,
         config=trainer.ema.config,
         method=method,
         loss=loss,
@@ -100,7 +102,7 @@ def finish(run: Run) -> Finished:
 def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     """Return the record's metrics, and the outputs by numbers of steps."""
     generate = generate_function(run.trainer.base, inference_copy(run.trainer.base, run.trainer.ema))
-    counts = [*dict.fromkeys((*SAMPLING_STEPS, run.trainer.method.steps))]
+    counts = [*dict.fromkeys((*SAMPLING_STEPS, run.work.sampling_steps))]
     scores, images = held_out_scores(run.work.task, run.pairs, generate, steps=counts)
     metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}
     metrics |= {"held_out": len(run.pairs), "by_steps": {str(steps): row for steps, row in scores.items()}}
@@ -116,6 +118,12 @@ def _held_out_sheet(run: Run, images: dict[int, Sequence[np.ndarray]]) -> Any:
     ]
     columns = ["condition", *(f"{steps} step{'s' * (steps > 1)}" for steps in SAMPLING_STEPS), "target"]
     return contact_sheet(rows, columns=columns, width=160)
+
+
+def _shift(run: Run) -> float | None:
+    """Return the shift of a flow base's time grid, for images of the training's size."""
+    shift = getattr(run.trainer.base.schedule_for(run.spec.size, run.spec.size), "shift", None)
+    return float(shift) if isinstance(shift, int | float) else None
 
 
 def _settings(run: Run) -> dict[str, Any]:

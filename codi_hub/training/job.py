@@ -70,6 +70,11 @@ class Job:
     registered: BaseRow | None = None
     base_kind: str | None = None
 
+    @property
+    def base_steps(self) -> int | None:
+        """Sampling steps that the base was distilled for; None for one that is not distilled."""
+        return self.base.steps if self.base.distilled else None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,6 +103,22 @@ class Plan:
         """The classes whose fields stand in sections of the configuration."""
         return {"adapter": type(self.adapter), "loss": type(self.loss)}
 
+    @property
+    def sampling_steps(self) -> int:
+        """Sampling steps that the adapter is for: a distilled base's, where the method trains on a grid of them."""
+        own_grid = "grid" in self.method.Config.model_fields
+        return self.job.base_steps if self.job.base_steps and own_grid else self.method.steps
+
+    @property
+    def warning(self) -> str | None:
+        """A line for people, where the method undoes what the base was distilled for."""
+        if self.job.base_steps is None or self.sampling_steps <= self.job.base_steps:
+            return None
+        return (
+            f"base {self.job.base_name} is distilled for {self.job.base_steps} steps, and method "
+            f"{self.config.loss.method} trains it back to {self.sampling_steps}: use method pe-codi to keep it fast"
+        )
+
     def method_label(self, loss: Mapping[str, float]) -> str:
         """Return the method as the record names it, from the trained loss terms and their weights."""
         return label(
@@ -123,7 +144,7 @@ def plan(job: Job) -> Plan:
     form = _named(KINDS, "adapter.kind", kind)
     _check_kind(config.loss.method, method, kind, form.trains_base, parent)
     adapter = _adapter_settings(config, kind, task.condition_channels, parent)
-    loss = _loss_settings(config, method, adapter)
+    loss = _loss_settings(config, method, adapter, job.base_steps)
     _check_guidance(getattr(loss, "guidance", "off"), job.task_name, task)
     training = launch.honoured(config.training)
     if training.train_steps is None and training.time_budget is None:
@@ -214,11 +235,18 @@ def _adapter_settings(
     return settings
 
 
-def _loss_settings(config: DistillConfig, method: type[Method], adapter: AdapterConfig) -> MethodConfig:
-    """Return the settings of the loss; `rollout` is 1 where sampling starts from an image without noise."""
+def _loss_settings(
+    config: DistillConfig, method: type[Method], adapter: AdapterConfig, base_steps: int | None
+) -> MethodConfig:
+    """Return the settings of the loss, on a distilled base with its own grid.
+
+    `rollout` is 1 where sampling starts from an image without noise.
+    """
     asked = config.loss.extras
     if config.loss.guidance is not None:
         asked["guidance"] = config.loss.guidance
+    if base_steps and "grid" in method.Config.model_fields:
+        asked.setdefault("grid", max(2, base_steps))
     settings = validated(method.Config, asked, "loss", f"method {config.loss.method}")
     if "rollout" in method.Config.model_fields and getattr(settings, "rollout", None) is None:
         # a target without noise would be its own answer: the network would learn to leave the image as it is

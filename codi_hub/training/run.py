@@ -60,6 +60,8 @@ def _distil(work: Plan, on_event: OnEvent) -> Finished:
     train, held = split(len(source))
     pairs = f"{len(train)} pairs of {spec.size} px from {spec.data}"
     on_event(Message(announcement(work, work.method_label(method.weights()), accelerator, pairs)))
+    if work.warning:
+        on_event(Message(work.warning))
     adapter = new_adapter(work, base)  # what is not possible is refused before pairs are encoded
     cache = main_first(
         lambda: PairFile(

@@ -11,6 +11,7 @@ from torch import Tensor
 from training import Make, equal, quiet, weights
 
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
 from codi_hub.errors import UsageError
 from codi_hub.losses.codi import CoDiConfig, PECoDi
@@ -25,7 +26,7 @@ W = 30.0  # the effect of prompts on a random network is small
 
 def planned(folder: Path, **sections: Any) -> Any:
     config = DistillConfig(**sections)
-    return plan(Job("depth", "depth", {}, "tiny", "nowhere", config, folder))
+    return plan(Job("depth", "depth", {}, "tiny", BaseOptions(source="nowhere"), config, folder))
 
 
 # ---- prompt dropout

@@ -9,6 +9,7 @@ from training import Make, equal, quiet, weights
 
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig, TrainingConfig
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.training import launch, sizes
@@ -110,7 +111,7 @@ def test_an_optimiser_that_cannot_run_here_is_refused(make: Make, monkeypatch: p
 
 def planned(**training: Any) -> Plan:
     config = compose("superres", {"lr": 6e-4}, [{"training": training}] if training else [], Path("unused"))
-    return plan(Job("superres", "superres", {}, "sd", "nowhere", config, Path("unused")))
+    return plan(Job("superres", "superres", {}, "sd", BaseOptions(source="nowhere"), config, Path("unused")))
 
 
 def sized(work: Plan, base: Backbone, monkeypatch: pytest.MonkeyPatch, parameters: int) -> tuple[int, int, float]:

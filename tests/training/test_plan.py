@@ -75,6 +75,28 @@ def test_a_base_with_a_kind_of_its_own_has_it_where_it_is_frozen() -> None:
     assert planned("superres", {"adapter": {"kind": "control"}}, base_kind="concat").kind == "control"
 
 
+def test_a_distilled_base_is_trained_on_its_own_grid() -> None:
+    def on(base: dict[str, Any], **loss: Any) -> Plan:
+        options = BaseOptions(source="nowhere", **base)
+        return plan(Job("superres", "superres", {}, "fast", options, DistillConfig(loss=loss), Path("unused")))
+
+    fast = {"distilled": True, "steps": 4}
+    for method in ("pe-codi", "codi"):
+        assert (on(fast, method=method).loss.grid, on(fast, method=method).sampling_steps) == (4, 4)
+        assert (on({}, method=method).loss.grid, on({"steps": 30}, method=method).loss.grid) == (8, 8)
+        assert on(fast, method=method).warning is None
+    one = on({"distilled": True, "steps": 1})
+    assert (one.loss.grid, one.sampling_steps) == (2, 1)
+    assert on(fast, grid=16).loss.grid == 16
+    tuned = on(fast, method="conditional")
+    assert tuned.sampling_steps == 50
+    assert tuned.warning == (
+        "base fast is distilled for 4 steps, and method conditional trains it back to 50: use method pe-codi to keep "
+        "it fast"
+    )
+    assert on({}, method="conditional").warning is None
+
+
 def test_every_field_has_its_value() -> None:
     work = planned("superres", {"adapter": {"kind": "lora"}, "task": {"scale": 2}})
     config = work.config
