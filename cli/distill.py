@@ -17,7 +17,7 @@ from codi_hub.config.distill import DistillConfig
 from codi_hub.config.first_edition import REMOVED, RENAMED
 from codi_hub.config.layers import merge, parse_override, preset_names, read_config, read_preset
 from codi_hub.errors import UsageError
-from codi_hub.reports import DistillResult
+from codi_hub.reports import DistillResult, TrainingPlan
 from codi_hub.training.distributed import joined
 
 EPILOG = (
@@ -81,6 +81,7 @@ def distill(
         list[str] | None,
         typer.Option("-O", metavar="PATH=VALUE", help="Any field, as loss.grid=4; repeat for more"),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it takes, and stop")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -90,6 +91,12 @@ def distill(
     layers += [parse_override(text) for text in override or []]
     layers.append(given)
     early = DistillConfig(**merge(layers))  # errors in what was typed come before torch is loaded
+    if dry_run:
+        from codi_hub.hub import Hub
+
+        with Hub.open(base=early.base) as hub:
+            _print_plan(Output(json, quiet), hub.plan(task, hub.catalog.distill_config(task, *layers)))
+        return
     with joined(early.training.device) as main:
         from codi_hub.hub import Hub
 
@@ -98,6 +105,12 @@ def distill(
             result = hub.distill(task, hub.catalog.distill_config(task, *layers), on_event=display)
     if main:
         _print(out, result)
+
+
+def _print_plan(out: Output, plan: TrainingPlan) -> None:
+    about = f"{plan.task} on {plan.base}: kind {plan.kind}, {plan.size} px, batch {plan.batch} x {plan.accumulate}"
+    parts = [f"{name:10} {size / 1e9:8.2f} GB" for name, size in (plan.memory | {"total": plan.total}).items()]
+    out.result(plan.to_json(), "\n".join([f"{about}, learning rate {plan.lr:g}", *parts]), str(plan.total))
 
 
 def _print(out: Output, result: DistillResult) -> None:

@@ -12,7 +12,7 @@ from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.inference.models import Loaded, ModelCache, Placement
 from codi_hub.operations.context import Context
-from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport
+from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport, TrainingPlan
 
 if TYPE_CHECKING:
     from codi_hub.operations.generate import AnyImage
@@ -167,6 +167,19 @@ class Hub:
         from codi_hub.operations.distill import distill
 
         return distill(self._context, task, config, on_event)
+
+    def plan(self, task: str, config: DistillConfig | Mapping[str, Any] | None = None) -> TrainingPlan:
+        """Decide a training as `distill` would, and count the memory that it takes, without training.
+
+        Args:
+            task, config: see `distill`.
+
+        Raises:
+            CodiError: a configuration that cannot be used.
+        """
+        from codi_hub.operations.distill import plan
+
+        return plan(self._context, task, config)
 
     def evaluate(self, ref: str, options: EvalOptions | None = None, on_event: OnEvent = ignore) -> EvalReport:
         """Measure an adapter at several numbers of steps, on held-out images, beside baselines and other adapters.

@@ -97,6 +97,28 @@ class JobsReport(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingPlan(Result):
+    """A training that was decided and not started.
+
+    Attributes:
+        size: side of the images in pixels.
+        batch, accumulate, lr: what the base's size decided, or the configuration.
+        memory: bytes on the device by what holds them; `encoding` is needed instead of `step`, not beside it.
+        total: bytes at the peak.
+    """
+
+    task: str
+    base: str
+    kind: str
+    size: int
+    batch: int
+    accumulate: int
+    lr: float
+    memory: dict[str, int]
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillResult(Result):
     """The version that a training registered.
 

@@ -336,8 +336,8 @@ class Backbone(nn.Module, ABC):
 
     def release_text_encoders(self) -> None:
         """Free the device memory of the text encoders; `embed` brings them back for as long as it needs them."""
-        self._texts_released = True
-        for module in self.text_modules():
+        self._texts_released = self.device.type != "cpu"
+        for module in self.text_modules() if self._texts_released else []:
             module.to("cpu")
 
     @contextmanager

@@ -124,10 +124,10 @@ def family_hash(shapes: Sequence[tuple[str, tuple[int, ...]]], *facts: object) -
 
 
 def sketch(weights: Mapping[str, Tensor], names: Sequence[str]) -> Sketch:
-    """Project tensors onto fixed random directions; names that are not there are left out."""
+    """Project tensors onto fixed random directions; names that are not there, or have no data, are left out."""
     projections = {}
     for name in names:
-        if name in weights:
+        if name in weights and not weights[name].is_meta:
             flat = weights[name].detach().float().cpu().flatten()
             directions = torch.randn(DIRECTIONS, len(flat), generator=torch.Generator().manual_seed(len(flat)))
             projections[name] = [round(value, 5) for value in (directions @ flat / flat.numel() ** 0.5).tolist()]

@@ -75,7 +75,7 @@ def _block(name: str, numbers: int) -> str:
 def _numbers(name: str, weight: Tensor) -> Tensor | None:
     """Return (1, projections / norm, +-log of the deviation) of a tensor, by signs that its name decides."""
     values = dequantised(weight)
-    if values is None or not values.numel():
+    if values is None or values.is_meta or not values.numel():  # a base on `meta` has shapes alone
         return None
     rows = _pieces(values.detach().reshape(-1)).float().cpu()
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -9,7 +9,7 @@ from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
 from codi_hub.events import OnEvent, ignore
 from codi_hub.operations.context import Context
-from codi_hub.reports import DistillResult
+from codi_hub.reports import DistillResult, TrainingPlan
 from codi_hub.training.distributed import by_main, joined
 
 if TYPE_CHECKING:
@@ -28,11 +28,39 @@ def distill(
         return _distill(context, name, config, on_event if main else ignore)
 
 
+def plan(context: Context, name: str, config: DistillConfig | Mapping[str, Any] | None) -> TrainingPlan:
+    """Decide a training and count its memory; see `Hub.plan`."""
+    from codi_hub.training.dry_run import dry_run
+
+    if not isinstance(config, DistillConfig):
+        config = context.catalog.distill_config(name, config or {})
+    work, size, memory = dry_run(_job(context, name, config))
+    training = work.config.training
+    return TrainingPlan(
+        task=name,
+        base=work.job.base_name,
+        kind=work.kind,
+        size=size,
+        batch=training.batch,
+        accumulate=training.accumulate,
+        lr=training.lr,
+        memory={part: value for part, value in vars(memory).items() if value},
+        total=memory.total,
+    )
+
+
 def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+    from codi_hub.training.run import distil
+
+    job = _job(context, name, config)
+    finished = distil(job, on_event)
+    return by_main(lambda: _register(context, job, finished))
+
+
+def _job(context: Context, name: str, config: DistillConfig) -> Job:
     from codi_hub.backbones import locate
     from codi_hub.training.folder import run_folder
     from codi_hub.training.job import Job
-    from codi_hub.training.run import distil
 
     catalog = context.catalog
     entry = catalog.task(name)
@@ -43,9 +71,7 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     parent = _parent(context, config, task, base.name) if config.adapter.parent else None
     options = BaseOptions.of(base)
     kind = locate(options).family.default_kind
-    job = Job(name, task.name, task_options, base.name, options, config, folder, parent, base, kind)
-    finished = distil(job, on_event)
-    return by_main(lambda: _register(context, job, finished))
+    return Job(name, task.name, task_options, base.name, options, config, folder, parent, base, kind)
 
 
 def _register(context: Context, job: Job, finished: Finished) -> DistillResult:

@@ -243,16 +243,23 @@ def test_embeddings_of_another_text_encoder_or_precision_are_not_reused(tmp_path
     assert len(digests) == 3
 
 
-def test_released_text_encoders_come_back_for_as_long_as_a_prompt_needs_them(tmp_path: Path) -> None:
+def test_released_text_encoders_come_back_for_as_long_as_a_prompt_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = backbones.load(str(save_base(tmp_path / "base", scheduler_config("epsilon"))))
     moves: list[str] = []
     module = base.text_modules()[0]
     module.to = lambda place: moves.append(str(place)) or module  # type: ignore[assignment, func-returns-value]
     base.release_text_encoders()
+    assert moves == []  # they are where they shall be
+    row = base.embed_texts(["a red ball"])
+    monkeypatch.setattr(base, "embed_texts", lambda texts: row)
+    monkeypatch.setattr(type(base), "device", torch.device("cuda"))
+    base.release_text_encoders()
     assert moves == ["cpu"]
     base.embed(["a red ball"])
     base.embed(["a red ball"])  # known
-    assert moves == ["cpu", str(base.device), "cpu"]
+    assert moves == ["cpu", "cuda", "cpu"]
 
 
 # ---- the trainer
