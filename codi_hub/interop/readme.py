@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from codi_hub.adapters.concat import ConcatAdapter
@@ -99,7 +101,7 @@ def control_code(base: Backbone, usage: Usage, steps: int) -> str:
     return "\n".join(lines)
 
 
-def wider_code(base: Backbone, usage: Usage, steps: int, channels: int) -> str:
+def wider_code(base: Any, usage: Usage, steps: int, channels: int) -> str:
     """Return the code that runs a network with further input channels: it takes the place of the pipeline's own."""
     table, network, (scale, shift) = (
         isinstance(base.schedule, VariancePreserving),

@@ -40,13 +40,14 @@ def files(folder, tmp_path) -> tuple[Path, Path]:
 def test_a_file_is_added_and_loaded_as_it_was_added(codi, home, folder, files, monkeypatch):
     model, lora = files
     monkeypatch.chdir(model.parent)
-    card = ("--distilled", "--steps", 4, "--guidance", 1.5)
+    card = ("--distilled", "--steps", 4)
     answer = codi("base", "add", "mine", model.name, "--config", folder, "--lora", f"{lora.name}:0.5", *map(str, card))
-    assert answer == (0, "Added base mine. Make it the default with `codi base use mine`.\n", "")
+    said = "Added base mine, distilled for 4 steps. Make it the default with `codi base use mine`.\n"
+    assert answer == (0, said, "")
     document = json.loads(codi("base", "show", "mine", "--json").out)
     assert document["source"] == str(model)
     assert document["options"] == {"config": str(folder), "loras": [f"{lora}:0.5"]}
-    assert document["card"] == {"distilled": True, "steps": 4, "guidance": 1.5}
+    assert document["card"] == {"distilled": True, "steps": 4}
     with Catalog.open() as catalog:
         loaded = ModelCache(lambda: catalog.registry).base("mine")
     plain = backbones.load(str(folder))
