@@ -29,6 +29,7 @@ def test_what_is_no_code_is_declared_as_data():
         if file.is_file() and file.suffix != ".py":
             assert any(file.match(pattern) for pattern in data["codi_hub.folders"])
     assert (ROOT / "codi_hub" / "folders" / "report.html.j2").is_file()
+    assert data["codi_hub.backbones"] == ["configs/**/*"]
 
 
 def test_public_names_are_there_and_no_others():
