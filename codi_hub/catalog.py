@@ -254,8 +254,8 @@ class Catalog:
         from codi_hub.backbones.probe import probe
 
         located = locate(options)
-        loaded = located.load(mapped=True)
-        probe(loaded)
+        loaded = located.load_as_stored()
+        probe(loaded, release=True)
         mark, options = loaded.fingerprint, recognised(located.files, located.options)
         existing = next((row for row in self.bases() if row.name == name), None)
         moved = existing is not None and _same_weights(existing, mark)
@@ -347,8 +347,10 @@ def _check_source(source: str) -> None:
 
 
 def _same_weights(row: BaseRow, fingerprint: Fingerprint) -> bool:
+    from codi_hub.backbones.fingerprint import check_unchanged
+
     try:
-        fingerprint.check(row.family, row.sketch)
+        check_unchanged(row, fingerprint)
     except Mismatch:
         return False
     return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from codi_hub.config.base import BaseOptions
@@ -31,6 +33,9 @@ FAMILIES = Plugins(
     },
 )
 
+STORED = {"F16": "float16", "BF16": "bfloat16"}  # precisions of files that are kept as they are
+READ_TOGETHER = 1 << 22  # bytes
+
 
 @dataclass(frozen=True)
 class Located:
@@ -46,16 +51,8 @@ class Located:
     files: ModelFiles
     family: type[Backbone]
 
-    def load(
-        self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, mapped: bool = False
-    ) -> Backbone:
-        """Load it in evaluation mode; see `load`.
-
-        Args:
-            device, dtype: see there.
-            mapped: leave weights that need no conversion in the mapped file, which takes no memory of its own. Where
-                they lie there decides the rounding of sums: a copy of the network may differ in the last bit.
-        """
+    def load(self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+        """Load it in evaluation mode; see `load`."""
         import torch
 
         from codi_hub.backbones.card import set_sampling
@@ -64,13 +61,35 @@ class Located:
         device, dtype = torch.device(device), dtype or torch.float32
         with _readable(self.options.source), quiet_libraries():
             base: Any = self.family.load(self._quantised(device, dtype), dtype)
+        assert base.fingerprint  # computed from the files' memory, before weights are moved
         set_sampling(base, self.options)
         base = base.to(device).to(memory_format=torch.channels_last)
-        quantised = self.options.quantize is not None
-        for value in () if mapped or quantised else (*base.parameters(), *base.buffers()):
+        # Where a weight lies decides the rounding of sums: a copy of a mapped one may differ in the last bit.
+        for value in () if self.options.quantize else (*base.parameters(), *base.buffers()):
             if value.data_ptr() % ALIGNMENT:
                 value.data = value.data.clone()
         return cast("Backbone", base)
+
+    def load_as_stored(self) -> Backbone:
+        """Load it on the CPU in the precision of its network's file, whose memory it shares.
+
+        The files are read ahead in their order, which is faster than the order of the tensors.
+        """
+        import torch
+
+        if self.options.quantize:
+            return self.load()
+        from codi_hub.backbones.parts import weight_files
+        from codi_hub.backbones.sources import quiet_libraries
+        from codi_hub.backbones.weights import read_header
+
+        paths: dict[Path, None] = {}
+        stored = "F32"
+        with suppress(InvalidInput, OSError):  # loading says what is missing, after what the configs show
+            paths = {path: None for name in self.family.components for path in weight_files(self.files, name)}
+            stored = read_header(weight_files(self.files, self.family.network_name)[0]).dtype if paths else stored
+        with _readable(self.options.source), quiet_libraries(), _read_ahead([*paths]):
+            return self.family.load(self.files, getattr(torch, STORED.get(stored, "float32")))
 
     def _quantised(self, device: torch.device, dtype: torch.dtype) -> ModelFiles:
         """Return the files with what loads the network in fewer bits, where that was asked for."""
@@ -89,6 +108,22 @@ class Located:
         keep = [self.family.input_layer] if self.family.input_layer else []
         arguments = quantised(self.options.quantize, device, dtype, keep)
         return replace(self.files, arguments={self.family.network_name: arguments})
+
+
+@contextmanager
+def _read_ahead(paths: Sequence[Path]) -> Iterator[None]:
+    """Read files into the system's cache meanwhile."""
+
+    def read() -> None:
+        buffer = bytearray(READ_TOGETHER)
+        for path in paths:
+            with suppress(OSError), path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(read)
+        yield
 
 
 def locate(options: BaseOptions) -> Located:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -17,6 +18,7 @@ from codi_hub.backbones import autoencoder
 from codi_hub.backbones.loras import merge_loras
 from codi_hub.backbones.parts import ModelFiles, load_parts
 from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.weight_sketch import Sketch, sketch_outer
 from codi_hub.errors import Mismatch, UsageError
 
 if TYPE_CHECKING:
@@ -128,7 +130,6 @@ class Backbone(nn.Module, ABC):
         pipeline_name: diffusers' pipeline of the family, which knows its LoRA files; "" for a family without.
         schedule: alpha_t, sigma_t and the prediction type.
         latents: shape of its latents.
-        fingerprint: what tells it from other bases.
         guidance: of a guidance-distilled base, whose network takes a guidance scale as an input (`guidance_embeds` in
             its config): the one value that it is given in training and inference. None for all others.
     """
@@ -146,7 +147,6 @@ class Backbone(nn.Module, ABC):
     pipeline_name: ClassVar[str] = ""
     schedule: Schedule
     latents: LatentSpec
-    fingerprint: Fingerprint
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,6 +173,20 @@ class Backbone(nn.Module, ABC):
     def network(self) -> Any:
         """The network that predicts."""
         return getattr(self, self.network_name)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What tells it from other bases. Families whose constructor sets it need no `compute_fingerprint`."""
+        return self.compute_fingerprint()
+
+    @cached_property
+    def outer_sketch(self) -> Sketch:
+        """The part of the fingerprint's sketch that is of the text encoders and the autoencoder."""
+        return sketch_outer(getattr(self, "text_encoders", ()), getattr(self, "vae", None))
+
+    def compute_fingerprint(self) -> Fingerprint:
+        """Compute the fingerprint from the weights as they are now."""
+        raise NotImplementedError
 
     def schedule_for(self, height: int, width: int) -> Schedule:
         """Return the schedule for images of a size in pixels, where its shift depends on that."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones.weight_sketch import QUANTISED, Sketch, dequantised, distances, sketch_parts
+from codi_hub.backbones.weight_sketch import QUANTISED, Sketch, dequantised, distances, sketch_module
 from codi_hub.errors import Mismatch
 
 if TYPE_CHECKING:
     from codi_hub.registry import BaseRow
 
 TOLERANCE = 0.02  # of `sketch`; a 16-bit copy stays below 0.004, a fine-tune of a few hundred steps exceeds it
-PART_TOLERANCE = 0.006  # of `sketch_parts`; a 16-bit copy stays below 0.004
+PART_TOLERANCE = 0.006  # of `sketch_module`; a 16-bit copy stays below 0.004
 QUANTISED_TOLERANCE = 0.15  # where one of the two is quantised: 8 bits differ by about 0.01, 4 bits by 0.1
 DIRECTIONS = 16
 NETWORK, DECODER = "network", "decoder"  # parts of a base, as messages name them
@@ -31,7 +31,7 @@ class Fingerprint:
 
     Attributes:
         family: 16 hexadecimal digits.
-        sketch: of `sketch_parts`, or of `sketch` in records of the first edition, which looked at four tensors.
+        sketch: of `sketch_module`, or of `sketch` in records of the first edition, which looked at four tensors.
         first_edition: returns the sketch of the first edition, for comparisons with its records.
     """
 
@@ -44,15 +44,15 @@ class Fingerprint:
         cls,
         family: str,
         network: nn.Module,
-        text_encoders: Iterable[nn.Module],
-        autoencoder: nn.Module | None,
+        outer: Sketch | None = None,
         sketched: Sequence[str] = (),
     ) -> Fingerprint:
         """Fingerprint a base.
 
         Args:
             family: see `family_hash`.
-            network, text_encoders, autoencoder: as they were loaded, on any device.
+            network: as it was loaded, on any device.
+            outer: see `Backbone.outer_sketch`.
             sketched: names of the network's tensors that the first edition looked at.
         """
 
@@ -60,7 +60,7 @@ class Fingerprint:
             weights = {name: weight for name, weight in network.named_parameters() if name in sketched}
             return sketch({name: w for name, one in weights.items() if (w := dequantised(one)) is not None}, sketched)
 
-        return cls(family, sketch_parts(network, text_encoders, autoencoder), first_edition)
+        return cls(family, sketch_module(NETWORK, network) | (outer or {}), first_edition)
 
     def check(self, family: str, sketch: Sketch | None, *, allow_fine_tune: bool = False) -> None:
         """Compare an adapter's record of its base with this base; another decoder does not matter to an adapter.

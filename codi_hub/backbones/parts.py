@@ -126,6 +126,16 @@ def load_parts(files: ModelFiles, components: Sequence[str], dtype: torch.dtype)
     return Parts(loaded, files.configs["scheduler"])
 
 
+def weight_files(files: ModelFiles, name: str) -> list[Path]:
+    """Return a component's weight files, the plain ones before a variant; none where it has no weights."""
+    where = files.components.get(name)
+    if where is None or name not in files.configs or name == "scheduler":
+        return []
+    if where.file:
+        return [where.file]
+    return [where.folder / file for file in weights_in(where.folder, files.variant).files]
+
+
 def _network(files: ModelFiles, name: str, dtype: torch.dtype) -> Any:
     """Load a network, and refuse one whose tensors are not exactly those of its class."""
     where, config = files.components[name], files.configs[name]

@@ -48,7 +48,6 @@ class TransformerBackbone(Backbone):
         channels = self.vae.config.latent_channels
         self.latents = LatentSpec(channels, factor, factor * self.patch, factor * self.native_cells)
         self.requires_grad_(False).eval()
-        self.fingerprint = self._fingerprint()
 
     def schedule_for(self, height: int, width: int) -> RectifiedFlow:
         """See `Backbone.schedule_for`."""
@@ -63,10 +62,10 @@ class TransformerBackbone(Backbone):
         unused = tuple(f"transformer_blocks.{len(blocks) - 1}.{part}." for part in TEXT_STREAM)
         return [name for name, _ in net.named_parameters() if name.startswith(unused)]
 
-    def _fingerprint(self) -> Fingerprint:
-        """Fingerprint the weights, the schedule and the latents' scale."""
+    def compute_fingerprint(self) -> Fingerprint:
+        """See `Backbone.compute_fingerprint`; the architecture, the schedule and the latents' scale are the family."""
         shapes = [(name, tuple(value.shape)) for name, value in self.network.state_dict().items()]
         shifts = [round(cast(float, self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
         scale = [round(value, 4) for value in autoencoder.scale_and_shift(self.vae)]
         family = family_hash(shapes, self.schedule.prediction_type, shifts, scale)
-        return Fingerprint.of(family, self.network, self.text_encoders, self.vae)
+        return Fingerprint.of(family, self.network, self.outer_sketch)

@@ -91,7 +91,6 @@ class UNetBackbone(Backbone):
         self.latents = LatentSpec(unet.config.in_channels, factor, multiple, native)
         self.scaling_factor, _ = autoencoder.scale_and_shift(vae)
         self.requires_grad_(False).eval()
-        self.fingerprint = self._fingerprint()
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:
@@ -168,12 +167,12 @@ class UNetBackbone(Backbone):
         timestep = self.schedule.model_time(t).to(z_t.device)
         return self.unet(z_t, timestep, prompt["context"], added_cond_kwargs=added).sample
 
-    def _fingerprint(self) -> Fingerprint:
-        """Fingerprint the weights, the schedule and the latents' scale."""
+    def compute_fingerprint(self) -> Fingerprint:
+        """See `Backbone.compute_fingerprint`; the architecture, the schedule and the latents' scale are the family."""
         shapes = [(name, tuple(value.shape)) for name, value in self.unet.state_dict().items()]
         noise = [round(value, 5) for value in self.schedule.alphas[:: max(1, len(self.schedule) // 20)].tolist()]
         family = family_hash(shapes, self.schedule.prediction_type, noise, round(self.scaling_factor, 4))
-        return Fingerprint.of(family, self.unet, self.text_encoders, self.vae, SKETCHED)
+        return Fingerprint.of(family, self.unet, self.outer_sketch, SKETCHED)
 
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
         """Return the stem's view of the condition: [(B, width, h, w)]."""

@@ -19,30 +19,31 @@ from torch import Tensor, nn
 Sketch = dict[str, list[float]]
 
 PROJECTIONS, SCALES = 4, 2  # numbers per block: of directions, of norms
-PIECE, PIECES = 1024, 64  # elements that lie together, and how many such pieces of a tensor are read
+PIECE, PIECES = 2048, 32  # elements that lie together, and how many such pieces of a tensor are read
 FLOOR = 1e-5  # deviation below which a weight does not count; float16 rounds by 3e-8 at least
 MAX_BLOCKS = 500
 QUANTISED = "quantised"  # key of a sketch of weights that were quantised
 DECODER = ("decoder.", "post_quant_conv.")
 
 
-def sketch_parts(network: nn.Module, text_encoders: Iterable[nn.Module], autoencoder: nn.Module | None) -> Sketch:
-    """Sketch a base's weights: keys are `network/BLOCK`, `text encoder/...`, `autoencoder/...` and `decoder/...`."""
-    result = sketch_weights("network", _weights(network))
+def sketch_module(part: str, module: nn.Module) -> Sketch:
+    """Sketch a module: keys are `PART/BLOCK`, and `QUANTISED` where it is."""
+    marked = any(map(is_quantised, module.parameters()))
+    return sketch_weights(part, dict(module.named_parameters())) | ({QUANTISED: [1.0]} if marked else {})
+
+
+def sketch_outer(text_encoders: Iterable[nn.Module], autoencoder: nn.Module | None) -> Sketch:
+    """Sketch what is around a network: parts `text encoder`, `autoencoder` (its encoding half) and `decoder`."""
+    weights: dict[str, Tensor] = {}
     for number, encoder in enumerate(text_encoders):
-        weights = {f"{number}.{name.removeprefix('text_model.')}": w for name, w in _weights(encoder).items()}
-        result |= sketch_weights("text encoder", weights)
+        named = encoder.named_parameters()
+        weights |= {f"{number}.{name.removeprefix('text_model.')}": weight for name, weight in named}
+    result = sketch_weights("text encoder", weights)
+    named_parameters = {} if autoencoder is None else dict(autoencoder.named_parameters())
     for part, decodes in (("autoencoder", False), ("decoder", True)):
-        weights = {} if autoencoder is None else _weights(autoencoder)
-        result |= sketch_weights(part, {k: v for k, v in weights.items() if k.startswith(DECODER) == decodes})
-    modules = [network, *text_encoders]
-    if any(is_quantised(weight) for module in modules for weight in module.parameters()):
-        result[QUANTISED] = [1.0]
+        half = {name: w for name, w in named_parameters.items() if name.startswith(DECODER) == decodes}
+        result |= sketch_weights(part, half)
     return result
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters())
 
 
 def sketch_weights(part: str, weights: Mapping[str, Tensor]) -> Sketch:

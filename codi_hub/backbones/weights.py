@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ class Header:
     Attributes:
         shapes: of every tensor, by its name.
         metadata: text that the writer added.
+        dtype: of most tensors, as the format spells it, such as F16.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    dtype: str = "F32"
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -50,7 +53,8 @@ def read_header(path: Path) -> Header:
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
             if path.stat().st_size < 8 + length + end:
                 raise ValueError("it is cut off")
-            return Header({name: tuple(entry["shape"]) for name, entry in entries.items()}, metadata)
+            dtype = Counter(entry["dtype"] for entry in entries.values()).most_common(1)[0][0]
+            return Header({name: tuple(entry["shape"]) for name, entry in entries.items()}, metadata, dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{path} is not a safetensors file, or damaged: {one_line(error, 80)}") from error
 

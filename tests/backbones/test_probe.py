@@ -95,7 +95,7 @@ def missing_text(base: UNetBackbone) -> UNetBackbone:
     ("wrong", "message"),
     [
         (lambda base: Unknown(parts(base, unet=unet(**PLAIN))), "differs from diffusers' own by .* does not know"),
-        (lambda base: UNetBackbone(with_output(base, float("nan"))), "its network predicts is not finite in float"),
+        (lambda base: UNetBackbone(with_output(base, float("nan"))), "its network predicts is not finite"),
         (missing_text, "the text encoder fails in a trial evaluation .*IndexError"),
     ],
     ids=["difference", "not a number", "vocabulary"],
