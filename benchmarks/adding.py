@@ -112,11 +112,11 @@ def main() -> None:
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             largest, total = max(path.stat().st_size for path in files), sum(path.stat().st_size for path in files)
             extra = found["peak"] - found["before"]
-            print(
-                f"{total / 1e9:.2f} GB in {len(files)} files: read in {reading:.1f} s, "
-                f"added in {found['seconds']:.1f} s ({found['seconds'] / reading:.2f} x); memory {extra / 1e9:.2f} GB above {found['before'] / 1e9:.2f} "
-                f"({extra / largest:.2f} x the largest file)"
+            times = f"read in {reading:.1f} s, added in {found['seconds']:.1f} s ({found['seconds'] / reading:.2f} x)"
+            memory = (
+                f"{extra / 1e9:.2f} GB above {found['before'] / 1e9:.2f} ({extra / largest:.2f} x the largest file)"
             )
+            print(f"{total / 1e9:.2f} GB in {len(files)} files: {times}; memory {memory}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ class Hub:
         Raises:
             NotFound, InvalidInput, Mismatch: the adapter or its base cannot be used.
         """
-        return self.models.load(self._context.resolve(ref), Placement(**placement))
+        where = Placement(**placement)
+        row = self._context.resolve(ref, allow_base_mismatch=where.allow_base_mismatch)
+        return self.models.load(row, where)
 
     def generate(
         self,

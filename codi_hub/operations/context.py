@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from codi_hub.errors import UsageError
+from codi_hub.errors import Mismatch, NotFound, UsageError
+from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.record import DISTILLED_METHODS
 
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.inference.models import ModelCache
-    from codi_hub.registry import AdapterRow
+    from codi_hub.registry import AdapterRow, BaseRow
 
 MAX_STEPS = 1000  # entries of the noise schedule
 
@@ -28,9 +30,43 @@ class Context:
     models: ModelCache
     base: str | None = None
 
-    def resolve(self, ref: str, base: str | None = None) -> AdapterRow:
-        """Return the adapter of a reference such as "depth", "depth:2" or "depth:prod". Raises NotFound."""
-        return self.catalog.registry.adapters.resolve(ref, base=base or self.base)
+    def resolve(
+        self, ref: str, base: str | None = None, *, allow_base_mismatch: bool = False, on_event: OnEvent = ignore
+    ) -> AdapterRow:
+        """Return the adapter of a reference such as "depth", "depth:2" or "depth:prod".
+
+        Args:
+            ref: the reference.
+            base: name of the base; None: the Hub's, or the one in use.
+            allow_base_mismatch: take the adapter of another base of the same architecture where this one has none.
+            on_event: told of that.
+
+        Raises:
+            NotFound: no such adapter. Mismatch: another base has one; the message names it.
+        """
+        registry = self.catalog.registry
+        try:
+            return registry.adapters.resolve(ref, base=base or self.base)
+        except NotFound as error:
+            wanted = registry.bases.get(base or self.base)
+            row = self._of_another_base(ref, wanted)
+            if row is None:
+                raise
+            if not allow_base_mismatch:
+                raise Mismatch(
+                    f"base {wanted.name} has no adapter {ref}; base {row.base}, of the same architecture, has "
+                    f"{row.ref}: use it all the same with allow_base_mismatch"
+                ) from error
+        on_event(Message(f"{row.ref} was trained on base {row.base}; it is used on {wanted.name}"))
+        return replace(row, base=wanted.name)
+
+    def _of_another_base(self, ref: str, wanted: BaseRow) -> AdapterRow | None:
+        registry = self.catalog.registry
+        for other in registry.bases.list():
+            if other.family == wanted.family and other.name != wanted.name:
+                with suppress(NotFound):
+                    return registry.adapters.resolve(ref, base=other.name)
+        return None
 
 
 def check_steps(steps: int, row: AdapterRow) -> None:

@@ -68,7 +68,7 @@ def _job(context: Context, name: str, config: DistillConfig) -> Job:
     task_options = {**entry["options"], **config.task}
     base = catalog.registry.bases.get(config.base or context.base)
     folder = by_main(lambda: run_folder(catalog.registry.home, name, config.training))
-    parent = _parent(context, config, task, base.name) if config.adapter.parent else None
+    parent = _parent(context, config, task, base.name, on_event) if config.adapter.parent else None
     options = BaseOptions.of(base)
     kind = locate(options).family.default_kind
     return Job(name, task.name, task_options, base.name, options, config, folder, parent, base, kind)
@@ -101,12 +101,14 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
     )
 
 
-def _parent(context: Context, config: DistillConfig, task: Task, base: str) -> Parent:
+def _parent(context: Context, config: DistillConfig, task: Task, base: str, on_event: OnEvent) -> Parent:
     """Return the adapter that training starts from."""
     from codi_hub.adapters.format import RECORD, WEIGHTS, read_record
     from codi_hub.training.job import Parent
 
-    row = context.resolve(config.adapter.parent or "", base)
+    row = context.resolve(
+        config.adapter.parent or "", base, allow_base_mismatch=config.adapter.allow_base_mismatch, on_event=on_event
+    )
     context.models.check(row, task, allow_base_mismatch=config.adapter.allow_base_mismatch)
     files = context.catalog.registry.adapters
     return Parent(row.ref, files.file(row, WEIGHTS), read_record(files.file(row, RECORD)))

@@ -66,7 +66,7 @@ class PlannedRun:
 
 def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
     """Run an adapter over files and folders; see `Hub.run`."""
-    planned = _plan(context, ref, inputs, options)
+    planned = _plan(context, ref, inputs, options, on_event)
     with _report_page(options, planned.items, planned.recipe, on_event) as write:
         return write(_run(context, planned, on_event))
 
@@ -76,7 +76,7 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
     merged: dict[tuple[str, int, str, str], PlannedRun] = {}
     for job in read_jobs(file, options):
         with prefixed(job.where):
-            planned = _plan(context, job.ref, job.inputs, job.options)
+            planned = _plan(context, job.ref, job.inputs, job.options, on_event)
             if (known := merged.setdefault(planned.key, planned)) is not planned:
                 known.items.extend(planned.items)
             else:
@@ -102,10 +102,10 @@ def _run_all(context: Context, file: Path, runs: Sequence[PlannedRun], on_event:
     return JobsReport.of(file, reports)
 
 
-def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions) -> PlannedRun:
+def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> PlannedRun:
     Tiling.parse(options.tile)  # refused before any input is looked at
     SAMPLERS.check(options.sampler, "sampler")
-    row = context.resolve(ref, options.base)
+    row = context.resolve(ref, options.base, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
     items = plan(list(inputs), task, options, task_name=row.task)
     steps = options.steps or row.steps

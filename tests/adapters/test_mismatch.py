@@ -152,3 +152,23 @@ def test_a_base_that_changed_after_its_registration_is_named(
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"prediction_type": "sample"}))
     said = ("base tiny is not what was registered, at ", "family ", ", then ", "codi base add NAME FOLDER")
     refused(codi("run", "depth", tmp_path / "in", "-o", tmp_path / "out"), tmp_path / "out", *said)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_used_on_a_fine_tune_of_its_base_on_request(
+    tiny: Callable[..., Any], base: UNetBackbone, tmp_path: Path
+) -> None:
+    add(base, tmp_path / "a", lambda r: None)
+    folder = save_base(tmp_path / "tuned", scheduler_config("v_prediction", zero_snr=True), seed=5)
+    assert tiny("base", "add", "tuned", folder).code == 0
+    run = ("run", "depth:1", tmp_path / "in", "-o", tmp_path / "out", "--base", "tuned")
+    said = ("base tuned has no adapter depth:1; base tiny, of the same architecture, has depth:1", "--allow-base-mism")
+    refused(tiny(*run), tmp_path / "out", *said)
+    answer = tiny(*run, "--allow-base-mismatch")
+    assert answer.code == 0
+    assert "depth:1 was trained on base tiny; it is used on tuned" in answer.err
+    assert len([*(tmp_path / "out").iterdir()]) == 3
+    with Hub.open(base="tuned") as hub:
+        loaded = hub.use("depth:1", allow_base_mismatch=True)
+        assert loaded.row.base == "tuned"
+        assert not torch.equal(loaded.base.unet.conv_in.weight, base.unet.conv_in.weight)  # type: ignore[attr-defined]
