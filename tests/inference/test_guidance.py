@@ -9,14 +9,18 @@ import torch
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
 )
-from families import sdxl
+from families import LONGEST, MODELS, sdxl
 from kinds import trained
 from tiny import SD_SCHEDULE, record_of
 from torch import Tensor
+from walks import unshifted
 
 from codi_hub import backbones
 from codi_hub.adapters import format
@@ -56,7 +60,7 @@ def theirs(pipe: Any, **arguments: Any) -> np.ndarray:
         )
 
 
-def ours(base: UNetBackbone, adapter: Any, negatives: list[str] | None, scale: float, **sampling: Any) -> np.ndarray:
+def ours(base: Any, adapter: Any, negatives: list[str] | None, scale: float, **sampling: Any) -> np.ndarray:
     words = negatives or [None] * len(PROMPTS)
     rows = zip(CONDITIONS, PROMPTS, SEEDS, words, strict=True)
     requests = [Request(c, adapter, prompt, seed, negative_prompt=no) for c, prompt, seed, no in rows]
@@ -128,6 +132,34 @@ def test_sdxl_takes_zeros_for_no_prompt_as_diffusers_does(tmp_path: Path, negati
     base: Any = backbones.load(str(folder))
     expected = theirs(pipe, guidance_scale=5.0, negative_prompt=negatives)
     assert np.abs(ours(base, BaseOnly(base), negatives, 5.0) - expected).max() <= 1e-5
+
+
+FLOWS: dict[str, tuple[Any, dict[str, float]]] = {  # pipeline, and its name and value for our guidance scale of 5
+    "sd3": (StableDiffusion3Pipeline, {"guidance_scale": 5.0}),
+    "flux": (FluxPipeline, {"true_cfg_scale": 5.0}),
+    "z-image": (ZImagePipeline, {"guidance_scale": 4.0}),  # pos + w (pos - neg)
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FLOWS)
+def test_flow_families_are_guided_as_their_pipelines_do(tmp_path: Path, family: str) -> None:
+    form, guidance = FLOWS[family]
+    folder = MODELS[family](tmp_path)
+    pipe, base = form.from_pretrained(folder), backbones.load(str(folder))
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.stack([gaussian((16, 8, 12), seed) for seed in SEEDS])
+    if family == "flux":
+        guidance["guidance_scale"] = base.guidance
+        latents = pipe._pack_latents(latents, 2, 16, 8, 12)
+    with torch.inference_mode():
+        expected = pipe(
+            list(PROMPTS), negative_prompt=list(NEGATIVES), latents=latents, num_inference_steps=4,
+            sigmas=unshifted(4), height=16, width=24, max_sequence_length=LONGEST, output_type="np", **guidance,
+        ).images  # fmt: skip
+    images = ours(base, BaseOnly(base), NEGATIVES, 5.0)
+    assert np.abs(images - expected).max() <= 1e-5
+    assert np.abs(images - ours(base, BaseOnly(base), NEGATIVES, 1.0)).max() > 1e-4
 
 
 def test_the_formula() -> None:
