@@ -51,8 +51,16 @@ class Located:
     files: ModelFiles
     family: type[Backbone]
 
-    def load(self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
-        """Load it in evaluation mode; see `load`."""
+    def load(
+        self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, mapped: bool = False
+    ) -> Backbone:
+        """Load it in evaluation mode; see `load`.
+
+        Args:
+            device, dtype: see there.
+            mapped: leave weights that need no conversion in the mapped file, which takes no memory of its own. Where
+                they lie there decides the rounding of sums: a copy of the network may differ in the last bit.
+        """
         import torch
 
         from codi_hub.backbones.card import set_sampling
@@ -64,8 +72,8 @@ class Located:
         assert base.fingerprint  # computed from the files' memory, before weights are moved
         set_sampling(base, self.options)
         base = base.to(device).to(memory_format=torch.channels_last)
-        # Where a weight lies decides the rounding of sums: a copy of a mapped one may differ in the last bit.
-        for value in () if self.options.quantize else (*base.parameters(), *base.buffers()):
+        quantised = self.options.quantize is not None
+        for value in () if mapped or quantised else (*base.parameters(), *base.buffers()):
             if value.data_ptr() % ALIGNMENT:
                 value.data = value.data.clone()
         return cast("Backbone", base)

@@ -52,12 +52,12 @@ def plan(context: Context, name: str, config: DistillConfig | Mapping[str, Any] 
 def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
     from codi_hub.training.run import distil
 
-    job = _job(context, name, config)
+    job = _job(context, name, config, on_event)
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
 
 
-def _job(context: Context, name: str, config: DistillConfig) -> Job:
+def _job(context: Context, name: str, config: DistillConfig, on_event: OnEvent = ignore) -> Job:
     from codi_hub.backbones import locate
     from codi_hub.training.folder import run_folder
     from codi_hub.training.job import Job
