@@ -250,13 +250,14 @@ class Catalog:
         options = (base if isinstance(base, BaseOptions) else BaseOptions(source=base)).absolute()
         _check_source(options.source)
         from codi_hub.backbones import locate
-        from codi_hub.backbones.card import recognised
+        from codi_hub.backbones.card import recognised, set_sampling
         from codi_hub.backbones.probe import probe
 
         located = locate(options)
         loaded = located.load_as_stored()
         probe(loaded, release=True)
         mark, options = loaded.fingerprint, recognised(located.files, located.options)
+        set_sampling(loaded, options)  # refused here; not part of the fingerprint, which is the files'
         existing = next((row for row in self.bases() if row.name == name), None)
         moved = existing is not None and _same_weights(existing, mark)
         return self.registry.bases.add(

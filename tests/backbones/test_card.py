@@ -72,6 +72,8 @@ def test_a_fast_base_is_registered_trained_on_its_grid_and_run_at_its_steps(
     codi: Callable[..., Any], base_folder: Path, tmp_path: Path
 ) -> None:
     answer = codi("base", "add", "fast", base_folder, "--distilled", "--steps", "3")
+    refused = codi("base", "add", "shifted", base_folder, "--shift", "2")
+    assert (refused.code, "--shift 2: only flow bases have one" in refused.err) == (2, True), refused.err
     assert "Added base fast, distilled for 3 steps." in answer.out, answer.err
     assert json.loads(codi("base", "show", "fast", "--json").out)["card"] == {"distilled": True, "steps": 3}
     small = ["--train-steps", "2", "--count", "6", "--size", "32", "--batch", "2", "--workers", "1", "--device", "cpu"]
