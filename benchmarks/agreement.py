@@ -36,6 +36,7 @@ from codi_hub.inference.engine import gaussian  # noqa: E402
 
 PAGE = ROOT / "docs" / "bases.md"
 TABLE = re.compile(r"(?<=<!-- forms -->\n).*?(?=<!-- /forms -->)", re.DOTALL)
+UP, DOWN = (".lora_up.", ".lora_B."), (".lora_down.", ".lora_A.")
 SIZE, PROMPT, STEPS = 32, "a red ball", 4
 TRAINING = ["--kind", "control", "--train-steps", "20", "--size", str(SIZE), "--batch", "2", "--lr", "1e-2"]
 TRAINING += ["--precision", "fp32", "--workers", "1", "--sample-every", "0", "--device", "cpu"]
@@ -114,10 +115,13 @@ def single_file(model: Path, work: Path, base: Any, name: str) -> Source:
 
 
 def merged_lora(model: Path, work: Path, base: Any, name: str) -> Source:
-    """Return a folder, and write a LoRA of kohya's form to be merged into it."""
+    """Return a folder, and write a LoRA to be merged into it: kohya's for U-Nets, PEFT's for transformers."""
     layer = next(name for name in base.lora_targets() if name.endswith("to_q"))
-    prefix = "lora_unet" if base.network_name == "unet" else "lora_transformer"
-    file = single_files.write(work / "lora.safetensors", single_files.kohya_lora(base.network, prefix, [layer]))
+    if base.network_name == "unet":
+        tensors = single_files.kohya_lora(base.network, "lora_unet", [layer])
+    else:
+        tensors = single_files.peft_lora(base.network, "transformer.", [layer])
+    file = single_files.write(work / "lora.safetensors", tensors)
     return model, ["--lora", f"{file}:0.5"]
 
 
@@ -193,14 +197,16 @@ def in_diffusers(net: Path, model: Path, condition: Image.Image, flags: list[str
 
 
 def merge(pipe: Any, file: Path, scale: float) -> None:
-    """Add a LoRA's product to its layer: alpha / rank * up @ down."""
+    """Add a LoRA's product to its layer: alpha / rank * up @ down, where alpha is the rank unless it is stated."""
     from safetensors.torch import load_file
 
     tensors = load_file(file)
-    key = next(name for name in tensors if name.endswith(".lora_up.weight")).removesuffix(".lora_up.weight")
-    up, down, alpha = (tensors[f"{key}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+    up, down = (next(v for k, v in tensors.items() if any(end in k for end in ends)) for ends in (UP, DOWN))
+    alpha = next((float(value) for key, value in tensors.items() if key.endswith(".alpha")), len(down))
+    key = next(iter(tensors)).replace(".", "_")
     network = getattr(pipe, "unet", None) or pipe.transformer
-    layer = next(one for name, one in network.named_modules() if key.endswith("_" + name.replace(".", "_")))
+    layers = {name.replace(".", "_"): one for name, one in network.named_modules() if name}
+    layer = layers[max((name for name in layers if f"_{name}_" in key), key=len)]
     with torch.no_grad():
         layer.weight += scale * alpha / len(down) * (up @ down)
 

@@ -109,10 +109,11 @@ class Learner(nn.Module):
         self.classes = nn.Conv2d(width, CLASSES * FINE**2, 1)
         self.pointed = nn.Conv2d(width, FINE**2, 1)
 
-    def forward(self, condition: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, base: Backbone, condition: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits of the classes and of the named object, and the residual of the prediction.
 
         Args:
+            base: the frozen base.
             condition: (B, C, H, W) in [0, 1].
             prompt: embedded prompts of B rows.
 
@@ -121,7 +122,7 @@ class Learner(nn.Module):
         """
         features: list[Tensor] = []
         hook = self.adapter.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))  # type: ignore[union-attr]
-        _, added = self.adapter.prepare(self.base, condition, prompt)
+        _, added = self.adapter.prepare(base, condition, prompt)
         hook.remove()
         classes, pointed = (F.pixel_shuffle(head(features[0]), FINE) for head in (self.classes, self.pointed))
         return classes.float(), pointed[:, 0].float(), added.float()
@@ -183,7 +184,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
         prompt = _prompt(one, rows).to(device)
         with torch.autocast(device, torch.bfloat16):
-            classes, pointed, added = network(condition, prompt)
+            classes, pointed, added = network(base, condition, prompt)
         painting = relative_error(x.float(), alone.float() - sigma * added, source.float())
         terms = label_losses(classes, pointed, labels.long(), marked.float()) | {"painting": painting}
         return {term: WEIGHTS[term] * value for term, value in terms.items()}

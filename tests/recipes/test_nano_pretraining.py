@@ -100,7 +100,7 @@ def test_a_short_pretraining_registers_an_adapter_to_start_from(
     assert [one.start for one in record.lineage] == ["random initialisation", "from the training before"]
     with torch.no_grad():
         first, added = adapter.prepare(
-            torch.rand(1, {"edit": 3, "depth": 1}[task], 64, 64), base.embed(["remove the box"])
+            base, torch.rand(1, {"edit": 3, "depth": 1}[task], 64, 64), base.embed(["remove the box"])
         )
     assert first.abs().max() == 0  # the residual is added to the prediction alone
     assert added.abs().max() > 0
