@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones.backbone import Prompt, Residuals
+from codi_hub.backbones.backbone import ATTENTION_AND_FEED_FORWARD, Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
@@ -53,6 +53,7 @@ class FluxBackbone(TransformerBackbone):
         arguments=f"guidance_scale={GUIDANCE}",
     )
     input_layer: ClassVar[str] = "x_embedder"
+    lora_layers: ClassVar[str] = rf"{ATTENTION_AND_FEED_FORWARD}|single_transformer_blocks\.\d+\.proj_(mlp|out)"
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
 
     def __init__(self, parts: Parts) -> None:
