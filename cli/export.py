@@ -10,6 +10,7 @@ from codi_hub.cli.adapters import REF
 from codi_hub.cli.common import Json, Quiet
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, size
+from codi_hub.cli.progress import Display
 from codi_hub.config.options import ExportOptions
 from codi_hub.errors import printable
 
@@ -30,8 +31,9 @@ def export(
     options = ExportOptions(**given)
     from codi_hub.hub import Hub
 
-    with Hub.open(base=base) as hub:
-        result = hub.export(ref, options)
+    out = Output(json, quiet)
+    with Hub.open(base=base) as hub, Display(out) as display:
+        result = hub.export(ref, options, display)
     where = printable(str(result.folder))
     text = f"Exported {result.adapter} for base {result.base} to {where} ({size(result.bytes)}, {result.dtype})."
-    Output(json, quiet).result(result.to_json(), text, str(result.folder))
+    out.result(result.to_json(), text, str(result.folder))

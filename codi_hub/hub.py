@@ -87,6 +87,7 @@ class Hub:
         batch: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        allow_base_mismatch: bool = False,
     ) -> Any:
         """Generate one image per input; adapters of several tasks share batches.
 
@@ -109,6 +110,8 @@ class Hub:
             batch: largest batch; default: what fits into the memory.
             device: "auto", "cpu", "cuda" or "mps".
             dtype: "auto", "fp32", "fp16" or "bf16".
+            allow_base_mismatch: use adapters of another base of the same architecture, such as this one's origin,
+                where this one has none.
 
         Returns:
             One image for one image, else a list: a PIL image for a PIL image, uint8 (H, W, 3) for an array (with the
@@ -121,7 +124,7 @@ class Hub:
 
         chosen = GenerateOptions(
             masks, prompts, negative_prompts, seeds, steps, strength, options, sampler, temperature, guidance_scale,
-            tile, batch, device, dtype,
+            tile, batch, device, dtype, allow_base_mismatch,
         )  # fmt: skip
         return generate(self._context, ref, images, chosen)
 
@@ -193,7 +196,7 @@ class Hub:
 
         return evaluate(self._context, ref, options or EvalOptions(), on_event)
 
-    def export(self, ref: str, options: ExportOptions) -> ExportResult:
+    def export(self, ref: str, options: ExportOptions, on_event: OnEvent = ignore) -> ExportResult:
         """Write an adapter as another tool reads it.
 
         Raises:
@@ -202,4 +205,4 @@ class Hub:
         """
         from codi_hub.operations.export import export
 
-        return export(self._context, ref, options)
+        return export(self._context, ref, options, on_event)

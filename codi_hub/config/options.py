@@ -113,6 +113,8 @@ class EvalOptions(Options):
     Above 1 for adapters that were trained without distillation, at twice the computation."""
     negative_prompt: str | None = option(None, "--negative-prompt")
     """With guidance, the text that images are led away from (default: none)."""
+    allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
+    """Measure an adapter on another base of its family, such as a fine-tune."""
     seed: int = option(0, "--seed", ge=0)
     """Seed of the noise and the degradations."""
     device: Device = option("auto", "--device", panel="Machine", metavar="NAME")
@@ -134,3 +136,5 @@ class ExportOptions(Options):
     """Precision of the weights."""
     overwrite: bool = option(False, "--overwrite")
     """Replace an earlier export."""
+    allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
+    """Export an adapter for another base of its family, such as a fine-tune."""

@@ -25,7 +25,8 @@ def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent
     from codi_hub.evaluation.run import evaluate_task
 
     SAMPLERS.check(options.sampler, "sampler")
-    row = context.resolve(ref, options.base)
+    mismatch = options.allow_base_mismatch
+    row = context.resolve(ref, options.base, allow_base_mismatch=mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
     start = time.perf_counter()
     base, contestants = _contestants(context, row, task, options)
@@ -58,17 +59,18 @@ def _contestants(
         row,
         task.baselines,
         options.steps,
-        resolve=lambda name: context.resolve(name, row.base),
+        resolve=lambda name: context.resolve(name, row.base, allow_base_mismatch=options.allow_base_mismatch),
         available=lambda: context.catalog.registry.adapters.list(row.task, row.base),
     )
     for steps in dict.fromkeys(count for entry in entries for count in entry.steps):
         check_steps(steps, row)
     for entry in entries:
         if entry.row:
-            context.models.check(entry.row, task)
+            context.models.check(entry.row, task, allow_base_mismatch=options.allow_base_mismatch)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
     check_guidance(options.guidance_scale, negative, row)
-    placement = Placement(device=options.device, dtype=options.dtype)
+    names = ("device", "dtype", "allow_base_mismatch")
+    placement = Placement(**{name: getattr(options, name) for name in names})
     base = context.models.base(row.base, placement)
     contestants = []
     for entry in entries:

@@ -46,6 +46,7 @@ class GenerateOptions:
     batch: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    allow_base_mismatch: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def generate(context: Context, refs: str | Sequence[str], images: Any, options: 
     tiling = Tiling.parse(options.tile)
     inputs = _inputs(context, refs, [images] if single else list(images), options)
     for row, task in {entry.row.id: (entry.row, entry.task) for entry in inputs}.values():
-        context.models.check(row, task)
-    placement = Placement(device=options.device, dtype=options.dtype)
+        context.models.check(row, task, allow_base_mismatch=options.allow_base_mismatch)
+    names = ("device", "dtype", "allow_base_mismatch")
+    placement = Placement(**{name: getattr(options, name) for name in names})
     loaded = {row.id: context.models.load(row, placement) for row in {e.row.id: e.row for e in inputs}.values()}
     outputs = _generate(inputs, loaded, tiling, options)
     finished = [_finish(entry, output) for entry, output in zip(inputs, outputs, strict=True)]
@@ -147,7 +149,8 @@ def _inputs(
     prompts = _each("prompts", options.prompts, count, str)
     negatives = _each("negative_prompts", options.negative_prompts, count, str)
     seeds = _each("seeds", options.seeds, count, int)
-    rows = {name: context.resolve(name) for name in dict.fromkeys(names)}
+    mismatch = options.allow_base_mismatch
+    rows = {name: context.resolve(name, allow_base_mismatch=mismatch) for name in dict.fromkeys(names)}
     tasks = {name: context.catalog.load_task(row.task, dict(options.options or {})) for name, row in rows.items()}
     inputs = []
     for k, (name, image, mask) in enumerate(zip(names, images, masks, strict=True)):

@@ -13,6 +13,7 @@ from tiny import save_base, scheduler_config, stir
 from codi_hub import adapters
 from codi_hub.adapters import format
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.errors import Mismatch
 from codi_hub.hub import Hub
 from codi_hub.tasks.depth import Depth
 
@@ -168,7 +169,18 @@ def test_an_adapter_is_used_on_a_fine_tune_of_its_base_on_request(
     assert answer.code == 0
     assert "depth:1 was trained on base tiny; it is used on tuned" in answer.err
     assert len([*(tmp_path / "out").iterdir()]) == 3
+    elsewhere = ("depth:1", "--base", "tuned", "--allow-base-mismatch", "--json")
+    assert json.loads(tiny("export", *elsewhere, "-o", tmp_path / "exported").out)["base"] == "tuned"
+    image, measured = Image.open(tmp_path / "in" / "0.png"), ("--steps", "1", "--count", "1", "--against", "base")
+    answer = tiny("eval", *elsewhere, *measured)
+    assert json.loads(answer.out)["base"] == "tuned"
+    assert "depth:1 was trained on base tiny; it is used on tuned" in answer.err
+    for command, more in (("eval", ()), ("export", ("-o", tmp_path / "refused"))):
+        assert "base tiny, of the same architecture" in tiny(command, "depth:1", "--base", "tuned", *more).err
     with Hub.open(base="tuned") as hub:
+        with pytest.raises(Mismatch, match="with allow_base_mismatch"):
+            hub.generate("depth:1", image)
+        assert hub.generate("depth:1", image, allow_base_mismatch=True).size == image.size
         loaded = hub.use("depth:1", allow_base_mismatch=True)
         assert loaded.row.base == "tuned"
         assert not torch.equal(loaded.base.unet.conv_in.weight, base.unet.conv_in.weight)  # type: ignore[attr-defined]
