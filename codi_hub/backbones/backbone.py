@@ -42,17 +42,27 @@ class LatentSpec:
         factor: pixels per latent cell along a side.
         multiple: sides of images must be multiples of this many pixels.
         native_size: side in pixels of the images the base was trained on.
+        max_side: longest side in pixels that the network has positions for, None where there is no limit.
     """
 
     channels: int
     factor: int
     multiple: int
     native_size: int
+    max_side: int | None = None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the latent (h, w) of an image in pixels, its sides rounded up to `multiple`."""
         m, f = self.multiple, self.factor
         return -(-height // m) * m // f, -(-width // m) * m // f
+
+    def check(self, height: int, width: int) -> None:
+        """Raise UsageError for an image in pixels that is larger than the network has positions for."""
+        if self.max_side is not None and max(height, width) > self.max_side:
+            raise UsageError(
+                f"an image of {width}x{height} px: this base takes sides of at most {self.max_side} px: make the image "
+                f"smaller, or set tile to {self.max_side} or less"
+            )
 
 
 class NamedTensors:

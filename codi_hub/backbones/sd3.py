@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from codi_hub.backbones import autoencoder
 from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
+from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.backbones.usage import Usage
@@ -56,7 +57,10 @@ class SD3Backbone(TransformerBackbone):
             )
         factor = self.latents.factor
         self.latents = replace(
-            self.latents, multiple=factor * config.patch_size, native_size=factor * config.sample_size
+            self.latents,
+            multiple=factor * config.patch_size,
+            native_size=factor * config.sample_size,
+            max_side=factor * config.patch_size * config.pos_embed_max_size,
         )
 
     @classmethod
@@ -81,8 +85,6 @@ class SD3Backbone(TransformerBackbone):
 
     def embed_texts(self, texts: Sequence[str]) -> Prompt:
         """See `Backbone.embed_texts`: `context` (B, tokens, width) and `pooled` (B, both CLIP widths)."""
-        t5 = self.text_parts.get("tokenizer_3")
-        tokens = TOKENS if t5 is None else min(TOKENS, t5.model_max_length)
         with quiet_libraries():  # which remark on every prompt that is cut
             context, _, pooled, _ = self.text_pipeline.encode_prompt(
                 list(texts),
@@ -90,9 +92,22 @@ class SD3Backbone(TransformerBackbone):
                 None,
                 device=self.device,
                 do_classifier_free_guidance=False,
-                max_sequence_length=tokens,
+                max_sequence_length=self.most_tokens,
             )
         return Prompt({"context": context, "pooled": pooled})
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of T5's part of the context."""
+        t5 = self.text_parts.get("tokenizer_3")
+        return TOKENS if t5 is None else min(TOKENS, t5.model_max_length)
+
+    def unread_text(self, text: str) -> str:
+        """See `Backbone.unread_text`: what T5, or where there is none CLIP, does not read; T5 reads more."""
+        if t5 := self.text_parts.get("tokenizer_3"):
+            return excess(t5, text, self.most_tokens)
+        words = self.text_pipeline.tokenizer  # as long as its encoder reads
+        return excess(words, text, words.model_max_length)
 
     def predict(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Prompt, Residuals
-from codi_hub.backbones.parts import ModelFiles
+from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
@@ -47,6 +48,11 @@ class ZImageBackbone(TransformerBackbone):
     cells_apart: ClassVar[bool] = True
     time_scale: ClassVar[float] = 1.0  # the network multiplies by 1000 itself
     negated: ClassVar[bool] = True
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        _, rows, columns = self.transformer.config.axes_lens
+        self.latents = replace(self.latents, max_side=self.latents.multiple * min(rows, columns))
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:

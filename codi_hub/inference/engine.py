@@ -133,12 +133,14 @@ class Engine:
                 halved and tried again, and later ones of its size are no larger.
 
         Raises:
-            UsageError: an unknown sampler, more steps than the schedule has, or a strength that an adapter lacks.
+            UsageError: an unknown sampler, more steps than the schedule has, a strength that an adapter lacks, or an
+                image that is larger than the base takes.
             MemoryError: one image alone does not fit.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for k, request in enumerate(requests):
             _check_strength(request)
+            self.base.latents.check(*request.condition.shape[:2])
             groups.setdefault(request.group, []).append(k)
         images: dict[int, np.ndarray] = {}
         sizes: list[int] = []

@@ -99,12 +99,14 @@ def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
     """Return source and size of the pairs; the size suits task and base unless the configuration has one.
 
     Raises:
-        UsageError: a size that the base cannot encode.
+        UsageError: a size that the base cannot encode, or has no positions for.
     """
     job, data, multiple = work.job, work.config.data, base.latents.multiple
     size = data.size or max(1, int(work.task.training_size * base.latents.native_size) // multiple) * multiple
     if size % multiple:
         raise UsageError(f"data.size {size}: a multiple of {multiple} px on this base")
+    if base.latents.max_side is not None and size > base.latents.max_side:
+        raise UsageError(f"data.size {size}: at most {base.latents.max_side} px on this base")
     assert data.source is not None  # the plan has decided it
     return PairsSpec(job.like, job.task_options, data.source, data.count, size, work.config.training.seed)
 

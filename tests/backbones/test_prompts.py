@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from families import flux, sdxl, z_image
+from families import LONGEST, flux, sd3, sdxl, z_image
 from tiny import TOKENS, save_base, scheduler_config
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -73,11 +73,20 @@ def test_a_word_of_several_vectors_is_all_of_them(inverted: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [sdxl, flux, z_image], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [sdxl, sd3, flux, z_image], ids=lambda model: model.__name__)
 def test_every_family_says_what_it_does_not_read(tmp_path: Path, model: Callable[[Path], Path]) -> None:
     base: Backbone = backbones.load(str(model(tmp_path)))
     assert base.unread_text("ab") == ""
     assert base.unread_text("abcdefg " * 600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t5", [True, False], ids=["T5", "no T5"])
+def test_sd3_reads_what_its_longest_text_encoder_reads(tmp_path: Path, t5: bool) -> None:
+    base: Backbone = backbones.load(str(sd3(tmp_path, t5_encoder=t5)))
+    read = LONGEST - 2 if t5 else TOKENS - 2  # T5's first piece is a space and its last an end; CLIP has two ends
+    assert base.unread_text("a" * read) == ""
+    assert base.unread_text("a" * read + "bc") == "bc"
 
 
 def test_a_cut_prompt_is_said_once_in_a_run(base: Backbone) -> None:

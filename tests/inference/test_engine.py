@@ -1,5 +1,6 @@
 """Images from requests: every number of steps, any size, the promises about seeds and strength, and batches."""
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,22 @@ def test_impossible_numbers_of_steps_are_refused(base: UNetBackbone, adapter: Ad
 def test_an_unknown_sampler_is_refused(base: UNetBackbone, adapter: Adapter) -> None:
     with pytest.raises(UsageError, match="no sampler 'euler': one of ddim, renoise, dpmpp"):
         generate(base, requests_of(adapter, 1), Sampling(sampler="euler"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "most"), [("sd3", 48), ("z-image", 256)])
+def test_an_image_beyond_the_bases_positions_is_refused_before_anything_is_computed(
+    family: str, most: int, family_base: Callable[[str], Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = family_base(family)
+    fits, too_long = (Request(np.zeros((8, width, 1), np.float32), BaseOnly(base), "", 0) for width in (most, most + 1))
+    assert generate(base, [fits])[0].shape == (8, most, 3)
+    monkeypatch.setattr(type(base), "predict", lambda *a, **k: pytest.fail("the network was evaluated"))
+    said = (
+        f"^an image of {most + 1}x8 px: this base takes sides of at most {most} px: make .* set tile to {most} or less$"
+    )
+    with pytest.raises(UsageError, match=said):
+        generate(base, [fits, too_long])
 
 
 def test_no_requests_give_no_images(base: UNetBackbone) -> None:
