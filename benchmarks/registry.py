@@ -100,8 +100,8 @@ def questions(catalog: Catalog, adapters: int) -> dict[str, Callable[[], object]
         "task add, cp": copied,
         "add, rm": removed,
         "start of a run": run_begun,
-        "outputs of a new run": lambda: registry.runs.finished_outputs(f"{name}:{version}", OPTIONS, []),
-        "outputs of a finished run": lambda: registry.runs.finished_outputs("superres:1", OPTIONS, outputs),
+        "outputs of a new run": lambda: registry.runs.last_outputs(f"{name}:{version}", OPTIONS, []),
+        "outputs of a finished run": lambda: registry.runs.last_outputs("superres:1", OPTIONS, outputs),
         "gc --dry-run": lambda: catalog.collect(dry_run=True),
     }
 

@@ -62,7 +62,7 @@ def run(
 
 def _summary(report: RunReport | JobsReport, dry_run: bool) -> str:
     if dry_run:
-        lines = [f"{item['status']}: {item['input']} -> {item['output']}" for item in report.items]
+        lines = [_line(item) for item in report.items]
         planned = sum(item["status"] == "planned" for item in report.items)
         counts = f"{planned} to generate, {report.failed} refused, {report.skipped} finished already"
         return "\n".join([*lines, f"{counts} ({report.summary})"])
@@ -70,6 +70,11 @@ def _summary(report: RunReport | JobsReport, dry_run: bool) -> str:
         f"{report.ok} ok, {report.failed} failed, {report.skipped} skipped in {report.seconds:.1f} s "
         f"({report.summary}){_folders(report.items)}"
     )
+
+
+def _line(item: dict[str, Any]) -> str:
+    note = item["error"] or (f"replaces an output {item['replaces']}" if "replaces" in item else "")
+    return f"{item['status']}: {item['input']} -> {item['output']}" + (f" ({note})" if note else "")
 
 
 def _folders(items: list[dict[str, Any]]) -> str:

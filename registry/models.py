@@ -152,5 +152,8 @@ run_item = Table(
     Column("error", Text),
     Column("seconds", Float, nullable=False),
     Column("prompt", Text),
+    Column("output_hash", String(64), index=True),  # null: written before hashes were logged
+    Column("output_bytes", BigInteger),
+    Column("output_mtime_ns", BigInteger),
     Index(None, "output", postgresql_using="hash"),  # its other indexes refuse a path of more than 2.7 kB
 )

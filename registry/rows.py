@@ -105,7 +105,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class RunItemRow:
-    """One input of a run. `input_hash`: sha256 of the file, if it could be read."""
+    """One input of a run. `input_hash`: sha256 of the file, if it could be read.
+
+    `output_hash`, `output_bytes` and `output_mtime_ns` are those of the output's file as it was written.
+    """
 
     input: str
     output: str | None
@@ -115,6 +118,26 @@ class RunItemRow:
     error: str | None
     seconds: float
     prompt: str | None = None
+    output_hash: str | None = None
+    output_bytes: int | None = None
+    output_mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """The last record of an output.
+
+    `same`: whether it was made with the adapter and the options that were asked about. `hash`, `bytes`, `mtime_ns`: of
+    the file as it was written; None where they were not logged.
+    """
+
+    same: bool
+    input_hash: str | None
+    prompt: str | None
+    seed: int
+    hash: str | None
+    bytes: int | None
+    mtime_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)

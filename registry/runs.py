@@ -12,9 +12,7 @@ from codi_hub.errors import NotFound
 from codi_hub.registry import versions
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import run, run_item
-from codi_hub.registry.rows import RunItemRow, RunRow, now, storable
-
-Finished = tuple[str | None, str | None, int]
+from codi_hub.registry.rows import OutputRow, RunItemRow, RunRow, now, storable
 
 
 class RunLog:
@@ -29,12 +27,19 @@ class RunLog:
         with self._database.write() as connection:
             return versions.insert(connection, run, values | {"status": "running", "started": now()})
 
-    def add_item(self, run_id: int, **item: Any) -> None:
-        """Add one input of a run: the fields of `RunItemRow`, `seed` below 2^63."""
+    def add_item(self, run_id: int, **item: Any) -> int:
+        """Add one input of a run: the fields of `RunItemRow`, `seed` below 2^63. Return its id."""
         values = asdict(RunItemRow(**item))
         values |= {name: storable(values[name]) for name in ("input", "output", "error") if values[name] is not None}
         with self._database.write() as connection:
-            versions.insert(connection, run_item, values | {"run_id": run_id})
+            return versions.insert(connection, run_item, values | {"run_id": run_id})
+
+    def fail_item(self, item_id: int, error: str) -> None:
+        """Turn an item that was added into a failed one, which wrote nothing."""
+        written = dict.fromkeys(("output_hash", "output_bytes", "output_mtime_ns"))
+        values = written | {"status": "failed", "error": storable(error)}
+        with self._database.write() as connection:
+            connection.execute(update(run_item).where(run_item.c.id == item_id).values(values))
 
     def finish(self, run_id: int, status: str) -> None:
         """Set a run's final status and time. Raises NotFound."""
@@ -64,16 +69,17 @@ class RunLog:
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
-    def finished_outputs(
-        self, adapter_ref: str, options: dict[str, Any], outputs: Iterable[str]
-    ) -> dict[str, Finished]:
-        """Return (sha256 of the input, prompt, seed) of each output that this adapter wrote with these options.
+    def last_outputs(self, adapter_ref: str, options: dict[str, Any], outputs: Iterable[str]) -> dict[str, OutputRow]:
+        """Return the last record of each output that any run wrote.
 
-        An output that another run has written since is left out: the last run that wrote it counts.
+        Args:
+            adapter_ref, options: decide `OutputRow.same`.
+            outputs: absolute paths.
         """
         wanted = versions.plain(options)
         last: dict[str, Any] = {}
-        columns = (run_item.c.run_id, run_item.c.output, run_item.c.input_hash, run_item.c.prompt, run_item.c.seed)
+        names = ("input_hash", "prompt", "seed", "output_hash", "output_bytes", "output_mtime_ns")
+        columns = (run_item.c.run_id, run_item.c.output, *(run_item.c[name] for name in names))
         written = select(*columns).where(run_item.c.status == "ok").order_by(run_item.c.id)
         with self._database.read() as connection:
             for part in versions.in_parts(map(storable, outputs)):
@@ -84,7 +90,13 @@ class RunLog:
                 runs = select(run.c.id, run.c.options).where(run.c.id.in_(part), run.c.adapter == adapter_ref)
                 # Compared here: JSON is not comparable in every database.
                 same |= {row.id for row in connection.execute(runs) if row.options == wanted}
-        return {name: (row.input_hash, row.prompt, row.seed) for name, row in last.items() if row.run_id in same}
+        return {name: OutputRow(row.run_id in same, *row[2:]) for name, row in last.items()}
+
+    def wrote(self, digest: str) -> bool:
+        """Return whether any run wrote a file with this sha256, wherever it lies now."""
+        query = select(run_item.c.id).where(run_item.c.output_hash == digest).limit(1)
+        with self._database.read() as connection:
+            return connection.scalar(query) is not None
 
 
 def _count(status: str) -> Any:

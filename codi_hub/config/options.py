@@ -32,9 +32,11 @@ class RunOptions(Options):
     ext: Literal["auto", "png", "jpg"] = option("auto", "--ext")
     """File type of the outputs."""
     overwrite: bool = option(False, "--overwrite")
-    """Replace outputs that exist."""
+    """Replace every output that exists, even files that codi did not write."""
     resume: bool = option(True, "--resume/--no-resume")
     """Skip what an earlier run finished."""
+    verify_outputs: bool = option(False, "--verify-outputs")
+    """Read every existing output to tell whether it is finished, even if its size and time have not changed."""
     recursive: bool = option(True, "--recursive/--no-recursive")
     """Include subfolders."""
     dry_run: bool = option(False, "--dry-run")

@@ -25,6 +25,7 @@ SHARED = (  # options of the whole run, which a line cannot set
     "batch",
     "overwrite",
     "resume",
+    "verify_outputs",
     "dry_run",
     "report",
     "allow_base_mismatch",

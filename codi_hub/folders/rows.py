@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_hub.errors import CodiError, describe
-from codi_hub.events import ItemDone, OnEvent
+from codi_hub.errors import CodiError
+from codi_hub.events import ItemDone, Message, OnEvent
 from codi_hub.folders.plan import Item
 from codi_hub.paths import path_text
+from codi_hub.registry.rows import OutputRow, RunItemRow
+from codi_hub.registry.store import Stamp, sha256
 
 if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow
     from codi_hub.registry.runs import RunLog
 
 Row = dict[str, Any]
-"""input, output, status ("ok", "failed", "skipped", "planned"), seed, error, seconds, and prompt if there is one."""
+"""input, output, status ("ok", "failed", "skipped", "planned"), seed, error, seconds; and if there is one, prompt, and
+replaces: what is known of the existing output."""
+
+
+def row_of(item: Item, status: str, *, error: str | None = None, seconds: float = 0.0) -> Row:
+    """Return the row of an item."""
+    row: Row = {"input": path_text(item.input), "output": path_text(item.output), "status": status}
+    row |= {"seed": item.seed, "error": error, "seconds": seconds}
+    return row | ({} if item.prompt is None else {"prompt": item.prompt})
 
 
 class RegistryLog:
@@ -35,31 +46,75 @@ class RegistryLog:
     def __init__(self, runs: RunLog, adapter: AdapterRow, recipe: dict[str, Any], items: Sequence[Item]) -> None:
         self._runs, self._adapter, self._recipe, self._items = runs, adapter, recipe, items
         self._run_id: int | None = None
+        self._claimed: dict[str, int] = {}  # output -> id of its record
+        self._unlogged: str | None = None
+        self._warned = False
 
     def start(self) -> None:
-        """Begin the record of a run. An exception ends the run."""
-        self._run_id = self._runs.start(self._adapter.task, self._adapter.ref, self._recipe)
+        """Begin the record of a run."""
+        with self._logging():
+            self._run_id = self._runs.start(self._adapter.task, self._adapter.ref, self._recipe)
 
-    def finished(self, item: Item, input_hash: str) -> bool:
-        """Return whether the existing output was made from this input with the same prompt, seed and recipe."""
-        return self._finished.get(absolute_output(item.output)) == (input_hash, item.prompt, item.seed)
+    def last(self, item: Item) -> OutputRow | None:
+        """Return the last record of an item's output."""
+        return self._last.get(absolute_output(item.output))
 
     @cached_property
-    def _finished(self) -> dict[str, tuple[str | None, str | None, int]]:
+    def _last(self) -> dict[str, OutputRow]:
         outputs = [absolute_output(item.output) for item in self._items]
-        return self._runs.finished_outputs(self._adapter.ref, self._recipe, outputs)
+        return self._runs.last_outputs(self._adapter.ref, self._recipe, outputs)
 
-    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
-        """Record a finished or failed item."""
-        assert self._run_id is not None
-        output = absolute_output(row["output"])
-        self._runs.add_item(self._run_id, **{**row, "output": output}, input_hash=input_hash)
+    def wrote(self, digest: str) -> bool:
+        """Return whether a run wrote a file with this sha256."""
+        return self._runs.wrote(digest)
+
+    def claim(self, row: Row, input_hash: str, file: Path) -> None:
+        """Record an output before `file` is renamed to it, so that no file of codi's is unknown to the log.
+
+        Unlike the other methods, it is called from the threads that save.
+        """
+        stamp, digest = Stamp.of(file), sha256(file)
+        written = {"output_hash": digest, "output_bytes": stamp.bytes, "output_mtime_ns": stamp.mtime_ns}
+        self._add(row | written, input_hash)
+
+    def record_failure(self, row: Row, input_hash: str | None) -> None:
+        """Record a failed item, whether or not its output was claimed."""
+        claimed = self._claimed.get(row["output"])
+        if claimed is None:
+            self._add(row, input_hash)
+        else:
+            with self._logging():
+                self._runs.fail_item(claimed, row["error"])
 
     def finish(self, status: str) -> None:
         """End the record: "ok", "failed" or "interrupted"."""
-        assert self._run_id is not None
-        with suppress(CodiError):  # the rows are recorded: a missing end is not worth the run's report
-            self._runs.finish(self._run_id, status)
+        if self._run_id is not None:
+            with self._logging():
+                self._runs.finish(self._run_id, status)
+
+    def warning(self) -> str | None:
+        """Return once why something could not be logged: the run goes on without."""
+        if self._warned or self._unlogged is None:
+            return None
+        self._warned = True
+        return f"Not everything of this run is logged: {self._unlogged}"
+
+    def _add(self, row: Row, input_hash: str | None) -> None:
+        if self._run_id is None:
+            return
+        fields = {field.name for field in dataclasses.fields(RunItemRow)}
+        values = {name: value for name, value in row.items() if name in fields}
+        with self._logging():
+            output = absolute_output(row["output"])
+            item = self._runs.add_item(self._run_id, **values | {"output": output, "input_hash": input_hash})
+            self._claimed[row["output"]] = item
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        try:
+            yield
+        except CodiError as error:
+            self._unlogged = self._unlogged or str(error)
 
 
 def absolute_output(output: Path | str) -> str:
@@ -71,13 +126,17 @@ class Rows:
     """Collects the row of each item.
 
     Args:
-        log: records every item that was computed or failed; None records nothing.
+        log: records every item that failed; None records nothing.
         on_event: gets an `ItemDone` per row.
+
+    Attributes:
+        replaces: what is known of the existing outputs that will be replaced, by index.
     """
 
     def __init__(self, items: Sequence[Item], log: RegistryLog | None, on_event: OnEvent) -> None:
         self._items, self._log, self._on_event = items, log, on_event
         self._rows: dict[int, Row] = {}
+        self.replaces: dict[int, str] = {}
 
     def add(
         self,
@@ -88,18 +147,15 @@ class Rows:
         seconds: float = 0.0,
         input_hash: str | None = None,
     ) -> None:
-        """Add the row of item `index`. If it cannot be recorded, the item is a failed one."""
-        item = self._items[index]
-        row: Row = {"input": path_text(item.input), "output": path_text(item.output), "status": status}
-        row |= {"seed": item.seed, "error": error, "seconds": seconds}
-        if item.prompt is not None:
-            row["prompt"] = item.prompt
-        if self._log is not None and status != "skipped":
-            try:
-                self._log.record(row, input_hash)
-            except Exception as exc:  # noqa: BLE001 - a full disk under the registry must not end the run
-                why = f"not recorded: {describe(exc)}"
-                row |= {"status": "failed", "error": f"{error}; {why}" if error else f"written, but {why}"}
+        """Add the row of item `index`. One with the status ok was recorded when its output was written."""
+        row = row_of(self._items[index], status, error=error, seconds=seconds)
+        if index in self.replaces and status in ("ok", "planned"):
+            row["replaces"] = self.replaces[index]
+        if self._log is not None:
+            if status == "failed":
+                self._log.record_failure(row, input_hash)
+            if text := self._log.warning():
+                self._on_event(Message(text))
         self._rows[index] = row
         self._on_event(ItemDone(dict(row), len(self._rows), len(self._items)))
 

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codi_hub.config.options import RunOptions
-from codi_hub.errors import describe
-from codi_hub.events import OnEvent, ignore
+from codi_hub.errors import UsageError, describe
+from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.folders.grouping import ShapeGroups
 from codi_hub.folders.interrupts import Interrupted, first_interrupt
 from codi_hub.folders.loading import LoadedItem, Loader
+from codi_hub.folders.outputs import examine, replacing, unwritable
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
+from codi_hub.paths import display_path
 from codi_hub.reports import RunReport
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class RunSettings:
         task: name of the task, for the report.
         adapter: reference of the adapter, for the report.
         steps: sampling steps, for the report.
-        options: `batch`, `tile`, `overwrite`, `resume` and `dry_run` are read.
+        options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs` and `dry_run` are read.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
     """
 
@@ -56,7 +58,7 @@ class FolderRun:
     """A run of one task over planned items; `run` may be called once.
 
     Items of one shape are generated together, in the order planned. If a batch fails, its items are tried alone. An
-    existing output is skipped if the log knows it as finished, else it is made again.
+    existing output is skipped if the log knows it as finished, made again if the log knows it otherwise, and else kept.
 
     Args:
         items: from `plan`.
@@ -82,9 +84,10 @@ class FolderRun:
         self._log = log
         self._options, self._tiling = settings.options, Tiling.parse(settings.options.tile)
         self._stop = threading.Event()
+        self._on_event = on_event
         self._rows = Rows(items, None if self._options.dry_run else log, on_event)
         self._loader = Loader(items, task, self._stop, settings.memory)
-        self._saver = Saver(task, settings.memory)
+        self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite)
         self._batches: list[int] = []
         self._largest = self._options.batch or LOAD_AHEAD
 
@@ -143,7 +146,7 @@ class FolderRun:
         """Return the indices of items to process; the others get their rows."""
         indices = range(len(self._items))
         if self._options.overwrite:
-            return list(indices)
+            return self._writable(indices)
         done = set()
         existing = [index for index in indices if os.path.lexists(self._items[index].output)]
         if not self._options.resume:
@@ -152,11 +155,33 @@ class FolderRun:
             done.update(existing)
         else:
             for index, digest in self._loader.hashes(existing):
-                item = self._items[index]
-                if digest is not None and item.error is None and self._log.finished(item, digest):
+                found = examine(self._items[index], digest, self._log, verify=self._options.verify_outputs)
+                if found.finished and self._items[index].error is None:
                     self._rows.add(index, "skipped")
                     done.add(index)
-        return [index for index in indices if index not in done]
+                elif found.error:
+                    self._rows.add(index, "failed", error=found.error)
+                    done.add(index)
+                elif found.replaces:
+                    self._rows.replaces[index] = found.replaces
+        if text := replacing(self._rows.replaces.values()):
+            self._on_event(Message(text))
+        return self._writable([index for index in indices if index not in done])
+
+    def _writable(self, indices: Sequence[int]) -> list[int]:
+        """Return the indices whose output folder can be written; the others get their rows.
+
+        Raises:
+            UsageError: none of them can.
+        """
+        reasons = {folder: unwritable(folder) for folder in {self._items[index].output.parent for index in indices}}
+        if reasons and all(reasons.values()):
+            folder, reason = next(iter(reasons.items()))
+            raise UsageError(f"out {display_path(folder)}: cannot be written ({reason}): choose another folder")
+        for index in indices:
+            if reason := reasons[self._items[index].output.parent]:
+                self._rows.add(index, "failed", error=f"the output folder cannot be written: {reason}")
+        return [index for index in indices if not reasons[self._items[index].output.parent]]
 
     def _report_planned(self, indices: Sequence[int]) -> None:
         for index in indices:

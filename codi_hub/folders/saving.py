@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codi_hub.errors import CodiError, describe
 from codi_hub.folders.loading import LoadedItem
+from codi_hub.folders.outputs import FOREIGN, Content, content_of
+from codi_hub.folders.rows import RegistryLog, row_of
 from codi_hub.images.io import save_image, with_alpha
 from codi_hub.inference.tiling import finish_output
 
@@ -26,10 +30,13 @@ class Saver:
 
     Args:
         memory: bytes of outputs that may wait.
+        log: records each output before it is renamed to its path.
+        overwrite: replace files that codi did not write.
     """
 
-    def __init__(self, task: Task, memory: int) -> None:
+    def __init__(self, task: Task, memory: int, log: RegistryLog, *, overwrite: bool) -> None:
         self._task, self._memory = task, memory
+        self._log, self._overwrite = log, overwrite
         self._pool = ThreadPoolExecutor(SAVERS, "codi-save")
         self._pending: deque[tuple[LoadedItem, Future[float]]] = deque()
 
@@ -59,8 +66,17 @@ class Saver:
         start = time.perf_counter()
         pixels = finish_output(self._task, output, loaded.prepared)
         alpha = None if loaded.prepared.opaque else loaded.alpha
+        item = loaded.item
+
+        def commit(file: Path) -> None:
+            exists = not self._overwrite and os.path.lexists(item.output)  # it may have come since the run began
+            if exists and content_of(item.output, self._log.last(item), self._log) is Content.FOREIGN:
+                raise CodiError(FOREIGN)
+            row = row_of(item, "ok", seconds=loaded.seconds + time.perf_counter() - start)
+            self._log.claim(row, loaded.digest, file)
+
         try:
-            save_image(with_alpha(pixels, alpha), loaded.item.output, loaded.icc)
+            save_image(with_alpha(pixels, alpha), item.output, loaded.icc, commit=commit)
         except OSError as exc:
             raise CodiError(f"the output cannot be written: {describe(exc)}") from exc
         return time.perf_counter() - start

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -230,10 +230,15 @@ def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
     return np.dstack([pixels, np.asarray(alpha)])
 
 
-def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None:
+def save_image(
+    pixels: np.ndarray, path: Path, icc: bytes | None = None, *, commit: Callable[[Path], object] | None = None
+) -> None:
     """Write uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whole or not at all.
 
     The format is that of the extension. JPEG has no alpha: the image is composited on white.
+
+    Args:
+        commit: see `atomic_file`.
 
     Raises:
         OSError: the file cannot be written, such as on a full disk.
@@ -246,13 +251,17 @@ def save_image(pixels: np.ndarray, path: Path, icc: bytes | None = None) -> None
     options = dict(_SAVE_OPTIONS[kind])
     if icc is not None and image.mode != "L":
         options["icc_profile"] = icc
-    with atomic_file(path) as file:
+    with atomic_file(path, commit) as file:
         image.save(file, format=kind, **options)
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces `path` when the block ends, and is deleted if the block fails."""
+def atomic_file(path: Path, commit: Callable[[Path], object] | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block ends, and is deleted if the block fails.
+
+    Args:
+        commit: called with the complete temporary file before it replaces `path`; an exception keeps `path` as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden and without an image's extension, so that no program takes it for a result.
     temporary = path.parent / f".codi-{uuid.uuid4().hex}.part"
@@ -261,6 +270,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if commit is not None:
+            commit(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

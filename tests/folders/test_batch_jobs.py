@@ -17,7 +17,7 @@ from codi_hub import RunOptions
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.folders.jobs import KEYS, read_jobs
 from codi_hub.hub import Hub
-from codi_hub.registry.runs import RunLog
+from codi_hub.inference.models import ModelCache
 
 Codi = Callable[..., Any]
 
@@ -232,18 +232,18 @@ def test_finished_jobs_are_reported_if_a_later_one_cannot_start(
         {"task": "superres", "input": "in/a.png", "output": "out"},
         {"task": "inpaint", "input": "in/hole.png", "output": "out"},
     )
-    start, started = RunLog.start, []
+    load, loaded = ModelCache.load, []
 
-    def once(*args: Any) -> int:
-        started.append(args)
-        if len(started) > 1:
-            raise CodiError("the registry cannot be used: disk is full")
-        return start(*args)
+    def once(*args: Any) -> Any:
+        loaded.append(args)
+        if len(loaded) > 1:
+            raise CodiError("the adapter cannot be read: disk is full")
+        return load(*args)
 
-    monkeypatch.setattr(RunLog, "start", once)
+    monkeypatch.setattr(ModelCache, "load", once)
     answer = codi("run", "--jobs", "jobs.jsonl", "--json", "--steps", "1")
     assert (answer.code, json.loads(answer.out)["ok"]) == (1, 1)
-    assert "Error: inpaint:1: the registry cannot be used: disk is full\n" in answer.err
+    assert "Error: inpaint:1: the adapter cannot be read: disk is full\n" in answer.err
 
 
 def test_names_that_differ_in_case_are_one_file_where_the_disk_has_one_case(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +208,11 @@ def test_runs(registry: Registry) -> None:
         registry.runs.finish(99, "done")
 
 
+def _same(registry: Registry, adapter: str, options: dict[str, Any], outputs: Iterable[str]) -> dict[str, Any]:
+    rows = registry.runs.last_outputs(adapter, options, outputs)
+    return {name: (row.input_hash, row.prompt, row.seed) for name, row in rows.items() if row.same}
+
+
 def test_finished_outputs_have_the_same_settings_and_were_not_overwritten(registry: Registry) -> None:
     item = {"seed": 1, "seconds": 0.5, "error": None}
     same = {"steps": 4, "size": (1, 2)}
@@ -219,8 +226,8 @@ def test_finished_outputs_have_the_same_settings_and_were_not_overwritten(regist
     second = registry.runs.start("depth", "depth:1", same)
     registry.runs.add_item(second, input="c", output="o/c", input_hash="new", status="ok", prompt="a red box", **item)
     outputs = [f"o/{name}" for name in "abcde"] + [f"none-{k}" for k in range(1000)]
-    found = registry.runs.finished_outputs("depth:1", same, outputs)
+    found = _same(registry, "depth:1", same, outputs)
     assert found == {"o/b": ("b", None, 1), "o/c": ("new", "a red box", 1)}
-    assert registry.runs.finished_outputs("depth:1", same, ["o/c", "o/a"]) == {"o/c": ("new", "a red box", 1)}
-    assert registry.runs.finished_outputs("depth:1", {"steps": 1}, outputs) == {"o/a": ("a", None, 1)}
-    assert registry.runs.finished_outputs("depth:2", same, outputs) == {}
+    assert _same(registry, "depth:1", same, ["o/c", "o/a"]) == {"o/c": ("new", "a red box", 1)}
+    assert _same(registry, "depth:1", {"steps": 1}, outputs) == {"o/a": ("a", None, 1)}
+    assert _same(registry, "depth:2", same, outputs) == {}

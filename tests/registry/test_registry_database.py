@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
-from codi_hub.registry import Registry, database, models, versions
+from codi_hub.registry import OutputRow, Registry, database, models, versions
 from codi_hub.registry.database import Database
 
 LAST = database.revisions()[-1]
@@ -149,7 +149,9 @@ def test_a_registry_of_the_first_revision_keeps_its_runs(home: Path, nothing_bun
         connection.execute("INSERT INTO run VALUES (1, 'depth', 'depth:1', '{}', 'ok', '2026-01-01', NULL)")
         connection.execute("INSERT INTO run_item VALUES (1, 1, 'a.png', 'o/a.png', 'ab', 'ok', 7, NULL, 0.5)")
     with Registry.open(home, bundled=nothing_bundled) as registry:
-        assert registry.runs.finished_outputs("depth:1", {}, ["o/a.png"]) == {"o/a.png": ("ab", None, 7)}
+        assert registry.runs.last_outputs("depth:1", {}, ["o/a.png"]) == {
+            "o/a.png": OutputRow(True, "ab", None, 7, None, None, None)
+        }
         assert registry.runs.items(1)[0].prompt is None
         base = registry.bases.get()
         assert (base.name, base.options, base.card) == ("nano", {}, {})

@@ -56,7 +56,8 @@ def test_queries_and_changes_use_an_index(registry: Registry, add) -> None:
         add()
         registry.adapters.remove(["depth:1"])
         run = registry.runs.start("depth", "depth:2", {})
-        registry.runs.finished_outputs("depth:2", {}, ["a", "b"])
+        registry.runs.last_outputs("depth:2", {}, ["a", "b"])
+        registry.runs.wrote("ab")
         registry.runs.finish(run, "ok")
     assert len(plans) > 40
     whole = re.compile(rf"SCAN ({'|'.join(GROWING)})\b")

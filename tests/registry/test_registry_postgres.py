@@ -31,7 +31,9 @@ def test_adapters_added_at_the_same_time(postgres_url: str, home: Path, folder: 
         run = registry.runs.start("depth", "depth:2", {"steps": 4})
         item = {"status": "ok", "seed": 2**63 - 1, "error": None, "seconds": 0.1}
         registry.runs.add_item(run, input="a", output="o", input_hash="h", prompt="a red box", **item)
-        assert registry.runs.finished_outputs("depth:2", {"steps": 4}, ["o"]) == {"o": ("h", "a red box", 2**63 - 1)}
+        last = registry.runs.last_outputs("depth:2", {"steps": 4}, ["o"])["o"]
+        assert (last.same, last.input_hash, last.prompt, last.seed) == (True, "h", "a red box", 2**63 - 1)
+        assert not registry.runs.wrote("h")
         with registry.database.read() as connection:
             context = MigrationContext.configure(connection)
             assert compare_metadata(context, models.metadata) == []

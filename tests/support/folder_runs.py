@@ -14,6 +14,8 @@ from codi_hub.config.options import RunOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.folders.plan import Item
 from codi_hub.folders.runner import FolderRun, RunSettings
+from codi_hub.registry.rows import OutputRow
+from codi_hub.registry.store import Stamp, sha256
 from codi_hub.reports import RunReport
 
 Function = Callable[[list[np.ndarray], list[str], list[int]], list[np.ndarray]]
@@ -125,26 +127,50 @@ class MemoryLog:
     def start(self) -> None:
         self.statuses.append("running")
 
-    def finished(self, item: Item, input_hash: str) -> bool:
-        key = (str(item.output), input_hash, "ok")
-        return any((row["output"], row["input_hash"], row["status"]) == key for row in self.rows)
+    def last(self, item: Item) -> OutputRow | None:
+        rows = [row for row in self.rows if (row["output"], row["status"]) == (str(item.output), "ok")]
+        if not rows:
+            return None
+        row = rows[-1]
+        return OutputRow(
+            True, row["input_hash"], row.get("prompt"), row["seed"], row["hash"], row["bytes"], row["mtime_ns"]
+        )
 
-    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None:
+    def wrote(self, digest: str) -> bool:
+        return any(row.get("hash") == digest for row in self.rows)
+
+    def claim(self, row: Mapping[str, Any], input_hash: str, file: Path) -> None:
+        stamp = Stamp.of(file)
+        written = {"hash": sha256(file), "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns}
+        self.rows.append({**row, "input_hash": input_hash, **written})
+
+    def record_failure(self, row: Mapping[str, Any], input_hash: str | None) -> None:
         self.rows.append({**row, "input_hash": input_hash})
+
+    def warning(self) -> str | None:
+        return None
 
     def finish(self, status: str) -> None:
         self.statuses[-1] = status
 
 
 class NoRunLog:
-    """A run log that records nothing: every existing output is made again."""
+    """A run log that records nothing: every existing output is another's."""
 
     def start(self) -> None: ...
 
-    def finished(self, item: Item, input_hash: str) -> bool:
+    def last(self, item: Item) -> OutputRow | None:
+        return None
+
+    def wrote(self, digest: str) -> bool:
         return False
 
-    def record(self, row: Mapping[str, Any], input_hash: str | None) -> None: ...
+    def claim(self, row: Mapping[str, Any], input_hash: str, file: Path) -> None: ...
+
+    def record_failure(self, row: Mapping[str, Any], input_hash: str | None) -> None: ...
+
+    def warning(self) -> str | None:
+        return None
 
     def finish(self, status: str) -> None: ...
 

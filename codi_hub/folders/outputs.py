@@ -1,0 +1,140 @@
+"""What lies where a run would write: a finished output, one to replace, or a file that codi did not write."""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from codi_hub.errors import InvalidInput
+from codi_hub.folders.plan import Item
+from codi_hub.folders.rows import RegistryLog
+from codi_hub.images.io import decode_image, open_image
+from codi_hub.registry.rows import OutputRow
+from codi_hub.registry.store import sha256
+
+FOREIGN = (
+    "the output exists, and codi did not write it or it was changed since: move it, choose another output folder or a "
+    "suffix, or allow overwrite"
+)
+DAMAGED = "damaged"
+
+
+class Content(enum.Enum):
+    """The content of a file at the path of an output."""
+
+    LAST = enum.auto()  # as the last run wrote it
+    EARLIER = enum.auto()  # as any other run wrote it, perhaps to another path
+    DAMAGED = enum.auto()  # the rest of what the last run wrote
+    FOREIGN = enum.auto()
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What a run does with an existing output.
+
+    Attributes:
+        finished: nothing is to be done.
+        error: it must not be replaced.
+        replaces: how the output that is replaced differs from the one that is made; None where nothing is known.
+    """
+
+    finished: bool = False
+    error: str | None = None
+    replaces: str | None = None
+
+
+def examine(item: Item, input_hash: str | None, log: RegistryLog, *, verify: bool) -> Existing:
+    """Decide about an existing output.
+
+    Args:
+        input_hash: sha256 of the input as it is now; None if it cannot be read.
+        verify: read the output even if its size and time are as they were written.
+    """
+    last = log.last(item)
+    content = content_of(item.output, last, log, verify=verify)
+    if content is Content.FOREIGN:
+        return Existing(error=FOREIGN)
+    if content is Content.DAMAGED:
+        return Existing(replaces=DAMAGED)
+    if input_hash is None:
+        return Existing()
+    changes = _changes(item, input_hash, last) if last else "made by another run"
+    return Existing(finished=changes is None and content is Content.LAST, replaces=changes or "made by another run")
+
+
+def _changes(item: Item, input_hash: str, last: OutputRow) -> str | None:
+    """Return what differs between the last record of an output and what is asked for; None if nothing does."""
+    if last.prompt != item.prompt:
+        return "made with another prompt"
+    if not last.same:
+        return "made with another adapter or other options"
+    if last.input_hash != input_hash:
+        return "made from another input"
+    return "made with another seed" if last.seed != item.seed else None
+
+
+def content_of(path: Path, last: OutputRow | None, log: RegistryLog, *, verify: bool = True) -> Content:
+    """Compare a file with the records of the run log. One that was written before hashes were logged cannot change.
+
+    Args:
+        last: the last record of the path.
+        verify: read the file even if its size and time are as they were written.
+    """
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            return Content.FOREIGN
+        if last and last.hash is None:
+            return Content.LAST if info.st_size else Content.DAMAGED
+        if last and not verify and (info.st_size, info.st_mtime_ns) == (last.bytes, last.mtime_ns):
+            return Content.LAST
+        digest = sha256(path)
+    except OSError:
+        return Content.FOREIGN
+    if last and digest == last.hash:
+        return Content.LAST
+    if log.wrote(digest):
+        return Content.EARLIER
+    # An edited image is its editor's; what is no image any more, and not longer than it was, is what is left of ours.
+    if last and info.st_size <= (last.bytes or 0) and not _is_image(path):
+        return Content.DAMAGED
+    return Content.FOREIGN
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        decode_image(open_image(path))
+    except InvalidInput:
+        return False
+    return True
+
+
+def replacing(reasons: Iterable[str]) -> str | None:
+    """Return a sentence about the outputs that will be replaced; None if there are none."""
+    counts = Counter(reasons)
+    if not counts:
+        return None
+    listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    keep = "" if set(counts) == {DAMAGED} else "; another output folder or a suffix keeps both"
+    return f"Outputs to replace: {listed}{keep}"
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why no file can be created in a folder, or the folder cannot be created; None if it probably can."""
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not os.path.isdir(existing):
+        return "Not a directory"
+    if os.access(existing, os.W_OK | os.X_OK):
+        return None
+    return "Read-only file system" if _read_only(existing) else "Permission denied"
+
+
+def _read_only(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
