@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from codi_hub.cli import streams
+
 
 class Output:
-    """Prints in the form that the user chose: text, JSON, or quiet."""
+    """Prints in the form that the user chose: text, JSON, or quiet.
+
+    Attributes:
+        printed: whether the command has printed its JSON document.
+    """
+
+    printed = False
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
@@ -18,12 +25,13 @@ class Output:
     def say(self, message: str) -> None:
         """Print a message on stderr, unless quiet."""
         if not self.quiet:
-            print(message, file=sys.stderr)
+            streams.message(message)
 
     def result(self, document: Any, text: str, name: str = "") -> None:
         """Print one result: the JSON document, the text, or, if quiet, the name alone."""
         if self.json:
-            print(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+            Output.printed = True
+            print(json.dumps(document, indent=2, default=str, ensure_ascii=not streams.is_unicode()))
         elif not self.quiet:
             print(text)
         elif name:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from codi_hub.cli import streams
 from codi_hub.cli.output import Output, cell
 from codi_hub.errors import printable
 from codi_hub.events import EvaluationStep, Event, ItemDone, Message, TrainingStep
@@ -29,9 +31,14 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def __call__(self, event: Event) -> None:
+        with contextlib.suppress(OSError):  # a terminal that was closed ends no run
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         match event:
             case Message(text):
                 self._print(text)
@@ -48,7 +55,7 @@ class Display:
         if self._live:
             self._live.console.print(text, markup=False, highlight=False)
         elif always or not self._out.quiet:
-            print(text, file=sys.stderr)
+            streams.message(text)
 
     def _advance(self, unit: str, done: int, total: int | None, text: str) -> None:
         if self._out.quiet:

@@ -17,13 +17,14 @@ from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError, describe
 from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.folders.grouping import ShapeGroups
-from codi_hub.folders.interrupts import Interrupted, first_interrupt
+from codi_hub.folders.interrupts import Interrupted
 from codi_hub.folders.loading import LoadedItem, Loader
 from codi_hub.folders.outputs import examine, replacing, unwritable
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
+from codi_hub.interrupts import first_interrupt
 from codi_hub.paths import display_path
 from codi_hub.reports import RunReport
 
@@ -95,7 +96,8 @@ class FolderRun:
         """Process every item.
 
         Raises:
-            Interrupted: Ctrl-C, with the report so far; a second Ctrl-C does not wait for the current batch.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the report so far; a second one does not wait for the current
+                batch.
         """
         if self._options.dry_run:
             return self._run()

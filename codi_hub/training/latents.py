@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -19,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from codi_hub import seeds
+from codi_hub import interrupts, seeds
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.tasks.base import Pair, Task
@@ -143,7 +140,7 @@ class PairMaker:
             self._order = chain(first, order)
             # spawned, not forked: a fork of a process with running torch threads can deadlock
             self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker, (self._spec,))
-            with _interrupts_ignored():  # the processes start here
+            with interrupts.ignored():  # the processes start here: a terminal sends signals to them too
                 self._submit()
 
     def pair(self, index: int) -> Pair:
@@ -168,19 +165,6 @@ class PairMaker:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool, self._ahead, self._order = None, {}, iter(())
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that start meanwhile ignore Ctrl-C, which a terminal sends to them too: this process ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only that one can set a handler
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 class PairFile:

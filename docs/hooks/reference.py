@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel
 
 import codi_hub
-import codi_hub.cli
+import codi_hub.cli.application
 
 # Classes and modules that packages outside this one build on, beside the public names of `codi_hub`.
 EXTENSION_API = (
@@ -64,8 +64,9 @@ def cli_page(app: typer.Typer) -> str:
     parts = [
         "# Command line",
         "This page is generated from the program. Results go to stdout, messages to stderr. Exit codes: 0 success, "
-        "1 something failed, 2 wrong usage, 130 interrupted. An error is one line, `Error: what, the value, the "
-        "remedy`; `CODI_DEBUG=1` adds the traceback. `CODI_HOME` is the folder of the registry and its files.",
+        "1 something failed, 2 wrong usage, 130 interrupted (Ctrl-C, SIGTERM, SIGHUP). An error is one line, `Error: "
+        "what, the value, the remedy`; `CODI_DEBUG=1` adds the traceback, and with `--json` stdout has it as "
+        '`{"error": {"type", "message", "exit_code"}}`. `CODI_HOME` is the folder of the registry and its files.',
     ]
     for name, command in commands(app):
         context = command.context_class(command, info_name=name)
@@ -285,7 +286,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {
-        "reference/cli.md": cli_page(codi_hub.cli.app()),
+        "reference/cli.md": cli_page(codi_hub.cli.application.app()),
         "reference/configuration.md": configuration_page(),
         "reference/api.md": api_page(),
     }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -11,11 +14,11 @@ import pytest
 import typer.main
 
 import codi_hub
-from codi_hub import cli
+from codi_hub.cli import application
 
 
 def _commands(command=None, path=()):
-    command = command or typer.main.get_command(cli.app())
+    command = command or typer.main.get_command(application.app())
     for name, child in getattr(command, "commands", {}).items():
         yield (*path, name), child
         yield from _commands(child, (*path, name))
@@ -141,16 +144,16 @@ def test_looking_things_up_imports_neither_torch_nor_alembic(codi):
 
 def test_one_command_imports_only_its_own_module(codi):
     assert codi("list").code == 0
-    code = "import sys\nfrom codi_hub import cli\ntry:\n    cli.main(['list'])\nfinally:\n"
-    code += "    print([name for name in cli.COMMANDS if f'codi_hub.cli.{name}' in sys.modules])"
+    code = "import sys\nfrom codi_hub.cli import application, main\ntry:\n    main(['list'])\nfinally:\n"
+    code += "    print([name for name in application.COMMANDS if f'codi_hub.cli.{name}' in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "['adapters']", done.stderr
 
 
-@pytest.mark.parametrize("module", cli.COMMANDS)
+@pytest.mark.parametrize("module", application.COMMANDS)
 def test_every_module_has_the_commands_it_is_imported_for(module):
-    one = typer.main.get_command(cli.app(cli.COMMANDS[module][0]))
-    assert tuple(one.commands) == cli.COMMANDS[module]
+    one = typer.main.get_command(application.app(application.COMMANDS[module][0]))
+    assert tuple(one.commands) == application.COMMANDS[module]
 
 
 def test_looking_things_up_leaves_the_collector_as_it_was(codi):
@@ -166,3 +169,78 @@ def test_the_module_is_the_command_too():
     )
     assert done.returncode == 0, done.stderr
     assert {"superres", "depth"} <= {entry["name"] for entry in json.loads(done.stdout)}
+
+
+# ---- streams and signals
+
+
+def started(*args, code="", **given):
+    """Run the command in a process of its own, after `code`, as the console script does."""
+    script = f"{code}\nimport sys\nsys.argv[1:] = {list(args)!r}\nfrom codi_hub import cli\ncli.main()"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, **given)
+
+
+def test_names_print_in_any_encoding_and_json_stays_json(codi, tmp_path):
+    (tmp_path / "日本é.png").write_bytes(b"no image")
+    for encoding in ("cp1252", "ascii"):
+        env = os.environ | {"PYTHONIOENCODING": encoding}
+        dry = ("run", "superres", str(tmp_path), "--dry-run", "-o", str(tmp_path / "out"))
+        text = started(*dry, env=env)
+        assert text.returncode == 0, text.stderr
+        assert b"\\u65e5" in text.stdout
+        document = json.loads(started(*dry, "--json", env=env).stdout)
+        assert document["items"][0]["input"].endswith("日本é.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_closed_stream_ends_no_command(codi, number):
+    assert codi("list").code == 0
+    done = started("list", code=f"import os; os.close({number})")
+    assert done.returncode == 0, done.stderr
+    assert (b"superres:1" in done.stdout) == (number != 1)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_stdout_that_is_full_is_one_line(codi):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "codi_hub.cli", "list"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert re.fullmatch(b"Error: .*No space left on device\n", done.stderr)
+
+
+def test_a_deleted_working_directory_is_replaced_and_named(codi, tmp_path):
+    gone = "import os, tempfile; where = tempfile.mkdtemp(); os.chdir(where); os.rmdir(where)"
+    done = started("list", code=gone, env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"The working directory was deleted: relative paths begin at " + bytes(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["import", "command"])
+def test_a_signal_ends_a_command_with_one_line_and_130(number, where, tmp_path):
+    kill = f"import os, signal; os.kill(os.getpid(), {int(number)})"
+    if where == "import":  # of a library, which turns every exception into its own
+        (tmp_path / "typer.py").write_text(f"try:\n    {kill}\nexcept BaseException as error:\n    raise ImportError")
+        done = started("list", env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    else:
+        patch = "import codi_hub\ndef fail(*_, **__):\n    " + kill + "\ncodi_hub.Catalog.list = fail"
+        done = started("list", "--json", code=patch)
+        assert json.loads(done.stdout)["error"]["exit_code"] == 130
+    assert (done.returncode, done.stderr) == (130, b"Interrupted.\n")
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    code = "import signal, codi_hub; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "codi_hub.Catalog.list = lambda *_: signal.raise_signal(signal.SIGHUP) or []"
+    assert started("list", code=code).returncode == 0
+
+
+@pytest.mark.parametrize("args", [("show", "nosuch"), ("run", "nosuch", "in"), ("list", "--nope"), ("lst",)])
+def test_a_refusal_is_json_too_where_json_was_asked_for(args, codi):
+    answer = codi(*args, "--json")
+    error = json.loads(answer.out)["error"]
+    assert answer.err == f"Error: {error['message']}\n"
+    assert error["exit_code"] == answer.code
+    assert codi(*args).out == ""
+    assert codi(*args, "--", "--json").out == ""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from codi_hub import EvalReport, cli
+from codi_hub import EvalReport
+from codi_hub.cli import application
 from codi_hub.cli.common import parse_set
 from codi_hub.errors import UsageError
 
@@ -54,7 +55,7 @@ REMOVED = {
 
 
 def test_distill_has_the_everyday_flags_and_no_others() -> None:
-    command: Any = typer.main.get_command(cli.app("distill"))
+    command: Any = typer.main.get_command(application.app("distill"))
     flags = {flag for parameter in command.commands["distill"].params for flag in parameter.opts if flag[0] == "-"}
     assert flags == set(EVERYDAY.split())
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from codi_hub import cli
+from codi_hub.cli.application import app as codi_app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -35,7 +35,7 @@ def reference() -> ModuleType:
 
 
 def application() -> typer.Typer:
-    return cli.app()
+    return codi_app()
 
 
 # ---- the command line

@@ -15,7 +15,7 @@ import pytest
 from folder_runs import FunctionGenerator, MemoryLog, run_items
 from PIL import Image
 
-from codi_hub import RunOptions
+from codi_hub import RunOptions, interrupts
 from codi_hub.errors import Mismatch
 from codi_hub.events import ItemDone
 from codi_hub.folders.interrupts import Interrupted
@@ -262,16 +262,27 @@ def test_the_same_image_alone_or_among_others(images, go, task, tmp_path):
     assert (tmp_path / "alone" / "sub" / "f.png").read_bytes() == together
 
 
-def test_an_interrupt_ends_the_run_after_the_current_batch(images, go, copying, tmp_path):
-    log = MemoryLog()
-    copying.fails = lambda conditions: os.kill(os.getpid(), signal.SIGINT) if len(copying.calls) == 2 else None
+@pytest.fixture
+def interrupts_installed():
+    """Signals as the command line sets them."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupts.install()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_an_interrupt_ends_the_run_after_the_current_batch(images, go, copying, tmp_path, number, interrupts_installed):
+    log, handlers = MemoryLog(), [signal.getsignal(number) for number in interrupts.SIGNALS]
+    copying.fails = lambda conditions: os.kill(os.getpid(), number) if len(copying.calls) == 2 else None
     with pytest.raises(Interrupted, match="interrupted after 4 of 6 images: the same command") as caught:
         go(images, log=log)
     assert caught.value.exit_code == 130
     assert [row["status"] for row in caught.value.report.items] == ["ok"] * 4
     assert len(list((tmp_path / "out").rglob("*.png"))) == len(log.rows) == 4
     assert log.statuses == ["interrupted"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == handlers
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("codi-")]
     copying.fails = lambda conditions: None
     rest = go(images, log=log)
