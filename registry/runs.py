@@ -92,6 +92,16 @@ class RunLog:
                 same |= {row.id for row in connection.execute(runs) if row.options == wanted}
         return {name: OutputRow(row.run_id in same, *row[2:]) for name, row in last.items()}
 
+    def origins(self, outputs: Iterable[str]) -> dict[str, str]:
+        """Return the input of each output that any run wrote, as recorded; the last run counts."""
+        query = select(run_item.c.output, run_item.c.input).where(run_item.c.status == "ok").order_by(run_item.c.id)
+        found: dict[str, str] = {}
+        with self._database.read() as connection:
+            for part in versions.in_parts(map(storable, outputs)):
+                rows = connection.execute(query.where(run_item.c.output.in_(part)))
+                found |= {row.output: row.input for row in rows}
+        return found
+
     def wrote(self, digest: str) -> bool:
         """Return whether any run wrote a file with this sha256, wherever it lies now."""
         query = select(run_item.c.id).where(run_item.c.output_hash == digest).limit(1)

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.events import Message, OnEvent, ignore
+from codi_hub.folders.names import places, renamed, separate
 from codi_hub.folders.prompts import METADATA, clean_prompt, read_metadata, read_sidecar
-from codi_hub.images.io import WRITABLE, has_alpha
-from codi_hub.paths import display_path
+from codi_hub.images.io import WRITABLE, has_alpha, names_image
+from codi_hub.paths import display_path, path_text
 from codi_hub.seeds import image_seed
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task
 
-ONE_CASE = sys.platform in ("win32", "darwin")  # A.png and a.png are one file, on most disks
+Origins = Callable[[Sequence[str]], Mapping[str, str]]
+"""Outputs, as absolute paths -> the inputs that codi made them from, of those that it made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,23 @@ class _Root:
     exact: bool = False
 
 
-def plan(inputs: Sequence[Path], task: Task, options: RunOptions, *, task_name: str | None = None) -> list[Item]:
+def plan(
+    inputs: Sequence[Path],
+    task: Task,
+    options: RunOptions,
+    *,
+    task_name: str | None = None,
+    origins: Origins = lambda outputs: {},
+    on_event: OnEvent = ignore,
+) -> list[Item]:
     """Return every item of `inputs`, in the order given, sorted by name within each folder.
 
     A folder is mirrored under `options.out` as `{stem}{suffix}.{ext}`. Without `out`, a folder's outputs go to
     `FOLDER_TASK/` beside it and a file's to `STEM_TASK/`. One file with an `out` that ends in an image extension is
     written to exactly that path. `ext` auto keeps png and jpg and makes everything else png, and jpg too for a lossless
-    task; an image with alpha becomes png even if jpg was requested. Hidden files, sidecar files and output folders are
-    never items.
+    task; an image with alpha becomes png even if jpg was requested. Outputs that would be one file get their extension
+    or folder added; see `names.separate`. Hidden files, sidecar files, output folders, and files that codi made from
+    images of the same folder are never items.
 
     `options.prompt` is every item's prompt. Without it, each item of a task that uses prompts has its own: from the
     `metadata.jsonl` of the input folder, or of the folder that an input file lies in, else from the text file beside
@@ -71,11 +82,13 @@ def plan(inputs: Sequence[Path], task: Task, options: RunOptions, *, task_name: 
     Args:
         options: `out`, `suffix`, `ext`, `seed`, `recursive` and `prompt` are read.
         task_name: TASK in names of output folders; default: the name of the built-in task.
+        origins: finds the files that codi made.
+        on_event: told of outputs that are renamed, and of files that are left out.
 
     Raises:
         NotFound: an input does not exist.
-        UsageError: an impossible option, outputs that would replace each other or an input, no image at all, or no
-            prompt for an item of a task that needs one.
+        UsageError: an impossible option, an input given twice, outputs that would replace an input, no image at all,
+            or no prompt for an item of a task that needs one.
         InvalidInput: a wrong line of a metadata.jsonl.
     """
     if any(char in options.suffix for char in ("/", "\\", "\0")):
@@ -90,7 +103,14 @@ def plan(inputs: Sequence[Path], task: Task, options: RunOptions, *, task_name: 
     items = []
     for root in roots:
         prompts = prompts_of(root.path if root.is_folder else root.path.parent) if own else {}
-        for relative, error in _files(root, task, outs, options.recursive):
+        files = list(_files(root, task, outs, options.recursive))
+        made = _made(root, [relative for relative, _ in files], origins)
+        if made:
+            where = display_path(root.path)
+            on_event(Message(f"Left out: {len(made)} images in {where} that codi made from others there"))
+        for relative, error in files:
+            if relative in made:
+                continue
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
             item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
@@ -98,6 +118,10 @@ def plan(inputs: Sequence[Path], task: Task, options: RunOptions, *, task_name: 
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
+    separated = separate(items, options.suffix)
+    if text := renamed(items, separated):
+        on_event(Message(text))
+    items = separated
     check_outputs(items)
     if task.needs_prompt:
         _check_prompts(items, task.name)
@@ -114,10 +138,24 @@ def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
         if not stem:
             raise UsageError(f"{display_path(path)} has no folder beside it: choose an output folder")
         return _Root(path, named.with_name(f"{stem}_{label}"), is_folder)
-    exact = alone and not is_folder and out.suffix.lower().lstrip(".") in WRITABLE and not os.path.isdir(out)
+    exact = names_image(out) and not os.path.isdir(out)
+    if exact and not (alone and not is_folder):
+        raise UsageError(f"out {display_path(out)}: the name of one image, and not one image is given: name a folder")
+    if exact and out.suffix.lower().lstrip(".") not in WRITABLE:
+        raise UsageError(f"out {display_path(out)}: an image is written as {', '.join(WRITABLE)}: choose one of these")
     if not exact and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"the output {display_path(out)} is a file: name a folder")
     return _Root(path, out, is_folder, exact)
+
+
+def _made(root: _Root, names: Sequence[str], origins: Origins) -> set[str]:
+    """Return the names of the files in a folder that codi made from other files of the folder."""
+    if not root.is_folder:
+        return set()
+    paths = {path_text(os.path.abspath(root.path / name)): name for name in names}
+    found = origins(list(paths))
+    inside = os.path.join(path_text(os.path.abspath(root.path)), "")
+    return {paths[output] for output, source in found.items() if source.startswith(inside)}
 
 
 def _check_roots(roots: Sequence[_Root]) -> None:
@@ -219,15 +257,7 @@ def check_outputs(items: Sequence[Item]) -> None:
     Raises:
         UsageError: they do, with both paths.
     """
-
-    @functools.cache
-    def real_folder(folder: Path) -> str:
-        return os.path.realpath(folder)
-
-    def place(path: Path) -> str:
-        found = os.path.join(real_folder(path.parent), path.name)
-        return found.casefold() if ONE_CASE else found
-
+    place = places()
     inputs = {place(item.input): item for item in items}
     taken: dict[str, Item] = {}
     for item in items:

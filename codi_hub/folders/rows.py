@@ -57,11 +57,11 @@ class RegistryLog:
 
     def last(self, item: Item) -> OutputRow | None:
         """Return the last record of an item's output."""
-        return self._last.get(absolute_output(item.output))
+        return self._last.get(absolute_path(item.output))
 
     @cached_property
     def _last(self) -> dict[str, OutputRow]:
-        outputs = [absolute_output(item.output) for item in self._items]
+        outputs = [absolute_path(item.output) for item in self._items]
         return self._runs.last_outputs(self._adapter.ref, self._recipe, outputs)
 
     def wrote(self, digest: str) -> bool:
@@ -105,8 +105,8 @@ class RegistryLog:
         fields = {field.name for field in dataclasses.fields(RunItemRow)}
         values = {name: value for name, value in row.items() if name in fields}
         with self._logging():
-            output = absolute_output(row["output"])
-            item = self._runs.add_item(self._run_id, **values | {"output": output, "input_hash": input_hash})
+            values |= {name: absolute_path(row[name]) for name in ("input", "output")}
+            item = self._runs.add_item(self._run_id, **values | {"input_hash": input_hash})
             self._claimed[row["output"]] = item
 
     @contextmanager
@@ -117,9 +117,9 @@ class RegistryLog:
             self._unlogged = self._unlogged or str(error)
 
 
-def absolute_output(output: Path | str) -> str:
-    """Return an output's path as the run log stores it, whatever the working directory is."""
-    return os.path.abspath(path_text(output))
+def absolute_path(path: Path | str) -> str:
+    """Return a path as the run log stores it, whatever the working directory is."""
+    return os.path.abspath(path_text(path))
 
 
 class Rows:

@@ -133,6 +133,11 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def names_image(path: Path) -> bool:
+    """Return whether a path ends in the extension of an image format, whether or not it can be read or written."""
+    return path.suffix.lower() in {*EXTENSIONS, *Image.registered_extensions(), ".heic", ".heif", ".jxl", ".exr"}
+
+
 def has_alpha(path: Path) -> bool:
     """Return whether the image has an alpha channel, by its header; False if it cannot be read."""
     try:

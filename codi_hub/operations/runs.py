@@ -107,7 +107,8 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     SAMPLERS.check(options.sampler, "sampler")
     row = context.resolve(ref, options.base, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
-    items = plan(list(inputs), task, options, task_name=row.task)
+    origins = context.catalog.registry.runs.origins
+    items = plan(list(inputs), task, options, task_name=row.task, origins=origins, on_event=on_event)
     steps = options.steps or row.steps
     check_steps(steps, row)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")

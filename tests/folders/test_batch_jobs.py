@@ -252,5 +252,5 @@ def test_names_that_differ_in_case_are_one_file_where_the_disk_has_one_case(
     jobs = [{"task": "superres", "input": f"in/{name}.png", "output": f"out/{to}.png"} for name, to in ("aX", "bx")]
     written(inputs / "jobs.jsonl", *jobs)
     assert codi("run", "--jobs", "jobs.jsonl", "--dry-run").code == 0
-    monkeypatch.setattr(sys.modules["codi_hub.folders.plan"], "ONE_CASE", True)
+    monkeypatch.setattr(sys.modules["codi_hub.folders.names"], "ONE_CASE", True)
     assert "would both be written to out/x.png" in codi("run", "--jobs", "jobs.jsonl", "--dry-run").err

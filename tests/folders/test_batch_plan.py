@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from folder_runs import Double
 from PIL import Image
 
 from codi_hub import RunOptions
 from codi_hub.errors import NotFound, UsageError
+from codi_hub.events import Event, Message
 from codi_hub.folders.plan import plan, walk
 from codi_hub.seeds import image_seed
 
@@ -150,6 +152,56 @@ def test_a_deep_tree(tmp_path, task):
     assert [item.name for item in items] == ["d/" * 1049 + "a.png"]
 
 
+def outputs(inputs: list[Path], task: Double, out: Path, **options: str) -> dict[str, str]:
+    heard: list[Event] = []
+    items = plan(inputs, task, RunOptions(out=out, **options), on_event=heard.append)
+    assert len(heard) == 1
+    return {str(item.input.relative_to(out.parent)): item.output.relative_to(out).as_posix() for item in items}
+
+
+def test_inputs_of_one_stem_get_their_extensions(tmp_path, task):
+    touch(*(tmp_path / "in" / name for name in ("a.png", "a.webp", "a.PNG", "b.webp", "b.bmp", "c.png")))
+    assert outputs([tmp_path / "in"], task, tmp_path / "out") == {
+        "in/a.PNG": "a.PNG.png",
+        "in/a.png": "a.png",
+        "in/a.webp": "a.webp.png",
+        "in/b.bmp": "b.bmp.png",
+        "in/b.webp": "b.webp.png",
+        "in/c.png": "c.png",
+    }
+    assert outputs([tmp_path / "in"], task, tmp_path / "out", suffix="_x4")["in/a.webp"] == "a.webp_x4.png"
+
+
+def test_inputs_of_one_name_get_their_folders(tmp_path, task):
+    touch(*(tmp_path / name for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/sub/3.png", "old/cats/1.png")))
+    out = tmp_path / "out"
+    expected = {"cats/1.png": "cats/1.png", "cats/2.png": "2.png", "dogs/1.png": "dogs/1.png"}
+    assert outputs([tmp_path / "cats", tmp_path / "dogs"], task, out) == expected | {"dogs/sub/3.png": "sub/3.png"}
+    files = [tmp_path / "cats" / "1.png", tmp_path / "dogs" / "1.png"]
+    assert outputs(files, task, out) == {"cats/1.png": "cats/1.png", "dogs/1.png": "dogs/1.png"}
+    found = outputs([tmp_path / "cats", tmp_path / "old" / "cats"], task, out)
+    assert len(set(found.values())) == 3
+    assert found["old/cats/1.png"] == "old/cats/1.png"
+
+
+def test_files_that_codi_made_from_others_of_the_folder_are_left_out(images, task):
+    touch(images / "sub_double" / "e.png", images / "maps" / "f.png")
+    log = {
+        str(images / "sub_double" / "e.png"): str(images / "sub" / "e.png"),
+        str(images / "maps" / "f.png"): "/elsewhere/f.png",
+        str(images / "a.png"): f"{images}-before/a.png",
+    }
+    heard: list[Event] = []
+    origins = lambda outputs: {path: log[path] for path in outputs if path in log}  # noqa: E731
+    items = plan([images], task, RunOptions(), origins=origins, on_event=heard.append)
+    names = [item.name for item in items]
+    assert "sub_double/e.png" not in names
+    assert {"a.png", "maps/f.png"} <= set(names)
+    assert heard == [Message(f"Left out: 1 images in {images} that codi made from others there")]
+    below = plan([images / "sub_double"], task, RunOptions(), origins=origins)
+    assert [item.name for item in below] == ["e.png"]
+
+
 def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str, str], type[Exception], str]]:
     a = images / "a.png"
     return {
@@ -157,10 +209,17 @@ def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str,
         "endless name": ([images / ("n" * 5000)], None, {}, NotFound, "no such file or folder: "),
         "empty": ([images / "empty"], None, {}, UsageError, "no images in "),
         "same twice": ([images, images], None, {}, UsageError, "would both be written to "),
-        "same stem": ([images / "twins"], None, {}, UsageError, "would both be written to "),
         "in place": ([images], images, {}, UsageError, "is the input"),
         "over itself": ([a], images, {}, UsageError, "would replace the input"),
-        "out is a file": ([images], a, {}, UsageError, "is a file: name a folder"),
+        "out is a file": ([images], images / "notes", {}, UsageError, "is a file: name a folder"),
+        "out of another type": (
+            [a],
+            images / "x.tif",
+            {},
+            UsageError,
+            r"^out .*x.tif: an image is written as png",
+        ),
+        "a file for a folder": ([images], images / "x.png", {}, UsageError, r"^out .*x.png: the name of one image"),
         "suffix": ([images], None, {"suffix": "/../x"}, UsageError, "path separator"),
         "ext": ([images], None, {"ext": "exe"}, UsageError, "one of auto, png, jpg"),
     }
@@ -168,9 +227,7 @@ def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str,
 
 @pytest.mark.parametrize("case", list(refusals(Path())))
 def test_refused_before_anything_runs(images, task, case):
-    touch(images / "twins" / "t.webp", images / "twins" / "t.png", images / "empty" / "n.txt")
-    if case == "same twice":
-        (images / "twins" / "t.webp").unlink()
+    touch(images / "twins" / "t.webp", images / "twins" / "t.png", images / "empty" / "n.txt", images / "notes")
     inputs, out, options, kind, message = refusals(images)[case]
     with pytest.raises(kind, match=message) as caught:
         plan(inputs, task, RunOptions(out=out, **options))

@@ -1,0 +1,92 @@
+"""Names of outputs that would otherwise be one file: their own extension, or the folder of their input, is added."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from codi_hub.paths import display_path
+
+if TYPE_CHECKING:
+    from codi_hub.folders.plan import Item
+
+ONE_CASE = sys.platform in ("win32", "darwin")  # A.png and a.png are one file, on most disks
+
+
+def places() -> Callable[[Path], str]:
+    """Return a function from a path to a key that is equal for names of one file; it remembers real folders."""
+
+    @functools.cache
+    def real_folder(folder: Path) -> str:
+        return os.path.realpath(folder)
+
+    def place(path: Path) -> str:
+        found = os.path.join(real_folder(path.parent), path.name)
+        return found.casefold() if ONE_CASE else found
+
+    return place
+
+
+def separate(items: Sequence[Item], suffix: str) -> list[Item]:
+    """Return the items with an output each; inputs that are one file keep theirs, for `check_outputs` to refuse.
+
+    Of inputs in one folder that differ in their extension alone, the one whose name the output has keeps it, and the
+    others add their extension: a.png and a.webp become a.png and a.webp.png. Of inputs in several folders, the outputs
+    get the folders' names: cats/1.png and dogs/1.png.
+
+    Args:
+        suffix: what was added to the stem of every output.
+    """
+    place, separated = places(), list(items)
+    for index in _clashing(separated, place, same_folder=True):
+        item = separated[index]
+        if f"{item.input.stem}{suffix}{item.input.suffix}" != item.output.name:
+            name = f"{item.input.name}{suffix}{item.output.suffix}"
+            separated[index] = replace(item, output=item.output.with_name(name))
+    depth = 1
+    while clashing := _clashing(separated, place):
+        roots = {index: _root(separated[index]) for index in clashing}
+        if depth >= max(len(root.parts) for root in roots.values()):
+            break
+        for index, root in roots.items():
+            separated[index] = replace(separated[index], output=_below(items[index], separated[index], root, depth))
+        depth += 1
+    return separated
+
+
+def renamed(before: Sequence[Item], after: Sequence[Item]) -> str | None:
+    """Return a sentence about the outputs that `separate` has renamed; None if there are none."""
+    changed = [new for old, new in zip(before, after, strict=True) if old.output != new.output]
+    if not changed:
+        return None
+    first = changed[0]
+    example = f"{display_path(first.input)} -> {display_path(first.output)}"
+    return (
+        f"Outputs named by extension or folder too, as several inputs have one name: {len(changed)}, such as {example}"
+    )
+
+
+def _clashing(items: Sequence[Item], place: Callable[[Path], str], *, same_folder: bool = False) -> list[int]:
+    """Return the indices of items of several inputs with one output; with `same_folder`, of inputs in one folder."""
+    groups: dict[tuple[str, str], dict[int, str]] = {}
+    for index, item in enumerate(items):
+        folder = place(item.input.parent / "x") if same_folder else ""
+        groups.setdefault((place(item.output), folder), {})[index] = place(item.input)
+    return [index for group in groups.values() if len(set(group.values())) > 1 for index in group]
+
+
+def _root(item: Item) -> Path:
+    """Return the folder that an item's name is relative to."""
+    return Path(os.path.abspath(item.input)).parents[len(PurePosixPath(item.name).parts) - 1]
+
+
+def _below(original: Item, item: Item, root: Path, depth: int) -> Path:
+    """Return the output of an item in a folder with the last `depth` names of its root."""
+    inner = PurePosixPath(original.name).parent
+    out = original.output.parents[len(inner.parts)]
+    return out.joinpath(*root.parts[-depth:], inner, item.output.name)
