@@ -27,7 +27,7 @@ COMMANDS = {
     "distill": ("distill",),
     "eval": ("eval",),
     "export": ("export",),
-    "health": ("verify", "gc", "doctor"),
+    "health": ("verify", "gc", "recover", "doctor"),
     "task": ("task",),
     "base": ("base",),
     "runs": ("runs",),

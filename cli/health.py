@@ -1,4 +1,4 @@
-"""codi verify, gc, doctor: check files, delete garbage, check the installation."""
+"""codi verify, gc, recover, doctor: check files, delete garbage, register lost adapters, check the installation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from codi_hub.cli.output import Output, size, table
 def register(app: typer.Typer) -> None:
     app.command()(verify)
     app.command()(gc)
+    app.command()(recover)
     app.command()(doctor)
 
 
@@ -46,6 +47,18 @@ def gc(
         text = f"{table(('file', 'size', 'origin'), rows)}\n{verb} {count}, {size(total)}."
     document = {"dry_run": dry_run, "bytes": total, "files": [asdict(file) for file in garbage]}
     Output(json, quiet).result(document, text)
+
+
+def recover(json: Json = False, quiet: Quiet = False) -> None:
+    """Register the adapters in the store and in training folders again, after the database was lost."""
+    with Catalog.open() as catalog:
+        recovery = catalog.recover()
+    refs = [row.ref for row in recovery.rows]
+    lines = [f"Registered again: {', '.join(refs)}." if refs else "No adapter was missing."]
+    lines += [f"Not registered, its base has to be added first with `codi base add`: {text}" for text in recovery.left]
+    Output(json, quiet).result({"registered": refs, "left": list(recovery.left)}, "\n".join(lines))
+    if recovery.left:
+        raise typer.Exit(1)
 
 
 def doctor(json: Json = False, quiet: Quiet = False) -> None:

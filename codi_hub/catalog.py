@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.config.base import BaseOptions
-from codi_hub.errors import Conflict, Mismatch, NotFound, UsageError
+from codi_hub.errors import CodiError, Conflict, Mismatch, NotFound, UsageError
 
 if TYPE_CHECKING:
     from codi_hub.backbones.fingerprint import Fingerprint
     from codi_hub.config.distill import DistillConfig
-    from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Registry, Removal, TaskRow
+    from codi_hub.record import AdapterRecord
+    from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Recovery, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
 MAX_NAMES = 20  # of tasks in a message
@@ -290,6 +291,17 @@ class Catalog:
     def verify(self) -> Sequence[Problem]:
         """Rehash every file; an empty list means that files and records agree."""
         return self.registry.verify()
+
+    def recover(self) -> Recovery:
+        """Register the adapters that lie in the store and in run folders again, after a database was lost."""
+
+        def score(record: AdapterRecord) -> float | None:
+            try:
+                return self.load_task(record.task).latest_score(record.metrics)
+            except CodiError:  # a task that was lost as well
+                return None
+
+        return self.registry.adapters.recover(self.registry.home / "distill", score)
 
     def collect(self, *, dry_run: bool = False) -> Sequence[Garbage]:
         """Delete the files that no adapter needs, or with `dry_run` only return them. Raises CodiError."""

@@ -81,6 +81,8 @@ class AdapterRecord(BaseModel):
     lineage: list[TrainingRecord] = []
     """Every training that led to these weights, the oldest first."""
     metrics: dict[str, Any] = {}
+    weights: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """sha256 of `adapter.safetensors`, by which a record is found again without a database."""
 
     def to_json(self) -> str:
         """Return the text of `adapter.json`, without the fields that do not apply or were not recorded."""

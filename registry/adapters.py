@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, select, update
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
-from codi_hub.registry import lookup, versions
+from codi_hub.registry import lookup, recovery, versions
 from codi_hub.registry.bases import Bases
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
-from codi_hub.registry.rows import AdapterRow, Removal, now, storable
+from codi_hub.registry.rows import AdapterRow, Recovery, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
 from codi_hub.registry.verify import check_file, record_hash
+
+if TYPE_CHECKING:
+    from codi_hub.record import AdapterRecord
 
 WEIGHTS = "adapter.safetensors"
 
@@ -141,6 +144,41 @@ class Adapters:
         with self._storing(f"the adapter in {folder}"):
             return self._record(values, {name: self._store.put(path) for name, path in files.items()})
 
+    def recover(self, runs: Path, score: Callable[[AdapterRecord], float | None]) -> Recovery:
+        """Record the adapters that lie in the store and in run folders, and that the database does not know.
+
+        Versions are numbered in the order in which their weights were written. Removed versions stay removed.
+
+        Args:
+            runs: the folder of the run folders.
+            score: returns the held-out score of a record.
+
+        Raises:
+            CodiError: not stored.
+        """
+        rows: list[AdapterRow] = []
+        left: list[str] = []
+        with self._storing("the adapters found"):
+            with self._database.read() as connection:
+                found = recovery.find(connection, self._store, runs)
+                bases = {row.name: row for row in self._bases.list()}
+                ids = {name: self._bases.find(connection, name)[1] for name in bases}
+            for one in found:
+                record = one.record
+                base = bases.get(record.base.name)
+                if base is None or base.family != record.base.family:
+                    left.append(f"{record.task} on base {record.base.name}, {one.files[WEIGHTS]}")
+                    continue
+                values = {"task": record.task, "base_id": ids[base.name], "kind": record.kind, "steps": record.steps}
+                values |= {"parameters": one.parameters, "metrics": versions.plain(record.metrics), "parent": None}
+                values |= {"score": versions.finite(score(record)), "method": record.method or None}
+                stored = {name: self._store.put(path) for name, path in one.files.items()}
+                rows.append(self._record(values, stored)[0])
+        if not left:
+            with self._store.locked(), self._database.write() as connection:
+                recovery.set_additions(connection, self._store.additions().get(self._database.store_key, 0))
+        return Recovery(tuple(rows), tuple(left))
+
     def copy(self, ref: str, task: str, base: str | None = None) -> tuple[AdapterRow, bool]:
         """Record an adapter's files as the next version of another task on the same base, with it as the parent.
 
@@ -184,8 +222,15 @@ class Adapters:
         """Hold the store's lock for a whole addition, until it is recorded. Raises CodiError for a failed write."""
         try:
             with self._store.locked():
-                self._store.add_database(self._database.store_key)
+                key = self._database.store_key
+                with self._database.read() as connection:
+                    lost, count = recovery.is_lost(connection, self._store, key), recovery.additions(connection)
+                self._store.add_database(key)
+                self._store.set_additions(key, count + lost)
                 yield
+                with self._database.read() as connection:
+                    count = recovery.additions(connection)
+                self._store.set_additions(key, count + lost)  # by which a lost database is noticed, and stays so
         except OSError as error:
             where, why = self._store.root, error.strerror or error
             raise CodiError(f"{what} could not be stored under {where}: {why}") from error
@@ -203,6 +248,7 @@ class Adapters:
             connection.execute(adapter_file.insert(), rows)
             row = connection.execute(adapter.select().where(adapter.c.id == adapter_id)).one()
             moved = versions.move_latest(connection, row, holder)
+            recovery.set_additions(connection, recovery.additions(connection) + 1)
             for digest, _ in stored.values():
                 path = self._store.path(digest)
                 record_hash(connection, path, digest, Stamp.of(path))

@@ -89,6 +89,14 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """The adapters that were recorded again, and those whose base is not registered, as text."""
+
+    rows: tuple[AdapterRow, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """A run; `ok` and `failed` count its items so far. `finished` is None while it runs, or after it was killed."""
 
@@ -142,7 +150,7 @@ class OutputRow:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A difference between files and records. `kind`: missing | drift | orphan | leftover."""
+    """A difference between files and records. `kind`: missing | drift | orphan | leftover | lost."""
 
     kind: str
     path: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.databases_file = root / "databases"
+        self._additions_file = root / "additions.json"
         self._temporary = root / "tmp"
 
     @contextlib.contextmanager
@@ -74,10 +76,26 @@ class Store:
     def add_database(self, database: str) -> None:
         """Add to `databases`, while locked. Raises OSError."""
         if database not in (names := self.databases()):
-            self._temporary.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary / f"{uuid.uuid4().hex}.part"
-            temporary.write_text("\n".join(sorted(names | {database})), encoding="utf-8")
-            os.replace(temporary, self.databases_file)
+            self._write(self.databases_file, "\n".join(sorted(names | {database})))
+
+    def additions(self) -> dict[str, int]:
+        """Return how many adapters each database has added, of those that have since it is counted."""
+        try:
+            return dict(json.loads(self._additions_file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def set_additions(self, database: str, count: int) -> None:
+        """Set how many adapters a database has added, unless it is more already, while locked. Raises OSError."""
+        counts = self.additions()
+        if counts.get(database, -1) < count:
+            self._write(self._additions_file, json.dumps(counts | {database: count}))
+
+    def _write(self, file: Path, text: str) -> None:
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary / f"{uuid.uuid4().hex}.part"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
 
     def path(self, digest: str) -> Path:
         """Return where the blob of a hash is, or would be."""

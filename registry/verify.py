@@ -11,9 +11,14 @@ from codi_hub.registry import versions
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.models import READY, adapter, adapter_file, base, verified
+from codi_hub.registry.recovery import is_lost
 from codi_hub.registry.rows import Garbage, Problem, storable
 from codi_hub.registry.store import Stamp, Store, sha256
 
+LOST = (
+    "lacks adapters that are in the store: it was lost or replaced by an older one. Restore it from a backup, or "
+    "register them again with `codi recover`"
+)
 MAX_REFS = 5  # adapters named in a message about a file that they share
 
 
@@ -62,6 +67,7 @@ def verify(database: Database, store: Store, manifest: Manifest | None) -> list[
     with store.locked(), database.read() as connection:
         wanted = owners(connection)
         blobs, leftovers = store.blobs(), store.leftovers()
+        lost = is_lost(connection, store, database.store_key)
     expected = {store.path(digest): (digest, refs) for digest, refs in wanted.items()}
     for path, digest in manifest.files() if manifest else ():
         expected[path] = (digest, "the bundled models")
@@ -73,8 +79,11 @@ def verify(database: Database, store: Store, manifest: Manifest | None) -> list[
             problems[path] = problem
         elif stamp:
             good.append((path, digest, stamp))
+    if lost:
+        problems[store.databases_file] = Problem("lost", database.name, LOST)
+    remedy = "no adapter in the database needs it" if lost else "no adapter needs it; `codi gc` deletes it"
     for path in sorted(blobs - expected.keys()):
-        problems[path] = Problem("orphan", storable(path), "no adapter needs it; `codi gc` deletes it")
+        problems[path] = Problem("orphan", storable(path), remedy)
     for path in sorted(leftovers):
         problems[path] = Problem("leftover", storable(path), "partial file of a killed process; `codi gc` deletes it")
     with database.write() as connection:
@@ -130,7 +139,8 @@ def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]
     the next call deletes the remaining files.
 
     Raises:
-        Conflict: another database has files in this store. CodiError: a file cannot be deleted.
+        Conflict: another database has files in this store, or the database lacks adapters that it added.
+        CodiError: a file cannot be deleted.
     """
     with database.leftovers() as partial, store.locked():
         if others := store.databases() - {database.store_key}:
@@ -139,6 +149,8 @@ def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]
                 f"a CODI_HOME of its own (or delete {store.databases_file}, if they are the same database)"
             )
         with database.read() as connection:
+            if is_lost(connection, store, database.store_key):
+                raise Conflict(f"{database.name} {LOST}")
             wanted, removed = needed_digests(connection), owners(connection, ready=False)
         garbage = {}
         for path in store.blobs() - {store.path(digest) for digest in wanted}:

@@ -14,6 +14,7 @@ from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.fingerprint import Fingerprint
 from codi_hub.errors import InvalidInput, Mismatch, UsageError, one_line
 from codi_hub.record import RECORD, AdapterRecord, BaseRecord, read_record  # noqa: F401 - the format has them too
+from codi_hub.registry.store import sha256
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 FLOATS = ("F16", "BF16", "F32")
@@ -26,6 +27,7 @@ def write(folder: Path, adapter: torch.nn.Module, record: AdapterRecord, card: s
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in adapter.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    record = record.model_copy(update={"weights": sha256(folder / WEIGHTS)})
     (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
-from codi_hub.registry import Registry, verify
+from codi_hub.record import AdapterRecord, BaseRecord
+from codi_hub.registry import AdapterRow, Registry, verify
+from codi_hub.registry.store import sha256
 
 WEIGHTS = "adapter.safetensors"
 
@@ -284,3 +290,105 @@ def test_an_adapter_removed_during_verify_is_not_reported_missing(
     monkeypatch.setattr(verify, "examine", removed_first)
     assert registry.verify() == []
     assert [row.ref for row in registry.adapters.list()] == ["depth:2"]
+
+
+# ---- a lost database
+
+
+@pytest.fixture
+def real_folder(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that writes an adapter folder whose record names its weights."""
+
+    def make(name: str, *, base: str = "nano") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file({"w": np.full((2, 3), len(name), np.float32), "b": np.frombuffer(name.encode(), np.uint8)},
+                  folder / WEIGHTS)  # fmt: skip
+        record = AdapterRecord(
+            task="depth",
+            kind="residual",
+            base=BaseRecord(name=base, family="f1" if base == "nano" else "f2", sketch={}),
+            prediction_type="epsilon",
+            steps=4,
+            config={},
+            metrics={"psnr": 20.0},
+            weights=sha256(folder / WEIGHTS),
+        )
+        (folder / "adapter.json").write_text(record.to_json())
+        return folder
+
+    return make
+
+
+def _add_folder(registry: Registry, folder: Path, base: str = "nano") -> AdapterRow:
+    facts = {"kind": "residual", "steps": 4, "parameters": 7, "metrics": {"psnr": 20.0}, "score": 20.0}
+    return registry.adapters.add(folder, task="depth", base=base, **facts)[0]
+
+
+def _score(record: AdapterRecord) -> float:
+    return float(record.metrics["psnr"])
+
+
+def test_an_older_database_beside_the_store_is_not_the_whole_truth(
+    registry: Registry, real_folder, home: Path, backend: str, nothing_bundled: Path
+) -> None:
+    if backend != "sqlite":
+        pytest.skip("the file of the database is replaced")
+    _add_folder(registry, real_folder("a"))
+    with sqlite3.connect(home / "registry.db") as source, sqlite3.connect(home / "older.db") as copy:
+        source.backup(copy)
+    names = ["b", "c"]
+    rows = [_add_folder(registry, real_folder(name)) for name in names]
+    registry.close()
+    for suffix in ("-wal", "-shm"):
+        (home / f"registry.db{suffix}").unlink(missing_ok=True)
+    (home / "older.db").replace(home / "registry.db")
+    with Registry.open(home, bundled=nothing_bundled) as opened:
+        assert [row.version for row in opened.adapters.list()] == [1]
+        with pytest.raises(Conflict, match=r"lacks adapters that are in the store: .* with `codi recover`"):
+            opened.collect()
+        assert opened.verify()[0].kind == "lost"
+        found = opened.adapters.recover(home / "distill", _score)
+        assert [(row.ref, row.sha256, row.parameters, row.score) for row in found.rows] == [
+            (row.ref, row.sha256, 6 + 1, 20.0) for row in rows
+        ]
+        assert opened.adapters.recover(home / "distill", _score).rows == ()
+        assert opened.verify() == []
+        assert opened.collect() == []
+
+
+def test_a_deleted_database_is_restored_from_the_store_and_the_run_folders(
+    registry: Registry, real_folder, home: Path, backend: str, nothing_bundled: Path
+) -> None:
+    if backend != "sqlite":
+        pytest.skip("the file of the database is deleted")
+    in_store, on_other_base = real_folder("a"), real_folder("b", base="sd15")
+    _add_folder(registry, in_store), _add_folder(registry, on_other_base, "sd15")
+    shutil.copytree(real_folder("c"), home / "distill" / "depth-1" / "adapter")
+    (home / "distill" / "depth-1" / "adapter" / "README.md").write_text("# card")
+    registry.close()
+    for path in home.glob("registry.db*"):
+        path.unlink()
+    (home / "blobs" / "additions.json").unlink()  # as in a store from before additions were counted
+    with Registry.open(home, bundled=nothing_bundled) as opened:
+        opened.bases.add("nano", "/models/nano", family="f1")
+        with pytest.raises(Conflict, match="lacks adapters"):
+            opened.collect()
+        found = opened.adapters.recover(home / "distill", _score)
+        assert {row.sha256 for row in found.rows} == {sha256(in_store / WEIGHTS), sha256(home.joinpath(
+            "distill", "depth-1", "adapter", WEIGHTS))}  # fmt: skip
+        assert [text.split(",")[0] for text in found.left] == ["depth on base sd15"]
+        with pytest.raises(Conflict, match="lacks adapters"):
+            opened.collect()
+        opened.bases.add("sd15", "runwayml/sd15", family="f2")
+        assert [row.base for row in opened.adapters.recover(home / "distill", _score).rows] == ["sd15"]
+        assert {row.kind for row in opened.verify()} <= {"orphan"}  # the cards of adapters without a run folder
+        opened.collect()
+        assert opened.verify() == []
+
+
+def test_a_removed_adapter_is_not_recovered(registry: Registry, real_folder, home: Path) -> None:
+    row = _add_folder(registry, real_folder("a"))
+    registry.adapters.remove([row.ref])
+    assert registry.adapters.recover(home / "distill", _score).rows == ()
+    assert len(registry.collect()) == 2
