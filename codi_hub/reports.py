@@ -35,6 +35,7 @@ class RunReport(Result):
         batches: number of images in each batch, in the order computed.
         items: a row per item: input, output, status ("ok", "failed", "skipped"; in a dry run "planned"), seed, error,
             seconds (0 if nothing was computed), and prompt if it has one.
+        left_out: files of the input folders that are neither items nor read for one: path, why.
     """
 
     task: str
@@ -46,6 +47,7 @@ class RunReport(Result):
     seconds: float
     batches: list[int] = field(default_factory=list)
     items: list[dict[str, Any]]
+    left_out: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -94,6 +96,13 @@ class JobsReport(Result):
     def items(self) -> list[dict[str, Any]]:
         """Return the rows of all runs."""
         return [item for run in self.runs for item in run.items]
+
+    @property
+    def left_out(self) -> list[dict[str, str]]:
+        """Return the files that no run reads; one that another run reads is not among them."""
+        read = {item["input"] for item in self.items}
+        entries = {(entry["path"], entry["why"]): entry for run in self.runs for entry in run.left_out}
+        return [entry for (path, _), entry in entries.items() if path not in read]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, FilePath, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.evaluation.metrics import Column
 from codi_hub.images.filters import to_uint8
-from codi_hub.images.io import EXTENSIONS
+from codi_hub.images.formats import EXTENSIONS
 
 if TYPE_CHECKING:
     from codi_hub.evaluation.context import EvaluationContext
@@ -30,8 +30,14 @@ def _absolute(source: str) -> str:
     return os.path.abspath(path) if path.exists() else source
 
 
+def _existing(path: Path) -> Path:
+    if not os.path.exists(path):  # unlike Path.exists, never raises
+        raise ValueError("no such file or folder")
+    return path.absolute()
+
+
 Location = Annotated[str, AfterValidator(_absolute)]  # a path, or another source such as a hub id
-ExistingFile = Annotated[FilePath, AfterValidator(Path.absolute)]
+ExistingPath = Annotated[Path, AfterValidator(_existing)]
 
 
 @dataclass(frozen=True)

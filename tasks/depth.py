@@ -20,7 +20,7 @@ from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.evaluation.metrics import Column
 from codi_hub.images.depth_maps import as_map, read_map
 from codi_hub.images.filters import to_uint8
-from codi_hub.images.io import EXTENSIONS
+from codi_hub.images.formats import ARRAYS, EXTENSIONS
 from codi_hub.images.metrics import structure_agreement
 from codi_hub.tasks.base import FLAG, Pair, Prepared, Task, needed, pixels
 
@@ -34,7 +34,7 @@ _loading = threading.Lock()
 
 
 class Depth(Task):
-    """Depth maps (8 or 16-bit images, or .npy), or with `estimate` photographs whose maps a model estimates."""
+    """Depth maps (images, .npy or .npz), or with `estimate` photographs whose maps a model estimates."""
 
     name = "depth"
     summary = "Image from a depth map and a prompt"
@@ -42,7 +42,7 @@ class Depth(Task):
     condition_channels = 1
     data = "scenes"
     uses_prompt = True
-    input_extensions = EXTENSIONS | {".npy"}
+    input_extensions = EXTENSIONS | ARRAYS
     score = "adherence"
     distill: ClassVar[dict[str, Any]] = {"count": 2500, "lr": 6e-4, "kind": "control"}  # a kind that uses the prompt
     columns: ClassVar[Mapping[str, Column]] = {
@@ -80,7 +80,7 @@ class Depth(Task):
 
     def load(self, path: Path) -> Image.Image | np.ndarray:
         """Read the map at `path` as float32 (H, W), in its own units; with `estimate`, open the photograph."""
-        if self.options.estimate and path.suffix.lower() != ".npy":
+        if self.options.estimate and path.suffix.lower() not in ARRAYS:
             return Image.open(path)
         return read_map(path)
 

@@ -6,6 +6,7 @@ Evaluated on photographs with random holes against fills without training.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -19,9 +20,12 @@ from codi_hub import seeds
 from codi_hub.errors import InvalidInput, prefixed
 from codi_hub.evaluation.metrics import Column
 from codi_hub.images.filters import boxes, harmonic, to_uint8
+from codi_hub.images.formats import EXTENSIONS
 from codi_hub.images.io import decode_image, open_image
 from codi_hub.images.metrics import as_float, hole_edge
-from codi_hub.tasks.base import FLAG, ExistingFile, Pair, Prepared, Task, needed, pixels
+from codi_hub.images.sidecars import beside
+from codi_hub.paths import display_path
+from codi_hub.tasks.base import FLAG, ExistingPath, Pair, Prepared, Task, needed, pixels
 from codi_hub.tasks.masks import dilated, hole, random_hole
 from codi_hub.tasks.texture import textured
 
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
     from codi_hub.evaluation.measured import Measured
 
 HOLE = 128  # level of 255 from which a mask is white; also the grey that fills a hole without surroundings
-SIDECAR = ".mask.png"
+# Endings of mask files, after the stem of their image, in order of precedence.
+MASKS = tuple(f"{mark}mask{ext}" for mark in "._" for ext in sorted(EXTENSIONS, key=lambda ext: (ext != ".png", ext)))
 MAX_DB = 100.0
 PART = 768  # px; maximum side of a part of a hole that is textured at once, which takes about 150 bytes per pixel
 REACH = 96  # px; margin around such a part from which texture is taken
@@ -42,7 +47,7 @@ SHARE = 0.25  # of the image that such a hole covers, about
 
 
 class Inpaint(Task):
-    """Fills the white area of NAME.mask.png beside NAME.png, or the transparent area, or the white area of one mask."""
+    """Fills the white area of NAME.mask.png beside NAME.png, or of a given mask, or the transparent area."""
 
     name = "inpaint"
     summary = "Fill holes in images: white in NAME.mask.png, or transparent"
@@ -64,8 +69,9 @@ class Inpaint(Task):
     }
 
     class Options(Task.Options):
-        mask: ExistingFile | None = Field(None, json_schema_extra={FLAG: "FILE"})
-        """Mask of all inputs: an image of their size, white in the hole. Training uses random holes."""
+        mask: ExistingPath | None = Field(None, json_schema_extra={FLAG: "FILE|FOLDER"})
+        """Mask of all inputs: an image of their size, white in the hole; or a folder with a mask for each, by its name.
+        Training uses random holes."""
         grow: int = Field(0, ge=0, le=1024)
         """Dilation of holes on every side, px, for masks that are too tight."""
         texture: float = Field(0.6, ge=0, le=1)
@@ -128,7 +134,15 @@ class Inpaint(Task):
         return not (prepared.bytes[..., 3] >= HOLE).any()
 
     def is_sidecar(self, path: Path) -> bool:
-        return path.name.lower().endswith(SIDECAR)
+        """Return whether it is NAME.mask.*, NAME_mask.* beside an image NAME, or in the folder of the option `mask`."""
+        stem, extension = path.stem, path.suffix.lower()
+        if extension in EXTENSIONS and stem.lower().endswith(".mask"):
+            return True
+        folder = self.options.mask
+        if folder is not None and folder.is_dir() and folder in path.absolute().parents:
+            return True
+        image = path.with_name(stem[: -len("_mask")] + extension) if stem.lower().endswith("_mask") else None
+        return image is not None and extension in EXTENSIONS and beside(image, tuple(EXTENSIONS)) is not None
 
     def companions(self, path: Path) -> Sequence[Path]:
         file = self._mask_of(path)
@@ -150,10 +164,28 @@ class Inpaint(Task):
         return compare_with_fills(self, photographs(context.data, context.count), context)
 
     def _mask_of(self, path: Path | None) -> Path | None:
-        if self.options.mask is not None:
-            return self.options.mask
-        beside = None if path is None else path.with_name(path.stem + SIDECAR)
-        return beside if beside is not None and beside.is_file() else None
+        folder = self.options.mask
+        if folder is not None and not folder.is_dir():
+            return folder
+        if path is None:
+            return None
+        if folder is None:
+            return beside(path, MASKS)
+        found = mask_in(folder, path)
+        if found is None:
+            raise InvalidInput(f"no mask for it in {display_path(folder)}: add {path.stem}.png, white in the hole")
+        return found
+
+
+def mask_in(folder: Path, image: Path) -> Path | None:
+    """Return the mask of an image in a folder of masks: of the same name and, of several, in the same subfolder."""
+    parents = image.absolute().parts[1:-1]
+    flat = not any(entry.is_dir() for entry in os.scandir(folder))
+    for depth in range(0 if flat else len(parents), -1, -1):
+        place = folder.joinpath(*parents[len(parents) - depth :])
+        if (found := beside(place / image.name, (*sorted(EXTENSIONS), *MASKS))) is not None:
+            return found
+    return None
 
 
 def _cut(side: slice) -> list[slice]:
@@ -195,8 +227,8 @@ def _transparent(image: Image.Image | np.ndarray, path: Path | None) -> np.ndarr
         alpha = image[..., 3] if image.dtype == np.uint8 else to_uint8(image[..., 3])
     covered = None if alpha is None else alpha < HOLE
     if covered is None or not covered.any():
-        beside = f"{path.stem}{SIDECAR} beside it" if path else "an alpha channel"
-        raise InvalidInput(f"no hole to fill: paint it white in {beside}, make it transparent, or set the option mask")
+        where = f"{path.stem}{MASKS[0]} beside it" if path else "an alpha channel"
+        raise InvalidInput(f"no hole to fill: paint it white in {where}, make it transparent, or set the option mask")
     return covered
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from codi_hub.errors import InvalidInput, NotFound, UsageError, prefixed
-from codi_hub.images.io import EXTENSIONS, decode_image, open_image
+from codi_hub.images.formats import EXTENSIONS
+from codi_hub.images.io import decode_image, open_image
 
 BUNDLED = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")  # CC0 or public domain; in scikit-image's wheel
 MULTIPLE = 64  # px; sides are cropped to multiples of it

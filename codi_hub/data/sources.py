@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +21,12 @@ import numpy as np
 from PIL import Image
 
 from codi_hub import jsonl, seeds
-from codi_hub.data.folders import DataTask, Example, listed
+from codi_hub.data.folders import DataTask, Example, hidden, listed, warn_unlisted
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.images.depth_maps import as_map, read_map
-from codi_hub.images.io import READABLE, decode_image
+from codi_hub.images.formats import readable_formats
+from codi_hub.images.io import check_shapes, decode_image, upright_size
+from codi_hub.images.sidecars import METADATA, named
 
 DEFAULT_COUNT = 4000  # synthetic examples
 MAX_HELD_OUT = 24  # pairs that are never used for training, at most; a tenth of a small data set
@@ -37,6 +40,7 @@ COLUMNS = {
     "edit_prompt": ("edit_prompt", "instruction"),
 }
 IMAGE_KEYS = ("image", "condition", "edited")
+IMAGE_COLUMNS = frozenset(alias for key in (*IMAGE_KEYS, "depth") for alias in COLUMNS[key])
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-]+")
 _log = logging.getLogger("codi_hub.data")
 
@@ -182,8 +186,11 @@ def _rows(spec: str, task: DataTask) -> tuple[Sequence[Mapping[str, Any]], dict[
     """Return the rows of a folder, file or dataset, and the column of each key of an example."""
     path = Path(spec).expanduser()
     if path.is_dir():
-        metadata = path / "metadata.jsonl"
-        rows = _readable(path, _metadata(metadata) if metadata.is_file() else listed(path, task))
+        files = [file for file in sorted(path.rglob(METADATA), key=lambda file: file.parent) if not hidden(file, path)]
+        lines = chain.from_iterable(_metadata(file) for file in files)
+        rows = _readable(path, lines if files else listed(path, task))
+        if files:
+            warn_unlisted(path, rows, IMAGE_COLUMNS, task)
         return rows, _columns(spec, list(dict.fromkeys(name for row in rows for name in row)))
     if path.is_file():
         if path.suffix != ".parquet":
@@ -229,10 +236,12 @@ def _dataset(name: str, kind: str, **where: str) -> Any:
 
 def _metadata(file: Path) -> Iterator[Example]:
     """Read a metadata.jsonl: `file_name`, `X_file_name` become `image`, `X`; paths are relative to its folder."""
-    files = {alias for key in (*IMAGE_KEYS, "depth") for alias in COLUMNS[key]}
     for _, line in jsonl.objects(file):
         row = {("image" if name == "file_name" else name.removesuffix("_file_name")): v for name, v in line.items()}
-        yield {name: str(file.parent / v) if name in files and isinstance(v, str) else v for name, v in row.items()}
+        for column in IMAGE_COLUMNS & row.keys():
+            if isinstance(value := row[column], str):
+                row[column] = str(named(file.parent, value) or file.parent / value)
+        yield row
 
 
 def _readable(folder: Path, rows: Iterator[Example]) -> list[Example]:
@@ -240,9 +249,12 @@ def _readable(folder: Path, rows: Iterator[Example]) -> list[Example]:
     good, bad = [], []
     for row in rows:
         try:
+            sizes: dict[str, tuple[int, int]] = {}
             for key in IMAGE_KEYS:
                 for path in (row[name] for name in COLUMNS[key] if isinstance(row.get(name), str)):
-                    _opened(path).close()
+                    with _opened(path) as image:
+                        sizes[path] = upright_size(image)
+            check_shapes(sizes)
             good.append(row)
         except InvalidInput as error:
             bad.append(str(error))
@@ -262,7 +274,9 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
     if "image" not in values:
         raise InvalidInput("the row has no image")
     readers = dict.fromkeys(IMAGE_KEYS, _image) | {"depth": _depth}
-    return {key: readers.get(key, str)(value) for key, value in values.items()}
+    example: Example = {key: readers.get(key, str)(value) for key, value in values.items()}
+    check_shapes({key: value.shape[1::-1] for key, value in example.items() if key in readers})
+    return example
 
 
 def _opened(value: Any) -> Image.Image:
@@ -274,7 +288,7 @@ def _opened(value: Any) -> Image.Image:
     if isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value):  # opening a pipe would block
         raise InvalidInput(f"{value} is not a regular file")
     try:
-        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=READABLE)
+        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=readable_formats())
     except Exception as error:  # Pillow's parsers raise anything at all on a hostile header
         what = value if isinstance(value, str) else f"{len(value)} bytes"
         raise InvalidInput(f"{what} is not a readable image ({type(error).__name__})") from error

@@ -17,6 +17,7 @@ from PIL import Image
 from codi_hub.errors import InvalidInput
 from codi_hub.folders.memory import MemoryBudget
 from codi_hub.folders.plan import Item
+from codi_hub.images.formats import ARRAYS
 from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Loader:
         """Return whether the item may be an image, by its header alone."""
         item = self._items[index]
         try:
-            if item.error is None and item.input.suffix.lower() != ".npy":
+            if item.error is None and item.input.suffix.lower() not in ARRAYS:
                 open_image(item.input).close()
         except InvalidInput:
             return False
@@ -126,7 +127,7 @@ class Loader:
             raise InvalidInput(item.error)
         self._budget.wait(index)
         digest = self._hash(index)
-        if item.input.suffix.lower() != ".npy":
+        if item.input.suffix.lower() not in ARRAYS:
             open_image(item.input).close()  # checks the header: a task's own `load` need not be safe
         source = self._task.load(item.input)
         image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)

@@ -5,7 +5,6 @@ Everything that can be refused is refused here, before anything is computed.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,12 @@ from typing import TYPE_CHECKING
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 from codi_hub.events import Message, OnEvent, ignore
+from codi_hub.folders.left_out import OnLeftOut, report_left_out
 from codi_hub.folders.names import places, renamed, separate
-from codi_hub.folders.prompts import METADATA, clean_prompt, read_metadata, read_sidecar
+from codi_hub.folders.prompts import Prompts
+from codi_hub.images.formats import JPEG_EXTENSIONS
 from codi_hub.images.io import WRITABLE, has_alpha, names_image
+from codi_hub.images.sidecars import METADATA, clean_prompt
 from codi_hub.paths import display_path, path_text
 from codi_hub.seeds import image_seed
 
@@ -65,6 +67,7 @@ def plan(
     task_name: str | None = None,
     origins: Origins = lambda outputs: {},
     on_event: OnEvent = ignore,
+    on_left_out: OnLeftOut = lambda path, why: None,
 ) -> list[Item]:
     """Return every item of `inputs`, in the order given, sorted by name within each folder.
 
@@ -76,14 +79,16 @@ def plan(
     images of the same folder are never items.
 
     `options.prompt` is every item's prompt. Without it, each item of a task that uses prompts has its own: from the
-    `metadata.jsonl` of the input folder, or of the folder that an input file lies in, else from the text file beside
-    it.
+    nearest `metadata.jsonl` with a line for it, from its folder up to the input folder, else from the text file beside
+    it. Names match as in `images.sidecars`.
 
     Args:
         options: `out`, `suffix`, `ext`, `seed`, `recursive` and `prompt` are read.
         task_name: TASK in names of output folders; default: the name of the built-in task.
         origins: finds the files that codi made.
-        on_event: told of outputs that are renamed, and of files that are left out.
+        on_event: told of outputs that are renamed, and of files that are left out because codi made them.
+        on_left_out: takes (path, reason) of files in the input folders that are neither items nor read for one, and of
+            lines in a metadata.jsonl whose file does not exist.
 
     Raises:
         NotFound: an input does not exist.
@@ -99,11 +104,11 @@ def plan(
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
     common = None if options.prompt is None else clean_prompt(options.prompt, "prompt")
     own = options.prompt is None and task.uses_prompt
-    prompts_of = functools.cache(read_metadata)
-    items = []
+    prompts = Prompts() if own else None
+    items: list[Item] = []
+    others: list[Path] = []
     for root in roots:
-        prompts = prompts_of(root.path if root.is_folder else root.path.parent) if own else {}
-        files = list(_files(root, task, outs, options.recursive))
+        files = list(_files(root, task, outs, options.recursive, others))
         made = _made(root, [relative for relative, _ in files], origins)
         if made:
             where = display_path(root.path)
@@ -114,7 +119,8 @@ def plan(
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
             item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
-            items.append(_with_own_prompt(item, prompts) if own else item)
+            folder = root.path if root.is_folder else root.path.parent
+            items.append(_with_own_prompt(item, folder, prompts) if prompts else item)
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
@@ -123,6 +129,8 @@ def plan(
         on_event(Message(text))
     items = separated
     check_outputs(items)
+    folders = [root.path for root in roots if root.is_folder]
+    report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
@@ -167,16 +175,22 @@ def _check_roots(roots: Sequence[_Root]) -> None:
             )
 
 
-def _files(root: _Root, task: Task, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
-    """Yield (relative name, error or None) of each item of one input."""
+def _files(
+    root: _Root, task: Task, outs: frozenset[str], recursive: bool, others: list[Path]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (relative name, error or None) of each item of one input; add the path of every other file to `others`."""
     if not root.is_folder:
-        if not task.is_sidecar(root.path):
+        if task.is_sidecar(root.path):
+            others.append(root.path)
+        else:
             yield root.path.name, None
         return
     for relative, error in walk(root.path, outs, recursive):
         wanted = PurePosixPath(relative).suffix.lower() in task.input_extensions
         if error is not None or (wanted and not task.is_sidecar(root.path / relative)):
             yield relative, error
+        else:
+            others.append(root.path / relative)
 
 
 def walk(root: Path, skip: frozenset[str] = frozenset(), recursive: bool = True) -> Iterator[tuple[str, str | None]]:
@@ -219,10 +233,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _with_own_prompt(item: Item, prompts: Mapping[str, str]) -> Item:
+def _with_own_prompt(item: Item, folder: Path, prompts: Prompts) -> Item:
     """Return the item with its own prompt; a prompt that cannot be used is the item's error."""
     try:
-        return replace(item, prompt=prompts.get(item.name) or read_sidecar(item.input))
+        return replace(item, prompt=prompts.of(item.input, folder, item.name))
     except InvalidInput as error:
         return replace(item, error=item.error or str(error))
 
@@ -245,8 +259,8 @@ def _output_name(relative: str, source: Path, suffix: str, ext: str) -> PurePosi
     path = PurePosixPath(relative)
     kind = path.suffix.lower()
     if ext == "auto":
-        ext = "jpg" if kind in (".jpg", ".jpeg") else "png"
-    elif ext in ("jpg", "jpeg") and kind not in (".jpg", ".jpeg") and has_alpha(source):
+        ext = "jpg" if kind in JPEG_EXTENSIONS else "png"
+    elif ext in ("jpg", "jpeg") and kind not in JPEG_EXTENSIONS and has_alpha(source):
         ext = "png"
     return path.parent / f"{path.stem}{suffix}.{ext}"
 

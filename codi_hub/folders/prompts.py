@@ -1,20 +1,24 @@
-"""Reading of each image's own prompt: from the folder's metadata.jsonl, or from the text file beside the image."""
+"""Prompts of a run's images: from the metadata.jsonl of a folder, or from the text file beside the image."""
 
+from __future__ import annotations
+
+import functools
 import posixpath
-import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from codi_hub import jsonl
 from codi_hub.errors import InvalidInput
+from codi_hub.images.sidecars import METADATA, clean_prompt, name_key, named, read_caption
 from codi_hub.paths import display_path
 
-METADATA = "metadata.jsonl"
 KEYS = ("prompt", "edit_prompt", "instruction", "text", "caption")  # in this order of precedence
-MAX_BYTES = 1 << 14  # of one prompt; text encoders read about seventy words
 
 
 def read_metadata(folder: Path) -> dict[str, str]:
     """Return the prompts by name relative to the folder, from the `file_name` and one of `KEYS` in metadata.jsonl.
+
+    The names are in the form of `name_key`.
 
     Raises:
         InvalidInput: a wrong line, by its number.
@@ -34,45 +38,44 @@ def read_metadata(folder: Path) -> dict[str, str]:
         if not isinstance(row[key], str):
             raise InvalidInput(f"{where}: {key} is {row[key]!r:.60}, not text")
         prompt = clean_prompt(row[key], f"{where}: {key}")
-        name = posixpath.normpath(name)
+        name = name_key(name)
         if prompt and found.setdefault(name, prompt) != prompt:
-            raise InvalidInput(f"{where} gives {display_path(Path(name))} a second prompt: keep one line for it")
+            raise InvalidInput(f"{where} gives {display_path(name)} a second prompt: keep one line for it")
     return found
 
 
-def read_sidecar(image: Path) -> str | None:
-    """Return the text of NAME.txt beside NAME.png; None if it does not exist or is empty.
+class Prompts:
+    """The prompts of images that have none in common; each metadata.jsonl is read once."""
 
-    Raises:
-        InvalidInput: the file cannot be read, is too long or is not UTF-8 text.
-    """
-    path = image.with_suffix(".txt")
-    where = f"the prompt beside it, {display_path(Path(path.name))},"
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise InvalidInput(f"{where} is not a regular file")
-        _check_size(info.st_size, where)
-        return clean_prompt(path.read_text("utf-8-sig"), where)
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{where} is not UTF-8 text") from error
-    except OSError as error:
-        raise InvalidInput(f"{where} cannot be read: {error.strerror}") from error
+    def __init__(self) -> None:
+        self._read = functools.cache(read_metadata)
+        self._folders: dict[Path, set[str]] = {}  # below an input folder -> names that were looked up
 
+    def of(self, image: Path, folder: Path, name: str) -> str | None:
+        """Return the prompt of an image.
 
-def clean_prompt(prompt: str, where: str) -> str | None:
-    """Return the prompt without white space around it, None if it is empty. Raises InvalidInput if it is not text."""
-    try:
-        _check_size(len(prompt.encode("utf-8")), where)
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"{where} is not UTF-8 text") from error
-    if "\0" in prompt:
-        raise InvalidInput(f"{where} is not text: it contains zero bytes")
-    return prompt.strip() or None
+        A line of the nearest metadata.jsonl counts, from the image's folder up to the input folder; else NAME.txt.
 
+        Args:
+            folder: the input folder, or the folder of an input file.
+            name: the image's path relative to it, with slashes.
 
-def _check_size(size: int, where: str) -> None:
-    if size > MAX_BYTES:
-        raise InvalidInput(f"{where} has {size} bytes, over the limit of {MAX_BYTES}: a prompt is a sentence or two")
+        Raises:
+            InvalidInput: a metadata.jsonl or text file that cannot be used.
+        """
+        parts = name.split("/")
+        for depth in range(len(parts) - 1, -1, -1):
+            place = folder.joinpath(*parts[:depth])
+            key = name_key("/".join(parts[depth:]))
+            self._folders.setdefault(place, set()).add(key)
+            if prompt := self._read(place).get(key):
+                return prompt
+        return read_caption(image)
+
+    def unmatched(self, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Yield (metadata.jsonl, name) of each line in or below an input folder whose file does not exist."""
+        for place, used in self._folders.items():
+            if place.is_relative_to(folder):
+                for name in self._read(place).keys() - used:
+                    if named(place, name) is None:
+                        yield place / METADATA, posixpath.normpath(name)

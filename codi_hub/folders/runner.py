@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,7 @@ class RunSettings:
         adapter: reference of the adapter, for the report.
         steps: sampling steps, for the report.
         options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs` and `dry_run` are read.
+        left_out: files that are no items, for the report: path, why.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
     """
 
@@ -52,6 +53,7 @@ class RunSettings:
     adapter: str
     steps: int
     options: RunOptions
+    left_out: list[dict[str, str]] = field(default_factory=list)
     memory: int = MEMORY
 
 
@@ -141,6 +143,7 @@ class FolderRun:
             seconds=seconds,
             batches=self._batches,
             items=rows,
+            left_out=self._settings.left_out,
             **counts,
         )
 

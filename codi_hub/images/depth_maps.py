@@ -1,5 +1,8 @@
 """Depth maps in files and arrays, in their own units: float32 (H, W)."""
 
+import math
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ from PIL import Image, ImageOps
 
 from codi_hub.errors import InvalidInput
 from codi_hub.images.filters import luma
+from codi_hub.images.formats import ARRAYS
 from codi_hub.images.io import MAX_PIXELS
 
 
@@ -32,9 +36,9 @@ def as_map(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """Read the depth map of an image file or a .npy file. Raises InvalidInput."""
-    if path.suffix.lower() == ".npy":
-        return _read_npy(path)
+    """Read the depth map of an image file, a .npy or a .npz file. Raises InvalidInput."""
+    if path.suffix.lower() in ARRAYS:
+        return _read_npy(path) if path.suffix.lower() == ".npy" else _read_npz(path)
     try:
         with Image.open(path) as image:
             return as_map(ImageOps.exif_transpose(image))
@@ -48,8 +52,34 @@ def _read_npy(path: Path) -> np.ndarray:
         array = np.lib.format.open_memmap(path, mode="r")  # never unpickles; the header is checked against the size
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InvalidInput(f"not a readable .npy array: {' '.join(str(error).split())}") from error
-    if array.dtype.kind not in "fiub":
-        raise InvalidInput(f"an array of {array.dtype} is not a depth map: save it as numbers")
-    if array.size > MAX_PIXELS:
-        raise InvalidInput(f"an array of shape {array.shape} is over the limit of {MAX_PIXELS} values: make it smaller")
+    _check_array(array.shape, array.dtype)
     return as_map(np.squeeze(array))
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    """Read the array `depth`, or the only one, of a .npz file; its size is checked first. Raises InvalidInput."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            chosen = "depth.npy" if "depth.npy" in names else names[0] if len(names) == 1 else None
+            if chosen is None:
+                found = ", ".join(name.removesuffix(".npy") for name in names[:5]) or "none"
+                raise InvalidInput(f"a .npz file needs one array, or one named depth; it has {found}")
+            with archive.open(chosen) as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(file)
+            _check_array(shape, dtype)
+            with archive.open(chosen) as file:
+                return as_map(np.squeeze(np.lib.format.read_array(file, allow_pickle=False)))
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInput(f"not a readable .npz file: {' '.join(str(error).split())}") from error
+
+
+def _check_array(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind not in "fiub":
+        raise InvalidInput(f"an array of {dtype} is not a depth map: save it as numbers")
+    if math.prod(shape) > MAX_PIXELS:
+        raise InvalidInput(f"an array of shape {shape} is over the limit of {MAX_PIXELS} values: make it smaller")

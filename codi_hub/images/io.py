@@ -5,13 +5,12 @@ or not at all.
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,17 +19,13 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
+from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.paths import display_path
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
-# By name, because Pillow would otherwise try every format it knows, and opening an EPS starts Ghostscript.
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
-# File name extensions of the readable formats: what a folder is searched for.
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga", ".avif", ".jp2"}
-)
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
+ORIENTATION = 0x0112  # EXIF tag
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -100,12 +95,6 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in READABLE if name in Image.OPEN)  # a Pillow may be built without some
-
-
 def open_image(path: Path) -> Image.Image:
     """Open a still image and check its header; its pixels are not decoded yet.
 
@@ -118,7 +107,7 @@ def open_image(path: Path) -> Image.Image:
     if not os.path.isfile(path):  # opening a pipe would block
         raise InvalidInput("not a regular file: give an image file")
     try:
-        image = Image.open(path, formats=_formats())
+        image = Image.open(path, formats=readable_formats())
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except Exception as exc:  # Pillow's parsers raise anything at all on a hostile header
         raise InvalidInput(f"not a readable image: {_pillow_error(exc)}") from exc
@@ -135,7 +124,7 @@ def open_image(path: Path) -> Image.Image:
 
 def names_image(path: Path) -> bool:
     """Return whether a path ends in the extension of an image format, whether or not it can be read or written."""
-    return path.suffix.lower() in {*EXTENSIONS, *Image.registered_extensions(), ".heic", ".heif", ".jxl", ".exr"}
+    return path.suffix.lower() in {*EXTENSIONS, *HEIF, *Image.registered_extensions(), ".jxl", ".exr"}
 
 
 def has_alpha(path: Path) -> bool:
@@ -191,6 +180,32 @@ def _convert(image: Image.Image) -> LoadedImage:
         return LoadedImage(to_srgb(flat, icc), alpha)
     rgb = image.convert("RGBA").convert("RGB") if alpha is not None else image.convert("RGB")
     return LoadedImage(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) as shown, by the header of an opened image."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) > 4  # as in `exif_transpose`: 5 to 8 lie on their side
+    except Exception:  # noqa: BLE001 - see `_apply_orientation`
+        turned = False
+    return image.size[::-1] if turned else image.size
+
+
+def check_shapes(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Check that images are one image at several scales, except for rounding.
+
+    Args:
+        sizes: name -> (width, height); the first is what the others are compared with.
+
+    Raises:
+        InvalidInput: one has another shape, so that it could only be stretched.
+    """
+    named = list(sizes.items())
+    for name, (width, height) in named[1:]:
+        first, (wide, high) = named[0]
+        # a side of the smaller image may be off by a pixel, which is `scale` pixels of the larger
+        if abs(width * high - height * wide) > max(width, height, wide, high):
+            raise InvalidInput(f"{name} measures {width}x{height} and {first} {wide}x{high}: give them one shape")
 
 
 def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:

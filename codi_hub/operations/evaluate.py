@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from codi_hub.config.options import EvalOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.events import OnEvent
-from codi_hub.folders.prompts import clean_prompt
+from codi_hub.images.sidecars import clean_prompt
 from codi_hub.operations.context import Context, check_guidance, check_steps
 from codi_hub.record import DISTILLED_METHODS
 from codi_hub.reports import EvalReport

@@ -11,9 +11,9 @@ from PIL import Image
 
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import UsageError, one_line, prefixed
-from codi_hub.folders.prompts import clean_prompt
 from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
+from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
 from codi_hub.operations.context import Context, check_guidance, check_steps
 from codi_hub.seeds import image_seed

@@ -18,11 +18,12 @@ from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import read_jobs
 from codi_hub.folders.plan import Item, check_outputs, plan
-from codi_hub.folders.prompts import clean_prompt
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
+from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
 from codi_hub.operations.context import Context, check_guidance, check_steps
+from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ Report = TypeVar("Report", RunReport, JobsReport)
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """Items that one adapter processes with one set of options."""
+    """Items that one adapter processes with one set of options; `left_out` are other files with the reason."""
 
     row: AdapterRow
     task: Task
     items: list[Item]
     steps: int
     options: RunOptions
+    left_out: list[tuple[Path, str]]
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
             planned = _plan(context, job.ref, job.inputs, job.options, on_event)
             if (known := merged.setdefault(planned.key, planned)) is not planned:
                 known.items.extend(planned.items)
+                known.left_out.extend(planned.left_out)
             else:
                 _check(context, planned)
     runs = [run for _, run in sorted(merged.items(), key=lambda entry: entry[0][0])]
@@ -108,16 +111,29 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     row = context.resolve(ref, options.base, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
     origins = context.catalog.registry.runs.origins
-    items = plan(list(inputs), task, options, task_name=row.task, origins=origins, on_event=on_event)
+    left_out: list[tuple[Path, str]] = []
+
+    def on_left_out(path: Path, why: str) -> None:
+        left_out.append((path, why))
+
+    items = plan(
+        list(inputs), task, options, task_name=row.task, origins=origins, on_event=on_event, on_left_out=on_left_out
+    )
     steps = options.steps or row.steps
     check_steps(steps, row)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
     check_guidance(options.guidance_scale, negative, row)
-    return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative))
+    return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative), left_out)
 
 
 def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
-    settings = RunSettings(task=planned.row.task, adapter=planned.row.ref, steps=planned.steps, options=planned.options)
+    settings = RunSettings(
+        task=planned.row.task,
+        adapter=planned.row.ref,
+        steps=planned.steps,
+        options=planned.options,
+        left_out=[{"path": path_text(path), "why": why} for path, why in dict.fromkeys(planned.left_out)],
+    )
     log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items)
     load = partial(_generator, context, planned, on_event)
     return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()

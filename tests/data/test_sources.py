@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,60 @@ def test_pairs_use_whole_images_unless_crop_is_set(tmp_path: Path) -> None:
     assert np.ptp(open_source(str(tmp_path), PAIRS, size=32)[0]["image"][..., 1]) > 58
     cropped = open_source(str(tmp_path), tasks.load("pairs", {"crop": True}), size=32)
     assert np.ptp(cropped[0]["image"][..., 1]) == 31
+
+
+def test_captions_beside_images_are_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "0.TXT").write_text("a red ball\n")
+    (folder / "below" / "4.txt").write_text("a blue box")
+    (folder / "nothing.txt").write_text("x")
+    (folder / "1.txt").write_bytes(b"\xff")
+    with caplog.at_level(logging.WARNING):
+        source = open_source(str(folder), SUPERRES, size=16)
+    assert [example.get("caption") for example in source] == ["a red ball", None, None, None, "a blue box"]
+    assert "1 text files belong to no image, such as nothing.txt" in caplog.text
+    assert "1.png: the prompt beside it, 1.txt, is not UTF-8 text" in caplog.text
+
+
+def test_a_pair_has_the_caption_of_its_target_and_else_of_its_condition(tmp_path: Path) -> None:
+    for side in ("condition", "target"):
+        (tmp_path / side).mkdir()
+        for name in ("é", "b"):
+            spelling = unicodedata.normalize("NFD" if side == "target" else "NFC", name)
+            image(1).save(tmp_path / side / f"{spelling}.png")
+            (tmp_path / side / f"{spelling}.txt").write_text(f"{side} {name}")
+    (tmp_path / "target" / "b.txt").unlink()
+    source = open_source(str(tmp_path), tasks.load("pairs"), size=16)
+    assert {example["caption"] for example in source} == {"target é", "condition b"}
+
+
+def test_metadata_of_every_folder_with_names_from_windows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with_metadata(folder, [{"file_name": "0.PNG", "text": "zero"}, {"file_name": "sub\\9.png", "text": "gone"}])
+    with_metadata(folder / "below", [{"file_name": ".\\4.png", "text": "four"}])
+    with caplog.at_level(logging.WARNING):
+        source = open_source(str(folder), SUPERRES, size=16)
+    assert [example["caption"] for example in source] == ["zero", "four"]
+    assert "skipped 1 of 3 images; the first: " in caplog.text
+    assert "3 images have no line in metadata.jsonl, such as " in caplog.text
+
+
+@pytest.mark.parametrize(("size", "fits"), [((48, 40), True), ((12, 10), True), ((7, 6), True), ((40, 48), False)])
+def test_pairs_of_unequal_shape_are_named_and_not_stretched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int], fits: bool
+) -> None:
+    for k, shape in enumerate((size, (48, 40))):
+        image(k, *shape).save(tmp_path / f"c{k}.png")
+        image(9).save(tmp_path / f"t{k}.png")
+    with_metadata(tmp_path, [{"file_name": f"t{k}.png", "condition": f"c{k}.png"} for k in range(2)])
+    with caplog.at_level(logging.WARNING):
+        assert len(open_source(str(tmp_path), tasks.load("pairs"), size=16)) == 1 + fits
+    said = f"c0.png measures {size[0]}x{size[1]} and {tmp_path}/t0.png 48x40: give them one shape"
+    assert (said in caplog.text) != fits
+
+
+def test_a_photograph_on_its_side_has_the_shape_of_its_upright_pair(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(0, 40, 48).save(tmp_path / "c.png", exif=exif)
+    image(1, 48, 40).save(tmp_path / "t.png")
+    with_metadata(tmp_path, [{"file_name": "t.png", "condition": "c.png"}])
+    assert open_source(str(tmp_path), tasks.load("pairs"), size=16)[0]["condition"].shape == (16, 16, 3)

@@ -15,7 +15,7 @@ from PIL import Image
 from codi_hub import RunOptions
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.folders.plan import plan
-from codi_hub.folders.prompts import MAX_BYTES
+from codi_hub.images.sidecars import MAX_BYTES
 
 
 def write_metadata(folder: Path, *rows: dict[str, Any]) -> None:
@@ -132,7 +132,8 @@ def test_each_image_of_a_batch_has_its_own_prompt(images, task, copying, tmp_pat
     items = plan([images], task, RunOptions(out=tmp_path / "out"))
     run_items(items, task, copying, batch=4, log=log)
     assert [prompts for _, prompts, _ in copying.calls] == [["one", "", "two", ""], ["", ""]]
-    assert [row.get("prompt") for row in log.rows] == ["one", None, "two", None, None, None]
+    rows = sorted(log.rows, key=lambda row: row["input"])  # written by several threads
+    assert [row.get("prompt") for row in rows] == ["one", None, "two", None, None, None]
 
 
 def test_a_task_that_needs_prompts_names_the_images_without_one(images, task, prompts):

@@ -1,5 +1,6 @@
 """Depth maps in every format."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from codi_hub import tasks
 from codi_hub.errors import InvalidInput, NotFound
+from codi_hub.images.depth_maps import read_map
 from codi_hub.tasks.depth import normalise
 
 RAMP = np.linspace(0, 1, 40, dtype=np.float32)[None].repeat(30, 0)  # near on the right
@@ -164,3 +166,29 @@ def test_a_model_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no depth model") as caught:
         task.prepare(np.zeros((8, 8, 3), np.uint8))
     assert "\n" not in str(caught.value)
+
+
+def test_maps_of_other_tools_are_read(tmp_path: Path) -> None:
+    values = np.add.outer(np.arange(12.0), np.arange(10.0)).astype("<f4")
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n10 12\n-1.0\n" + values[::-1].tobytes())
+    np.savez(tmp_path / "one.npz", whatever=values)
+    np.savez_compressed(tmp_path / "named.npz", depth=values, mask=values > 3)
+    for name in ("a.pfm", "one.npz", "named.npz"):
+        assert np.array_equal(tasks.load("depth").load(tmp_path / name), values), name
+
+
+def test_npz_files_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.eye(3), b=np.eye(3))
+    np.savez(tmp_path / "objects.npz", depth=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive, archive.open("depth.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)})
+    (tmp_path / "text.npz").write_bytes(b"words")
+    messages = {
+        "two.npz": "one array, or one named depth; it has a, b$",
+        "objects.npz": "save it as numbers",
+        "huge.npz": "over the limit of",
+        "text.npz": "not a readable .npz file: ",
+    }
+    for name, message in messages.items():
+        with pytest.raises(InvalidInput, match=message):
+            read_map(tmp_path / name)

@@ -133,7 +133,7 @@ def test_wrong_masks_are_one_line(tmp_path: Path, photo: np.ndarray) -> None:
     broken.write_bytes(small.read_bytes()[:50])
     with pytest.raises(InvalidInput, match=r"the mask .*broken.png: "):
         tasks.load("inpaint", {"mask": broken}).prepare(photo)
-    with pytest.raises(UsageError, match=r"option 'mask': path does not point to a file, not 'no.png'"):
+    with pytest.raises(UsageError, match=r"option 'mask': no such file or folder, not 'no.png'"):
         tasks.load("inpaint", {"mask": "no.png"})
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from codi_hub.evaluation.measured import Comparison
 from codi_hub.evaluation.metrics import Column
-from codi_hub.images.io import EXTENSIONS
+from codi_hub.images.formats import EXTENSIONS
 from codi_hub.tasks.base import FLAG, Pair, Prepared, Task, needed, pixels
 
 
