@@ -5,6 +5,7 @@ The Hub here returns at once; the real one is tested end to end elsewhere.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import types
@@ -91,7 +92,18 @@ def test_task_options_with_a_flag_of_their_own(codi, hub, flag):
 
 def test_run_as_json_is_the_documented_report_and_nothing_else(codi):
     document = json.loads(codi("run", "superres", "in", "--json").out)
-    assert list(document) == ["task", "adapter", "steps", "ok", "failed", "skipped", "seconds", "batches", "items"]
+    assert list(document) == [
+        "task",
+        "adapter",
+        "steps",
+        "ok",
+        "failed",
+        "skipped",
+        "seconds",
+        "batches",
+        "items",
+        "left_out",
+    ]
     assert document["items"] == ITEMS[:1]
     assert list(document["items"][0]) == ["input", "output", "status", "seed", "error", "seconds"]
 
@@ -161,3 +173,32 @@ def test_eval_prints_its_table(codi, hub):
     assert [line.split() for line in answer.out.splitlines()[2:]] == [["bicubic", "23.00"], ["4", "steps", "23.50"]]
     document = json.loads(codi("eval", "superres", "--json").out)
     assert (document["columns"], document["rows"][1]) == (["psnr"], {"name": "4 steps", "psnr": 23.5})
+
+
+def test_an_image_and_jobs_on_standard_input(codi, hub, monkeypatch):
+    stored = {}
+
+    def run(self, task, inputs, options, on_event=None):
+        stored["image"] = inputs[0].read_bytes()
+        return RunReport(task=task, adapter="t:1", steps=1, ok=1, failed=0, skipped=0, seconds=0, items=[])
+
+    monkeypatch.setattr(Hub, "run", run)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG")))
+    assert codi("run", "superres", "-", "-o", "o.png").code == 0
+    assert stored == {"image": b"\x89PNG"}
+
+
+@pytest.mark.parametrize(
+    ("args", "data", "message"),
+    [
+        (("superres", "-"), b"x", "give it alone, and the output as --out FILE.png"),
+        (("superres", "-", "a.png", "-o", "o"), b"x", "give it alone"),
+        (("superres", "-", "-o", "o.png"), b"", "standard input is empty"),
+        (("--jobs", "-"), b"", "standard input is empty"),
+    ],
+)
+def test_standard_input_that_cannot_be_used(codi, hub, monkeypatch, args, data, message):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    result = codi("run", *args)
+    assert result.code in (1, 2)
+    assert message in result.err
