@@ -16,6 +16,10 @@ from codi_hub.adapters.sharing import SharedTensors, Tensors, add_deltas, merged
 from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
 from codi_hub.errors import UsageError
 
+# Learning rate of the condition's layer, in those of the deltas. After 130 steps at 2e-3 the 4-step error of the toys
+# in tests/training/test_distilled_toys.py is 0.71 instead of 1.05 (SDXL), and 0.49 instead of 0.65 (SD3).
+EXTRA_RATE = 10
+
 
 class ConcatConfig(AdapterConfig):
     """Settings of kind concat."""
@@ -79,6 +83,12 @@ class ConcatAdapter(Adapter):
         if strength is None:
             return whole
         return torch.lerp(backbone.predict(z_t, t, prompt), whole, strength.to(whole).view(-1, 1, 1, 1))
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the groups for the optimiser. The layer of the condition starts at zero, and has a higher rate."""
+        extra = list(self.network.get_submodule(self.input_layer).extra.parameters())
+        others = [value for name, value in self.named_parameters() if f"{self.input_layer}.extra." not in name]
+        return [{"params": others, "lr": lr}, {"params": extra, "lr": EXTRA_RATE * lr}]
 
     def merged(self) -> Tensors:
         """Return the tensors of a plain network with a wider input layer, the deltas added."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -29,8 +30,14 @@ CHAT = (
 )
 
 
-def sdxl(folder: Path) -> Path:
-    """Write a tiny SDXL model and return its folder."""
+def sdxl(folder: Path, *, widths: tuple[int, int] = (8, 16), **scheduler_changes: Any) -> Path:
+    """Write a tiny SDXL model and return its folder.
+
+    Args:
+        folder: a new folder.
+        widths: channels of the U-Net's two levels.
+        scheduler_changes: fields of its scheduler's config.
+    """
     tokenizers = [tokenizer(folder / "parts" / name) for name in ("one", "two")]
     encoders = [
         text_encoder(len(tokenizers[0]), width=WIDTHS[0], layers=2),
@@ -41,7 +48,7 @@ def sdxl(folder: Path) -> Path:
         sample_size=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
+        block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=(2, 4),
@@ -52,9 +59,8 @@ def sdxl(folder: Path) -> Path:
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=WIDTHS[1] + 6 * 4,
     )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
-    )
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = EulerDiscreteScheduler(**noise, timestep_spacing="leading", **scheduler_changes)
     pipeline = StableDiffusionXLPipeline(
         kl_autoencoder(scaling_factor=0.13025, force_upcast=True),
         encoders[0],
