@@ -64,11 +64,14 @@ class Located:
         import torch
 
         from codi_hub.backbones.card import set_sampling
+        from codi_hub.backbones.quantise import unpack_gguf
         from codi_hub.backbones.sources import quiet_libraries
 
         device, dtype = torch.device(device), dtype or torch.float32
         with _readable(self.options.source), quiet_libraries():
             base: Any = self.family.load(self._quantised(device, dtype), dtype)
+        if self.options.quantize == "gguf":
+            unpack_gguf(base.network, [base.input_layer], dtype)
         assert base.fingerprint  # computed from the files' memory, before weights are moved
         set_sampling(base, self.options)
         base = base.to(device).to(memory_format=torch.channels_last)

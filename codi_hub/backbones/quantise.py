@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
+from codi_hub.backbones.weight_sketch import dequantised
 from codi_hub.errors import UsageError
 
 
@@ -35,6 +37,22 @@ def quantised(name: str, device: torch.device, dtype: torch.dtype, keep: Sequenc
     if name == "nf4" and device.type != "cuda":
         raise UsageError(f"quantize nf4: bitsandbytes needs a GPU, and this is {device.type}; use int8")
     return {"quantization_config": config(dtype, list(keep)), "torch_dtype": dtype}
+
+
+def unpack_gguf(network: nn.Module, keep: Sequence[str], dtype: torch.dtype) -> None:
+    """Dequantise the GGUF tensors that are not weights of diffusers' linear layers for GGUF, and those to keep.
+
+    Args:
+        network: loaded from a GGUF file; changed in place.
+        keep: names of modules, as in `quantised`.
+        dtype: of the dequantised tensors.
+    """
+    for path, module in network.named_modules():
+        linear = type(module).__name__ == "GGUFLinear" and path not in keep
+        for name, weight in module._parameters.items():
+            packed = type(weight).__name__ == "GGUFParameter" and not (linear and name == "weight")
+            if packed and (whole := dequantised(weight)) is not None:
+                module._parameters[name] = nn.Parameter(whole.to(dtype), requires_grad=False)
 
 
 def _int8(dtype: torch.dtype, keep: list[str]) -> Any:

@@ -10,6 +10,7 @@ from codi_hub.backbones import autoencoder
 from codi_hub.backbones.backbone import Backbone, LatentSpec
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import Parts
+from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import RectifiedFlow
 
 TEXT_STREAM = (
@@ -64,8 +65,7 @@ class TransformerBackbone(Backbone):
 
     def compute_fingerprint(self) -> Fingerprint:
         """See `Backbone.compute_fingerprint`; the architecture, the schedule and the latents' scale are the family."""
-        shapes = [(name, tuple(value.shape)) for name, value in self.network.state_dict().items()]
         shifts = [round(cast(float, self.schedule.for_tokens(tokens).shift), 4) for tokens in (256, 4096)]
         scale = [round(value, 4) for value in autoencoder.scale_and_shift(self.vae)]
-        family = family_hash(shapes, self.schedule.prediction_type, shifts, scale)
+        family = family_hash(shapes_of(self.network), self.schedule.prediction_type, shifts, scale)
         return Fingerprint.of(family, self.network, self.outer_sketch)

@@ -19,6 +19,7 @@ from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import Mismatch
 
@@ -169,9 +170,8 @@ class UNetBackbone(Backbone):
 
     def compute_fingerprint(self) -> Fingerprint:
         """See `Backbone.compute_fingerprint`; the architecture, the schedule and the latents' scale are the family."""
-        shapes = [(name, tuple(value.shape)) for name, value in self.unet.state_dict().items()]
         noise = [round(value, 5) for value in self.schedule.alphas[:: max(1, len(self.schedule) // 20)].tolist()]
-        family = family_hash(shapes, self.schedule.prediction_type, noise, round(self.scaling_factor, 4))
+        family = family_hash(shapes_of(self.unet), self.schedule.prediction_type, noise, round(self.scaling_factor, 4))
         return Fingerprint.of(family, self.unet, self.outer_sketch, SKETCHED)
 
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:

@@ -103,6 +103,18 @@ def is_quantised(weight: Tensor) -> bool:
     return type(weight) not in (Tensor, nn.Parameter) or weight.is_quantized or not weight.is_floating_point()
 
 
+def unpacked_shape(weight: Any) -> tuple[int, ...]:
+    """Return the shape of what a weight stands for; 4 bits are kept in bytes, of GGUF together with their scales."""
+    state = getattr(weight, "quant_state", None)  # of bitsandbytes
+    return tuple(state.shape if state is not None else getattr(weight, "quant_shape", weight.shape))
+
+
+def shapes_of(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Return names and unpacked shapes of a module's tensors, without what its quantisation adds to them."""
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return [(name, unpacked_shape(own[name])) for name in module.state_dict() if name in own]
+
+
 def dequantised(weight: Any) -> Tensor | None:
     """Return a weight as floating-point numbers; None for integers of which nothing tells what they stand for."""
     if not is_quantised(weight):

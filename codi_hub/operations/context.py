@@ -39,10 +39,11 @@ class Context:
             ref: the reference.
             base: name of the base; None: the Hub's, or the one in use.
             allow_base_mismatch: take the adapter of another base of the same architecture where this one has none.
+                One of a base with the same weights, such as a quantised copy, is taken in any case.
             on_event: told of that.
 
         Raises:
-            NotFound: no such adapter. Mismatch: another base has one; the message names it.
+            NotFound: no such adapter. Mismatch: another base has one, with other weights; the message names it.
         """
         registry = self.catalog.registry
         try:
@@ -52,7 +53,7 @@ class Context:
             row = self._of_another_base(ref, wanted)
             if row is None:
                 raise
-            if not allow_base_mismatch:
+            if not (allow_base_mismatch or _same_weights(registry.bases.get(row.base), wanted)):
                 raise Mismatch(
                     f"base {wanted.name} has no adapter {ref}; base {row.base}, of the same architecture, has "
                     f"{row.ref}: use it all the same with allow_base_mismatch"
@@ -67,6 +68,12 @@ class Context:
                 with suppress(NotFound):
                     return registry.adapters.resolve(ref, base=other.name)
         return None
+
+
+def _same_weights(one: BaseRow, other: BaseRow) -> bool:
+    from codi_hub.backbones.fingerprint import DECODER, Fingerprint
+
+    return not {*Fingerprint(one.family, one.sketch or {}).differences(other.sketch or {})} - {DECODER}
 
 
 def check_steps(steps: int, row: AdapterRow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from codi_hub.adapters.skeleton import skeleton
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.weight_sketch import unpacked_shape
 from codi_hub.training.job import Plan
 
 SMALL = 100_000_000  # parameters of a base's network below which the defaults of the configuration and the tasks hold
@@ -33,10 +35,5 @@ def sized(work: Plan, base: Backbone) -> Plan:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Return the number of parameters; weights packed by four bits count as what they stand for."""
-    return sum(_count(parameter) for parameter in network.parameters())
-
-
-def _count(parameter: nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes
-    return int(state.shape.numel()) if state is not None else parameter.numel()
+    """Return the number of parameters; quantised weights count as what they stand for."""
+    return sum(math.prod(unpacked_shape(parameter)) for parameter in network.parameters())

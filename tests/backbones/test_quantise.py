@@ -1,6 +1,5 @@
 """A base in fewer bits: what it is loaded with, and what is refused."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,9 @@ from diffusers import UNet2DConditionModel
 from tiny import unet
 
 from codi_hub.backbones import quantise
+from codi_hub.backbones.fingerprint import PART_TOLERANCE, QUANTISED_TOLERANCE
 from codi_hub.backbones.quantise import QUANTISED, quantised
+from codi_hub.backbones.weight_sketch import distances, shapes_of, sketch_module
 from codi_hub.errors import UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -32,7 +33,6 @@ def test_unknown_names_and_devices_are_refused(monkeypatch: pytest.MonkeyPatch) 
         quantised("nf4", CPU, torch.float32)
 
 
-@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 def test_an_int8_network_predicts_and_passes_gradients_as_its_original(tmp_path: Path) -> None:
     plain = unet().requires_grad_(False)
     plain.save_pretrained(tmp_path)
@@ -48,3 +48,20 @@ def test_an_int8_network_predicts_and_passes_gradients_as_its_original(tmp_path:
         outputs.append((out.detach(), z.grad))
     for one, other in zip(*outputs, strict=True):
         assert 0 < (one - other).norm() < 0.03 * one.norm()
+
+
+def test_four_bits_of_bitsandbytes_have_the_plain_networks_shapes_and_sketch() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    net, plain = unet(block_out_channels=(64, 64)), unet(block_out_channels=(64, 64))
+    linear = {name: layer for name, layer in net.named_modules() if type(layer) is torch.nn.Linear}
+    for name, layer in linear.items():
+        packed = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, quant_type="nf4")
+        packed.load_state_dict(layer.state_dict())
+        net.set_submodule(name, packed.to("cpu"))  # which packs its weight
+    assert {tuple(weight.shape) for name, weight in net.named_parameters() if name.endswith("to_q.weight")} == {
+        (2048, 1)
+    }
+    assert shapes_of(net) == [(name, tuple(value.shape)) for name, value in plain.state_dict().items()]
+    distance = distances(sketch_module("network", net), sketch_module("network", plain))["network"]
+    assert PART_TOLERANCE < distance < QUANTISED_TOLERANCE

@@ -73,7 +73,6 @@ def test_an_average_on_the_cpu_is_copied_to_the_device_for_an_evaluation(make: M
 
 
 def test_eight_bit_adamw_resumes_where_it_stopped(make: Make, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     options = {"optimizer": "adamw8bit", "lr": 1e-3, "train_steps": 4, "kind": "control"}
     whole = make(**options)
     whole.run(quiet)
