@@ -249,6 +249,9 @@ class Catalog:
             Mismatch: see `probe`. And what `Bases.add` raises.
         """
         options = (base if isinstance(base, BaseOptions) else BaseOptions(source=base)).absolute()
+        from codi_hub.registry.references import check_base
+
+        check_base(name)  # before weights are read
         _check_source(options.source)
         from codi_hub.backbones import locate
         from codi_hub.backbones.card import recognised, set_sampling

@@ -186,7 +186,7 @@ def _readable(source: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError) as error:
         raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
 
 

@@ -34,11 +34,18 @@ def recognised(files: ModelFiles, options: BaseOptions) -> BaseOptions:
 
     By the scheduler's class, FLUX.1's lack of a guidance input and of a shift, or the name under which a model, a file
     or a LoRA was published.
+
+    Raises:
+        UsageError: steps for a base that is not distilled.
     """
     names = [_published_name(options.source), *(path.stem for path, _scale in options.scaled_loras())]
     steps = next((steps for name in names if (steps := _steps_of(name)) is not None), None)
     if steps is None and (options.distilled or files.classes.get("scheduler") in SCHEDULERS or _is_schnell(files)):
         steps = DISTILLED_STEPS
+    if steps is None and options.steps:
+        raise UsageError(
+            f"steps {options.steps}: only a distilled base is made for some steps; set distilled, or leave it out"
+        )
     return options if steps is None else options.replace(distilled=True, steps=options.steps or steps)
 
 

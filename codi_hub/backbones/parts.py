@@ -119,6 +119,8 @@ def load_parts(files: ModelFiles, components: Sequence[str], dtype: torch.dtype)
     for name in components:
         if name not in files.components:
             raise UsageError(f"{_field(name)}: the model has no {name}; name a folder or a safetensors file")
+    if "scheduler" not in files.configs:
+        raise InvalidInput(f"{files.folder} has no scheduler/scheduler_config.json: take it from the original model")
     loaded = {
         name: _tokenizer(name, files) if name.startswith("tokenizer") else _network(files, name, dtype)
         for name in components

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codi_hub.backbones.weights import GGUF, Header, read_header
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import InvalidInput, describe
 
 NETWORK = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
@@ -79,7 +79,7 @@ SIGNATURES = (
     Signature(
         "a LoRA",
         lambda h: any(".lora_" in name or "lora_unet" in name or ".lora." in name for name in h.shapes),
-        "merge it into a base with `loras`: name the base as source and this file as a LoRA",
+        "it is merged into a base: name the base as source, and this file as its LoRA",
     ),
     Signature(
         "a ControlNet",
@@ -124,12 +124,14 @@ SIGNATURES = (
     Signature("a transformer in diffusers' form", lambda h: h.any("transformer_blocks.", "layers.") and
               h.any("x_embedder.", "pos_embed.", "all_x_embedder.")),
     Signature(
-        "an autoencoder", lambda h: h.any("encoder.conv_in.", "first_stage_model."), "name it as `vae` beside a network"
+        "an autoencoder",
+        lambda h: h.any("encoder.conv_in.", "first_stage_model."),
+        "name it beside a network, in place of its own autoencoder",
     ),
     Signature(
         "a text encoder",
         lambda h: h.any("text_model.", "encoder.block.", "model.embed_tokens.", "shared."),
-        "name it as one of `text_encoders` beside a network",
+        "name it beside a network, in place of its own text encoder",
     ),
 )  # fmt: skip
 
@@ -232,7 +234,15 @@ def _converted(network_class: Any, own: dict[str, Tensor], config: Any) -> tuple
     if entry is None:
         raise InvalidInput(f"diffusers reads no single files of {network_class.__name__}: name a diffusers folder")
     rest = dict(own)  # conversions take what they use out of it, or leave all and refer to it
-    converted = entry["checkpoint_mapping_fn"](config=dict(config), checkpoint=rest)
+    try:
+        converted = entry["checkpoint_mapping_fn"](config=dict(config), checkpoint=rest)
+    except KeyError:
+        raise
+    except Exception as error:  # conversions count and split tensors that other models do not have
+        raise InvalidInput(
+            f"its tensors are not those of {network_class.__name__} ({describe(error)[:100]}): the config is another "
+            "model's"
+        ) from error
     used = {value.data_ptr() for value in converted.values()}
     return converted, {key for key, value in rest.items() if value.data_ptr() not in used}
 

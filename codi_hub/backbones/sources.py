@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,10 @@ def locate(options: BaseOptions, needed: Needed) -> tuple[BaseOptions, ModelFile
         NotFound, InvalidInput, UsageError: something is not there, cannot be used, or has to be named.
     """
     path = Path(options.source).expanduser()
+    if options.config and not path.is_file():
+        raise UsageError(
+            f"config {options.config}: it is for a single file, and {options.source} has its own; leave it out"
+        )
     if path.is_file():
         files = _from_file(path, options)
     elif path.is_dir():
@@ -145,8 +149,34 @@ def _replaced(files: ModelFiles, options: BaseOptions) -> ModelFiles:
         config = where.folder / ("tokenizer_config.json" if name.startswith("tokenizer") else "config.json")
         if config.is_file():
             configs[name] = read_json(config)
-            classes[name] = class_of(configs[name]) or classes.get(name, "")
+            found = class_of(configs[name])
+            _check_class(name, found, path, files.classes)
+            classes[name] = found or classes.get(name, "")
     return replace(files, configs=configs, classes=classes, components=components)
+
+
+def _check_class(name: str, found: str, path: str, own: Mapping[str, str]) -> None:
+    """Refuse a component that cannot take the place of the model's own.
+
+    A text encoder has to be of the same class, since the network has learned its output. An autoencoder may be another,
+    and tokenizers have many classes that are one: of those only one that belongs to another place is refused.
+
+    Raises:
+        UsageError: named in another order than the pipeline's, or of another model.
+    """
+    field, expected = name.partition("_2")[0].partition("_3")[0], own.get(name, "")
+    kind = field + "s" * (field != "vae")
+    bare = found.removesuffix("Fast")
+    others = {one.removesuffix("Fast") for other, one in own.items() if other.startswith(field)}
+    wrong = {
+        "vae": not found.startswith("Autoencoder"),
+        "text_encoder": bool(expected) and found != expected,
+        "tokenizer": bare in others and bare != expected.removesuffix("Fast"),
+    }
+    if found and wrong[field]:
+        needs = expected or "an autoencoder"
+        order = ", in the pipeline's order" * (len(others) > 1)
+        raise UsageError(f"{kind} {path}: it is {found}, and the {name} has to be {needs}; name another{order}")
 
 
 def _component(name: str, path: Path, files: ModelFiles) -> ComponentFiles:

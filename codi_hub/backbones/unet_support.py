@@ -43,11 +43,11 @@ def check_unet(unet: Mapping[str, Any], vae: Mapping[str, Any], addition_embed_t
         raise Mismatch(f"this U-Net has {name}={unet[name]!r}, {meaning}: {SUPPORTED}")
     takes, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if takes != latents:
+        found = f"this U-Net takes {takes} channels and its autoencoder makes {latents}"
+        if takes < latents:
+            raise Mismatch(f"{found}: they are of different models, use the autoencoder that belongs to it")
         kind = f"{CHANNELS[takes]} model" if takes in CHANNELS else "a model with further inputs"
-        raise Mismatch(
-            f"this U-Net takes {takes} channels and its autoencoder makes {latents}, as in {kind}: use the "
-            "text-to-image model that it was made from"
-        )
+        raise Mismatch(f"{found}, as in {kind}: use the text-to-image model that it was made from")
 
 
 def check_text_width(unet: Mapping[str, Any], width: int) -> None:

@@ -51,6 +51,8 @@ def read_header(path: Path) -> Header:
                 raise ValueError("no header")
             metadata = entries.pop("__metadata__", {})
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            if not entries:
+                raise ValueError("no tensors")
             if path.stat().st_size < 8 + length + end:
                 raise ValueError("it is cut off")
             dtype = Counter(entry["dtype"] for entry in entries.values()).most_common(1)[0][0]

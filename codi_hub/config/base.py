@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from codi_hub.config.model import Options, option
 
@@ -50,6 +51,13 @@ class BaseOptions(Options):
     """Shift of the base's flow schedule."""
     guidance: float | None = option(None, "--guidance", ge=0)
     """Guidance value that a guidance-distilled base is given as an input, as FLUX.1-dev (default: the family's)."""
+
+    @model_validator(mode="after")
+    def _scales_are_numbers(self) -> Self:
+        for path, scale in self.scaled_loras():
+            if not math.isfinite(scale):
+                raise ValueError(f"loras {path}:{scale:g}: its scale has to be a finite number")
+        return self
 
     @classmethod
     def of(cls, row: Any) -> Self:

@@ -276,7 +276,7 @@ LAYER = "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({LAYER: (4, 320)}, "is a LoRA: .*loras"),
+        ({LAYER: (4, 320)}, "is a LoRA: .*its LoRA"),
         ({"unet.conv_in.lora_A.weight": (4, 4)}, "is a LoRA"),
         ({"control_model.input_hint_block.0.weight": (16, 3, 3, 3)}, "is a ControlNet"),
         ({"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "conv_in.weight": (320, 4, 3, 3)}, "a ControlNet"),
@@ -285,8 +285,8 @@ LAYER = "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"
         ({INPUT: (320, 8, 3, 3)}, "editing or upscaling"),
         ({INPUT: (384, 4, 3, 3), LABELS: (1536, 2560)}, "SDXL refiner"),
         ({INPUT: (320, 4, 3, 3), "edm_mean": (1,)}, "Playground"),
-        ({"encoder.conv_in.weight": (128, 3, 3, 3)}, "is an autoencoder: .*vae"),
-        ({"text_model.final_layer_norm.weight": (768,)}, "is a text encoder: .*text_encoders"),
+        ({"encoder.conv_in.weight": (128, 3, 3, 3)}, "is an autoencoder: name it beside"),
+        ({"text_model.final_layer_norm.weight": (768,)}, "is a text encoder: name it beside"),
         ({"something.weight": (3,)}, "no model that is known"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",

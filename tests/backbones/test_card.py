@@ -49,7 +49,11 @@ def test_what_was_asked_for_stays() -> None:
     asked = {"distilled": True, "steps": 2, "guidance": 3.0}
     assert recognised(files("LCMScheduler"), BaseOptions(source="a/b", **asked)).card() == asked
     assert recognised(files(), BaseOptions(source="a/b", distilled=True)).card() == {"distilled": True, "steps": 4}
-    assert recognised(files(), BaseOptions(source="a/b", steps=30)).card() == {"steps": 30}
+
+
+def test_steps_of_a_base_that_is_not_distilled_are_refused() -> None:
+    with pytest.raises(UsageError, match="steps 30: only a distilled base"):
+        recognised(files(), BaseOptions(source="a/b", steps=30))
     fused = BaseOptions(source="a/sdxl", loras=["/l/sdxl_lightning_2step_lora.safetensors:0.9"])
     assert recognised(files(), fused).card() == {"distilled": True, "steps": 2}
 

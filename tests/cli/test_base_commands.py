@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import families
 import pytest
 import single_files
 import torch
@@ -58,13 +59,13 @@ def test_a_file_is_added_and_loaded_as_it_was_added(codi, home, folder, files, m
 
 def test_a_base_that_has_moved_is_pointed_to_its_new_place(codi, home, folder, tmp_path):
     first = Path(shutil.copytree(folder, tmp_path / "first"))
-    assert codi("base", "add", "mine", first, "--steps", "4").code == 0
+    assert codi("base", "add", "mine", first, "--distilled", "--steps", "4").code == 0
     second = Path(shutil.move(first, tmp_path / "second"))
     assert codi("base", "add", "mine", second).code == 0
     document = json.loads(codi("base", "show", "mine", "--json").out)
-    assert (document["source"], document["card"]) == (str(second), {"steps": 4})
-    assert codi("base", "add", "mine", second, "--steps", "2").code == 0
-    assert json.loads(codi("base", "show", "mine", "--json").out)["card"] == {"steps": 2}
+    assert (document["source"], document["card"]) == (str(second), {"distilled": True, "steps": 4})
+    assert codi("base", "add", "mine", second, "--distilled", "--steps", "2").code == 0
+    assert json.loads(codi("base", "show", "mine", "--json").out)["card"] == {"distilled": True, "steps": 2}
 
 
 def test_a_name_of_other_weights_is_not_taken_over(codi, home, folder, files):
@@ -108,3 +109,78 @@ def test_options_name_their_scale_and_survive_the_registry(tmp_path):
     assert (options.stored(), options.card()) == ({"loras": list(options.loras)}, {"steps": 4})
     with pytest.raises(UsageError, match=r"^guidance -1: at least 0"):
         BaseOptions(source="x", guidance=-1)
+
+
+def _edited(folder: Path, name: str, text: str | None) -> Path:
+    """Return a copy of a model with one file replaced, or removed."""
+    copy = Path(shutil.copytree(folder, folder.parent / f"edited-{name.replace('/', '-')}"))
+    (copy / name).unlink() if text is None else (copy / name).write_text(text)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("unet/config.json", "[1]"),
+        ("model_index.json", '{"unet": [1]}'),
+        ("scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler", "beta_start": "a"}'),
+        ("vae/config.json", '{"_class_name": "AutoencoderKL", "scaling_factor": null}'),
+        ("scheduler/scheduler_config.json", None),
+    ],
+)
+def test_a_damaged_config_is_one_line(codi, home, folder, tmp_path, name, text):
+    answer = codi("base", "add", "other", _edited(Path(shutil.copytree(folder, tmp_path / "model")), name, text))
+    assert answer.code == 1
+    assert answer.err.count("\n") == 1
+    assert "unexpected" not in answer.err
+    assert str(tmp_path) in answer.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "4"), "--steps 4: only a distilled base is made for some steps; set distilled, or leave it out"),
+        (("--config", "sdxl"), "--config sdxl: it is for a single file, and {folder} has its own; leave it out"),
+        (("--lora", "a.safetensors:nan"), "--lora a.safetensors:nan: its scale has to be a finite number"),
+        (
+            ("--vae", "{folder}/unet"),
+            "--vae {folder}/unet: it is UNet2DConditionModel, and the vae has to be AutoencoderKL; name another",
+        ),
+        (
+            ("--text-encoder", "{folder}/vae"),
+            "--text-encoder {folder}/vae: it is AutoencoderKL, and the text_encoder has to be CLIPTextModel; name "
+            "another",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(codi, home, folder, options, message):
+    asked = [option.format(folder=folder) for option in options]
+    answer = codi("base", "add", "other", folder, *asked)
+    assert answer == (2, "", f"Error: {message.format(folder=folder)}\n")
+    assert codi("base", "list", "-q").out.split() == ["nano"]
+
+
+def test_text_encoders_and_tokenizers_in_another_order_are_refused(codi, home, tmp_path):
+    model = families.flux(tmp_path)
+    for field, second in (("text-encoder", "T5EncoderModel"), ("tokenizer", "T5Tokenizer")):
+        component = field.replace("-", "_")
+        other = model / f"{component}_2"
+        answer = codi("base", "add", "other", model, f"--{field}", other, f"--{field}", model / component)
+        assert answer.code == 2
+        assert answer.err.startswith(f"Error: --{field} {other}: it is {second}, and the {component} has to be CLIP")
+        assert answer.err.endswith("in the pipeline's order\n")
+
+
+def test_a_network_with_another_family_s_configs_is_refused(codi, home, tmp_path):
+    flux, sd3 = families.flux(tmp_path / "flux"), families.sd3(tmp_path / "sd3")
+    file = flux / "transformer" / "diffusion_pytorch_model.safetensors"
+    answer = codi("base", "add", "other", file, "--config", sd3)
+    assert answer.code == 1
+    assert answer.err.count("\n") == 1
+    assert "another model's" in answer.err
+
+
+def test_a_name_that_no_base_can_have_is_refused_before_anything_is_read(codi, home):
+    answer = codi("base", "add", "my base", "nowhere.safetensors")
+    assert answer.code == 2
+    assert "'my base' cannot name a base" in answer.err
