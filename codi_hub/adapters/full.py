@@ -29,9 +29,9 @@ class FullAdapter(ControlAdapter):
     def __init__(self, backbone: Backbone, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)
         meta = (device or backbone.device).type == "meta"
-        shapes = {id(v): nn.Parameter(torch.empty_like(v, device="meta")) for v in backbone.network.parameters()}
+        shapes = {id(v): nn.Parameter(_shape_of(v)) for v in backbone.network.parameters()} if meta else None
         constants = SharedTensors(backbone.network.buffers())
-        network = constants.copy(backbone.network, shapes if meta else None)
+        network = constants.copy(backbone.network, shapes)
         constants.release(network)
         self.network_name = backbone.network_name
         self.add_module(self.network_name, network.requires_grad_(True).train())
@@ -59,3 +59,8 @@ class FullAdapter(ControlAdapter):
         state = backbone.state(z_t, t, prompt, network=network)
         residuals = self.residuals(backbone, state, z_t, t, prompt, prepared)
         return backbone.predict(z_t, t, prompt, residuals=residuals, state=state, network=network)
+
+
+def _shape_of(weight: Tensor) -> Tensor:
+    """Return a tensor on `meta`; by its numbers, since one that is like a fake tensor would be another."""
+    return torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")

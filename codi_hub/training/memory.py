@@ -147,7 +147,8 @@ def trainer_without_data(
     """
     (channels, size), count = pairs, training.batch
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision=precision, device_placement=False)
+    # accelerate has no float16 on the CPU; bfloat16 takes the same memory
+    accelerator = Accelerator(cpu=True, mixed_precision=precision.replace("fp16", "bf16"), device_placement=False)
     latents = torch.zeros(count, base.latents.channels, *base.latents.size(size, size), dtype=torch.float16)
     images = [torch.zeros(count, n, size, size, dtype=torch.uint8) for n in (channels, 3)]
     cache = Cache(latents, images[0], [""] * count, images[1] if method.needs_targets else None)

@@ -90,6 +90,8 @@ def machine(work: Plan) -> tuple[torch.dtype, Accelerator]:
             raise UsageError(f"training.device {device}: each process has its own device; use {device.type}")
         torch.cuda.set_device(device)  # accelerate computes on the current one
     dtype = choose_dtype(training.precision, device)
+    if dtype == torch.float16 and device.type == "cpu":  # where accelerate has no mixed precision in it
+        raise UsageError("training.precision fp16: a CPU trains in bf16 or fp32; choose one of them")
     # accelerate has one state per process, and refuses a second run in it on another device or in another precision
     AcceleratorState._reset_state(reset_partial_state=count() == 1)
     return dtype, Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[dtype])
@@ -134,8 +136,6 @@ def new_adapter(work: Plan, base: Backbone) -> Adapter:
     if parent is None:
         return adapters.build(work.kind, base, **settings)
     kept = format.load(parent.weights, parent.record, base, allow_base_mismatch=work.config.adapter.allow_base_mismatch)
-    if "init" in settings:  # its weights are replaced
-        settings["init"] = "random"
     adapter = adapters.build(work.kind, base, **settings)
     adapter.load_state_dict({name: value.float() for name, value in kept.state_dict().items()}, strict=False)
     return adapter

@@ -30,7 +30,13 @@ FLOAT = 4  # bytes
 
 
 def counted(
-    folder: Path, *, size: int = 8, kind: str = "control", quantize: str | None = None, **training: Any
+    folder: Path,
+    *,
+    size: int = 8,
+    kind: str = "control",
+    quantize: str | None = None,
+    precision: str = "no",
+    **training: Any,
 ) -> Estimate:
     """Return the estimate of a training on the base of the fixture `base`."""
     base = backbones.load(str(save_base(folder / "base", scheduler_config("v_prediction", zero_snr=True))))
@@ -42,7 +48,8 @@ def counted(
     cls = METHODS.load("pe-codi")
     settings = TrainingConfig(**{"train_steps": 1, "batch": 2} | training)
     method = cls(cls.Config(), torch.device("cpu"))
-    return estimate(trainer_without_data(base, adapter, method, settings, (3, size), "no"), size, quantize=quantize)
+    trainer = trainer_without_data(base, adapter, method, settings, (3, size), precision)
+    return estimate(trainer, size, quantize=quantize)
 
 
 def allocated(work: Callable[[], object]) -> int:
@@ -102,6 +109,14 @@ def test_what_saves_memory_lowers_its_part(tmp_path: Path) -> None:
     assert saving.base < plain.base
     assert counted(tmp_path / "c", ema_device="cpu").average == 0
     assert counted(tmp_path / "d", size=64, accumulate=2).step > plain.step
+
+
+@pytest.mark.slow
+def test_a_trained_copy_of_the_base_is_counted_and_either_16_bit_precision(tmp_path: Path) -> None:
+    control, full = counted(tmp_path / "a"), counted(tmp_path / "b", kind="full")
+    assert full.adapter > control.adapter + 0.8 * full.base  # the rest is the autoencoder
+    half, brain = (counted(tmp_path / name, size=64, precision=name) for name in ("fp16", "bf16"))
+    assert half == brain
 
 
 @pytest.mark.slow

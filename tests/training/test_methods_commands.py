@@ -113,6 +113,14 @@ def test_without_consistency_and_noise_the_method_is_regression(tiny: Callable[.
 
 
 @pytest.mark.slow
+def test_an_adapter_that_shares_the_base_s_weights_is_trained_further(tiny: Callable[..., Any]) -> None:
+    first = distilled(tiny, "pe-codi", "--kind", "lora")
+    second = distilled(tiny, "pe-codi", "--from", first["adapter"])
+    shown = json.loads(tiny("show", second["adapter"], "--base", "tiny", "--json").out)
+    assert (shown["kind"], shown["parent"]) == ("lora", first["adapter"])
+
+
+@pytest.mark.slow
 def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callable[..., Any]) -> None:
     parent = distilled(tiny, "pe-codi", "-O", "adapter.fusion=gate")
     everything = distilled(tiny, "conditional", "--kind", "full")
@@ -131,6 +139,7 @@ def test_what_a_student_cannot_be_made_from_is_refused_in_one_line(tiny: Callabl
         "and keeps it; train without --from",
         ("-O", "adapter.rank=4", "--from", parent["adapter"]): "adapter.rank: not a field of kind static; one of "
         "condition_channels, start, start_noise, fusion, init, attend, top_down, gain",
+        ("--precision", "fp16"): "--precision fp16: a CPU trains in bf16 or fp32; choose one of them",
         ("--kind", "pickle"): "--kind pickle: one of control, lora, concat, static, residual, full",
         ("-O", "adapter.start_noise=0.5"): "adapter.start_noise 0.5: sampling starts from noise alone; set --start "
         "below 1",
