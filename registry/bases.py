@@ -64,7 +64,8 @@ class Bases:
             replace: the base of that name has the same weights, and is now to be read as this call says.
 
         Raises:
-            UsageError: a name that is not allowed. Conflict: the name belongs to another base.
+            UsageError: a name that is not allowed. Conflict: the name belongs to another base, or to one whose
+                adapters were trained with another shift or guidance.
         """
         check_base(name)
         if storable(source) != str(source):
@@ -74,6 +75,7 @@ class Bases:
         with self._database.write() as connection:
             bases = {row.name: row for row in self._rows(connection)}
             if (existing := bases.get(name)) and replace and not existing.bundled:
+                self._check_sampling(connection, existing, card or {})
                 changes = {key: values[key] for key in ("source", "options", "card")}
                 connection.execute(base.update().where(base.c.name == name).values(changes))
             elif existing:
@@ -88,6 +90,16 @@ class Bases:
                 if not any(row.default for row in bases.values()):
                     _put_in_use(connection, name)
         return self.get(name)
+
+    def _check_sampling(self, connection: Connection, existing: BaseRow, card: dict[str, Any]) -> None:
+        """Refuse another shift or guidance for a base while adapters depend on the one that they were trained with."""
+        changed = [key for key in ("shift", "guidance") if card.get(key) != existing.card.get(key)]
+        if changed and (adapters := _adapters(connection, self.find(connection, existing.name)[1])):
+            key = changed[0]
+            raise Conflict(
+                f"base {existing.name!r} keeps its {key} ({existing.card.get(key, 'as it is')}): {adapters} were "
+                "trained with it; choose another name"
+            )
 
     def use(self, name: str) -> BaseRow:
         """Make a base the default of every command. Raises NotFound."""
@@ -106,14 +118,9 @@ class Bases:
             row, base_id = self.find(connection, name)
             if row.bundled:
                 raise Conflict(f"base {name!r} comes with CoDi Hub and cannot be removed")
-            query = select(adapter.c.task, adapter.c.version).where(
-                adapter.c.base_id == base_id, adapter.c.status == READY
-            )
-            if refs := [f"{task}:{number}" for task, number in connection.execute(query.order_by("task", "version"))]:
-                some = ", ".join(refs[:3]) + (", ..." if len(refs) > 3 else "")
+            if adapters := _adapters(connection, base_id):
                 raise Conflict(
-                    f"base {name!r} has to stay: {len(refs)} adapters were distilled on it ({some}); "
-                    "remove them first with `codi rm`"
+                    f"base {name!r} has to stay: {adapters} were distilled on it; remove them first with `codi rm`"
                 )
             connection.execute(adapter.delete().where(adapter.c.base_id == base_id))
             connection.execute(base.delete().where(base.c.id == base_id))
@@ -147,3 +154,11 @@ class Bases:
 
 def _put_in_use(connection: Connection, name: str) -> None:
     versions.put(connection, setting, {"name": _IN_USE}, {"value": name})
+
+
+def _adapters(connection: Connection, base_id: int) -> str:
+    """Return the number and some names of a base's adapters; "" where it has none."""
+    query = select(adapter.c.task, adapter.c.version).where(adapter.c.base_id == base_id, adapter.c.status == READY)
+    refs = [f"{task}:{number}" for task, number in connection.execute(query.order_by("task", "version"))]
+    some = ", ".join(refs[:3]) + (", ..." if len(refs) > 3 else "")
+    return f"{len(refs)} adapters ({some})" if refs else ""

@@ -37,9 +37,24 @@ def test_an_equal_base_is_accepted_and_another_of_its_name_refused(registry: Reg
 
 def test_a_base_with_adapters_cannot_be_removed(registry: Registry, add) -> None:
     add("depth", "sd15")
-    with pytest.raises(Conflict, match=r"1 adapters were distilled on it \(depth:1\)"):
+    with pytest.raises(Conflict, match=r"1 adapters \(depth:1\) were distilled on it"):
         registry.bases.remove("sd15")
     assert len(registry.bases.list()) == 2
+
+
+def test_a_base_with_adapters_keeps_its_shift_and_guidance(registry: Registry, add) -> None:
+    def again(**card: Any) -> dict[str, Any]:
+        return registry.bases.add("sd15", "/new/sd15", family="f2", card=card, replace=True).card
+
+    assert again(shift=3.0) == {"shift": 3.0}
+    assert again(shift=2.0) == {"shift": 2.0}
+    add("depth", "sd15")
+    assert again(shift=2.0, distilled=True, steps=4) == {"shift": 2.0, "distilled": True, "steps": 4}
+    for card in ({"shift": 1.0}, {}):
+        with pytest.raises(Conflict, match=r"keeps its shift \(2.0\): 1 adapters \(depth:1\) were trained with it"):
+            again(**card)
+    with pytest.raises(Conflict, match=r"keeps its guidance \(as it is\)"):
+        again(shift=2.0, guidance=7.0)
 
 
 def test_tasks_are_rows(registry: Registry) -> None:
