@@ -117,5 +117,9 @@ def _print(out: Output, result: DistillResult) -> None:
     scores = ", ".join(f"{name} {cell(value)}" for name, value in result.metrics.items() if not isinstance(value, dict))
     lines = [f"Registered {result.adapter} for base {result.base} after {result.steps} steps: {scores or 'no scores'}"]
     if not result.moved_latest:
-        lines.append(f"It scores worse than {result.latest}, which stays the latest; use it as {result.adapter}.")
+        why = f"It scores worse than {result.latest}"
+        if not result.comparable:
+            why = f"It was not measured on the same held-out pairs as {result.latest}"
+        use = f"use it as {result.adapter}, or `codi tag {result.adapter} latest`"
+        lines.append(f"{why}, which stays the latest; {use}.")
     out.result(result.to_json() | {"moved_latest": result.moved_latest}, "\n".join(lines), result.adapter)

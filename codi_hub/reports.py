@@ -138,6 +138,7 @@ class DistillResult(Result):
         metrics: held-out scores.
         score: decides which version is `latest`; higher is better.
         latest: the version that `latest` names now.
+        comparable: whether both were measured on the same held-out pairs; else `latest` stays.
         run_dir: folder of checkpoints, logs and samples.
     """
 
@@ -151,10 +152,11 @@ class DistillResult(Result):
     score: float | None
     latest: str
     run_dir: Path
+    comparable: bool = True
 
     @property
     def moved_latest(self) -> bool:
-        """Return whether `latest` is this version: False if the one before scored better."""
+        """Return whether `latest` is this version: False if the one before scored better, or does not compare."""
         return self.latest == self.adapter
 
 

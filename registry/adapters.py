@@ -125,7 +125,8 @@ class Adapters:
             score: held-out, higher is better; None or not finite means unknown.
 
         Returns:
-            The new version, and whether `latest` moved to it: it does unless its score is worse than the holder's.
+            The new version, and whether `latest` moved to it: it does if both were measured on the same held-out pairs
+            (`held_out_pairs` in the metrics), and its score is not worse than the holder's.
 
         Raises:
             NotFound: no such base. InvalidInput: no `adapter.safetensors` in the folder. CodiError: not stored.
@@ -303,7 +304,7 @@ class Adapters:
             latest: dict[str, AdapterRow | None] = {}
             for row in rows.values():
                 if LATEST in row.tags:
-                    best = versions.settle_latest(connection, row.task, base_id)
+                    best = versions.settle_latest(connection, row.task, base_id, row.metrics)
                     latest[row.task] = lookup.adapter_row(connection, best.id) if best else None
             return Removal(base_row.name, tuple(rows.values()), latest)
 

@@ -77,7 +77,7 @@ class Manifest:
             self._offer_latest(connection, row)
         for row in replaced:  # the bundle has no successor: one of the user's versions becomes the latest
             if versions.latest(connection, row.task, row.base_id) is None:
-                versions.settle_latest(connection, row.task, row.base_id)
+                versions.settle_latest(connection, row.task, row.base_id, row.metrics)
         versions.put(connection, setting, {"name": _SETTING}, {"value": self.digest})
 
     def _register_base(self, connection: Connection) -> int:

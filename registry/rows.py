@@ -78,6 +78,10 @@ class AdapterRow:
         """`task:version`."""
         return f"{self.task}:{self.version}"
 
+    def compares(self, other: AdapterRow) -> bool:
+        """Return whether the scores of both were measured on the same held-out pairs."""
+        return bool(self.metrics.get("held_out_pairs") == other.metrics.get("held_out_pairs"))
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,8 @@ from sqlalchemy import insert as sql_insert
 
 from codi_hub.registry.models import READY, adapter, tag
 from codi_hub.registry.references import LATEST
+
+PAIRS = "held_out_pairs"  # in an adapter's metrics: identifies the pairs that it was measured on
 
 
 def insert(connection: Connection, table: Table, values: dict[str, Any]) -> int:
@@ -58,19 +60,40 @@ def move_tag(connection: Connection, name: str, row: Any) -> None:
 
 
 def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
-    """Point `latest` to `row` unless its score is worse than the holder's; return whether it moved."""
-    scores = (row.score, holder.score if holder else None)
-    if None not in scores and scores[0] < scores[1]:
-        return False
+    """Point `latest` to `row` if it scores at least as well as the holder on the same pairs; return whether it moved.
+
+    Of two without a score, the newer one is taken.
+    """
+    if holder is not None:
+        if not comparable(row.metrics, holder.metrics) or (row.score is None and holder.score is not None):
+            return False
+        if None not in (row.score, holder.score) and row.score < holder.score:
+            return False
     move_tag(connection, LATEST, row)
     return True
 
 
-def settle_latest(connection: Connection, task: str, base_id: int) -> Any:
-    """Point `latest` to the version with the highest score, else the newest one; return its row, or None."""
-    best_first = (adapter.c.score.is_(None), adapter.c.score.desc(), adapter.c.version.desc())
+def comparable(metrics: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Return whether two versions were measured on the same held-out pairs, or both before pairs were recorded."""
+    return metrics.get(PAIRS) == others.get(PAIRS)
+
+
+def settle_latest(connection: Connection, task: str, base_id: int, metrics: Mapping[str, Any]) -> Any:
+    """Point `latest` to another version; return its row, or None if there is none.
+
+    Those that compare with the version before go first, then bundled ones; of these the one with the highest score,
+    else the newest one.
+
+    Args:
+        metrics: of the version that was the latest.
+    """
     ready = (adapter.c.status == READY, adapter.c.task == task, adapter.c.base_id == base_id)
-    row = connection.execute(select(adapter).where(*ready).order_by(*best_first).limit(1)).first()
+
+    def rank(row: Any) -> tuple[Any, ...]:
+        known = row.score is not None
+        return comparable(row.metrics, metrics), row.folder is not None, known, row.score if known else 0.0, row.version
+
+    row = max(connection.execute(select(adapter).where(*ready)).all(), key=rank, default=None)
     if row is not None:
         move_tag(connection, LATEST, row)
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -62,6 +63,16 @@ def measure(
         "adherence": _mean(own),
         "shuffled": _mean(other),
     } | ({} if done is None else {"done": done})
+
+
+def pairs_id(pairs: Sequence[TrainingPair]) -> str:
+    """Return a hash of held-out pairs: scores compare where it is the same."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for image in (pair.condition, pair.target):
+            digest.update(f"{image.shape} {image.dtype} ".encode() + np.ascontiguousarray(image).tobytes())
+        digest.update(pair.prompt.encode("utf-8", "backslashreplace") + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def held_out_scores(

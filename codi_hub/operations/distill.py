@@ -87,6 +87,7 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
         score=finished.score,
         parent=job.parent.ref if job.parent else None,
     )
+    latest = adapters.resolve(job.task_name, base=job.base_name)
     return DistillResult(
         task=job.task_name,
         adapter=row.ref,
@@ -96,7 +97,8 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
         seconds=finished.seconds,
         metrics=finished.record.metrics,
         score=finished.score,
-        latest=adapters.resolve(job.task_name, base=job.base_name).ref,
+        latest=latest.ref,
+        comparable=latest.compares(row),
         run_dir=job.folder,
     )
 

@@ -16,7 +16,7 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.write import plain
-from codi_hub.evaluation.pairs import held_out_scores
+from codi_hub.evaluation.pairs import held_out_scores, pairs_id
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
 from codi_hub.inference.engine import generate_function
@@ -105,7 +105,8 @@ def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     counts = [*dict.fromkeys((*SAMPLING_STEPS, run.work.sampling_steps))]
     scores, images = held_out_scores(run.work.task, run.pairs, generate, steps=counts)
     metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}
-    metrics |= {"held_out": len(run.pairs), "by_steps": {str(steps): row for steps, row in scores.items()}}
+    metrics |= {"held_out": len(run.pairs), "held_out_pairs": pairs_id(run.pairs)}
+    metrics |= {"by_steps": {str(steps): row for steps, row in scores.items()}}
     if run.pairs[0].condition.shape[2] == 3:
         metrics["condition_psnr"] = float(np.mean([psnr(pair.condition, pair.target) for pair in run.pairs]))
     return metrics, images

@@ -159,10 +159,8 @@ def test_distill_prints_what_latest_names(codi, hub):
     assert answer.out == "Registered superres:2 for base nano after 100 steps: psnr 24.5\n"
     assert answer.err == "data: leaves\n"
     hub.latest = "superres:1"
-    assert (
-        "It scores worse than superres:1, which stays the latest; use it as superres:2."
-        in codi("distill", "superres").out
-    )
+    use = "which stays the latest; use it as superres:2, or `codi tag superres:2 latest`."
+    assert f"It scores worse than superres:1, {use}" in codi("distill", "superres").out
     document = json.loads(codi("distill", "superres", "--json").out)
     assert (document["adapter"], document["moved_latest"], document["run_dir"]) == ("superres:2", False, "runs/1")
 

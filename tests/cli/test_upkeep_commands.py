@@ -41,7 +41,7 @@ def test_cp_gives_a_task_like_it_the_same_weights(codi, mine):
     assert codi("cp", "mine:2", "other") == (0, "other:1 for base tiny already has these weights.\n", "")
     worse = (
         "Copied mine:1 to other:2 for base tiny.\n"
-        "Its score is worse than that of other:latest, which stays; use it as other:2.\n"
+        "Its score is worse than, or does not compare with, that of other:latest, which stays; use it as other:2.\n"
     )
     assert codi("cp", "mine:1", "other").out == worse
     copied = json.loads(codi("cp", "mine:1", "superres", "--json").out)

@@ -106,6 +106,33 @@ def test_latest_moves_to_the_best_remaining_version(registry: Registry, add, sco
         assert add(score=-9.0, weights="new")[1]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "moves"),
+    [
+        (("same", 2.0), ("same", 2.0), True),
+        (("same", 2.0), ("same", 1.0), False),
+        (("same", 2.0), ("other", 60.0), False),
+        ((None, 2.0), ("other", 60.0), False),  # the holder was measured before pairs were recorded
+        (("same", 2.0), ("same", None), False),  # a training that diverged
+        (("same", None), ("same", None), True),
+        (("same", None), ("other", None), False),
+    ],
+)
+def test_latest_moves_between_scores_that_compare(registry: Registry, add, before, after, moves) -> None:
+    for (pairs, score), weights in ((before, "a"), (after, "b")):
+        moved = add(weights=weights, score=score, metrics={"held_out_pairs": pairs} if pairs else {})[1]
+    assert moved == moves
+    assert registry.adapters.resolve("depth").version == 1 + moves
+
+
+def test_a_removed_latest_is_followed_by_one_that_was_measured_on_the_same_pairs(registry: Registry, add) -> None:
+    for pairs, score in (("photos", 2.0), ("cards", 60.0), ("photos", 1.0), ("photos", 3.0)):
+        add(weights=f"{pairs} {score}", score=score, metrics={"held_out_pairs": pairs})
+    assert registry.adapters.resolve("depth").version == 4
+    registry.adapters.remove(["depth:4"])
+    assert registry.adapters.resolve("depth").version == 1
+
+
 def test_latest_stays_when_another_version_is_removed(registry: Registry, add) -> None:
     add(score=2.0, weights="a"), add(score=1.0, weights="b"), add("depth", "sd15")
     assert registry.adapters.remove(["depth:2"]).latest == {}
