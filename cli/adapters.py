@@ -103,7 +103,8 @@ def copy(
     if created:
         text = f"Copied {row.parent} to {row.ref} for base {row.base}."
         if LATEST not in row.tags:
-            text += f"\nIts score is worse than, or does not compare with, that of {task}:{LATEST}, which stays; use it as {row.ref}."
+            why = f"Its score is worse than, or does not compare with, that of {task}:{LATEST}, which stays"
+            text += f"\n{why}; use it as {row.ref}."
     Output(json, quiet).result(adapter_json(row) | {"parent": row.parent, "created": created}, text, row.ref)
 
 

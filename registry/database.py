@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
-from codi_hub.registry import models
-from codi_hub.registry.store import sync_folder
+from codi_hub.registry import frozen, models
+from codi_hub.registry.store import hold, sync_folder
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30
+LOCK = ".registry.lock"
 _ADVISORY_LOCK = 0xC0D1
 
 
@@ -35,6 +36,7 @@ class Database:
         name: its file, or its URL without the password.
         store_key: its name in the store's list of databases; a file's path is relative to `home`, which may move.
         engine: SQLAlchemy's engine; use `read` and `write` for transactions.
+        frozen: why the database cannot be written; it is then used as a copy in memory. None where it can be.
 
     Raises:
         CodiError: the database cannot be reached, is of a newer version, or does not migrate.
@@ -46,10 +48,22 @@ class Database:
         self._file = Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
         self.name = str(self._file or self._url.render_as_string(hide_password=True))
         self.store_key = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
+        self.frozen: str | None = None
+        self._copy: frozen.Copy | None = None
+        cause = frozen.unwritable(self._file) if self._file else None
+        if cause is not None:
+            self._freeze(cause)
+            return
+        try:
+            self._open()
+        except (CodiError, DBAPIError, OSError):
+            if not self.freeze_if_unwritable():
+                raise
+
+    def _open(self) -> None:
         if self._file and not _has_content(self._file):
             self._create(self._file)
-        self.engine = _engine(self._url)
-        self._writer = self.engine.execution_options(write=True)
+        self._connect(self._url)
         try:
             if self._is_old():
                 self._migrate()
@@ -57,9 +71,51 @@ class Database:
             self.close()
             raise
 
+    def _connect(self, url: URL) -> None:
+        self.engine = _engine(url)
+        self._writer = self.engine.execution_options(write=True)
+
     def close(self) -> None:
         """Close the connections."""
         self.engine.dispose()
+        if self._copy:
+            self._copy.close()
+
+    # ---- a disk that cannot be written
+
+    def freeze_if_unwritable(self) -> bool:
+        """Go on with a copy in memory if nothing can be written beside the database; return whether it is so."""
+        cause = frozen.write_error(self._file.parent) if self._file and not self.frozen else None
+        if cause is not None:
+            self._freeze(cause)
+        return cause is not None
+
+    def refresh(self) -> None:
+        """Copy the database again, if it is used as a copy."""
+        if self.frozen:
+            self.close()
+            self._freeze(self.frozen)
+
+    def check_writable(self) -> None:
+        """Raise CodiError, with the cause, where the database is used as a copy."""
+        if self.frozen:
+            raise self._unwritable(self.frozen)
+
+    def _freeze(self, cause: str) -> None:
+        assert self._file is not None
+        try:
+            self._copy = frozen.Copy(self._file)
+        except (OSError, sqlite3.Error) as error:
+            raise CodiError(f"the registry {self.name} cannot be read ({error}), nor written ({cause})") from error
+        self.frozen = cause
+        self._connect(self._copy.url)
+        if self._is_old():
+            _upgrade(self._copy.url, self._home)
+
+    def _unwritable(self, cause: str) -> CodiError:
+        remedy = "make room there (`codi gc`)" if cause in frozen.NO_SPACE else "allow writing there"
+        folder = self._file.parent if self._file else self._home
+        return CodiError(f"the home folder {folder} cannot be written ({cause}): {remedy}, or set CODI_HOME to another")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -68,19 +124,29 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, to_copy: bool = False) -> Iterator[Connection]:
         """Begin the only transaction that may write, while others wait; commit it, or roll it back on an exception.
 
+        Args:
+            to_copy: write to the copy where the database cannot be written; it is lost with the process.
+
         Raises:
-            CodiError: the database cannot be used.
+            CodiError: the database cannot be used, or not be written.
         """
+        if not to_copy:
+            self.check_writable()
         with self._database_errors(), self._writer.begin() as connection:
             yield connection
 
+    def note(self, write: Callable[[Connection], object]) -> None:
+        """Call `write` in a transaction for what reading can do without; where it fails, nothing is written."""
+        with contextlib.suppress(CodiError), self.write(to_copy=True) as connection:
+            write(connection)
+
     @contextlib.contextmanager
-    def leftovers(self) -> Iterator[set[Path]]:
-        """Lock creation and migration; give the partial databases and backups of killed processes."""
-        with self._locked():
+    def leftovers(self, *, needed: bool = True) -> Iterator[set[Path]]:
+        """Lock creation and migration (see `hold`); give the partial databases and backups of killed processes."""
+        with hold(self._home / LOCK, needed=needed):
             yield {*self._home.glob(".registry.db.*.part*"), *(self._home / "backups").glob("*.part*")}
 
     @contextlib.contextmanager
@@ -95,6 +161,8 @@ class Database:
                 raise InvalidInput(
                     f"the registry {self.name} is damaged ({reason}); restore it from a backup"
                 ) from error
+            if self._file and not self.frozen and (cause := frozen.write_error(self._file.parent)):
+                raise self._unwritable(cause) from error
             raise CodiError(f"the registry {self.name} cannot be used: {reason}; correct that and try again") from error
 
     # ---- revisions
@@ -106,7 +174,7 @@ class Database:
     def _create(self, file: Path) -> None:
         """Create the file under another name and rename it: no process sees it empty or without WAL mode."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with hold(self._home / LOCK):
             if _has_content(file):
                 return
             building = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
@@ -119,7 +187,7 @@ class Database:
             sync_folder(file.parent)
 
     def _migrate(self) -> None:
-        with self._locked():
+        with hold(self._home / LOCK):
             if not self._is_old():  # migrated by another process meanwhile
                 return
             safe = f"a backup is at {_backup(self._file, self._home)}" if self._file else "nothing was changed"
@@ -131,13 +199,6 @@ class Database:
                     f"the registry {self.name} could not be brought to this version ({reason}); it is as it was, "
                     f"{safe}: use the previous version of CoDi Hub and report this"
                 ) from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        from filelock import FileLock  # not at the top: most opens change nothing and need no lock
-
-        with FileLock(self._home / ".registry.lock"):
-            yield
 
 
 def _parsed(url: str) -> URL:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,11 +57,12 @@ class Registry:
             bundled: folder with the bundled models' `manifest.json`; default: the package's own, if any.
 
         Raises:
-            CodiError: `home` cannot be written, the database cannot be reached, is newer, or does not migrate.
+            CodiError: `home` is no folder, the database cannot be reached, is newer, or does not migrate.
         """
         home = (home or _default_home()).expanduser().absolute()
         try:
-            home.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(PermissionError):
+                _make(home)
             database = Database(home, url or os.environ.get("CODI_REGISTRY_URL"))
         except OSError as error:
             reason = error.strerror or error
@@ -67,7 +70,12 @@ class Registry:
         try:
             manifest = Manifest.load((bundled or Path(str(codi_hub.__file__)).parent / "nano").absolute())
             if manifest:
-                _register(database, manifest)
+                try:
+                    _register(database, manifest)
+                except CodiError:
+                    if not database.freeze_if_unwritable():
+                        raise
+                    _register(database, manifest)
         except BaseException:
             database.close()
             raise
@@ -89,7 +97,10 @@ class Registry:
 
     def collect(self, *, dry_run: bool = False) -> Sequence[Garbage]:
         """Delete the files that no adapter needs, and return them; see `verify.collect`."""
-        return collect(self.database, self._store, dry_run=dry_run)
+        try:
+            return collect(self.database, self._store, dry_run=dry_run)
+        except OSError as error:
+            raise CodiError(f"nothing can be deleted in {self.home}: {error.strerror or error}") from error
 
 
 def _default_home() -> Path:
@@ -100,9 +111,18 @@ def _default_home() -> Path:
     return Path(user_data_dir("codi-hub", appauthor=False))
 
 
+def _make(home: Path) -> None:
+    """Create the home folder; a disk that cannot be written has an empty registry in memory. Raises OSError."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
 def _register(database: Database, manifest: Manifest) -> None:
     with database.read() as connection:
         if manifest.is_registered(connection):
             return
-    with database.write() as connection:
+    with database.write(to_copy=True) as connection:
         manifest.register(connection)

@@ -44,6 +44,21 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+@contextlib.contextmanager
+def hold(file: Path, *, needed: bool = True) -> Iterator[None]:
+    """Hold a lock file; see `Store.locked`. Raises OSError."""
+    from filelock import FileLock  # not at the top: queries need no lock
+
+    with contextlib.ExitStack() as held:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(file))
+        except OSError:
+            if needed:
+                raise
+        yield
+
+
 class Store:
     """The blobs under `root`.
 
@@ -58,12 +73,16 @@ class Store:
         self._temporary = root / "tmp"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's lock: from the first byte of a blob until its record, and during garbage collection."""
-        from filelock import FileLock  # not at the top: queries need no lock
+    def locked(self, *, needed: bool = True) -> Iterator[None]:
+        """Hold the store's lock: from the first byte of a blob until its record, and during garbage collection.
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
+        Args:
+            needed: False for what only reads, which goes on where the lock cannot be written.
+
+        Raises:
+            OSError: the lock cannot be written.
+        """
+        with hold(self.root / ".lock", needed=needed):
             yield
 
     def databases(self) -> set[str]:

@@ -57,14 +57,13 @@ def check_file(database: Database, path: Path, digest: str, what: str) -> Path:
             f"{what} at {path} is not what was registered (sha256 {actual[:12]}..., expected {digest[:12]}...); "
             "restore the file, or train the adapter again"
         )
-    with database.write() as connection:
-        record_hash(connection, path, digest, stamp)
+    database.note(lambda connection: record_hash(connection, path, digest, stamp))
     return path
 
 
 def verify(database: Database, store: Store, manifest: Manifest | None) -> list[Problem]:
     """Read every file and return the problems. A file that differs is read again, and refused, by its next use."""
-    with store.locked(), database.read() as connection:
+    with store.locked(needed=False), database.read() as connection:
         wanted = owners(connection)
         blobs, leftovers = store.blobs(), store.leftovers()
         lost = is_lost(connection, store, database.store_key)
@@ -86,10 +85,14 @@ def verify(database: Database, store: Store, manifest: Manifest | None) -> list[
         problems[path] = Problem("orphan", storable(path), remedy)
     for path in sorted(leftovers):
         problems[path] = Problem("leftover", storable(path), "partial file of a killed process; `codi gc` deletes it")
-    with database.write() as connection:
+
+    def record(connection: Connection) -> None:
         connection.execute(delete(verified))
         for path, digest, stamp in good:
             record_hash(connection, path, digest, stamp)
+
+    database.note(record)
+    with database.read() as connection:
         # An adapter that was removed while its files were read needs none.
         released = wanted.keys() - needed_digests(connection)
     return [problem for path, problem in problems.items() if path.name not in released]
@@ -142,7 +145,8 @@ def collect(database: Database, store: Store, *, dry_run: bool) -> list[Garbage]
         Conflict: another database has files in this store, or the database lacks adapters that it added.
         CodiError: a file cannot be deleted.
     """
-    with database.leftovers() as partial, store.locked():
+    with database.leftovers(needed=not dry_run) as partial, store.locked(needed=not dry_run):
+        database.refresh()  # nothing is added while the store is locked
         if others := store.databases() - {database.store_key}:
             raise Conflict(
                 f"{store.root} also has files of {', '.join(sorted(others))}, which would be lost: give each database "

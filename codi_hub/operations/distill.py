@@ -53,6 +53,7 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     from codi_hub.training.run import distil
 
     job = _job(context, name, config, on_event)
+    context.catalog.registry.database.check_writable()  # or else the training could not be registered
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
 
