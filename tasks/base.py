@@ -101,6 +101,7 @@ class Task:
         reads_pairs: whether `make_pair` uses an example's own `condition`.
         reads_alpha: whether `prepare` gets an input's alpha channel as the fourth.
         lossless: whether outputs are saved as JPEG only on request.
+        keeps_grey: whether the output of a grey image is saved as grey.
         input_extensions: file name extensions of inputs, with the dot, lower case.
         finishes_tiles: whether `finish` of a tile equals that tile of the finished image.
         training_size: side of training images, as a share of the base's native size.
@@ -120,6 +121,7 @@ class Task:
     reads_pairs: ClassVar[bool] = True
     reads_alpha: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
+    keeps_grey: ClassVar[bool] = False
     input_extensions: ClassVar[frozenset[str]] = EXTENSIONS
     finishes_tiles: ClassVar[bool] = False
     training_size: ClassVar[float] = 1.0

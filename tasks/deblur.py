@@ -24,6 +24,7 @@ class Deblur(Task):
     name = "deblur"
     summary = "Sharpen images that are out of focus, shaken or soft"
     finishes_tiles = True
+    keeps_grey = True
     data = "leaves"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
 

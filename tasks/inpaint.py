@@ -56,6 +56,7 @@ class Inpaint(Task):
     reads_alpha = True
     reads_pairs = False
     lossless = True
+    keeps_grey = True
     finishes_tiles = False  # the correction at a hole's boundary extends over the whole hole
     # Pixels outside the hole are exact, so that the PSNR of the image is that of the hole plus a constant.
     score = "psnr"

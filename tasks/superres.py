@@ -53,6 +53,7 @@ class SuperRes(Task):
     name = "superres"
     summary = "Enlarge and restore small, degraded images"
     finishes_tiles = True
+    keeps_grey = True
     data = "leaves"
     training_size = 0.75  # degradations are local: smaller crops, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}

@@ -37,6 +37,8 @@ class RunOptions(Options):
     """Skip what an earlier run finished."""
     verify_outputs: bool = option(False, "--verify-outputs")
     """Read every existing output to tell whether it is finished, even if its size and time have not changed."""
+    metadata: bool = option(True, "--metadata/--no-metadata")
+    """Keep EXIF, XMP and text of the inputs, and write into PNG and JPEG what made them."""
     recursive: bool = option(True, "--recursive/--no-recursive")
     """Include subfolders."""
     dry_run: bool = option(False, "--dry-run")

@@ -73,7 +73,7 @@ def _folder(path: Path, count: int | None) -> list[Photograph]:
     for file in files[:count]:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         with prefixed(str(file)):
-            photos.append(_fitted(name, np.asarray(decode_image(open_image(file)).image)))
+            photos.append(_fitted(name, np.asarray(decode_image(open_image(file)).on_white())))
     return photos
 
 

@@ -295,7 +295,7 @@ def _opened(value: Any) -> Image.Image:
 
 
 def _image(value: Any) -> np.ndarray:
-    return np.asarray(decode_image(_opened(value)).image)
+    return np.asarray(decode_image(_opened(value)).on_white())
 
 
 def _depth(value: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ from codi_hub.folders.memory import MemoryBudget
 from codi_hub.folders.plan import Item
 from codi_hub.images.formats import ARRAYS
 from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
+from codi_hub.images.metadata import Metadata
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Prepared, Task
@@ -36,6 +37,8 @@ class LoadedItem:
         digest: sha256 of its input files.
         alpha: the input's alpha channel, for the output.
         icc: the input's ICC profile, for the output.
+        grey: whether the input is grey.
+        metadata: the input's, for the output.
         seconds: time spent on it so far, in all threads.
     """
 
@@ -44,6 +47,8 @@ class LoadedItem:
     digest: str
     alpha: Image.Image | None
     icc: bytes | None
+    grey: bool
+    metadata: Metadata
     prepared: Prepared
     seconds: float
 
@@ -133,6 +138,7 @@ class Loader:
         image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)
         pixels = image.with_alpha() if self._task.reads_alpha else image.image
         prepared = self._task.prepare(pixels, path=item.input, rng=np.random.default_rng(item.seed))
-        loaded = LoadedItem(index, item, digest, image.alpha, image.icc, prepared, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        loaded = LoadedItem(index, item, digest, image.alpha, image.icc, image.grey, image.metadata, prepared, seconds)
         self._budget.add(loaded.bytes)
         return loaded

@@ -9,10 +9,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_hub import __version__
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError, describe
 from codi_hub.events import Message, OnEvent, ignore
@@ -25,7 +26,7 @@ from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.interrupts import first_interrupt
-from codi_hub.paths import display_path
+from codi_hub.paths import display_path, path_text
 from codi_hub.reports import RunReport
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class FolderRun:
         self._on_event = on_event
         self._rows = Rows(items, None if self._options.dry_run else log, on_event)
         self._loader = Loader(items, task, self._stop, settings.memory)
-        self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite)
+        origin = self._origin if self._options.metadata else None
+        self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite, origin=origin)
         self._batches: list[int] = []
         self._largest = self._options.batch or LOAD_AHEAD
 
@@ -114,6 +116,13 @@ class FolderRun:
         finally:
             self._log.finish(status)
         return report
+
+    def _origin(self, loaded: LoadedItem) -> dict[str, Any]:
+        """Return what an output says of its making: adapter, steps, seed, prompt, and the input by name and hash."""
+        item, settings = loaded.item, self._settings
+        origin = {"codi_hub": __version__, "adapter": settings.adapter, "steps": settings.steps, "seed": item.seed}
+        names = {"input": path_text(item.name), "input_sha256": loaded.digest}
+        return origin | ({} if item.prompt is None else {"prompt": item.prompt}) | names
 
     def _run(self) -> RunReport:
         start = time.perf_counter()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from codi_hub.errors import CodiError, describe
 from codi_hub.folders.loading import LoadedItem
@@ -32,11 +33,20 @@ class Saver:
         memory: bytes of outputs that may wait.
         log: records each output before it is renamed to its path.
         overwrite: replace files that codi did not write.
+        origin: returns what an output says of its making, beside the input's metadata; None: outputs say nothing.
     """
 
-    def __init__(self, task: Task, memory: int, log: RegistryLog, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        task: Task,
+        memory: int,
+        log: RegistryLog,
+        *,
+        overwrite: bool,
+        origin: Callable[[LoadedItem], Mapping[str, Any]] | None = None,
+    ) -> None:
         self._task, self._memory = task, memory
-        self._log, self._overwrite = log, overwrite
+        self._log, self._overwrite, self._origin = log, overwrite, origin
         self._pool = ThreadPoolExecutor(SAVERS, "codi-save")
         self._pending: deque[tuple[LoadedItem, Future[float]]] = deque()
 
@@ -66,6 +76,9 @@ class Saver:
         start = time.perf_counter()
         pixels = finish_output(self._task, output, loaded.prepared)
         alpha = None if loaded.prepared.opaque else loaded.alpha
+        if loaded.grey and alpha is None and self._task.keeps_grey:
+            pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+        metadata = None if self._origin is None else loaded.metadata.with_origin(self._origin(loaded))
         item = loaded.item
 
         def commit(file: Path) -> None:
@@ -76,7 +89,7 @@ class Saver:
             self._log.claim(row, loaded.digest, file)
 
         try:
-            save_image(with_alpha(pixels, alpha), item.output, loaded.icc, commit=commit)
+            save_image(with_alpha(pixels, alpha), item.output, loaded.icc, metadata=metadata, commit=commit)
         except OSError as exc:
             raise CodiError(f"the output cannot be written: {describe(exc)}") from exc
         return time.perf_counter() - start

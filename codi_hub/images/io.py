@@ -11,7 +11,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,12 +20,13 @@ from PIL import Image, ImageCms, ImageOps
 
 from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
 from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
+from codi_hub.images.metadata import ORIENTATION, Metadata
+from codi_hub.images.values import bled, eight_bits, without_gamma
 from codi_hub.paths import display_path
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
-ORIENTATION = 0x0112  # EXIF tag
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -41,11 +42,21 @@ class LoadedImage:
         image: 8-bit RGB with the EXIF orientation applied, or the array that a task's own loader returned.
         alpha: its 8-bit alpha channel, of the same size, or None.
         icc: the ICC profile of its RGB values, or None for sRGB.
+        grey: whether the file has grey values alone.
+        metadata: what else the file says.
     """
 
     image: Image.Image | np.ndarray
     alpha: Image.Image | None = None
     icc: bytes | None = None
+    grey: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+
+    def on_white(self) -> Image.Image | np.ndarray:
+        """Return `image`, where it is transparent composited on white."""
+        if self.alpha is None or not isinstance(self.image, Image.Image):
+            return self.image
+        return Image.composite(self.image, Image.new("RGB", self.image.size, "white"), self.alpha)
 
     def with_alpha(self) -> Image.Image | np.ndarray:
         """Return `image`, as RGBA if there is an alpha channel."""
@@ -145,7 +156,10 @@ def decode_image(image: Image.Image) -> LoadedImage:
     try:
         with image:
             image.load()
-            return _convert(_apply_orientation(image))
+            upright = _apply_orientation(image)
+            loaded = _convert(upright)
+            loaded.metadata = Metadata.of(image, upright)
+            return loaded
     except CodiError:
         raise
     except Exception as exc:  # as above: a broken stream may raise anything from SyntaxError to struct.error
@@ -172,14 +186,25 @@ def _convert(image: Image.Image) -> LoadedImage:
     if not isinstance(icc, bytes):
         icc = b""
     space = icc[16:20]  # of the header, ICC.1:2022 section 7.2
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF"
     if image.mode[0] in "IF":
-        return LoadedImage(_eight_bits(image), icc=None)
+        return _finished(image, *eight_bits(image), icc=None, grey=grey)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if space in (b"CMYK", b"GRAY") and (space == b"CMYK") == (image.mode == "CMYK"):
         flat = image if image.mode == "CMYK" else image.convert("L")
-        return LoadedImage(to_srgb(flat, icc), alpha)
+        return _finished(image, to_srgb(flat, icc), alpha, icc=None, grey=grey)
     rgb = image.convert("RGBA").convert("RGB") if alpha is not None else image.convert("RGB")
-    return LoadedImage(rgb, alpha, icc if space == b"RGB " and image.mode != "CMYK" else None)
+    return _finished(image, rgb, alpha, icc=icc if space == b"RGB " and image.mode != "CMYK" else None, grey=grey)
+
+
+def _finished(
+    stored: Image.Image, rgb: Image.Image, alpha: Image.Image | None, *, icc: bytes | None, grey: bool
+) -> LoadedImage:
+    """Apply the gamma of a PNG without another statement of its colours, and colour what is transparent."""
+    gamma = stored.info.get("gamma")
+    if isinstance(gamma, float) and "srgb" not in stored.info and not stored.info.get("icc_profile"):
+        rgb = without_gamma(rgb, gamma)
+    return LoadedImage(rgb if alpha is None else bled(rgb, alpha), alpha, icc, grey)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -218,25 +243,6 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     return image.convert("RGB") if changed is None else changed
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit, 32-bit and float grey to 8-bit RGB.
-
-    These modes do not state their range: it is derived from the largest value.
-    """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise InvalidInput("pixels that are not numbers (NaN or infinity): save the image again without them")
-    top = values.max()
-    if image.mode.startswith("I;16"):
-        top = 65535.0
-    elif image.mode == "F" and top <= 1:
-        top = 1.0
-    else:
-        top = next((limit for limit in (255.0, 65535.0) if top <= limit), top)
-    grey = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-
-
 def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
     """Return uint8 (H, W, 3) pixels with an alpha channel, resized to them, as (H, W, 4).
 
@@ -251,13 +257,19 @@ def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
 
 
 def save_image(
-    pixels: np.ndarray, path: Path, icc: bytes | None = None, *, commit: Callable[[Path], object] | None = None
+    pixels: np.ndarray,
+    path: Path,
+    icc: bytes | None = None,
+    *,
+    metadata: Metadata | None = None,
+    commit: Callable[[Path], object] | None = None,
 ) -> None:
     """Write uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whole or not at all.
 
     The format is that of the extension. JPEG has no alpha: the image is composited on white.
 
     Args:
+        metadata: written as far as the format holds it.
         commit: see `atomic_file`.
 
     Raises:
@@ -271,6 +283,8 @@ def save_image(
     options = dict(_SAVE_OPTIONS[kind])
     if icc is not None and image.mode != "L":
         options["icc_profile"] = icc
+    if metadata is not None:
+        options |= metadata.save_options(kind)
     with atomic_file(path, commit) as file:
         image.save(file, format=kind, **options)
 

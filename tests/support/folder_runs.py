@@ -37,7 +37,7 @@ class Double:
     """x2 by nearest neighbour; NAME.mask.png is a sidecar; .npy holds an array."""
 
     name = "double"
-    reads_alpha = lossless = False
+    reads_alpha = lossless = keeps_grey = False
     uses_prompt = True
     needs_prompt = False
     finishes_tiles = True
