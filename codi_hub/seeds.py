@@ -94,7 +94,12 @@ def rollout_path(seed: int, step: int) -> torch.Generator:
     return _torch(seed * _STRIDE + _ROLLOUT + step)
 
 
+def torch_seed(seed: int) -> int:
+    """Return a seed as torch takes it; one of 2^63 or more is hashed, since torch reads its low 32 bits alone."""
+    return seed if seed < 2**63 else int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big") >> 1
+
+
 def _torch(seed: int) -> torch.Generator:
     import torch
 
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(torch_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from codi_hub.backbones.backbone import Backbone
 
 SHOWN = 60  # characters of a prompt in a message
+# Of other tools: (red:1.3), ((red)), [red:blue:0.5], <lora:name:1>, a BREAK between parts.
+WEIGHTS = re.compile(r"\([^()]*:\s*-?\d*\.?\d+\s*\)|\(\([^()]*\)\)|\[[^\[\]]*:[\d.]+\]|<lora:[^<>]*>|\bBREAK\b")
 
 
 def excess(tokenizer: Any, text: str, limit: int) -> str:
@@ -22,7 +25,7 @@ def excess(tokenizer: Any, text: str, limit: int) -> str:
 
 
 class PromptWarnings:
-    """Says once per prompt that a base reads only its beginning.
+    """Says once per prompt that a base reads only its beginning, or that it contains weights, which are not read.
 
     Args:
         base: whose text encoders read the prompts.
@@ -33,16 +36,24 @@ class PromptWarnings:
     def __init__(self, base: Backbone, on_message: Callable[[str], object], most: int | None = None) -> None:
         self._base, self._on_message, self._most = base, on_message, most
         self._checked: set[str] = set()
-        self._cut = 0
+        self._named = 0
 
     def check(self, prompts: Iterable[str | None]) -> None:
         """Warn of the prompts that were not checked before."""
         for prompt in dict.fromkeys(prompts):
-            if not prompt or prompt in self._checked or (self._most is not None and self._cut > self._most):
+            if not prompt or prompt in self._checked or (self._most is not None and self._named > self._most):
                 continue
             self._checked.add(prompt)
+            shown = f"prompt {one_line(prompt, SHOWN)!r}"
+            if found := WEIGHTS.search(prompt):
+                self._say(f"{shown}: {one_line(found[0], SHOWN)!r} is read as words: prompts have no weights here")
             if rest := self._base.unread_text(prompt):
-                self._cut += 1
-                more = self._most is not None and self._cut > self._most
-                shown = f"prompt {one_line(prompt, SHOWN)!r} is too long for the text encoder: it does not read "
-                self._on_message("more prompts are too long" if more else f"{shown}{one_line(rest, SHOWN)!r}")
+                self._say(f"{shown} is too long for the text encoder: it does not read {one_line(rest, SHOWN)!r}")
+
+    def _say(self, text: str) -> None:
+        self._named += 1
+        more = self._most is not None and self._named > self._most
+        if not more:
+            self._on_message(text)
+        elif self._named == (self._most or 0) + 1:
+            self._on_message("more prompts are too long or contain weights")

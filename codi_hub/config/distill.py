@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict
 
 from codi_hub.config.model import Options, option
-from codi_hub.config.values import KIND_ALIASES, Device, Duration, EmaDevice, Optimizer, Precision
+from codi_hub.config.values import KIND_ALIASES, MAX_SEED, Device, Duration, EmaDevice, Optimizer, Precision
 
 
 def _current_kind(kind: Any) -> Any:
@@ -147,7 +147,7 @@ class TrainingConfig(Options):
     """auto, fp32, fp16 or bf16."""
     device: Device = option("auto", "--device", panel="Training", metavar="NAME", resumable=True)
     """auto, cpu, cuda, cuda:N or mps."""
-    seed: int = option(0, "--seed", panel="Training", ge=0)
+    seed: int = option(0, "--seed", panel="Training", ge=0, le=MAX_SEED)
     """Seed of data, noise and initial weights."""
     sample_every: int = option(250, "--sample-every", panel="Run folder", resumable=True, ge=0)
     """Steps between sample sheets; 0 for none."""

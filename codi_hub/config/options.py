@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from codi_hub.config.model import Options, option
-from codi_hub.config.values import ADAPTER_MEMORY, ByteSize, Device, ExportFormat, ExportPrecision, Precision
+from codi_hub.config.values import ADAPTER_MEMORY, MAX_SEED, ByteSize, Device, ExportFormat, ExportPrecision, Precision
 
 
 class RunOptions(Options):
@@ -20,8 +20,10 @@ class RunOptions(Options):
     """Number of sampling steps (default: the adapter's)."""
     prompt: str | None = option(None, "--prompt")
     """Prompt for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)."""
-    seed: int = option(0, "--seed", ge=0)
+    seed: int = option(0, "--seed", ge=0, le=MAX_SEED)
     """Seed; each image's own is derived from it and the file's name."""
+    image_seed: int | None = option(None, "--image-seed", ge=0, le=2**63 - 1)
+    """Seed of one image itself, as reports and outputs state it, in place of the derived one."""
     batch: int | None = option(None, "--batch", ge=1)
     """Number of images computed together (default: what fits into memory)."""
     tile: str = option("auto", "--tile", metavar="auto|off|N")
@@ -119,7 +121,7 @@ class EvalOptions(Options):
     """With guidance, the text that images are led away from (default: none)."""
     allow_base_mismatch: bool = option(False, "--allow-base-mismatch")
     """Measure an adapter on another base of its family, such as a fine-tune."""
-    seed: int = option(0, "--seed", ge=0)
+    seed: int = option(0, "--seed", ge=0, le=MAX_SEED)
     """Seed of the noise and the degradations."""
     device: Device = option("auto", "--device", panel="Machine", metavar="NAME")
     """auto, cpu, cuda, cuda:N or mps."""

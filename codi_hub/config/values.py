@@ -13,6 +13,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ExportFormat = Literal["diffusers"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
 
+MAX_SEED = 2**64 - 1
 ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for later use
 
 KIND_ALIASES = {"side": "residual"}  # adapter kinds under the names of the first edition

@@ -83,7 +83,7 @@ def plan(
     it. Names match as in `images.sidecars`.
 
     Args:
-        options: `out`, `suffix`, `ext`, `seed`, `recursive` and `prompt` are read.
+        options: `out`, `suffix`, `ext`, `seed`, `image_seed`, `recursive` and `prompt` are read.
         task_name: TASK in names of output folders; default: the name of the built-in task.
         origins: finds the files that codi made.
         on_event: told of outputs that are renamed, and of files that are left out because codi made them.
@@ -129,6 +129,10 @@ def plan(
         on_event(Message(text))
     items = separated
     check_outputs(items)
+    if options.image_seed is not None:
+        if len(items) > 1:
+            raise UsageError(f"image_seed is of one image, and there are {len(items)}: give one image, or set the seed")
+        items = [replace(items[0], seed=options.image_seed)]
     folders = [root.path for root in roots if root.is_folder]
     report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
     if task.needs_prompt:

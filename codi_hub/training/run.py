@@ -18,6 +18,7 @@ from codi_hub.data.sources import split
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Message, OnEvent
 from codi_hub.inference.devices import choose_device, choose_dtype
+from codi_hub.seeds import torch_seed
 from codi_hub.training import finish, folder
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
@@ -130,7 +131,7 @@ def announcement(work: Plan, method: str, accelerator: Accelerator, pairs: str) 
 
 def new_adapter(work: Plan, base: Backbone) -> Adapter:
     """Return the adapter at initialisation: with a parent its weights, whatever it lacks at zero."""
-    torch.manual_seed(work.config.training.seed)
+    torch.manual_seed(torch_seed(work.config.training.seed))
     settings = {name: getattr(work.adapter, name) for name in type(work.adapter).model_fields}
     parent = work.job.parent
     if parent is None:

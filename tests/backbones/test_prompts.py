@@ -108,7 +108,7 @@ def test_a_training_names_a_few_cut_prompts(base: Backbone, tmp_path: Path) -> N
     store.prepare([f"{LONG} {k}" for k in range(12)])
     assert [line.partition(" is too long")[0] for line in said] == [
         *(f"prompt '{LONG} {k}'" for k in range(3)),
-        "more prompts are too long",
+        "more prompts are too long or contain weights",
     ]
 
 

@@ -242,3 +242,12 @@ def test_a_name_that_is_not_utf8(tmp_path, task):
         pytest.skip("this file system takes UTF-8 names only")
     (item,) = plan([tmp_path / "in"], task, RunOptions())
     assert item.seed == int.from_bytes(hashlib.sha256(b"0/\xff.png").digest()[:8], "big") >> 1
+
+
+def test_the_seed_of_one_image_can_be_given_back(images, task, tmp_path):
+    reported = plan([images], task, RunOptions(out=tmp_path / "out"))[-1]
+    options = RunOptions(out=tmp_path / "out", image_seed=reported.seed)
+    (item,) = plan([reported.input], task, options)
+    assert (item.name, item.seed) == ("f.png", reported.seed)
+    with pytest.raises(UsageError, match="image_seed is of one image, and there are 6"):
+        plan([images], task, options)
