@@ -86,23 +86,23 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil an adapter that does the task in 1-4 steps, and register it as a new version."""
-    layers = [] if preset is None else [read_preset(preset)]
-    layers += [read_config(config)] if config else []
+    lowest = {} if preset is None else read_preset(preset)
+    layers = [read_config(config)] if config else []
     layers += [parse_override(text) for text in override or []]
     layers.append(given)
-    early = DistillConfig(**merge(layers))  # errors in what was typed come before torch is loaded
+    early = DistillConfig(**merge([lowest, *layers]))  # errors in what was typed come before torch is loaded
     if dry_run:
         from codi_hub.hub import Hub
 
         with Hub.open(base=early.base) as hub:
-            _print_plan(Output(json, quiet), hub.plan(task, hub.catalog.distill_config(task, *layers)))
+            _print_plan(Output(json, quiet), hub.plan(task, hub.catalog.distill_config(task, *layers, preset=lowest)))
         return
     with joined(early.training.device) as main:
         from codi_hub.hub import Hub
 
         out = Output(json, quiet)
         with Hub.open(base=early.base) as hub, Display(out) as display:
-            result = hub.distill(task, hub.catalog.distill_config(task, *layers), on_event=display)
+            result = hub.distill(task, hub.catalog.distill_config(task, *layers, preset=lowest), on_event=display)
     if main:
         _print(out, result)
 

@@ -174,11 +174,17 @@ class Catalog:
         entry = self.task(name)
         return tasks.load(entry["like"], {**entry["options"], **(overrides or {})})
 
-    def distill_config(self, name: str, *layers: Mapping[str, Any]) -> DistillConfig:
-        """Return the configuration of nested layers, the last on top, over what the task prefers and the defaults."""
+    def distill_config(
+        self, name: str, *layers: Mapping[str, Any], preset: Mapping[str, Any] | None = None
+    ) -> DistillConfig:
+        """Return the configuration of nested layers, the last on top, over a preset and what the task prefers.
+
+        Args:
+            preset: a layer whose batch and learning rate hold on small bases alone, see `read_preset`.
+        """
         from codi_hub.training.folder import compose
 
-        return compose(name, self.load_task(name).distill, layers, self.registry.home)
+        return compose(name, self.load_task(name).distill, layers, self.registry.home, preset)
 
     def add_task(
         self, name: str, like: str | None = None, options: dict[str, Any] | None = None

@@ -26,8 +26,14 @@ CLEAN = 0.0
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-OTHER_GRIDS = ("invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+# Solvers that walk a flow where `use_flow_sigmas` is set; their shift is `flow_shift`.
+FLOW_SOLVERS = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
+OTHER_GRIDS = (
+    "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_lu_lambdas", "scale_factors",
+)  # fmt: skip
+LEAVE_OUT = "take it out of scheduler_config.json if the model was trained without it, or use another base"
 # Schedulers of diffusers that walk a table of alphas_cumprod: they differ in how they sample, not in the noise.
 TABLE_SCHEDULERS = (
     "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSDE",
@@ -141,14 +147,20 @@ class VariancePreserving(Schedule):
         if name.removesuffix("Scheduler") not in TABLE_SCHEDULERS:
             raise Mismatch(
                 f"scheduler {name} is not one of a model that predicts eps, v or x at timesteps of a table (such as "
-                "DDIMScheduler or EulerDiscreteScheduler): this family of bases does not know its noise"
+                "DDIMScheduler or EulerDiscreteScheduler): use a base with such a scheduler"
             )
         for entry, usual in OTHER_NOISE.items():
             if config.get(entry) not in usual:
-                raise Mismatch(f"the scheduler {name} has {entry}={config[entry]!r}, which is not supported here")
+                raise Mismatch(
+                    f"the scheduler {name} has {entry}={config[entry]!r}, which a model that predicts eps, v or x at "
+                    f"timesteps of a table does not have: {LEAVE_OUT}"
+                )
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
-            raise Mismatch(f"prediction type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+            raise Mismatch(
+                f"prediction type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}: set in "
+                "scheduler_config.json which of them the model predicts, or use another base"
+            )
         known = {key: value for key, value in config.items() if not key.startswith("_")}
         table = name.replace("DPMSolverSDE", "HeunDiscrete")  # the same noise; the former needs a package more
         alphas_squared = getattr(diffusers, table).from_config(known).alphas_cumprod.double()
@@ -248,19 +260,32 @@ class RectifiedFlow(Schedule):
     def from_config(
         cls, config: Mapping[str, Any], *, time_scale: float = 1000.0, negated: bool = False
     ) -> RectifiedFlow:
-        """Read a diffusers scheduler config.
+        """Read a diffusers scheduler config: of a flow's scheduler, or of a solver with `use_flow_sigmas`.
 
         Raises:
             Mismatch: another scheduler than a flow's, or a time grid that is not a shifted one.
         """
-        if (name := config.get("_class_name", FLOW_SCHEDULERS[0])) not in FLOW_SCHEDULERS:
-            raise Mismatch(f"scheduler {name} is not a flow's: this base needs one of {', '.join(FLOW_SCHEDULERS)}")
+        name = str(config.get("_class_name", FLOW_SCHEDULERS[0]))
+        solver = name.removesuffix("Scheduler") in FLOW_SOLVERS and config.get("use_flow_sigmas")
+        if not solver and name not in FLOW_SCHEDULERS:
+            raise Mismatch(
+                f"scheduler {name} is not a flow's: this base needs one of {', '.join(FLOW_SCHEDULERS)}, or a solver "
+                "such as DPMSolverMultistepScheduler with use_flow_sigmas"
+            )
+        predicted = config.get("prediction_type", "flow_prediction")
+        if solver and predicted != "flow_prediction":
+            raise Mismatch(
+                f"the scheduler {name} has prediction_type={predicted!r}, and a flow model predicts 'flow_prediction': "
+                "set it in scheduler_config.json if the model is one, or use another base"
+            )
         if other := [entry for entry in OTHER_GRIDS if config.get(entry)]:
-            raise Mismatch(f"the scheduler has {other[0]}={config[other[0]]!r}, which is not supported: leave it out")
+            raise Mismatch(f"the scheduler has {other[0]}={config[other[0]]!r}, which is not supported: {LEAVE_OUT}")
         if not config.get("use_dynamic_shifting"):
-            return cls(float(config.get("shift", 1.0)), time_scale, negated)
+            return cls(float(config.get("flow_shift" if solver else "shift", 1.0)), time_scale, negated)
         if (form := config.get("time_shift_type", "exponential")) != "exponential":
-            raise Mismatch(f"the scheduler has time_shift_type={form!r}, and only 'exponential' is supported")
+            raise Mismatch(
+                f"the scheduler has time_shift_type={form!r}, and only 'exponential' is supported: use another base"
+            )
         names = {"base_tokens": "base_image_seq_len", "max_tokens": "max_image_seq_len"}
         names |= {"base_shift": "base_shift", "max_shift": "max_shift"}
         constants = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}

@@ -54,8 +54,10 @@ def run_folder(home: Path, task: str, training: TrainingConfig) -> Path:
     return folder.absolute()
 
 
-def compose(task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], home: Path) -> DistillConfig:
-    """Return the configuration of layers, the last on top, over a task's preferences and the defaults.
+def compose(
+    task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], home: Path, preset: Layer | None = None
+) -> DistillConfig:
+    """Return the configuration of layers, the last on top, over a preset, a task's preferences and the defaults.
 
     A run that is resumed has its own configuration in place of the preferences; what differs from it is compared
     later, by `claim`.
@@ -65,16 +67,19 @@ def compose(task: str, preferences: Mapping[str, Any], layers: Sequence[Layer], 
         preferences: `Task.distill`, by flag names such as `{"count": 2500, "lr": 6e-4}`.
         layers: nested mappings with the fields of `DistillConfig`.
         home: the state folder, where a run to resume is looked for.
+        preset: below the layers; its batch and learning rate, as the preferences', hold on small bases alone.
 
     Raises:
         UsageError: a field that does not exist, a value that it cannot have, or nothing to resume.
     """
     asked = merge(layers)
     training = TrainingConfig(**asked.get("training", {}))
+    preset = preset or {}
     if training.resume:
+        asked = merge([preset, asked])
         folder = run_folder(home, task, training)
         return DistillConfig(**merge([started_layer(folder, task), asked, {"training": {"run_dir": folder}}]))
-    config = DistillConfig(**merge([_preferred(preferences, asked), asked]))
+    config = DistillConfig(**merge([_preferred(preferences, merge([preset, asked])), preset, asked]))
     # of the training's fields only those that were asked for count as set: `sized` may replace the others
     fields = TrainingConfig.model_construct(set(asked.get("training", {})), **dict(config.training))
     return config.model_copy(update={"training": fields})

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -12,8 +13,15 @@ from hypothesis import strategies as st
 from tiny import scheduler_config
 from torch import Tensor
 
-from codi_hub.diffusion.schedule import CLEAN, RectifiedFlow, Schedule, VariancePreserving, resolution_shift
-from codi_hub.errors import UsageError
+from codi_hub.diffusion.schedule import (
+    CLEAN,
+    FLOW_SOLVERS,
+    RectifiedFlow,
+    Schedule,
+    VariancePreserving,
+    resolution_shift,
+)
+from codi_hub.errors import Mismatch, UsageError
 
 SCHEDULES: dict[str, Schedule] = {
     "epsilon": VariancePreserving.from_config(scheduler_config("epsilon")),
@@ -175,6 +183,31 @@ def test_the_shift_of_a_resolution_is_that_of_fluxs_pipeline() -> None:
     # Qwen-Image's constants: mu = 0.5 + 0.4 / 7936 (tokens - 256)
     other = resolution_shift(4224, max_tokens=8192, max_shift=0.9)
     assert other == pytest.approx(math.exp(0.7), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", FLOW_SOLVERS)
+def test_a_solver_on_a_flow_is_the_flow_with_its_shift(solver: str) -> None:
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    scheduler = getattr(diffusers, f"{solver}Scheduler")(**flow)
+    config = {"_class_name": f"{solver}Scheduler", **scheduler.config}
+    schedule = RectifiedFlow.from_config(config)
+    assert schedule == RectifiedFlow(shift=3.0)
+    scheduler.set_timesteps(4)  # begins at 0.999 in place of 1
+    assert torch.allclose(scheduler.sigmas[:4].double(), torch.tensor(schedule.grid(4)).double(), rtol=0, atol=2e-3)
+    for change, said in (
+        ({"use_flow_sigmas": False}, "is not a flow's: this base needs one of FlowMatchEuler"),
+        ({"prediction_type": "epsilon"}, "prediction_type='epsilon', and a flow model predicts 'flow_prediction': set"),
+        ({"use_karras_sigmas": True}, "has use_karras_sigmas=True, which is not supported: take it out of"),
+    ):
+        with pytest.raises(Mismatch, match=said):
+            RectifiedFlow.from_config(config | change)
+
+
+def test_the_lcm_scheduler_of_a_flow_is_one() -> None:
+    config = {"_class_name": "FlowMatchLCMScheduler", **diffusers.FlowMatchLCMScheduler(shift=2.0).config}
+    assert RectifiedFlow.from_config(config) == RectifiedFlow(shift=2.0)
+    with pytest.raises(Mismatch, match="scale_factors="):
+        RectifiedFlow.from_config(config | {"scale_factors": [0.5, 1.0]})
 
 
 def test_a_shift_by_resolution_is_that_of_diffusers_dynamic_shifting() -> None:

@@ -11,6 +11,7 @@ from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig, TrainingConfig
+from codi_hub.config.layers import preset_names, read_preset
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.training import launch, sizes
 from codi_hub.training.folder import compose
@@ -182,3 +183,12 @@ def test_a_configuration_keeps_what_was_asked_for(tmp_path: Path) -> None:
     assert isinstance(config, DistillConfig)
     assert config.training.model_fields_set == {"batch"}
     assert (config.training.lr, config.data.count) == (6e-4, 10)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_presets_batch_and_rate_give_way_on_larger_bases(name: str, tmp_path: Path) -> None:
+    preset = read_preset(name)
+    config = compose("superres", {"lr": 3e-3, "count": 10}, [{"training": {"ema": 0.5}}], tmp_path, preset)
+    assert config.training.model_fields_set == {"ema"}
+    training = preset.get("training", {})
+    assert (config.training.lr, config.training.batch) == (training.get("lr", 3e-3), training.get("batch", 16))

@@ -35,9 +35,7 @@ class SanaBackbone(TransformerBackbone):
     input_layer = "patch_embed.proj"
 
     def __init__(self, parts: Parts) -> None:
-        flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": parts.scheduler.get("flow_shift", 1.0)}
-        solver = parts.scheduler.get("use_flow_sigmas")  # the published models have a DPM-Solver on flow sigmas
-        super().__init__(replace(parts, scheduler=flow) if solver else parts)
+        super().__init__(parts)
         config, factor = self.transformer.config, self.latents.factor
         self.schedule = replace(self.schedule, time_scale=1000 * config.timestep_scale)
         self.latents = replace(
