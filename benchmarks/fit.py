@@ -27,6 +27,7 @@ from codi_hub.backbones.parts import Parts
 from codi_hub.backbones.sd3 import SD3Backbone
 from codi_hub.backbones.sdxl import SDXLBackbone
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.z_image import ZImageBackbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.losses import METHODS
 from codi_hub.training.memory import (
@@ -68,6 +69,16 @@ MEDIUM = {
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
 }
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True}
 
 
@@ -98,6 +109,8 @@ CASES = (
     Case("FLUX.1-dev", "concat", 1024, 1),
     Case("FLUX.1-dev", "concat", 1024, 1, quantize="int8"),
     Case("FLUX.1-dev", "concat", 1024, 1, 24.0, quantize="nf4"),
+    Case("Z-Image", "concat", 1024, 1),
+    Case("Z-Image", "concat", 1024, 1, quantize="int8"),
 )
 
 
@@ -170,11 +183,26 @@ def sd35() -> Model:
     return Model(SD3Backbone, Parts(parts, FLOW), {"context": (333, 4096), "pooled": (2048,)})
 
 
+def z_image() -> Model:
+    """Return Z-Image as its configs describe it."""
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    sixteen = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    parts = {
+        "transformer": ZImageTransformer2DModel(axes_lens=[1536, 512, 512]),
+        "vae": AutoencoderKL(**VAE | sixteen | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+        "text_encoder": Qwen3Model(Qwen3Config(**QWEN3_4B)),
+    }
+    return Model(ZImageBackbone, Parts(parts, FLOW), {"context": (512, 2560), "mask": (512,)})
+
+
 BASES: dict[str, Callable[[], Model]] = {
     "SD 1.5": sd15,
     "SDXL": sdxl,
     "SD 3.5 medium": sd35,
     "FLUX.1-dev": flux,
+    "Z-Image": z_image,
 }
 
 
@@ -187,7 +215,7 @@ def base_of(name: str) -> tuple[Backbone, FakeTensorMode]:
     base.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     without_data(base, mode)
-    prompt = Prompt({name: torch.zeros(1, *shape, dtype=torch.bfloat16) for name, shape in model.prompt.items()})
+    prompt = Prompt({name: torch.ones(1, *shape, dtype=torch.bfloat16) for name, shape in model.prompt.items()})
     base.embed_texts = lambda texts: prompt.rows([0] * len(texts))
     return base, mode
 
