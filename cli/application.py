@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -64,9 +65,15 @@ def _root(
 ) -> None: ...
 
 
+EXTRAS = ("bitsandbytes", "diffusers.quantizers", "torch.utils._pytree", "torchao")
+"""Loggers that remark, in every command, on parts of packages for fewer bits that this machine has no use for."""
+
+
 def run(args: list[str]) -> int:
     """Run a command; return its exit code."""
     atexit.register(gc.freeze)  # the collection at exit would take a tenth of `codi list`
+    for name in EXTRAS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     Output.printed = False
     code = _run(args)
     if error := streams.flush():

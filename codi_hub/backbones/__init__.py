@@ -187,7 +187,9 @@ def _readable(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError) as error:
-        raise InvalidInput(f"base {source}: cannot be loaded: {one_line(error, 200)}") from error
+        raise InvalidInput(
+            f"base {source}: cannot be loaded: {one_line(error, 200)}: check its files or download it again"
+        ) from error
 
 
 def _seen(files: ModelFiles) -> str:

@@ -167,7 +167,7 @@ def _check_complete(name: str, where: Path, missing: Collection[str], unexpected
             some = ", ".join(sorted(keys)[:NAMED]) + (", ..." if len(keys) > NAMED else "")
             raise InvalidInput(
                 f"{name} of {where} {what} {len(keys)} tensors ({some}): the file is incomplete, or its config is "
-                "another model's"
+                "another model's: download it again, or name the config that belongs to it"
             )
 
 

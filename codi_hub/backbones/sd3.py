@@ -53,7 +53,7 @@ class SD3Backbone(TransformerBackbone):
         if config.in_channels != self.latents.channels:
             raise Mismatch(
                 f"this SD3 network takes {config.in_channels} channels and not its autoencoder's "
-                f"{self.latents.channels}: only text-to-image models are supported"
+                f"{self.latents.channels}: use the text-to-image model that it was made from"
             )
         factor = self.latents.factor
         self.latents = replace(

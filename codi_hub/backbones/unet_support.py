@@ -7,7 +7,7 @@ from typing import Any
 
 from codi_hub.errors import Mismatch
 
-SUPPORTED = "only plain text-to-image models like SD 1.x, SD 2.x and SDXL are supported"
+SUPPORTED = "use a plain text-to-image model like SD 1.x, SD 2.x or SDXL"
 # Entries of a U-Net's config that change what it takes, with what they stand for.
 INPUTS = {
     "class_embed_type": "a class embedding",

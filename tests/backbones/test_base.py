@@ -213,7 +213,7 @@ def test_eps_prediction_with_zero_terminal_snr_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("changes", [{"time_cond_proj_dim": 8}, {"center_input_sample": True}], ids=str)
 def test_a_unet_with_other_inputs_is_refused(base: UNetBackbone, changes: dict[str, Any]) -> None:
-    with pytest.raises(Mismatch, match="only plain text-to-image models"):
+    with pytest.raises(Mismatch, match="use a plain text-to-image model"):
         with_unet(base, unet(**changes))
 
 

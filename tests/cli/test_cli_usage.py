@@ -244,3 +244,11 @@ def test_a_refusal_is_json_too_where_json_was_asked_for(args, codi):
     assert error["exit_code"] == answer.code
     assert codi(*args).out == ""
     assert codi(*args, "--", "--json").out == ""
+
+
+@pytest.mark.slow
+def test_packages_for_fewer_bits_say_nothing_in_a_command(codi):
+    code = "import sys\nfrom codi_hub import cli\ntry:\n    cli.main(['task', 'list', '-q'])\nexcept SystemExit:\n"
+    code += "    import diffusers.quantizers.auto, torchao, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
