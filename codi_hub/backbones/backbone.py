@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from codi_hub.backbones.fingerprint import Fingerprint
     from codi_hub.diffusion.schedule import Schedule
 
-PROMPT_CACHE = 512  # prompt embeddings kept, by text
+PROMPT_CACHE = 1 << 28  # bytes of prompt embeddings kept: 64 prompts of FLUX.1-dev in 16 bit, 2,000 of SD 1.5
 EMBED_BATCH = 64  # prompts per forward pass of the text encoders
 
 ATTENTION_AND_FEED_FORWARD = r".*\.(attn\w*|attention|ff\w*|feed_forward)\..*"  # names of layers in diffusers' blocks
@@ -79,6 +79,11 @@ class NamedTensors:
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; of rows of a larger batch, their own."""
+        return sum(value.nbytes for value in self.tensors.values())
 
     def rows(self, index: Index) -> Self:
         """Return the rows of an index tensor, slice or list."""
@@ -383,8 +388,10 @@ class Backbone(nn.Module, ABC):
             with self.text_encoders_loaded():
                 self._embed_missing(missing)
         embedded = Prompt.cat([self._prompts[text] for text in prompts])
-        while len(self._prompts) > PROMPT_CACHE:
-            self._prompts.popitem(last=False)
+        if missing:
+            kept = sum(row.nbytes for row in self._prompts.values())
+            while kept > PROMPT_CACHE:
+                kept -= self._prompts.popitem(last=False)[1].nbytes
         return embedded
 
     def unconditional(self) -> Prompt:

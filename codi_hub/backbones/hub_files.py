@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.backbones.parts import MODEL_INDEX, ModelFiles, describe, read_json
-from codi_hub.backbones.weights import PICKLES, SUFFIX, choose, variants
+from codi_hub.backbones.weights import PICKLES, SUFFIX, choose, variants, weights_in
 from codi_hub.config.base import BaseOptions
 from codi_hub.errors import CodiError, InvalidInput, NotFound, one_line
 
@@ -112,13 +112,12 @@ def _cached(source: str, options: BaseOptions, needed: Callable[[ModelFiles], Se
         folder = Path(snapshot_download(source, revision=options.revision, local_files_only=True))
         files = describe(folder)
         components = [name for name in replaced_by(options, needed(files)) if name in files.classes]
-        there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-        weights = weight_names(there, components, options.variant)
+        for name in components:
+            if not name.startswith("tokenizer"):
+                weights_in(folder / name, options.variant)  # raises where a file or a shard is missing
     except Exception:  # noqa: BLE001 - incomplete or not there at all: the hub is asked
         return None
-    with_weights = {name.split("/")[0] for name in weights}
-    expected = {name for name in components if not name.startswith("tokenizer")}
-    return folder if components and expected <= with_weights else None
+    return folder if components else None
 
 
 def _get(source: str, commit: str, names: Sequence[str]) -> Path:

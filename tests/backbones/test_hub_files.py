@@ -10,6 +10,7 @@ from typing import Any
 import families
 import huggingface_hub
 import pytest
+from safetensors.torch import load_file, save_file
 
 from codi_hub import backbones
 from codi_hub.backbones.flux import FluxBackbone
@@ -260,6 +261,20 @@ def test_a_commit_that_is_half_there_is_completed(hub: FakeHub) -> None:
     hub.fetched.clear()
     backbones.load(options)
     assert f"unet/{UNET}.safetensors" in hub.fetched
+
+
+def test_a_model_of_which_a_shard_is_missing_is_completed(hub: FakeHub) -> None:
+    whole = hub.repo / "unet" / f"{UNET}.safetensors"
+    tensors = load_file(whole)
+    parts = {f"{UNET}-0000{k + 1}-of-00002.safetensors": [*tensors][k::2] for k in range(2)}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, whole.with_name(name), metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, keys in parts.items() for key in keys}}
+    whole.with_name(f"{UNET}.safetensors.index.json").write_text(json.dumps(index))
+    whole.unlink()
+    options = backbones.locate(BaseOptions(source="owner/model")).options
+    (hub.cache / "snapshots" / COMMIT / "unet" / [*parts][1]).unlink()
+    backbones.load(options)
 
 
 def test_a_repository_of_single_files_is_refused_with_the_file_to_take(hub: FakeHub) -> None:

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from codi_hub import backbones
 from codi_hub.adapters.base_only import BaseOnly
+from codi_hub.backbones import backbone
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.prompts import PromptWarnings
 from codi_hub.inference.engine import Engine, Request, Sampling
@@ -118,3 +119,14 @@ def test_warnings_do_not_repeat(base: Backbone) -> None:
     for _ in range(2):
         warnings.check([LONG, None, "", "short"])
     assert len(said) == 1
+
+
+def test_embeddings_are_kept_up_to_a_number_of_bytes(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(base, "embed_texts", lambda texts, own=base.embed_texts: encoded.extend(texts) or own(texts))
+    row = base.embed(["kept once"])
+    monkeypatch.setattr(backbone, "PROMPT_CACHE", 2 * row.nbytes)
+    for text in ("b", "c", "d", "d", "c", "b"):
+        base.embed([text])
+    assert encoded == ["kept once", "b", "c", "d", "b"]  # the last two stay
+    assert len(base.embed(["e", "f", "g"])) == 3  # more than are kept
