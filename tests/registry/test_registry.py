@@ -101,7 +101,7 @@ def test_an_adapter_of_a_removed_task_stays(registry: Registry, add) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "latest"),
-    [((1.0, 2.0), 2), ((2.0, 1.0), 1), ((1.0, 1.0), 2), ((None, -5.0), 2), ((5.0, None), 2), ((5.0, float("nan")), 2)],
+    [((1.0, 2.0), 2), ((2.0, 1.0), 1), ((1.0, 1.0), 2), ((None, -5.0), 2), ((5.0, None), 1), ((5.0, float("nan")), 1)],
 )
 def test_latest_moves_unless_the_score_is_worse(registry: Registry, add, scores: tuple, latest: int) -> None:
     moved = [add(score=score, weights=f"w{i}")[1] for i, score in enumerate(scores)]
