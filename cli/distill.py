@@ -17,6 +17,7 @@ from codi_hub.config.distill import DistillConfig
 from codi_hub.config.first_edition import REMOVED, RENAMED
 from codi_hub.config.layers import merge, parse_override, preset_names, read_config, read_preset
 from codi_hub.errors import UsageError
+from codi_hub.paths import display_path
 from codi_hub.reports import DistillResult, TrainingPlan
 from codi_hub.training.distributed import joined
 
@@ -116,7 +117,12 @@ def _print_plan(out: Output, plan: TrainingPlan) -> None:
 def _print(out: Output, result: DistillResult) -> None:
     scores = ", ".join(f"{name} {cell(value)}" for name, value in result.metrics.items() if not isinstance(value, dict))
     lines = [f"Registered {result.adapter} for base {result.base} after {result.steps} steps: {scores or 'no scores'}"]
-    if not result.moved_latest:
+    if result.resumed_finished:
+        lines = [
+            f"The run in {display_path(result.run_dir)} has finished: it is {result.adapter}, after {result.steps} "
+            "steps; --train-steps or --time-budget with more continues it"
+        ]
+    elif not result.moved_latest:
         why = f"It scores worse than {result.latest}"
         if not result.comparable:
             why = f"It was not measured on the same held-out pairs as {result.latest}"

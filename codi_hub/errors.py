@@ -1,5 +1,7 @@
 """The errors that a user can correct. Each message is one line: what is wrong, with the value, and the remedy."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,10 +58,21 @@ def prefixed(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
 
 
+def system_reason(error: BaseException) -> str | None:
+    """Return why the operating system refused, such as "No space left on device"; None for any other error.
+
+    Libraries in Rust, such as safetensors, have its number in the text of errors of their own.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else None
+
+
 def describe(error: BaseException) -> str:
     """Return any exception as one line of a report, at most 300 characters."""
     if isinstance(error, MemoryError):
         return "not enough memory"
-    if isinstance(error, OSError) and error.strerror:
-        return one_line(error.strerror, 300)
+    if not isinstance(error, CodiError) and (reason := system_reason(error)):
+        return one_line(reason, 300)
     return one_line(error if isinstance(error, CodiError) else f"{type(error).__name__}: {error}", 300)

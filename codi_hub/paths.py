@@ -17,3 +17,16 @@ def path_text(path: Path | str) -> str:
 def display_path(path: Path | str) -> str:
     """Return a path on one line, for messages: line breaks and control characters are escaped."""
     return printable(path_text(path))
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why a folder cannot be created, or no file in it; None if both can probably be done."""
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not os.path.isdir(existing):
+        return "Not a directory"
+    if os.access(existing, os.W_OK | os.X_OK):
+        return None
+    read_only = hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY
+    return "Read-only file system" if read_only else "Permission denied"

@@ -140,6 +140,7 @@ class DistillResult(Result):
         latest: the version that `latest` names now.
         comparable: whether both were measured on the same held-out pairs; else `latest` stays.
         run_dir: folder of checkpoints, logs and samples.
+        resumed_finished: whether the run that was resumed had finished, so that nothing was trained or registered.
     """
 
     task: str
@@ -153,6 +154,7 @@ class DistillResult(Result):
     latest: str
     run_dir: Path
     comparable: bool = True
+    resumed_finished: bool = False
 
     @property
     def moved_latest(self) -> bool:

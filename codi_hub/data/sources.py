@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -22,7 +23,7 @@ from PIL import Image
 
 from codi_hub import jsonl, seeds
 from codi_hub.data.folders import DataTask, Example, hidden, listed, warn_unlisted
-from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.errors import InvalidInput, NotFound, UsageError, prefixed
 from codi_hub.images.depth_maps import as_map, read_map
 from codi_hub.images.formats import readable_formats
 from codi_hub.images.io import check_shapes, decode_image, upright_size
@@ -41,6 +42,8 @@ COLUMNS = {
 }
 IMAGE_KEYS = ("image", "condition", "edited")
 IMAGE_COLUMNS = frozenset(alias for key in (*IMAGE_KEYS, "depth") for alias in COLUMNS[key])
+HUB_SECONDS = 10.0
+NAMED = 8  # unreadable files that a warning lists
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-]+")
 _log = logging.getLogger("codi_hub.data")
 
@@ -78,6 +81,12 @@ def open_source(spec: str, task: DataTask, *, count: int | None = None, size: in
         source = Table(spec, rows, columns, count, size, seed, whole=task.whole_images)
     task.make_pair(source[0], seeds.subset(seed))
     return source
+
+
+def absolute(spec: str) -> str:
+    """Return a source that is a folder or file as its absolute path, which means the same in any working directory."""
+    path = Path(spec).expanduser()
+    return spec if set(spec.split("+")) <= set(GENERATORS) or not path.exists() else os.path.abspath(path)
 
 
 def split(length: int) -> tuple[range, range]:
@@ -177,9 +186,13 @@ class Table:
                 try:
                     return _crop(_read(self.rows[row], self.columns), self.size, rng, whole=self.whole)
                 except InvalidInput as error:
-                    self.skipped[row] = str(error)
-                    _log.warning("%s: skipped row %d, %s (%d skipped so far)", self.name, row, error, len(self.skipped))
+                    self.skip(row, str(error))
         raise InvalidInput(f"no readable image in {self.name}: {next(iter(self.skipped.values()))}")
+
+    def skip(self, row: int, reason: str) -> None:
+        """Record a row that cannot be read, and log a warning."""
+        self.skipped[row] = reason
+        _log.warning("%s: skipped row %d, %s (%d skipped so far)", self.name, row, reason, len(self.skipped))
 
 
 def _rows(spec: str, task: DataTask) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
@@ -200,7 +213,7 @@ def _rows(spec: str, task: DataTask) -> tuple[Sequence[Mapping[str, Any]], dict[
         kinds = ", ".join(GENERATORS)
         raise NotFound(f"no folder or file {spec!r}: give a folder, a .parquet file, a hub id, or one of {kinds}")
     else:
-        table = _dataset(spec, spec)
+        table = _dataset(spec, spec, **_reached(spec))
     if not len(table):
         raise InvalidInput(f"{spec} has no rows")
     return table, _columns(spec, table.column_names)
@@ -215,7 +228,28 @@ def _columns(name: str, present: Sequence[str]) -> dict[str, str]:
     return {key: column for key, column in columns.items() if column is not None}
 
 
-def _dataset(name: str, kind: str, **where: str) -> Any:
+def _reached(spec: str) -> dict[str, Any]:
+    """Ask the hub once for a dataset, since the `datasets` library tries for half a minute; return options for it.
+
+    A hub that cannot be reached is left alone: only the cache of earlier downloads is searched then.
+
+    Raises:
+        NotFound: the hub has no such dataset.
+    """
+    from datasets import DownloadConfig
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(spec, timeout=HUB_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise NotFound(f"{spec!r} is neither a folder or file here nor a dataset on the hub: check the name") from error
+    except Exception:  # noqa: BLE001 - no network, a proxy's page, an old server
+        return {"download_config": DownloadConfig(local_files_only=True, max_retries=0)}
+    return {}
+
+
+def _dataset(name: str, kind: str, **where: Any) -> Any:
     """Open a table of the `datasets` library with undecoded images; of several splits, `train` or the first."""
     import datasets
 
@@ -223,7 +257,8 @@ def _dataset(name: str, kind: str, **where: str) -> Any:
         splits = datasets.load_dataset(kind, **where)
     except Exception as error:  # loaders, archives and the network raise anything
         why = " ".join(str(error.__cause__ or error).split())
-        raise NotFound(f"cannot open the dataset {name}: {why[:300] or type(error).__name__}") from error
+        hub = "" if where.get("data_files") else ", and there is no folder of that name"
+        raise NotFound(f"cannot open the dataset {name}{hub}: {why[:300] or type(error).__name__}") from error
     table = splits["train"] if "train" in splits else next(iter(splits.values()))
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
@@ -261,7 +296,9 @@ def _readable(folder: Path, rows: Iterator[Example]) -> list[Example]:
     if not good:
         raise InvalidInput(f"no readable image in {folder}" + (f": {bad[0]}" if bad else ", or in folders below it"))
     if bad:
-        _log.warning("%s: skipped %d of %d images; the first: %s", folder, len(bad), len(bad) + len(good), bad[0])
+        more = f" and {len(bad) - NAMED} more" if bad[NAMED:] else ""
+        named = "; ".join(bad[:NAMED]) + more
+        _log.warning("%s: skipped %d of %d images: %s", folder, len(bad), len(bad) + len(good), named)
     return good
 
 
@@ -295,7 +332,9 @@ def _opened(value: Any) -> Image.Image:
 
 
 def _image(value: Any) -> np.ndarray:
-    return np.asarray(decode_image(_opened(value)).on_white())
+    image = _opened(value)
+    with prefixed(value) if isinstance(value, str) else nullcontext():
+        return np.asarray(decode_image(image).on_white())
 
 
 def _depth(value: Any) -> np.ndarray:

@@ -26,6 +26,7 @@ from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.interrupts import first_interrupt
+from codi_hub.partial import clean
 from codi_hub.paths import display_path, path_text
 from codi_hub.reports import RunReport
 
@@ -203,6 +204,8 @@ class FolderRun:
             self._rows.add(index, "planned" if error is None else "failed", error=error)
 
     def _process(self, indices: Sequence[int]) -> None:
+        for folder in {self._items[index].output.parent for index in indices}:
+            clean(folder)
         if any(self._loader.is_candidate(index) for index in indices):
             self._generator()
         groups = ShapeGroups(self._batch_size, self._settings.memory)

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
 from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.images.metadata import ORIENTATION, Metadata
 from codi_hub.images.values import bled, eight_bits, without_gamma
+from codi_hub.partial import temporary
 from codi_hub.paths import display_path
 
 WRITABLE = ("png", "jpg", "jpeg", "webp")
@@ -297,16 +297,11 @@ def atomic_file(path: Path, commit: Callable[[Path], object] | None = None) -> I
         commit: called with the complete temporary file before it replaces `path`; an exception keeps `path` as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden and without an image's extension, so that no program takes it for a result.
-    temporary = path.parent / f".codi-{uuid.uuid4().hex}.part"
-    try:
-        with open(temporary, "xb") as file:
+    with temporary(path.parent) as part:
+        with open(part, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if commit is not None:
-            commit(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            commit(part)
+        os.replace(part, path)

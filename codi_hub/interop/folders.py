@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from codi_hub.errors import Conflict, one_line
-from codi_hub.paths import display_path
+from codi_hub.partial import clean, temporary
+from codi_hub.paths import display_path, unwritable
 
 IsExport = Callable[[Path], bool]
 """Whether a folder that is not empty is an export and nothing else."""
@@ -27,6 +27,8 @@ def check_free(out: Path, is_export: IsExport, overwrite: bool) -> Path:
     """
     try:
         out = out.expanduser().resolve()
+        if reason := unwritable(out.parent):
+            raise Conflict(f"{display_path(out)} cannot be written ({reason}): choose another folder")
         if not out.exists():
             return out
         if not out.is_dir():
@@ -50,17 +52,13 @@ def new_folder(out: Path, is_export: IsExport, overwrite: bool) -> Iterator[Path
     """
     out = check_free(out, is_export, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".codi-{uuid.uuid4().hex}.part"
-    try:
-        temporary.mkdir()
-        yield temporary
-        for path in temporary.iterdir():
+    clean(out.parent)
+    with temporary(out.parent, Path.mkdir) as folder:
+        yield folder
+        for path in folder.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        _replace(check_free(out, is_export, overwrite), temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _replace(check_free(out, is_export, overwrite), folder)
 
 
 def _replace(out: Path, new: Path) -> None:

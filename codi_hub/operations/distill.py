@@ -10,7 +10,7 @@ from codi_hub.config.distill import DistillConfig
 from codi_hub.events import OnEvent, ignore
 from codi_hub.operations.context import Context
 from codi_hub.reports import DistillResult, TrainingPlan
-from codi_hub.training.distributed import by_main, joined
+from codi_hub.training.distributed import by_main, count, joined
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task
@@ -53,6 +53,8 @@ def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEve
     from codi_hub.training.run import distil
 
     job = _job(context, name, config, on_event)
+    if job.config.training.resume and (before := by_main(lambda: _finished_before(context, job))):
+        return before
     context.catalog.registry.database.check_writable()  # or else the training could not be registered
     finished = distil(job, on_event)
     return by_main(lambda: _register(context, job, finished))
@@ -101,6 +103,40 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
         latest=latest.ref,
         comparable=latest.compares(row),
         run_dir=job.folder,
+    )
+
+
+def _finished_before(context: Context, job: Job) -> DistillResult | None:
+    """Return the version of a resumed run that has finished and is registered; None for any other run."""
+    from codi_hub.adapters.format import WEIGHTS
+    from codi_hub.registry.store import sha256
+    from codi_hub.training import checkpoint
+    from codi_hub.training.folder import compared
+    from codi_hub.training.job import plan
+    from codi_hub.training.trainer import Progress
+
+    state = checkpoint.state_of(job.folder / checkpoint.NAME) or {}
+    progress = Progress(**{name: value for name, value in state.items() if name != "scaler"})
+    weights = job.folder / "adapter" / WEIGHTS
+    if not progress.ends(job.config.training) or not weights.is_file():
+        return None
+    compared(plan(job), count())  # what a resumed run cannot change is refused all the same
+    digest, adapters = sha256(weights), context.catalog.registry.adapters
+    row = next((row for row in adapters.list(job.task_name, job.base_name) if row.sha256 == digest), None)
+    if row is None:
+        return None
+    return DistillResult(
+        task=job.task_name,
+        adapter=row.ref,
+        base=job.base_name,
+        kind=row.kind,
+        steps=progress.step,
+        seconds=progress.seconds,
+        metrics=row.metrics,
+        score=row.score,
+        latest=adapters.resolve(job.task_name, base=job.base_name).ref,
+        run_dir=job.folder,
+        resumed_finished=True,
     )
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from codi_hub.errors import InvalidInput, one_line
+from codi_hub.partial import temporary
 
 NAME = "checkpoint.safetensors"
 
@@ -31,12 +32,21 @@ def save(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optim
     tensors = {f"{kind}/{name}": v for kind, module in modules.items() for name, v in module.state_dict().items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in _flat(moments).items()}
-    part = path.with_name(path.name + ".part")
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, part, metadata={"state": json.dumps(state)})
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with temporary(path.parent) as part:
+        save_file(plain, part, metadata={"state": json.dumps(state)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def state_of(path: Path) -> dict[str, Any] | None:
+    """Return the `state` of a checkpoint; None where there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()["state"]))
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, `load` says so
+        return None
 
 
 def load(path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _training(run: Run, method: str) -> TrainingRecord:
     start = f"from {work.job.parent.ref}" if work.job.parent else f"{init} initialisation"
     return TrainingRecord(
         method=method,
-        data=f"{len(trainer.cache)} pairs of {spec.size} px from {spec.data}",
+        data=f"{len(trainer.cache)} pairs of {spec.size} px from {_name(spec.data)}",
         minutes=round(trainer.progress.seconds / 60, 1),
         steps=trainer.progress.step,
         start=start,
@@ -153,6 +153,11 @@ def _training(run: Run, method: str) -> TrainingRecord:
         kind=work.kind,
         hardware=_hardware(trainer),
     )
+
+
+def _name(data: str) -> str:
+    """Return a source as the record names it: of a folder its name, since its place means nothing elsewhere."""
+    return Path(data).name if Path(data).is_absolute() else data
 
 
 def _hardware(trainer: Trainer) -> str:

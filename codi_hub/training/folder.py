@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +17,11 @@ from codi_hub.config.distill import DistillConfig, RunState, TrainingConfig
 from codi_hub.config.layers import Layer, check_layer, merge, read_yaml
 from codi_hub.config.model import declared
 from codi_hub.config.write import plain, to_yaml
+from codi_hub.data.sources import absolute
 from codi_hub.errors import UsageError
 from codi_hub.losses import METHODS
+from codi_hub.partial import temporary
+from codi_hub.paths import unwritable
 from codi_hub.training.job import Job, Plan, plan
 from codi_hub.validation import shown
 
@@ -41,17 +46,28 @@ def run_folder(home: Path, task: str, training: TrainingConfig) -> Path:
         UsageError: nothing to resume, or a new run where one was started already.
     """
     folder = training.run_dir
+    runs = {} if folder else _numbered(home / "distill", task)
     if folder is None and not training.resume:
-        return home / "distill" / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        number, moment = max(runs, default=(0, ""))[0] + 1, time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        return home / "distill" / f"{task}-{moment}-{number:04}-{secrets.token_hex(3)}"
     if folder is None:
-        runs = [path for path in sorted((home / "distill").glob(f"{task}-*-*")) if holds_run(path)]
-        runs = [path for path in runs if path.name.rsplit("-", 3)[0] == task]
-        if not runs:
+        started = {place: path for place, path in runs.items() if holds_run(path)}
+        if not started:
             raise UsageError(f"training.resume: no distillation of {task!r} was started in {home}")
-        folder = runs[-1]
+        folder = started[max(started)]
     if not training.resume and holds_run(folder):
         raise UsageError(f"training.run_dir {folder}: a run was started there; add training.resume to continue it")
     return folder.absolute()
+
+
+def _numbered(runs: Path, task: str) -> dict[tuple[int, str], Path]:
+    """Return the folders of a task's runs, by what orders them: a number, or 0 and the name before there were numbers.
+
+    Clocks and time zones go back; numbers do not.
+    """
+    name = re.compile(re.escape(task) + r"-\d{8}-\d{6}-(?:(\d+)-)?[0-9a-f]{6}")
+    found = ((name.fullmatch(path.name), path) for path in runs.glob(f"{glob.escape(task)}-*-*"))
+    return {(int(match[1] or 0), path.name): path for match, path in found if match}
 
 
 def compose(
@@ -107,6 +123,19 @@ def claim(work: Plan, processes: int) -> None:
     Raises:
         UsageError: nothing to resume, or a field that a resumed run cannot change.
     """
+    job, now = work.job, compared(work, processes)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        heading = f"Configuration of `codi distill {job.task_name}`, which another run can be started with"
+        with temporary(job.folder) as part:
+            part.write_text(to_yaml(now, work.models, heading), encoding="utf-8")
+            os.replace(part, job.folder / CONFIG)
+    except OSError as error:
+        raise _unwritable(job.folder, error.strerror or str(error)) from error
+
+
+def compared(work: Plan, processes: int) -> DistillConfig:
+    """Return the run's configuration; when it is resumed, compare the one that is in its folder. Raises as `claim`."""
     job, config = work.job, work.config
     state = RunState(
         task=job.task_name,
@@ -119,16 +148,17 @@ def claim(work: Plan, processes: int) -> None:
         if not holds_run(job.folder):
             raise UsageError(f"training.resume: {job.folder} holds no run to continue")
         _compare(now, started_with(job), job.folder)
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        part = job.folder / f"{CONFIG}.part"
-        heading = f"Configuration of `codi distill {job.task_name}`, which another run can be started with"
-        part.write_text(to_yaml(now, work.models, heading), encoding="utf-8")
-        os.replace(part, job.folder / CONFIG)
-    except OSError as error:
-        raise UsageError(
-            f"training.run_dir {job.folder}: not a folder that can be written ({error.strerror or error})"
-        ) from error
+    return now
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError for a run folder that cannot be written, before anything is loaded."""
+    if reason := unwritable(folder):
+        raise _unwritable(folder, reason)
+
+
+def _unwritable(folder: Path, reason: str) -> UsageError:
+    return UsageError(f"training.run_dir {folder}: not a folder that can be written ({reason})")
 
 
 def started_with(job: Job) -> DistillConfig:
@@ -166,6 +196,8 @@ def _compare(now: DistillConfig, before: DistillConfig, folder: Path) -> None:
     """Raise UsageError for the first field that differs, of those that a resumed run cannot change."""
     free = {one.path for one in declared(DistillConfig) if one.resumable}
     new, old = _flat(now), _flat(before)
+    for values in (new, old):
+        values["data.source"] = absolute(values["data.source"])
     for path in dict.fromkeys([*new, *old]):
         if path in free or new.get(path) == old.get(path):
             continue

@@ -14,6 +14,7 @@ from codi_hub.adapters import KINDS
 from codi_hub.adapters.adapter import AdapterConfig
 from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
+from codi_hub.data.sources import absolute
 from codi_hub.errors import UsageError, one_line
 from codi_hub.losses import GUIDANCE, METHODS
 from codi_hub.losses.method import Method, MethodConfig
@@ -153,7 +154,7 @@ def plan(job: Job) -> Plan:
         training = training.model_copy(update={"prompt_dropout": method.prompt_dropout})
     common = {"kind": kind, "parent": parent and parent.ref, "allow_base_mismatch": config.adapter.allow_base_mismatch}
     decided = DistillConfig(
-        data=config.data.replace(source=config.data.source or task.training_data),
+        data=config.data.replace(source=absolute(config.data.source or task.training_data)),
         base=job.base_name,
         adapter=common | {name: value for name, value in _values(adapter).items() if name != "condition_channels"},
         loss={"method": config.loss.method} | _values(loss),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +110,17 @@ _worker: tuple[Any, Task, int] | None = None
 
 def _start_worker(spec: PairsSpec) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.getLogger("codi_hub.data").disabled = True  # `_pair` returns what was skipped
     _worker = (*open_pairs(spec), spec.seed)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed: a queue that nobody fills is never closed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def pair_at(source: Any, task: Task, seed: int, index: int) -> Pair:
@@ -116,20 +128,24 @@ def pair_at(source: Any, task: Task, seed: int, index: int) -> Pair:
     return task.make_pair(source[index], seeds.pair(seed, index))
 
 
-def _pair(index: int) -> Pair:
+def _pair(index: int) -> tuple[Pair, dict[int, str]]:
+    """Return a pair, and the rows that the source has skipped so far: row -> reason."""
     assert _worker is not None  # `_start_worker` has run
-    return pair_at(*_worker, index)
+    return pair_at(*_worker, index), dict(getattr(_worker[0], "skipped", {}))
 
 
 class PairMaker:
-    """Creates pairs, ahead of their use in `workers` processes where the order is known (0: one a core, up to 8)."""
+    """Creates pairs, ahead of their use in `workers` processes where the order is known (0: one a core, up to 8).
 
-    def __init__(self, spec: PairsSpec, workers: int) -> None:
-        self._source, self._task = open_pairs(spec)
+    `opened` is the source and the task of `spec`, where they are open already.
+    """
+
+    def __init__(self, spec: PairsSpec, workers: int, opened: tuple[Any, Task] | None = None) -> None:
+        self._source, self._task = opened or open_pairs(spec)
         self._spec, self._workers = spec, workers or min(8, os.cpu_count() or 1)
         self._order: Iterator[int] = iter(())
         self._pool: ProcessPoolExecutor | None = None
-        self._ahead: dict[int, Future[Pair]] = {}
+        self._ahead: dict[int, Future[tuple[Pair, dict[int, str]]]] = {}
 
     def expect(self, order: Iterable[int]) -> None:
         """Start the processes, which create pairs in this order from now on; not for a few pairs."""
@@ -149,7 +165,10 @@ class PairMaker:
         if self._pool is not None:
             self._submit()
         if future is not None:
-            return future.result()
+            pair, skipped = future.result()
+            for row in skipped.keys() - getattr(self._source, "skipped", skipped).keys():
+                self._source.skip(row, skipped[row])
+            return pair
         return pair_at(self._source, self._task, self._spec.seed, index)
 
     def _submit(self) -> None:
@@ -181,6 +200,7 @@ class PairFile:
         workers: processes that create pairs.
         with_targets: whether ground truth is kept beside the latents.
         message: told how many pairs are encoded.
+        opened: the source and the task of `spec`, where they are open already.
 
     Raises:
         UsageError: `folder` cannot be written to.
@@ -197,13 +217,14 @@ class PairFile:
         workers: int = 0,
         with_targets: bool = False,
         message: OnText = lambda text: None,
+        opened: tuple[Any, Task] | None = None,
     ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"data.cache_dir {folder}: {error.strerror or error}") from error
         self._indices, self._base, self._with_targets, self._message = indices, base, with_targets, message
-        self._maker = PairMaker(spec, workers)
+        self._maker = PairMaker(spec, workers, opened)
         first = self._maker.pair(indices[0])
         _check_sides(first, base.latents.multiple)
         stored = [indices.start, indices.stop], base.latents_digest(), _pair_digest(first), with_targets

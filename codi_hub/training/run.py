@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +19,7 @@ from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.fingerprint import check_unchanged
 from codi_hub.data.sources import split
-from codi_hub.errors import CodiError, UsageError
+from codi_hub.errors import CodiError, UsageError, system_reason
 from codi_hub.events import Message, OnEvent
 from codi_hub.inference.devices import choose_device, choose_dtype
 from codi_hub.seeds import torch_seed
@@ -29,6 +33,7 @@ from codi_hub.training.sizes import sized
 from codi_hub.training.trainer import Trainer
 from codi_hub.training.watch import Watcher
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors of a disk, whatever is written
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -43,8 +48,21 @@ def distil(job: Job, on_event: OnEvent) -> Finished:
         CodiError: a configuration that is not possible, unusable data, or a resumed run of another adapter.
     """
     work = plan(job)
-    with enough_memory(work):
+    by_main(lambda: folder.check_writable(job.folder))
+    with enough_memory(work), _enough_space(job.folder):
         return _distil(work, on_event)
+
+
+@contextmanager
+def _enough_space(run: Path) -> Iterator[None]:
+    """Name the run's folder where its disk is full or fails. Raises CodiError."""
+    try:
+        yield
+    except Exception as error:
+        reason = system_reason(error)
+        if isinstance(error, CodiError) or reason is None or reason not in map(os.strerror, DISK):
+            raise
+        raise CodiError(f"{reason}, while the run in {run} was written: make room, and resume it") from error
 
 
 def _distil(work: Plan, on_event: OnEvent) -> Finished:
@@ -73,6 +91,7 @@ def _distil(work: Plan, on_event: OnEvent) -> Finished:
             workers=work.config.data.workers,
             with_targets=method.needs_targets,
             message=lambda text: on_event(Message(text)),
+            opened=(source, task),
         )
     )
     trainer = Trainer(base, adapter, cache, method, work.config.training, accelerator, job.folder)
@@ -147,7 +166,8 @@ def train_to_the_end(run: Run, on_event: OnEvent) -> None:
     trainer = run.trainer
     if run.work.config.training.resume and trainer.restore():
         progress = trainer.progress
-        on_event(Message(f"Continuing from step {progress.step}, after {progress.seconds:.0f} s of training"))
+        rest = "; nothing is left to train" if trainer.finished else ""
+        on_event(Message(f"Continuing from step {progress.step}, after {progress.seconds:.0f} s of training{rest}"))
     with closing(Watcher(run, on_event)) as watcher:
         try:
             trainer.run(watcher.on_step, watcher.on_sample)

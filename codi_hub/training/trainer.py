@@ -22,7 +22,9 @@ from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser
 from codi_hub.errors import InvalidInput
 from codi_hub.events import Message, OnEvent, TrainingStep
+from codi_hub.interrupts import delayed_interrupts
 from codi_hub.losses.method import Method, StepContext, Terms
+from codi_hub.partial import clean
 from codi_hub.training import checkpoint
 from codi_hub.training.distributed import agreed
 from codi_hub.training.latents import Pairs
@@ -45,6 +47,13 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     phase: int = 0
+
+    def ends(self, settings: TrainingConfig) -> bool:
+        """Whether the steps or the time are used up. One step is always taken."""
+        if self.step == 0:
+            return False
+        total, budget = settings.train_steps, settings.time_budget
+        return bool(total and self.step >= total) or bool(budget and self.seconds >= budget)
 
 
 class Trainer:
@@ -230,10 +239,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the steps or the time are used up. One step is always taken."""
-        total, budget = self.settings.train_steps, self.settings.time_budget
-        if self.progress.step == 0:
-            return False
-        return bool(total and self.progress.step >= total) or bool(budget and self.progress.seconds >= budget)
+        return self.progress.ends(self.settings)
 
     def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
         """Train to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
@@ -243,10 +249,11 @@ class Trainer:
         try:
             while not self.finished:
                 self._prepare(self.progress.step)  # before the clock runs: a budget is one of training alone
-                began = time.monotonic()
-                losses = self.train_step()
-                spent = time.monotonic() - began
-                self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
+                with delayed_interrupts():  # a checkpoint is of a whole step
+                    began = time.monotonic()
+                    losses = self.train_step()
+                    spent = time.monotonic() - began
+                    self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
                 step = self.progress.step
                 images = settings.batch * settings.accumulate * self.accelerator.num_processes
                 on_event(TrainingStep(step, settings.train_steps, losses, images / spent, self.eta()))
@@ -255,8 +262,14 @@ class Trainer:
                     saved = time.monotonic()
                 if settings.sample_every and step % settings.sample_every == 0:
                     on_sample(step)
-        finally:
+        except FloatingPointError:
+            if all(bool(value.isfinite().all()) for net in self.modules().values() for value in net.parameters()):
+                self.save()  # else the last checkpoint stays: the weights are spoilt already
+            raise
+        except BaseException:
             self.save()
+            raise
+        self.save()
 
     def _last(self, step: int) -> int:
         """Return `step`, or the number of steps where that is less."""
@@ -306,6 +319,7 @@ class Trainer:
             InvalidInput: damaged, or not the one that the main process has.
         """
         path = self.folder / checkpoint.NAME
+        clean(self.folder)
         if path.exists():
             state = checkpoint.load(path, self.modules(), self.optimiser)
             scale = state.pop("scaler", None)

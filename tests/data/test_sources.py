@@ -223,13 +223,28 @@ def test_hub_dataset_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) -> N
     rows = datasets.Dataset.from_dict({"image": [as_bytes(ramp())], "text": ["from the hub"]})
     asked = []
 
-    def load_dataset(name: str, **where: str) -> Any:
+    def load_dataset(name: str, **where: Any) -> Any:
         asked.append((name, where))
         return datasets.DatasetDict({"test": rows.select([]), "train": rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert open_source("owner/pictures", SUPERRES, size=16)[0]["caption"] == "from the hub"
-    assert asked == [("owner/pictures", {})]
+    (name, options), *more = asked
+    assert (name, more) == ("owner/pictures", [])
+    assert options["download_config"].local_files_only  # the tests are offline: the hub is not tried again and again
+
+
+def test_a_name_that_the_hub_does_not_have_is_refused_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def dataset_info(self: Any, name: str, **options: Any) -> None:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    with pytest.raises(NotFound) as caught:
+        open_source("photoz", SUPERRES, size=16)
+    assert str(caught.value) == "'photoz' is neither a folder or file here nor a dataset on the hub: check the name"
 
 
 def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +256,10 @@ def test_hub_dataset_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(NotFound) as caught:
         open_source("owner/pictures", SUPERRES, size=16)
-    assert str(caught.value) == "cannot open the dataset owner/pictures: cannot reach the hub"
+    assert (
+        str(caught.value)
+        == "cannot open the dataset owner/pictures, and there is no folder of that name: cannot reach the hub"
+    )
 
 
 def test_a_pipe_among_the_images_is_skipped(tmp_path: Path) -> None:

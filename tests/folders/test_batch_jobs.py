@@ -59,6 +59,8 @@ def test_a_line_overrides_the_options_of_all_jobs(tmp_path: Path) -> None:
         ({"task": "superres", "input": "a", "sed": 1}, "line 2: no option 'sed'; did you mean 'seed'"),
         ({"task": "superres", "input": "a", "xyzzy": 1}, "line 2: no option 'xyzzy'; a job has task, input, output, "),
         ({"task": "superres", "input": "a", "device": "cuda"}, "line 2: no option 'device'"),
+        ('{"task": "superres", "input": "a", "task": "depth"}', "line 2: 'task' is there twice: remove one of them"),
+        ('{"task": "edit", "input": "a", "set": {"keep": 0, "keep": 1}}', "line 2: 'keep' is there twice"),
         ({"task": "superres"}, "line 2 lacks a task or an input"),
         ({"input": "a"}, "line 2 lacks a task or an input"),
         ({"task": "superres", "input": []}, "line 2 lacks a task or an input"),

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import save_base, scheduler_config
 from training import Make, equal, quiet, weights
 
-from codi_hub import backbones
+from codi_hub import backbones, interrupts
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
 from codi_hub.training.latents import Cache, PairFile, PairMaker, PairsSpec
@@ -178,11 +178,25 @@ def test_processes_create_pairs_ahead_and_leave_ctrl_c_to_the_main_one() -> None
     maker.expect(order)
     first = maker.pair(199)
     for child in multiprocessing.active_children():
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGINT)
+        for number in interrupts.SIGNALS:  # a terminal and a scheduler send them to all
+            assert child.pid is not None
+            os.kill(child.pid, number)
     found = [first, *(maker.pair(k) for k in order[1:])]
     assert all((a.target == alone.pair(k).target).all() for a, k in zip(found, order, strict=True))
     maker.close()
+
+
+@pytest.mark.slow
+def test_a_file_that_a_worker_cannot_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k in range(3):
+        Image.new("RGB", (40, 40), (k, k, k)).save(tmp_path / f"{k}.png")
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])  # a whole header
+    maker = PairMaker(PairsSpec("superres", {"scale": 2}, str(tmp_path), 80, 16, 0), 2)
+    maker.expect(range(80))
+    for k in range(80):
+        maker.pair(k)
+    maker.close()
+    assert caplog.text.count(f"{tmp_path}/0.png") == 1
 
 
 # ---- records

@@ -1,5 +1,7 @@
 """Training that is interrupted, killed or spoilt, and goes on."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from training import Make, equal, quiet, weights
 
+from codi_hub import interrupts
 from codi_hub.errors import InvalidInput
 from codi_hub.events import Event, TrainingStep
 from codi_hub.training import checkpoint
@@ -72,7 +75,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Pat
         killed.train_step()
     killed.save()
     killed.train_step()
-    part = tmp_path / (checkpoint.NAME + ".part")
+    part = tmp_path / ".codi-0123.part"
     part.write_bytes((tmp_path / checkpoint.NAME).read_bytes()[:1000])
     resumed = make(train_steps=5)
     assert resumed.restore()
@@ -130,6 +133,40 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(make: Make, tmp_path: Path,
     with pytest.raises(InvalidInput, match="start a new run") as caught:
         make().restore()
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(make: Make) -> None:
+    trainer = make()
+    trainer.train_step()
+    trainer.save()
+    with torch.no_grad():
+        next(iter(trainer.modules()["student"].parameters())).fill_(float("inf"))
+    with pytest.raises(FloatingPointError):
+        trainer.run(quiet)
+    restored = make()
+    assert restored.restore()
+    assert all(bool(value.isfinite().all()) for value in restored.modules()["student"].parameters())
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_a_signal_during_a_step_waits_for_its_end_and_the_checkpoint(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before = {one: signal.getsignal(one) for one in interrupts.SIGNALS}
+    interrupts.install()
+    trainer = make()
+    plain = trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda step, micro: (os.kill(os.getpid(), number), plain(step, micro))[1])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(quiet)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    restored = make()
+    assert restored.restore()
+    assert restored.progress.step == trainer.progress.step == 1
+    assert equal(weights(restored), weights(trainer))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
