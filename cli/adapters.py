@@ -8,6 +8,7 @@ import typer
 
 from codi_hub.catalog import Catalog, adapter_json
 from codi_hub.cli.common import Base, Json, Quiet
+from codi_hub.cli.completion import references, tasks
 from codi_hub.cli.output import Output, cell, details, size
 
 HEADER = ("adapter", "task", "version", "base", "kind", "method", "steps", "size", "score", "tags")
@@ -27,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_adapters(
-    task: Annotated[str | None, typer.Argument(metavar="TASK", help="Only this task")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="Only this task", autocompletion=tasks)] = None,
     base: Base = None,
     limit: Annotated[
         int | None,
@@ -61,7 +62,7 @@ def list_adapters(
 
 
 def show(
-    ref: Annotated[str, typer.Argument(metavar="REF", help=f"{REF}, or the name of a base")],
+    ref: Annotated[str, typer.Argument(metavar="REF", help=f"{REF}, or the name of a base", autocompletion=references)],
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -75,7 +76,7 @@ def show(
 
 
 def tag(
-    ref: Annotated[str, typer.Argument(metavar="REF", help=REF)],
+    ref: Annotated[str, typer.Argument(metavar="REF", help=REF, autocompletion=references)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The tag; `latest` is the version that TASK alone means")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the tag")] = False,
     base: Base = None,
@@ -90,8 +91,10 @@ def tag(
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help=REF)],
-    task: Annotated[str, typer.Argument(metavar="DST", help="Task to which it is added as the next version")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=REF, autocompletion=references)],
+    task: Annotated[
+        str, typer.Argument(metavar="DST", help="Task to which it is added as the next version", autocompletion=tasks)
+    ],
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -109,7 +112,12 @@ def copy(
 
 
 def remove(
-    refs: Annotated[list[str], typer.Argument(metavar="REF", help="TASK:VERSION or TASK:TAG; TASK if it has only one")],
+    refs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REF", help="TASK:VERSION or TASK:TAG; TASK if it has only one", autocompletion=references
+        ),
+    ],
     base: Base = None,
     json: Json = False,
     quiet: Quiet = False,

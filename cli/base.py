@@ -9,6 +9,7 @@ import typer
 
 from codi_hub.catalog import Catalog
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.completion import bases
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, details
 from codi_hub.config.base import BaseOptions
@@ -20,7 +21,7 @@ def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="base")
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the base")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the base", autocompletion=bases)]
 
 
 @app.command()
@@ -82,7 +83,7 @@ def use(name: Name, json: Json = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Bases to remove")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Bases to remove", autocompletion=bases)],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

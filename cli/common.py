@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from codi_hub.cli import completion
 from codi_hub.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no messages; of a list only the names")]
-Base = Annotated[str | None, typer.Option("--base", help="Only this base")]
+Base = Annotated[str | None, typer.Option("--base", help="Only this base", autocompletion=completion.bases)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Task option as KEY=VALUE; repeat for more")
 ]

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from codi_hub import tasks
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.completion import tasks as tasks_named
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, cell
 from codi_hub.cli.progress import Display
@@ -70,7 +71,12 @@ def register(app: typer.Typer) -> None:
 
 @options_from(DistillConfig, with_task_flags=False)
 def distill(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Task to train an adapter for; see `codi task list`")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="Task to train an adapter for; see `codi task list`", autocompletion=tasks_named
+        ),
+    ],
     given: dict[str, Any],
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help=f"Bundled configuration: {', '.join(preset_names())}")

@@ -8,6 +8,7 @@ import typer
 
 from codi_hub import tasks
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.completion import references
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
@@ -27,7 +28,9 @@ def _columns() -> dict[str, metrics.Column]:
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG", autocompletion=references)
+    ],
     given: dict[str, Any],
     json: Json = False,
     quiet: Quiet = False,

@@ -8,6 +8,7 @@ import typer
 
 from codi_hub.cli.adapters import REF
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.completion import bases, references
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output, size
 from codi_hub.cli.progress import Display
@@ -21,9 +22,11 @@ def register(app: typer.Typer) -> None:
 
 @options_from(ExportOptions, with_task_flags=False)
 def export(
-    ref: Annotated[str, typer.Argument(metavar="REF", help=REF)],
+    ref: Annotated[str, typer.Argument(metavar="REF", help=REF, autocompletion=references)],
     given: dict[str, Any],
-    base: Annotated[str | None, typer.Option("--base", help="Base of the adapter (default: the one in use)")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base of the adapter (default: the one in use)", autocompletion=bases)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

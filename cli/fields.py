@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from codi_hub.cli.common import parse_set, presented, task_flags
+from codi_hub.cli.completion import bases, references
 from codi_hub.config.layers import LayerError, nested
 from codi_hub.config.model import Declared, Options, declared
 from codi_hub.errors import Mismatch, UsageError
 
 Command = Callable[..., None]
+COMPLETED = {"base": bases, "parent": references}  # field -> what a shell completes
 
 
 def options_from(model: type[Options], with_task_flags: bool = True) -> Callable[[Command], Command]:
@@ -81,6 +83,7 @@ def _identifier(one: Declared) -> str:
 def _option(one: Declared) -> Any:
     option = typer.Option(
         *one.flags,
+        autocompletion=COMPLETED.get(one.path.rpartition(".")[2]),
         metavar=one.placeholder,
         help=one.help + _default(one),
         rich_help_panel=one.panel,

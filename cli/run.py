@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from codi_hub.cli.common import Json, Quiet
+from codi_hub.cli.completion import references
 from codi_hub.cli.fields import options_from
 from codi_hub.cli.output import Output
 from codi_hub.cli.progress import Display
@@ -25,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    task: Annotated[str | None, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG", autocompletion=references)
+    ] = None,
     inputs: Annotated[
         list[Path] | None, typer.Argument(metavar="INPUT", help="Images and folders of images; - is one image on stdin")
     ] = None,

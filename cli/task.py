@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from codi_hub.catalog import Catalog
+from codi_hub.cli import completion
 from codi_hub.cli.common import Json, Quiet, Set, parse_set, with_task_flags
 from codi_hub.cli.output import Output, details
 
@@ -21,13 +22,16 @@ def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="task")
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task", autocompletion=completion.tasks)]
 
 
 def add(
     name: Name,
     flags: dict[str, Any],
-    like: Annotated[str | None, typer.Option("--like", metavar="TASK", help="Task of which it is a variant")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="TASK", help="Task of which it is a variant", autocompletion=completion.tasks),
+    ] = None,
     set_: Set = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Training data kept with the task, as in `codi distill --data`")
@@ -61,7 +65,9 @@ def show(name: Name, json: Json = False, quiet: Quiet = False) -> None:
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Registered tasks")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Registered tasks", autocompletion=completion.tasks)
+    ],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -252,3 +252,24 @@ def test_packages_for_fewer_bits_say_nothing_in_a_command(codi):
     code += "    import diffusers.quantizers.auto, torchao, bitsandbytes"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("codi run su", ["superres"]),
+        ("codi run superres:", ["superres:1", "superres:latest"]),
+        ("codi run superres in --base n", ["nano"]),
+        ("codi distill de", ["deblur", "depth"]),
+        ("codi distill depth --from depth:", ["depth:1", "depth:latest"]),
+        ("codi base use n", ["nano"]),
+        ("codi task show ca", ["canny"]),
+        ("codi show xyz", []),
+        ("codi run nosuch:", []),
+    ],
+)
+def test_shells_complete_tasks_references_and_bases(words, answer, codi, monkeypatch):
+    monkeypatch.setenv("_CODI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert codi().out.split() == answer
