@@ -3,7 +3,7 @@
 # make check      the same as `make test`
 # make test-fast  the tests that are not marked `slow`, in two processes, in about a minute
 # make docs       build the documentation site into build/site; a warning is an error
-# make soak       kill commands with SIGKILL at 200 random moments and check the state that each leaves
+# make soak       end commands with SIGKILL and SIGTERM at 200 random moments each and check the state that each leaves
 # make bench      measure speed and memory against the usual alternatives; writes docs/performance.md
 # Every target creates the environment .venv first; it needs Python 3.11 or newer.
 

@@ -71,10 +71,12 @@ def first_interrupt(stop: threading.Event) -> Iterator[None]:
 def delayed_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for a signal when the block has ended; a second signal is not delayed."""
     stop = threading.Event()
-    with first_interrupt(stop):
-        yield
-    if stop.is_set():
-        raise KeyboardInterrupt
+    try:
+        with first_interrupt(stop):
+            yield
+    finally:
+        if stop.is_set():
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
+from codi_hub.interrupts import delayed_interrupts
 from codi_hub.registry import frozen, models
 from codi_hub.registry.store import hold, sync_folder
 
@@ -120,7 +121,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Begin a transaction that reads one consistent state. Raises CodiError where the database cannot be used."""
-        with self._database_errors(), self.engine.begin() as connection:
+        with delayed_interrupts(), self._database_errors(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -135,7 +136,7 @@ class Database:
         """
         if not to_copy:
             self.check_writable()
-        with self._database_errors(), self._writer.begin() as connection:
+        with delayed_interrupts(), self._database_errors(), self._writer.begin() as connection:
             yield connection
 
     def note(self, write: Callable[[Connection], object]) -> None:

@@ -1,7 +1,8 @@
-"""Kill commands at random moments and check the state: `make soak`, or `python tests/soak.py [ROUNDS] [SEED]`.
+"""End commands at random moments and check the state: `make soak`, or `python tests/soak.py [ROUNDS] [SEED]`.
 
-Every command runs in a forked child, so that the start of Python takes none of the time in which it can be killed.
-After each kill the home is checked: everything that a command has reported exists and is intact, `codi verify` finds
+As many rounds end with SIGKILL as with SIGTERM, which a command answers with 130, or with its result if it came late.
+Every command runs in a forked child, so that the start of Python takes none of the time in which it can be ended.
+After each the home is checked: everything that a command has reported exists and is intact, `codi verify` finds
 only files that `codi gc` deletes, no image is half-written, and interrupted commands can be resumed.
 """
 
@@ -32,12 +33,13 @@ from codi_hub.registry import Registry
 SMALL = ["--train-steps", "4", "--checkpoint-every", "1", "--count", "6", "--size", "32", "--batch", "2"]
 SMALL += ["--precision", "fp32", "--device", "cpu", "--sample-every", "0", "--base", "tiny"]
 IMAGES = 4
+SIGNALS = {signal.SIGKILL: "SIGKILL", signal.SIGTERM: "SIGTERM"}
 SLOWEST = 120.0  # seconds after which a command counts as stuck
 
 
 @dataclass
 class Answer:
-    """The result of a command; `code` is None if it was killed."""
+    """The result of a command; `code` is None if a signal ended it."""
 
     code: int | None
     out: str
@@ -59,8 +61,8 @@ class Soak:
         interrupted: arguments of killed trainings and runs.
         typical: command -> seconds without a kill.
         repeated: images that were complete and were generated again, because the kill came before their record.
-        kills: command -> number of kills in the middle.
-        late: command -> number of kills that came after its end.
+        kills: (signal, command) -> number of times that the signal ended it in the middle.
+        late: (signal, command) -> number of times that the command had its result all the same.
     """
 
     folder: Path
@@ -69,8 +71,9 @@ class Soak:
     tasks: set[str] = field(default_factory=set)
     interrupted: list[tuple[str, list[str]]] = field(default_factory=list)
     typical: dict[str, float] = field(default_factory=dict)
-    kills: Counter[str] = field(default_factory=Counter)
-    late: Counter[str] = field(default_factory=Counter)
+    kills: Counter[tuple[int, str]] = field(default_factory=Counter)
+    late: Counter[tuple[int, str]] = field(default_factory=Counter)
+    parts: set[Path] = field(default_factory=set)
     repeated: int = 0
     number: int = 0
 
@@ -95,8 +98,8 @@ class Soak:
             self.typical[name] = answer.seconds
         self.check()
 
-    def codi(self, *args: str, kill_after: float = SLOWEST) -> Answer:
-        """Run a command in a child process; kill it with SIGKILL after `kill_after` seconds."""
+    def codi(self, *args: str, kill_after: float = SLOWEST, number: int = signal.SIGKILL) -> Answer:
+        """Run a command in a child process; send it a signal after `kill_after` seconds."""
         began = time.monotonic()
         streams = [self.folder / name for name in ("stdout", "stderr")]
         child = os.fork()
@@ -115,19 +118,32 @@ class Soak:
             assert os.WIFEXITED(ended[1]), f"codi {' '.join(args)} died of signal {ended[1]}"
         else:
             assert kill_after < SLOWEST, f"codi {' '.join(args)} hangs"
-            os.kill(child, signal.SIGKILL)
-            ended = os.waitpid(child, 0)
-        code = os.WEXITSTATUS(ended[1]) if in_time else None
+            os.kill(child, number)
+            ended = self.ended(child, args)
+        code = os.WEXITSTATUS(ended[1]) if os.WIFEXITED(ended[1]) else None
+        if number == signal.SIGTERM and not in_time:
+            quiet = not any(stream.stat().st_size for stream in streams)
+            assert code is not None or quiet, f"codi {' '.join(args)} died of SIGTERM"  # before its first line of code
+            code = None if code == 130 else code
         return Answer(code, *(stream.read_text() for stream in streams), seconds)
 
-    def one(self, name: str, *, kill: bool = True) -> Answer:
-        """Run a command once, killed at a random moment or not, and note what it reported."""
+    def ended(self, child: int, args: tuple[str, ...]) -> tuple[int, int]:
+        """Wait for the end of a child that has got a signal."""
+        began = time.monotonic()
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() - began < SLOWEST, f"codi {' '.join(args)} does not end"
+            time.sleep(0.001)
+        return ended
+
+    def one(self, name: str, *, kill: bool = True, number: int = signal.SIGKILL) -> Answer:
+        """Run a command once, ended by a signal at a random moment or not, and note what it reported."""
         args = self.arguments(name)
         after = self.chance.uniform(0, 1.05 * self.typical[name]) if kill else SLOWEST
-        answer = self.codi(*name.split(), *args, kill_after=after)
+        answer = self.codi(*name.split(), *args, kill_after=after, number=number)
         if kill:
-            (self.kills if answer.code is None else self.late)[name] += 1
+            (self.kills if answer.code is None else self.late)[number, name] += 1
         assert answer.code in (0, None), f"codi {name} {' '.join(args)}: {answer.err}"
+        assert "Traceback" not in answer.err, answer.err
         done = answer.code == 0
         if name in ("distill", "cp") and done:
             self.versions[answer.report["adapter" if name == "distill" else "ref"]] = True
@@ -164,13 +180,17 @@ class Soak:
             return [some, str(self.folder / "in"), "-o", str(out), "--steps", "1", "--device", "cpu", *base]
         return []
 
-    def round(self) -> None:
-        """Kill one command and check the state; with fewer than three versions left, train one first."""
+    def round(self, number: int) -> None:
+        """End one command by a signal and check the state; with fewer than three versions left, train one first."""
         if sum(self.versions.values()) < 3:
             self.one("distill", kill=False)
         name = self.chance.choice(["distill", "distill", "run", "run", "task add", "tag", "cp", "rm", "gc"])
-        self.one(name)
+        answer = self.one(name, number=number)
         self.check()
+        if number == signal.SIGTERM and answer.code is None:
+            rest = [path for path in self.folder.rglob(".codi-*.part") if path not in self.parts]
+            assert not rest, f"codi {name} left {rest}"
+        self.parts = set(self.folder.rglob(".codi-*.part"))  # those of killed commands, until the next start there
         if self.chance.random() < 0.1:
             assert self.codi("gc").code == 0
             with Registry.open() as registry:
@@ -185,7 +205,8 @@ class Soak:
             there = (folder / "checkpoint.safetensors").exists()
             answer = self.codi(name, *args, *["--resume"] * (folder / "config.yaml").exists())
             assert answer.code == 0, answer.err
-            assert ("Continuing from step" in answer.err) == there, answer.err
+            assert ("Continuing from step" in answer.err or answer.report["resumed_finished"]) == there, answer.err
+            assert not list(folder.glob(".codi-*.part"))
             self.versions[answer.report["adapter"]] = True
         elif self.versions.get(args[0]):
             out = args[args.index("-o") + 1]
@@ -219,8 +240,9 @@ class Soak:
 
 
 def _exit_code(args: list[str]) -> int:
+    sys.argv[1:] = args
     try:
-        cli.main(args)
+        cli.main()
     except SystemExit as stopped:
         return int(stopped.code or 0)
     finally:
@@ -229,11 +251,12 @@ def _exit_code(args: list[str]) -> int:
 
 
 def soak(rounds: int, seed: int, folder: Path) -> Soak:
-    """Kill commands in so many rounds; return the final state."""
+    """End commands in so many rounds with each signal; return the final state."""
     state = Soak(folder, random.Random(seed))
     state.prepare()
     for _ in range(rounds):
-        state.round()
+        for number in SIGNALS:
+            state.round(number)
     return state
 
 
@@ -241,8 +264,9 @@ if __name__ == "__main__":
     rounds, seed = (int(value) for value in (sys.argv[1:] + ["200", "0"][len(sys.argv) - 1 :])[:2])
     with tempfile.TemporaryDirectory() as where:
         ended = soak(rounds, seed, Path(where))
-    print("| command | killed in the middle | ended before the kill |\n|-|-:|-:|")
+    print("| command | signal | ended in the middle | had its result |\n|-|-|-:|-:|")
     for name in ended.typical:
-        print(f"| `codi {name}` | {ended.kills[name]} | {ended.late[name]} |")
-    print(f"| all | {ended.kills.total()} | {ended.late.total()} |\n\nNothing that was reported was lost. "
-          f"Images generated twice, because the kill came before their record: {ended.repeated}.")  # fmt: skip
+        for number, text in SIGNALS.items():
+            print(f"| `codi {name}` | {text} | {ended.kills[number, name]} | {ended.late[number, name]} |")
+    print(f"| all | | {ended.kills.total()} | {ended.late.total()} |\n\nNothing that was reported was lost. "
+          f"Images generated twice, because the signal came before their record: {ended.repeated}.")  # fmt: skip

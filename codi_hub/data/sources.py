@@ -23,7 +23,7 @@ from PIL import Image
 
 from codi_hub import jsonl, seeds
 from codi_hub.data.folders import DataTask, Example, hidden, listed, warn_unlisted
-from codi_hub.errors import InvalidInput, NotFound, UsageError, prefixed
+from codi_hub.errors import InvalidInput, NotFound, UsageError, one_line, prefixed
 from codi_hub.images.depth_maps import as_map, read_map
 from codi_hub.images.formats import readable_formats
 from codi_hub.images.io import check_shapes, decode_image, upright_size
@@ -213,7 +213,7 @@ def _rows(spec: str, task: DataTask) -> tuple[Sequence[Mapping[str, Any]], dict[
         kinds = ", ".join(GENERATORS)
         raise NotFound(f"no folder or file {spec!r}: give a folder, a .parquet file, a hub id, or one of {kinds}")
     else:
-        table = _dataset(spec, spec, **_reached(spec))
+        table = _hub_dataset(spec)
     if not len(table):
         raise InvalidInput(f"{spec} has no rows")
     return table, _columns(spec, table.column_names)
@@ -228,28 +228,42 @@ def _columns(name: str, present: Sequence[str]) -> dict[str, str]:
     return {key: column for key, column in columns.items() if column is not None}
 
 
-def _reached(spec: str) -> dict[str, Any]:
-    """Ask the hub once for a dataset, since the `datasets` library tries for half a minute; return options for it.
+def _hub_dataset(name: str) -> Any:
+    """Open a dataset of the hub, or of an earlier download where the hub cannot be reached. Raises NotFound."""
+    reason = _unreachable(name)
+    if reason is None:
+        return _dataset(name, name)
+    import datasets
+    from huggingface_hub import constants
 
-    A hub that cannot be reached is left alone: only the cache of earlier downloads is searched then.
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True  # else it tries for half a minute
+    try:
+        return _dataset(name, name)
+    except NotFound as error:
+        raise NotFound(
+            f"no folder or file {name!r}, no earlier download of a dataset of that name, and the hub cannot be asked "
+            f"({reason}): check the name"
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
-    Raises:
-        NotFound: the hub has no such dataset.
-    """
-    from datasets import DownloadConfig
+
+def _unreachable(name: str) -> str | None:
+    """Ask the hub once for a dataset; return why it cannot be asked, or None. Raises NotFound where it has none."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        HfApi().dataset_info(spec, timeout=HUB_SECONDS)
+        HfApi().dataset_info(name, timeout=HUB_SECONDS)
     except RepositoryNotFoundError as error:
-        raise NotFound(f"{spec!r} is neither a folder or file here nor a dataset on the hub: check the name") from error
-    except Exception:  # noqa: BLE001 - no network, a proxy's page, an old server
-        return {"download_config": DownloadConfig(local_files_only=True, max_retries=0)}
-    return {}
+        raise NotFound(f"no folder or file {name!r}, and no dataset of that name on the hub: check the name") from error
+    except Exception as error:  # noqa: BLE001 - no network, a proxy's page, an old server
+        return one_line(error, 100) or type(error).__name__
+    return None
 
 
-def _dataset(name: str, kind: str, **where: Any) -> Any:
+def _dataset(name: str, kind: str, **where: str) -> Any:
     """Open a table of the `datasets` library with undecoded images; of several splits, `train` or the first."""
     import datasets
 
@@ -257,8 +271,7 @@ def _dataset(name: str, kind: str, **where: Any) -> Any:
         splits = datasets.load_dataset(kind, **where)
     except Exception as error:  # loaders, archives and the network raise anything
         why = " ".join(str(error.__cause__ or error).split())
-        hub = "" if where.get("data_files") else ", and there is no folder of that name"
-        raise NotFound(f"cannot open the dataset {name}{hub}: {why[:300] or type(error).__name__}") from error
+        raise NotFound(f"cannot open the dataset {name}: {why[:300] or type(error).__name__}") from error
     table = splits["train"] if "train" in splits else next(iter(splits.values()))
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
@@ -297,8 +310,8 @@ def _readable(folder: Path, rows: Iterator[Example]) -> list[Example]:
         raise InvalidInput(f"no readable image in {folder}" + (f": {bad[0]}" if bad else ", or in folders below it"))
     if bad:
         more = f" and {len(bad) - NAMED} more" if bad[NAMED:] else ""
-        named = "; ".join(bad[:NAMED]) + more
-        _log.warning("%s: skipped %d of %d images: %s", folder, len(bad), len(bad) + len(good), named)
+        listing = "; ".join(bad[:NAMED]) + more
+        _log.warning("%s: skipped %d of %d images: %s", folder, len(bad), len(bad) + len(good), listing)
     return good
 
 

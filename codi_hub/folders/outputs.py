@@ -122,19 +122,3 @@ def replacing(reasons: Iterable[str]) -> str | None:
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     keep = "" if set(counts) == {DAMAGED} else "; another output folder or a suffix keeps both"
     return f"Outputs to replace: {listed}{keep}"
-
-
-def unwritable(folder: Path) -> str | None:
-    """Return why no file can be created in a folder, or the folder cannot be created; None if it probably can."""
-    existing = folder
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-    if not os.path.isdir(existing):
-        return "Not a directory"
-    if os.access(existing, os.W_OK | os.X_OK):
-        return None
-    return "Read-only file system" if _read_only(existing) else "Permission denied"
-
-
-def _read_only(folder: Path) -> bool:
-    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

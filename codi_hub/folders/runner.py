@@ -20,14 +20,14 @@ from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.folders.grouping import ShapeGroups
 from codi_hub.folders.interrupts import Interrupted
 from codi_hub.folders.loading import LoadedItem, Loader
-from codi_hub.folders.outputs import examine, replacing, unwritable
+from codi_hub.folders.outputs import examine, replacing
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.folders.saving import Saver
 from codi_hub.inference.tiling import Tiling, Window, generate_tiled
 from codi_hub.interrupts import first_interrupt
 from codi_hub.partial import clean
-from codi_hub.paths import display_path, path_text
+from codi_hub.paths import display_path, path_text, unwritable
 from codi_hub.reports import RunReport
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from codi_hub.config.options import EvalOptions
 from codi_hub.diffusion import SAMPLERS
+from codi_hub.errors import UsageError
 from codi_hub.events import OnEvent
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.operations.context import Context, check_guidance, check_steps
+from codi_hub.paths import display_path, unwritable
 from codi_hub.record import DISTILLED_METHODS
 from codi_hub.reports import EvalReport
 
@@ -25,6 +27,8 @@ def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent
     from codi_hub.evaluation.run import evaluate_task
 
     SAMPLERS.check(options.sampler, "sampler")
+    if options.out is not None and (reason := unwritable(options.out)):
+        raise UsageError(f"out {display_path(options.out)}: cannot be written ({reason}): choose another folder")
     mismatch = options.allow_base_mismatch
     row = context.resolve(ref, options.base, allow_base_mismatch=mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)

@@ -273,3 +273,12 @@ def test_shells_complete_tasks_references_and_bases(words, answer, codi, monkeyp
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert codi().out.split() == answer
+
+
+@pytest.mark.parametrize("command", [("eval", "depth"), ("export", "depth")], ids=" ".join)
+def test_a_folder_that_cannot_be_written_is_refused_before_networks_are_loaded(command, codi, tmp_path):
+    (tmp_path / "file").touch()
+    answer = codi(*command, "-o", tmp_path / "file" / "out")
+    assert answer.code in (1, 2)
+    assert answer.err.startswith("Error: ")
+    assert "cannot be written (Not a directory): choose another folder" in answer.err

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from codi_hub import RunOptions
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.events import Event, Message
-from codi_hub.folders.outputs import unwritable
 from codi_hub.folders.plan import plan
 from codi_hub.folders.rows import RegistryLog
+from codi_hub.paths import unwritable
 from codi_hub.registry import Registry
 from codi_hub.reports import RunReport
 
