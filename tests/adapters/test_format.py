@@ -39,7 +39,8 @@ def test_an_adapter_comes_back_from_its_files(
         [format.WEIGHTS, format.RECORD, format.CARD]
     )
     record = format.read_record(tmp_path / "a" / format.RECORD)
-    assert record == written
+    assert record.weights is not None
+    assert record.model_copy(update={"weights": None}) == written
     loaded = format.load(tmp_path / "a" / format.WEIGHTS, record, any_base)
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
