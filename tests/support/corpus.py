@@ -231,6 +231,6 @@ def masked(folder: Path) -> dict[str, Outcome]:
     os.mkfifo(folder / "pipe.mask.png")
     clear.save(folder / "clear.png")
     return {f"{name}.png": outcome for name, (_, outcome) in masks.items()} | {
-        "pipe.png": "no hole to fill",
+        "pipe.png": "pipe.mask.png: not a regular file",
         "clear.png": image,
     }
