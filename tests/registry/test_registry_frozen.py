@@ -25,6 +25,12 @@ def _state(home: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
+def backend() -> str:
+    """Return SQLite alone: these tests are about the files of its database."""
+    return "sqlite"
+
+
+@pytest.fixture
 def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function after which the database and its folder count as read-only, also for the superuser."""
     return lambda: monkeypatch.setattr(frozen, "unwritable", lambda file: READ_ONLY)

@@ -73,7 +73,7 @@ def test_a_version_number_is_not_used_again(registry: Registry, add) -> None:
     registry.adapters.remove(["depth:1", "depth:2"])
     registry.collect()
     assert add(weights="b")[0].ref == "depth:3"
-    with pytest.raises(Conflict, match=r"1 adapters were distilled on it \(depth:3\); remove them first with `codi rm"):
+    with pytest.raises(Conflict, match=r"1 adapters \(depth:3\) were distilled on it; remove them first with `codi rm"):
         registry.bases.remove("nano")
     registry.adapters.remove(["depth:3"])
     registry.bases.remove("nano")

@@ -71,7 +71,7 @@ def test_it_is_listed_loaded_and_brings_flags_and_columns(caplog: pytest.LogCapt
     assert tasks.load("invert", {"share": 0.5}).options.share == 0.5
     flags = tasks.option_flags()
     assert {name: (one.type, one.metavar) for name, one in flags.items()} == {
-        "scale": (int, "N"), "estimate": (str, "MODEL"), "mask": (str, "FILE"),
+        "scale": (int, "N"), "estimate": (str, "MODEL"), "mask": (str, "FILE|FOLDER"),
         "share": (float, "F"), "deep": (bool, None),
     }  # fmt: skip
     assert flags["share"].help == "Share of the inversion"
