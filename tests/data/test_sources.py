@@ -360,7 +360,7 @@ def test_metadata_of_every_folder_with_names_from_windows(folder: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         source = open_source(str(folder), SUPERRES, size=16)
     assert [example["caption"] for example in source] == ["zero", "four"]
-    assert "skipped 1 of 3 images; the first: " in caplog.text
+    assert "skipped 1 of 3 images: " in caplog.text
     assert "3 images have no line in metadata.jsonl, such as " in caplog.text
 
 

@@ -143,6 +143,7 @@ def test_one_that_fails_ends_both_with_one_line(tiny: Callable[..., Any], tmp_pa
     said = [process.communicate(timeout=SECONDS)[1] for process in two]
     assert [process.returncode for process in two] == [1, 1], said
     errors = [line for text in said for line in text.splitlines() if "Error" in line]
-    assert errors == ["Error: No space left on device: x.png"]
+    run = tmp_path / "run"
+    assert errors == [f"Error: No space left on device, while the run in {run} was written: make room, and resume it"]
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()  # of the two steps that were whole
     assert not json.loads(tiny("list", "superres", "--base", "tiny", "--json").out)
