@@ -102,6 +102,8 @@ class Soak:
         """Run a command in a child process; send it a signal after `kill_after` seconds."""
         began = time.monotonic()
         streams = [self.folder / name for name in ("stdout", "stderr")]
+        for stream in streams:
+            stream.write_text("")
         child = os.fork()
         if child == 0:
             for number, stream in enumerate(streams, 1):
