@@ -108,14 +108,8 @@ def plan(
     items: list[Item] = []
     others: list[Path] = []
     for root in roots:
-        files = list(_files(root, task, outs, options.recursive, others))
-        made = _made(root, [relative for relative, _ in files], origins)
-        if made:
-            where = display_path(root.path)
-            on_event(Message(f"Left out: {len(made)} images in {where} that codi made from others there"))
+        files = _without_made(root, list(_files(root, task, outs, options.recursive, others)), origins, on_event)
         for relative, error in files:
-            if relative in made:
-                continue
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
             item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
@@ -129,15 +123,32 @@ def plan(
         on_event(Message(text))
     items = separated
     check_outputs(items)
-    if options.image_seed is not None:
-        if len(items) > 1:
-            raise UsageError(f"image_seed is of one image, and there are {len(items)}: give one image, or set the seed")
-        items = [replace(items[0], seed=options.image_seed)]
+    items = _with_image_seed(items, options.image_seed)
     folders = [root.path for root in roots if root.is_folder]
     report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
+
+
+def _without_made(
+    root: _Root, files: list[tuple[str, str | None]], origins: Origins, on_event: OnEvent
+) -> list[tuple[str, str | None]]:
+    """Return the files that codi did not make from others of the same folder; say how many it left out."""
+    made = _made(root, [relative for relative, _ in files], origins)
+    if made:
+        where = display_path(root.path)
+        on_event(Message(f"Left out: {len(made)} images in {where} that codi made from others there"))
+    return [(relative, error) for relative, error in files if relative not in made]
+
+
+def _with_image_seed(items: list[Item], image_seed: int | None) -> list[Item]:
+    """Return the one item with the seed that is given for it. Raises UsageError for several items."""
+    if image_seed is None:
+        return items
+    if len(items) > 1:
+        raise UsageError(f"image_seed is of one image, and there are {len(items)}: give one image, or set the seed")
+    return [replace(items[0], seed=image_seed)]
 
 
 def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
