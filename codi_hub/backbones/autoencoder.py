@@ -35,18 +35,17 @@ def normalisation(vae: Any) -> tuple[Tensor, Tensor]:
     return scale / torch.tensor(std).view(-1, 1, 1), torch.tensor(mean).view(-1, 1, 1)
 
 
-def encode(vae: Any, images: Tensor, *, shifted: bool = True) -> Tensor:
+def encode(vae: Any, images: Tensor) -> Tensor:
     """Encode images in [0, 1], (B, 3, H, W), to float32 latents (B, C, h, w): the mean of their distribution.
 
     Args:
         vae: a KL or tiny autoencoder of diffusers.
         images: any device and dtype.
-        shifted: subtract the shift; some ControlNets see latents without it.
     """
     scale, shift = (value.to(vae.device) for value in normalisation(vae))
     encoded = vae.encode((2 * images - 1).to(vae.device, vae.dtype))
     latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-    return (latents.float() - shift * shifted) * scale
+    return (latents.float() - shift) * scale
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:

@@ -282,6 +282,18 @@ class Backbone(nn.Module, ABC):
             network: a network of the base's form that is evaluated in its place, such as an adapter's copy of it.
         """
 
+    def with_further(self, z_t: Tensor, concat: Tensor | None, network: Any) -> Tensor:
+        """Return the latents with the further input channels of `predict` after their own, (B, C + K, h, w).
+
+        Raises:
+            Mismatch: further channels for the base's own network, which takes none.
+        """
+        if concat is None:
+            return z_t
+        if network is None:
+            raise Mismatch(f"bases of family {self.family} have no further input channels")
+        return torch.cat([z_t, concat.to(z_t)], dim=1)
+
     def own_prediction(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return what the network predicts when it is called as its diffusers pipeline calls it, (B, C, h, w).
 

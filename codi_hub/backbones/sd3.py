@@ -121,9 +121,7 @@ class SD3Backbone(TransformerBackbone):
         network: Any = None,
     ) -> Tensor:
         """See `Backbone.predict`."""
-        if concat is not None and network is None:
-            raise Mismatch(f"bases of family {self.family} have no further input channels")
-        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        seen = self.with_further(z_t, concat, network)
         named = {} if residuals is None else residuals.tensors
         (predicted,) = (network or self.transformer)(
             seen,

@@ -21,7 +21,6 @@ from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.backbones.usage import Usage
 from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import VariancePreserving
-from codi_hub.errors import Mismatch
 
 SKETCHED = ("conv_in.weight", "time_embedding.linear_1.weight", "mid_block.resnets.0.conv1.weight", "conv_out.weight")
 STEM_CHANNELS = (16, 32, 96, 256)  # ControlNet's condition stem; one stride of 2 between neighbours
@@ -155,9 +154,7 @@ class UNetBackbone(Backbone):
         network: Any = None,
     ) -> Tensor:
         """See `Backbone.predict`."""
-        if concat is not None and network is None:
-            raise Mismatch(f"bases of family {self.family} have no further input channels")
-        z_t = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        z_t = self.with_further(z_t, concat, network)
         state = state or self.state(z_t, t, prompt, network=network)
         return decode_fused(network or self.unet, state, residuals)
 

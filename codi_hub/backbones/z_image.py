@@ -21,7 +21,6 @@ from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.backbones.usage import Usage
-from codi_hub.errors import Mismatch
 
 TOKENS = 512  # most tokens of a prompt
 PADDED = 32  # the network pads captions and images to multiples of so many tokens
@@ -103,9 +102,7 @@ class ZImageBackbone(TransformerBackbone):
         network: Any = None,
     ) -> Tensor:
         """See `Backbone.predict`."""
-        if concat is not None and network is None:
-            raise Mismatch(f"bases of family {self.family} have no further input channels")
-        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        seen = self.with_further(z_t, concat, network)
         images, times, captions = self.inputs(seen, t, prompt)
         samples = None
         if residuals is not None:

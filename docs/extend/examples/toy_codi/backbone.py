@@ -85,7 +85,7 @@ class SanaBackbone(TransformerBackbone):
         network: Any = None,
     ) -> Tensor:
         """Return the velocity at z_t."""
-        seen = z_t if concat is None else torch.cat([z_t, concat.to(z_t)], dim=1)
+        seen = self.with_further(z_t, concat, network)
         named = {} if residuals is None else dict(residuals.tensors)
         output = named.pop("output", None)
         samples = [named[str(k)] for k in range(len(named))] or None
