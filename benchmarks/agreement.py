@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
 import families  # noqa: E402 - of the tests' support
 import single_files  # noqa: E402
 import tiny  # noqa: E402
+from exports import run_readme  # noqa: E402
 
 from codi_hub import backbones, cli, seeds  # noqa: E402
 from codi_hub.inference.engine import gaussian  # noqa: E402
@@ -174,26 +175,17 @@ def follow(source: Source, model: Path, work: Path) -> tuple[int, float]:
 
 def in_diffusers(net: Path, model: Path, condition: Image.Image, flags: list[str | Path]) -> np.ndarray:
     """Run the code of an export's README on the noise that `codi run` takes; return 8-bit pixels."""
-    (code,) = re.findall(r"```python\n(.*?)```", (net / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    setup, call = code.rsplit("image = ", 1)
-    names: dict[str, Any] = {"FOLDER": str(net), "BASE": str(model), "prompt": PROMPT, "condition": condition}
-    exec(setup, names)
-    pipe = names["pipe"]
-    if "--lora" in flags:
-        file, _, scale = str(flags[-1]).rpartition(":")
-        merge(pipe, Path(file), float(scale))
-    pipe.set_progress_bar_config(disable=True)
-    cells = SIZE // 2
-    channels = pipe.vae.config.latent_channels
-    noise = gaussian((channels, cells, cells), seeds.sampling_noise(seeds.image_seed(0, "in.png"), 0))[None]
-    given: dict[str, Any] = {"latents": noise, "output_type": "np"}
-    if "sigmas" in call:
-        given["max_sequence_length"] = families.LONGEST
-    if "Flux" in code:
-        given["latents"] = pipe._pack_latents(noise, *noise.shape)
-    names["given"] = given
-    exec("image = " + call.replace(").images", ", **given).images"), names)
-    return np.round(255 * names["image"].clip(0, 1)).astype(int)
+
+    def prepare(pipe: Any) -> None:
+        pipe.set_progress_bar_config(disable=True)
+        if "--lora" in flags:
+            file, _, scale = str(flags[-1]).rpartition(":")
+            merge(pipe, Path(file), float(scale))
+
+    channels = json.loads((model / "vae" / "config.json").read_text())["latent_channels"]
+    noise = gaussian((channels, SIZE // 2, SIZE // 2), seeds.sampling_noise(seeds.image_seed(0, "in.png"), 0))[None]
+    pixels = run_readme(net, model, condition, noise, prompt=PROMPT, prepare=prepare)
+    return np.round(255 * pixels.clip(0, 1)).astype(int)
 
 
 def merge(pipe: Any, file: Path, scale: float) -> None:

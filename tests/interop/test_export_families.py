@@ -1,6 +1,5 @@
 """Exports of every family in the family's own pipeline: the code of the README as it stands."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging
-from families import LONGEST, MODELS
+from exports import run_readme
+from families import MODELS
 from PIL import Image
 from tiny import record_of, stir
 
@@ -43,22 +43,6 @@ def registered(base: Backbone, kind: str, channels: int, folder: Path) -> str:
         return hub.catalog.registry.adapters.add(folder, task=task, base="tiny", **values)[0].ref
 
 
-def run_code(text: str, out: Path, base: Path, condition: Any, noise: torch.Tensor) -> np.ndarray:
-    """Run the code of a README, but for the noise, which is given, and a text length that tiny tokenizers have."""
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    setup, call = code.rsplit("image = ", 1)
-    names: dict[str, Any] = {"FOLDER": str(out), "BASE": str(base), "prompt": "a red ball", "condition": condition}
-    exec(setup, names)
-    given: dict[str, Any] = {"output_type": "np", "latents": noise}
-    if "sigmas" in call:
-        given["max_sequence_length"] = LONGEST
-    if "Flux" in code:
-        given["latents"] = names["pipe"]._pack_latents(noise, *noise.shape)
-    names["given"] = given
-    exec("image = " + call.replace(").images", ", **given).images"), names)
-    return names["image"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_the_readmes_own_code_makes_what_codi_run_does(
@@ -80,8 +64,7 @@ def test_the_readmes_own_code_makes_what_codi_run_does(
     condition: Any = tensor if kind == "concat" else Image.fromarray(pixels)
     h, w = base.latents.size(*SIZE)
     noise = gaussian((base.latents.channels, h, w), 7)[None]
-    text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
-    theirs = run_code(text, tmp_path / "net", folder_of[family], condition, noise)
+    theirs = run_readme(tmp_path / "net", folder_of[family], condition, noise)
     with Hub.open() as hub:
         loaded, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
         request = Request(values, adapter, "a red ball", 7)
