@@ -10,14 +10,12 @@ Trained without consistency and without noise at the start, it is a regression n
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
 from codi_hub.backbones.backbone import Prompt, Residuals
@@ -144,10 +142,10 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
         """Attend from (B, width, h, w) to (B, tokens, TEXT_WIDTH)."""
         places = self.norm(hidden.flatten(2).transpose(1, 2))
-        # with few keys the CPU kernel is fast forward only: with its backward pass it takes three times as long
+        # With few keys the CPU's fused kernel is fast forward only: with its backward pass it takes three times as long.
+        # To ask for the weights is to do without it; `sdpa_kernel` would switch it off for every thread of the process.
         plain = torch.is_grad_enabled() and places.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            attended = self.attention(places, text, text, need_weights=False)[0]
+        attended = self.attention(places, text, text, need_weights=plain, average_attn_weights=False)[0]
         return hidden + attended.transpose(1, 2).reshape(hidden.shape)
 
 

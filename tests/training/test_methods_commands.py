@@ -158,7 +158,9 @@ def test_an_interrupted_student_is_resumed_with_its_own_teacher_only(tiny: Calla
     run = tmp_path / "run"
     fixed = ["distill", "depth", "--method", "gd", *SMALL, "--run-dir", run, "--json"]
     assert tiny(*fixed, "--from", first).code == 0
-    line = f"Error: --from depth:2: the run in {run} was started with depth:1\n"
-    assert tiny(*fixed, "--from", second, "--resume") == (2, "", line)
+    line = f"--from depth:2: the run in {run} was started with depth:1"
+    refused = tiny(*fixed, "--from", second, "--resume")
+    assert (refused.code, refused.err) == (2, f"Error: {line}\n")
+    assert json.loads(refused.out)["error"]["message"] == line
     again = tiny("distill", "depth", "--run-dir", run, "--resume", "--train-steps", "4", "--json")
     assert json.loads(again.out)["steps"] == 4
