@@ -17,7 +17,7 @@ import typer
 import codi_hub
 from codi_hub.cli import streams
 from codi_hub.cli.output import Output
-from codi_hub.errors import AlreadyReported, CodiError, UsageError, one_line, system_reason
+from codi_hub.errors import AlreadyReported, CodiError, UsageError, describe, one_line, system_reason
 from codi_hub.interrupts import EXIT_CODE
 
 # The commands of each module, in the order of the help. Only the module of the command is imported, so that `codi list`
@@ -162,4 +162,4 @@ def _text(error: Exception) -> str:
     if reason := system_reason(error):
         file = getattr(error, "filename", None)
         return f"{reason}: {file}" if file else reason
-    return f"unexpected {type(error).__name__}: {error} (run again with CODI_DEBUG=1 for the traceback)"
+    return f"unexpected {describe(error)} (run again with CODI_DEBUG=1 for the traceback)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class SharedTensors:
                 for name in [name for name, value in kept.items() if id(value) in self.own]:
                     if name not in part._non_persistent_buffers_set:
                         part.__dict__[name] = kept.pop(name)
+            # layers of bitsandbytes would save how their weight is packed, though it is no parameter any more
+            part.__dict__["_save_to_state_dict"] = MethodType(nn.Module._save_to_state_dict, part)
 
 
 def add_deltas(module: nn.Module, layers: Sequence[str], rank: int, exclude: str | None = None) -> None:

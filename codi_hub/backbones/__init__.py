@@ -51,16 +51,8 @@ class Located:
     files: ModelFiles
     family: type[Backbone]
 
-    def load(
-        self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, mapped: bool = False
-    ) -> Backbone:
-        """Load it in evaluation mode; see `load`.
-
-        Args:
-            device, dtype: see there.
-            mapped: leave weights that need no conversion in the mapped file, which takes no memory of its own. Where
-                they lie there decides the rounding of sums: a copy of the network may differ in the last bit.
-        """
+    def load(self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+        """Load it in evaluation mode; see `load`."""
         import torch
 
         from codi_hub.backbones.card import set_sampling
@@ -72,24 +64,38 @@ class Located:
             base: Any = self.family.load(self._quantised(device, dtype), dtype)
         if self.options.quantize == "gguf":
             unpack_gguf(base.network, [base.input_layer], dtype)
-        assert base.fingerprint  # computed from the files' memory, before weights are moved
+        _ = base.fingerprint  # computed and kept: from the files' memory, before weights are moved
         set_sampling(base, self.options)
         base = base.to(device).to(memory_format=torch.channels_last)
         quantised = self.options.quantize is not None
-        for value in () if mapped or quantised else (*base.parameters(), *base.buffers()):
+        for value in () if quantised else (*base.parameters(), *base.buffers()):
             if value.data_ptr() % ALIGNMENT:
                 value.data = value.data.clone()
         return cast("Backbone", base)
 
-    def load_as_stored(self) -> Backbone:
-        """Load it on the CPU in the precision of its network's file, whose memory it shares.
+    def load_outline(self, dtype: torch.dtype) -> Backbone:
+        """Load it with a network of shapes alone, as they are before quantising: its memory is never written."""
+        from codi_hub.backbones.card import set_sampling
+        from codi_hub.backbones.sources import quiet_libraries
 
-        The files are read ahead in their order, which is faster than the order of the tensors.
+        files = replace(self.files, loras=(), outlines=(self.family.network_name,))
+        with _readable(self.options.source), quiet_libraries():
+            base = self.family.load(files, dtype)
+        set_sampling(base, self.options)
+        return base
+
+    def load_as_stored(self) -> Backbone:
+        """Load it on the CPU in the precision of its network's file, whose memory it shares, to try it.
+
+        The files are read ahead in their order, which is faster than the order of the tensors. A quantised base is
+        loaded as usual, where it can compute.
         """
         import torch
 
         if self.options.quantize:
-            return self.load()
+            from codi_hub.backbones.quantise import trial_device
+
+            return self.load(device=trial_device(self.options.quantize))
         from codi_hub.backbones.parts import weight_files
         from codi_hub.backbones.sources import quiet_libraries
         from codi_hub.backbones.weights import read_header

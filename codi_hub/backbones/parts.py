@@ -48,6 +48,7 @@ class ModelFiles:
         variant: of the weight files, None where the precision decides.
         loras: LoRA files to merge, with their scales.
         arguments: further ones for the loading of a component, by its name, such as those of `quantised`.
+        outlines: names of components to make of their configs alone, with shapes and no data.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class ModelFiles:
     variant: str | None = None
     loras: Sequence[tuple[Path, float]] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outlines: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def _network(files: ModelFiles, name: str, dtype: torch.dtype) -> Any:
     where, config = files.components[name], files.configs[name]
     wide = torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
     network_class = _class(files.classes[name])
+    if name in files.outlines:
+        with torch.device("meta"):
+            return network_class.from_config(config).to(wide).to_empty(device="cpu")
     arguments = {"torch_dtype": wide, **files.arguments.get(name, {})}
     if where.file:
         model, missing, unexpected = single_file.load(network_class, where.file, where.folder, name, arguments)

@@ -16,6 +16,8 @@ from torch import nn
 from codi_hub.backbones.weight_sketch import dequantised
 from codi_hub.errors import UsageError
 
+GPU_ONLY = ("nf4",)  # diffusers has bitsandbytes pack the weights on a GPU
+
 
 def quantised(name: str, device: torch.device, dtype: torch.dtype, keep: Sequence[str] = ()) -> dict[str, Any]:
     """Return further arguments of a network's `from_pretrained`, or for gguf of its `from_single_file`.
@@ -34,9 +36,14 @@ def quantised(name: str, device: torch.device, dtype: torch.dtype, keep: Sequenc
     package, config = QUANTISED[name]
     if find_spec(package) is None:
         raise UsageError(f"quantize {name}: {package} is not installed; pip install 'codi-hub[quantize]'")
-    if name == "nf4" and device.type != "cuda":
+    if name in GPU_ONLY and device.type != "cuda":
         raise UsageError(f"quantize nf4: bitsandbytes needs a GPU, and this is {device.type}; use int8")
     return {"quantization_config": config(dtype, list(keep)), "torch_dtype": dtype}
+
+
+def trial_device(name: str) -> str:
+    """Return where a base quantised so is tried before it is registered."""
+    return "cuda" if name in GPU_ONLY and torch.cuda.is_available() else "cpu"
 
 
 def unpack_gguf(network: nn.Module, keep: Sequence[str], dtype: torch.dtype) -> None:

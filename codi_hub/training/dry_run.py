@@ -16,8 +16,7 @@ from codi_hub.training.sizes import sized
 def dry_run(job: Job) -> tuple[Plan, int, Estimate]:
     """Return the plan of a job, the side of its images in pixels, and the memory that it takes.
 
-    The base is mapped from its files, for the shapes of its tensors and of a prompt's embeddings; the device is only
-    asked what it computes in.
+    Of the base's network the shapes are known alone; the device is only asked what it computes in.
 
     Raises:
         CodiError: a configuration that is not possible, or a base that cannot be loaded.
@@ -25,7 +24,7 @@ def dry_run(job: Job) -> tuple[Plan, int, Estimate]:
     work = plan(job)
     training, cpu = work.config.training, torch.device("cpu")
     dtype = choose_dtype(training.precision, choose_device(training.device))
-    base = locate(job.base.replace(quantize=None)).load(device=cpu, dtype=dtype, mapped=True)
+    base = locate(job.base).load_outline(dtype)
     work = sized(work, base)
     size = pairs_spec(work, base).size
     prompt = base.embed([""])

@@ -12,6 +12,7 @@ from single_files import sd3_tensors, z_image_tensors
 from test_families import SMALL, image
 
 from codi_hub import backbones
+from codi_hub.backbones import quantise
 from codi_hub.config.base import BaseOptions
 
 PREFIX = "model.diffusion_model."
@@ -43,17 +44,30 @@ def test_a_network_in_gguf_has_the_plain_ones_fingerprint(tmp_path: Path, family
     assert [*base.fingerprint.differences(other.compute_fingerprint().sketch)] == ["network"]
 
 
+def bitsandbytes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nf4 load without a GPU: bitsandbytes computes there too, and only diffusers refuses to begin."""
+    quantizer = "diffusers.quantizers.bitsandbytes.BnB4BitDiffusersQuantizer"
+    monkeypatch.setattr(f"{quantizer}.validate_environment", lambda *args, **kwargs: None)
+    monkeypatch.setattr(f"{quantizer}.update_device_map", lambda self, device_map: {"": "cpu"})
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its packing needs wider layers
+    monkeypatch.setattr(quantise, "GPU_ONLY", ())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["int8", "gguf"])
+@pytest.mark.parametrize("name", ["int8", "gguf", "nf4"])
 def test_a_quantised_base_is_trained_on_and_runs_the_plain_ones_adapter(
-    codi: Callable[..., Any], tmp_path: Path, name: str
+    codi: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    bitsandbytes_on_the_cpu(monkeypatch)
     model = MODELS["z-image"](tmp_path / "base")
     source = [gguf_of("z-image", model, tmp_path / "net.gguf"), "--config", model] if name == "gguf" else [model]
     assert codi("base", "add", "plain", model).code == 0
     answer = codi("base", "add", "tiny", *source, "--quantize", name)
     assert answer.code == 0, answer.err
     here = ["--base", "tiny", "--device", "cpu", "--steps", "1"]
+    answer = codi("distill", "depth", "--kind", "concat", *SMALL, "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "total" in answer.out
     answer = codi("distill", "depth", "--kind", "concat", *SMALL)
     assert answer.code == 0, answer.err
     answer = codi("distill", "edit", "--kind", "concat", *SMALL[:-1], "plain")
