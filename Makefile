@@ -1,7 +1,7 @@
 # make demo       restore four degraded photographs with `codi run superres`; writes a before/after sheet
-# make test       everything a change has to pass: lint, types, import contracts, tests
+# make test       everything a change has to pass: lint, types, import contracts, tests in two processes
 # make check      the same as `make test`
-# make test-fast  the tests that are not marked `slow`, in two processes, in about a minute
+# make test-fast  the tests that are not marked `slow`, in about a minute
 # make docs       build the documentation site into build/site; a warning is an error
 # make soak       end commands with SIGKILL and SIGTERM at 200 random moments each and check the state that each leaves
 # make bench      measure speed and memory against the usual alternatives; writes docs/performance.md
@@ -9,6 +9,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PYTEST = OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -n 2 --dist worksteal
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-fast check lint format types contracts typing docs docs-serve soak bench clean
@@ -18,12 +19,12 @@ demo: $(VENV)/.demo
 	$(PY) -m recipes.demo
 
 test: lint types contracts $(VENV)/.dev
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: test
 
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -m "not slow" -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
 
 docs: $(VENV)/.dev typing
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site

@@ -142,8 +142,8 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
         """Attend from (B, width, h, w) to (B, tokens, TEXT_WIDTH)."""
         places = self.norm(hidden.flatten(2).transpose(1, 2))
-        # with few keys the CPU's fused kernel is fast forward only: with its backward pass it takes three times as long;
-        # to ask for the weights is to do without it, where `sdpa_kernel` would switch it off in every thread
+        # with few keys the CPU's fused kernel is fast forward only: with its backward pass it takes three times as
+        # long; to ask for the weights is to do without it, where `sdpa_kernel` would switch it off in every thread
         plain = torch.is_grad_enabled() and places.device.type == "cpu"
         attended = self.attention(places, text, text, need_weights=plain, average_attn_weights=False)[0]
         return hidden + attended.transpose(1, 2).reshape(hidden.shape)
