@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.backbones.parts import MODEL_INDEX, ModelFiles, describe, read_json
-from codi_hub.backbones.weights import PICKLES, SUFFIX, choose, variants, weights_in
+from codi_hub.backbones.weights import PICKLES, SUFFIX, check_variant, choose, variants, weights_in
 from codi_hub.config.base import BaseOptions
 from codi_hub.errors import CodiError, InvalidInput, NotFound, one_line
 
@@ -41,11 +41,12 @@ def weight_names(names: Collection[str], components: Sequence[str], wanted: str 
         wanted: variant that was asked for.
 
     Raises:
-        InvalidInput: a component has no safetensors files.
+        InvalidInput: a component has no safetensors files. UsageError: no component has the variant.
     """
     chosen = []
-    for component in components:
-        inside = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
+    files = {name: {path.partition("/")[2] for path in names if path.startswith(f"{name}/")} for name in components}
+    check_variant(wanted, files.values(), "the repository")
+    for component, inside in files.items():
         if component.startswith("tokenizer") or not inside:
             continue
         choice = choose(inside, variants(wanted, half=False))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codi_hub.backbones import hub_files, single_file
 from codi_hub.backbones.parts import ComponentFiles, ModelFiles, class_of, describe, read_json
-from codi_hub.backbones.weights import GGUF, SUFFIX, refuse_pickle
+from codi_hub.backbones.weights import GGUF, SUFFIX, check_variant, refuse_pickle
 from codi_hub.config.base import BaseOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
 
@@ -48,6 +48,8 @@ def locate(options: BaseOptions, needed: Needed) -> tuple[BaseOptions, ModelFile
     files = _replaced(files, options)
     if path.is_file():
         files = _with_weights(files)
+    own = [where.folder for where in files.components.values() if where.file is None and where.folder.is_dir()]
+    check_variant(options.variant, ([one.name for one in folder.iterdir()] for folder in own), options.source)
     return options, replace(files, variant=options.variant, loras=_loras(options))
 
 

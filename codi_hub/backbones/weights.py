@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codi_hub.errors import InvalidInput, one_line
+from codi_hub.errors import InvalidInput, UsageError, one_line
 
 SUFFIX, GGUF = ".safetensors", ".gguf"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -96,6 +96,21 @@ def choose(names: Collection[str], variants: Sequence[str | None]) -> Choice | N
         if found := sorted(filter(index.fullmatch, names)):
             return Choice(variant, found[0], sorted(filter(shard.fullmatch, names)))
     return None
+
+
+def check_variant(wanted: str | None, components: Iterable[Collection[str]], source: str) -> None:
+    """Check that a variant that was asked for is there: some models have it of a part of their components.
+
+    Args:
+        wanted: the variant, None for any.
+        components: names of the files of every component.
+        source: the model.
+
+    Raises:
+        UsageError: no component has it.
+    """
+    if wanted and not any(choose(names, [wanted]) for names in components):
+        raise UsageError(f"variant {wanted}: {source} has no weights of that name; leave it out")
 
 
 def variants(wanted: str | None, half: bool) -> list[str | None]:

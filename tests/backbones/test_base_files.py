@@ -120,6 +120,9 @@ def test_the_plain_files_are_read_in_float32_and_the_variant_in_16_bit(folders, 
     assert backbones.load(str(folder), dtype=torch.bfloat16).unet.conv_in.weight.abs().max() == 0
     options = BaseOptions(source=str(folder), variant="fp16")
     assert backbones.load(options).unet.conv_in.weight.abs().max() == 0
+    with pytest.raises(UsageError) as refused:
+        backbones.load(options.replace(variant="bf16"))
+    assert str(refused.value) == f"variant bf16: {folder} has no weights of that name; leave it out"
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])

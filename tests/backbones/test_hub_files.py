@@ -19,7 +19,7 @@ from codi_hub.backbones.sd3 import SD3Backbone
 from codi_hub.backbones.sdxl import SDXLBackbone
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.config.base import BaseOptions
-from codi_hub.errors import InvalidInput, NotFound
+from codi_hub.errors import InvalidInput, NotFound, UsageError
 
 TOKENIZER = "merges.txt special_tokens_map.json tokenizer_config.json vocab.json"
 T5_TOKENIZER = "special_tokens_map.json spiece.model tokenizer.json tokenizer_config.json"
@@ -139,6 +139,8 @@ def test_the_variant_that_was_asked_for_is_fetched_where_there_is_one() -> None:
         "text_encoder_3/model.fp16-00002-of-00002.safetensors",
     ]
     assert weight_names(SD15, ["unet"], "non_ema") == [f"unet/{UNET}.non_ema.safetensors"]
+    with pytest.raises(UsageError, match=r"^variant bf16: the repository has no weights of that name; leave it out$"):
+        weight_names(SD15, ["unet", "vae"], "bf16")
     only_half = [name for name in SD15 if not name.endswith(f"{UNET}.safetensors")]
     assert weight_names(only_half, ["unet"], None) == [f"unet/{UNET}.fp16.safetensors"]
 
