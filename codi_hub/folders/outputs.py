@@ -14,6 +14,7 @@ from codi_hub.errors import InvalidInput
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.images.io import decode_image, open_image
+from codi_hub.images.metadata import read_origin
 from codi_hub.registry.rows import OutputRow
 from codi_hub.registry.store import sha256
 
@@ -56,7 +57,7 @@ def examine(item: Item, input_hash: str | None, log: RegistryLog, *, verify: boo
         verify: read the output even if its size and time are as they were written.
     """
     last = log.last(item)
-    content = content_of(item.output, last, log, verify=verify)
+    content = content_of(item.output, last, log, input_hash, verify=verify)
     if content is Content.FOREIGN:
         return Existing(error=FOREIGN)
     if content is Content.DAMAGED:
@@ -78,11 +79,16 @@ def _changes(item: Item, input_hash: str, last: OutputRow) -> str | None:
     return "made with another seed" if last.seed != item.seed else None
 
 
-def content_of(path: Path, last: OutputRow | None, log: RegistryLog, *, verify: bool = True) -> Content:
+def content_of(
+    path: Path, last: OutputRow | None, log: RegistryLog, input_hash: str | None, *, verify: bool = True
+) -> Content:
     """Compare a file with the records of the run log. One that was written before hashes were logged cannot change.
+
+    A file of which the log knows nothing, as after its loss, is codi's if its own metadata name codi and the input.
 
     Args:
         last: the last record of the path.
+        input_hash: sha256 of the input as it is now; None if it cannot be read.
         verify: read the file even if its size and time are as they were written.
     """
     try:
@@ -103,7 +109,16 @@ def content_of(path: Path, last: OutputRow | None, log: RegistryLog, *, verify: 
     # An edited image is its editor's; what is no image any more, and not longer than it was, is what is left of ours.
     if last and info.st_size <= (last.bytes or 0) and not _is_image(path):
         return Content.DAMAGED
-    return Content.FOREIGN
+    return Content.EARLIER if last is None and input_hash and _names(path, input_hash) else Content.FOREIGN
+
+
+def _names(path: Path, input_hash: str) -> bool:
+    """Return whether an image says that codi made it from an input with this sha256."""
+    try:
+        origin = read_origin(path)
+    except InvalidInput:
+        return False
+    return origin is not None and origin.get("input_sha256") == input_hash
 
 
 def _is_image(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from folder_runs import run_items
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from codi_hub import RunOptions
 from codi_hub.errors import CodiError, UsageError
@@ -146,6 +146,40 @@ def test_records_without_a_hash_count_as_codi_s(go, registry, tmp_path):
     assert changed(go()) == {}
     (tmp_path / "out" / "a.png").write_bytes(b"")
     assert changed(go(steps=1))["a.png"] == "damaged"
+
+
+def forget(registry: Registry) -> None:
+    with registry.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM run_item")
+
+
+@pytest.mark.parametrize("ext", ["png", "jpg"])
+def test_an_output_that_the_log_does_not_know_is_codi_s_by_its_own_metadata(go, registry, ext):
+    go(ext=ext)
+    forget(registry)
+    assert set(changed(go(ext=ext, dry_run=True)).values()) == {"made by another run"}
+    assert go(ext=ext, steps=1).ok == 6
+
+
+def test_metadata_that_name_another_input_or_nothing_make_no_output_codi_s(go, registry, images, tmp_path):
+    go()
+    forget(registry)
+    out = tmp_path / "out"
+    Image.new("RGB", (8, 8), "white").save(images / "a.png")  # no longer the image that a.png was made from
+    out.joinpath("b.png").write_bytes(out.joinpath("c.png").read_bytes())
+    Image.open(out / "d.png").save(out / "d.png")  # as an editor that drops what it does not know
+    refused = {name for name, text in changed(go(dry_run=True)).items() if text.startswith(FOREIGN)}
+    assert refused == {"a.png", "b.png", "d.png"}
+
+
+def test_an_edited_output_that_the_log_knows_stays_whatever_it_says_of_itself(go, tmp_path):
+    go()
+    edited = tmp_path / "out" / "c.png"
+    with Image.open(edited) as image:
+        text = PngImagePlugin.PngInfo()
+        text.add_text("codi", image.text["codi"])
+        ImageOps.invert(image).save(edited, pnginfo=text)
+    assert changed(go())["c.png"].startswith(FOREIGN)
 
 
 def test_a_file_that_comes_while_the_run_computes_stays(go, copying, tmp_path):
