@@ -77,6 +77,7 @@ class Hub:
         prompts: str | Sequence[str | None] | None = None,
         negative_prompts: str | Sequence[str | None] | None = None,
         seeds: int | Sequence[int | None] | None = None,
+        variants: int = 1,
         steps: int | None = None,
         strength: float = 1.0,
         options: Mapping[str, Any] | None = None,
@@ -99,6 +100,7 @@ class Hub:
             prompts: text for all images or one each.
             negative_prompts: with guidance, what each image is led away from; for all or one each.
             seeds: in [0, 2^63), for all images or one each; default: derived from 0 and the image's index.
+            variants: images per input; the first has the input's seed, the others seeds derived from it.
             steps: sampling steps, 1 to 1000; default: each adapter's.
             strength: scale in [0, 1] of what the adapters add; 0 is the base.
             options: task options, as with `codi task add`; every task of the call must have them.
@@ -115,7 +117,8 @@ class Hub:
 
         Returns:
             One image for one image, else a list: a PIL image for a PIL image, uint8 (H, W, 3) for an array (with the
-            input's alpha channel, if it has one that the task does not use).
+            input's alpha channel, if it has one that the task does not use). With `variants` above 1, a list of that
+            many images in place of each.
 
         Raises:
             CodiError: an argument or input that cannot be used; nothing is generated then.
@@ -123,8 +126,8 @@ class Hub:
         from codi_hub.operations.generate import GenerateOptions, generate
 
         chosen = GenerateOptions(
-            masks, prompts, negative_prompts, seeds, steps, strength, options, sampler, temperature, guidance_scale,
-            tile, batch, device, dtype, allow_base_mismatch,
+            masks, prompts, negative_prompts, seeds, variants, steps, strength, options, sampler, temperature,
+            guidance_scale, tile, batch, device, dtype, allow_base_mismatch,
         )  # fmt: skip
         return generate(self._context, ref, images, chosen)
 

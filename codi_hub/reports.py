@@ -34,7 +34,7 @@ class RunReport(Result):
         seconds: of the whole run.
         batches: number of images in each batch, in the order computed.
         items: a row per item: input, output, status ("ok", "failed", "skipped"; in a dry run "planned"), seed, error,
-            seconds (0 if nothing was computed), and prompt if it has one.
+            seconds (0 if nothing was computed), prompt if it has one, and variant from the input's second image on.
         left_out: files of the input folders that are neither items nor read for one: path, why.
     """
 

@@ -26,6 +26,14 @@ def image_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def variant_seed(image_seed: int, variant: int) -> int:
+    """Return the seed in [0, 2^63) of a further image of the same input; of variant 0, the image's own."""
+    if variant == 0:
+        return image_seed
+    digest = hashlib.sha256(f"{image_seed}/variant {variant}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def sampling_noise(image_seed: int, step: int) -> int:
     """Return the seed of an image's noise: `step` 0 is the initial noise, k + 1 the fresh noise after step k."""
     return (image_seed + _STEP_STRIDE * step) % 2**63

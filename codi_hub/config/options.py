@@ -24,6 +24,8 @@ class RunOptions(Options):
     """Seed; each image's own is derived from it and the file's name."""
     image_seed: int | None = option(None, "--image-seed", ge=0, le=2**63 - 1)
     """Seed of one image itself, as reports and outputs state it, in place of the derived one."""
+    variants: int = option(1, "-n", "--variants", ge=1, le=1000, metavar="K")
+    """Number of images per input, each with a seed of its own; from the second on named NAME_v2, NAME_v3, ..."""
     batch: int | None = option(None, "--batch", ge=1)
     """Number of images computed together (default: what fits into memory)."""
     tile: str = option("auto", "--tile", metavar="auto|off|N")

@@ -45,8 +45,8 @@ def separate(items: Sequence[Item], suffix: str) -> list[Item]:
     place, separated = places(), list(items)
     for index in _clashing(separated, place, same_folder=True):
         item = separated[index]
-        if f"{item.input.stem}{suffix}{item.input.suffix}" != item.output.name:
-            name = f"{item.input.name}{suffix}{item.output.suffix}"
+        if f"{item.input.stem}{suffix}{item.mark}{item.input.suffix}" != item.output.name:
+            name = f"{item.input.name}{suffix}{item.mark}{item.output.suffix}"
             separated[index] = replace(item, output=item.output.with_name(name))
     depth = 1
     while clashing := _clashing(separated, place):

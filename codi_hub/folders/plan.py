@@ -21,7 +21,7 @@ from codi_hub.images.formats import JPEG_EXTENSIONS
 from codi_hub.images.io import WRITABLE, has_alpha, names_image
 from codi_hub.images.sidecars import METADATA, clean_prompt
 from codi_hub.paths import display_path, path_text
-from codi_hub.seeds import image_seed
+from codi_hub.seeds import image_seed, variant_seed
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task
@@ -36,7 +36,7 @@ class Item:
 
     Attributes:
         name: path relative to the input folder, with slashes.
-        seed: derived from the run's seed and `name` alone.
+        seed: derived from the run's seed, `name` and `variant` alone.
         error: why the item cannot be processed, or None.
         prompt: not empty, or None.
     """
@@ -47,6 +47,12 @@ class Item:
     seed: int
     error: str | None = None
     prompt: str | None = None
+    variant: int = 0
+
+    @property
+    def mark(self) -> str:
+        """Return what the output's name has after its stem and suffix: "_v2" for the second image of the input."""
+        return f"_v{self.variant + 1}" if self.variant else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +82,15 @@ def plan(
     written to exactly that path. `ext` auto keeps png and jpg and makes everything else png, and jpg too for a lossless
     task; an image with alpha becomes png even if jpg was requested. Outputs that would be one file get their extension
     or folder added; see `names.separate`. Hidden files, sidecar files, output folders, and files that codi made from
-    images of the same folder are never items.
+    images of the same folder are never items. With `variants`, an input has that many items: the first is the one that
+    it has without, the others have seeds and names derived from it.
 
     `options.prompt` is every item's prompt. Without it, each item of a task that uses prompts has its own: from the
     nearest `metadata.jsonl` with a line for it, from its folder up to the input folder, else from the text file beside
     it. Names match as in `images.sidecars`.
 
     Args:
-        options: `out`, `suffix`, `ext`, `seed`, `image_seed`, `recursive` and `prompt` are read.
+        options: `out`, `suffix`, `ext`, `seed`, `image_seed`, `variants`, `recursive` and `prompt` are read.
         task_name: TASK in names of output folders; default: the name of the built-in task.
         origins: finds the files that codi made.
         on_event: told of outputs that are renamed, and of files that are left out because codi made them.
@@ -118,12 +125,12 @@ def plan(
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
+    items = _with_variants(_with_image_seed(items, options.image_seed), options.variants)
     separated = separate(items, options.suffix)
     if text := renamed(items, separated):
         on_event(Message(text))
     items = separated
     check_outputs(items)
-    items = _with_image_seed(items, options.image_seed)
     folders = [root.path for root in roots if root.is_folder]
     report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
     if task.needs_prompt:
@@ -149,6 +156,16 @@ def _with_image_seed(items: list[Item], image_seed: int | None) -> list[Item]:
     if len(items) > 1:
         raise UsageError(f"image_seed is of one image, and there are {len(items)}: give one image, or set the seed")
     return [replace(items[0], seed=image_seed)]
+
+
+def _with_variants(items: list[Item], count: int) -> list[Item]:
+    return [_variant(item, number) for item in items for number in range(count)]
+
+
+def _variant(item: Item, number: int) -> Item:
+    """Return the item of a further image of the same input."""
+    other = replace(item, variant=number, seed=variant_seed(item.seed, number))
+    return replace(other, output=item.output.with_name(f"{item.output.stem}{other.mark}{item.output.suffix}"))
 
 
 def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from codi_hub.registry.runs import RunLog
 
 Row = dict[str, Any]
-"""input, output, status ("ok", "failed", "skipped", "planned"), seed, error, seconds; and if there is one, prompt, and
-replaces: what is known of the existing output."""
+"""input, output, status ("ok", "failed", "skipped", "planned"), seed, error, seconds; and if there is one, prompt,
+variant (from 1 for the second image of an input), and replaces: what is known of the existing output."""
 
 
 def row_of(item: Item, status: str, *, error: str | None = None, seconds: float = 0.0) -> Row:
     """Return the row of an item."""
     row: Row = {"input": path_text(item.input), "output": path_text(item.output), "status": status}
     row |= {"seed": item.seed, "error": error, "seconds": seconds}
+    row |= {"variant": item.variant} if item.variant else {}
     return row | ({} if item.prompt is None else {"prompt": item.prompt})
 
 

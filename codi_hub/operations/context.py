@@ -82,6 +82,16 @@ def check_steps(steps: int, row: AdapterRow) -> None:
         raise UsageError(f"steps {steps!r:.40}: a number from 1 to {MAX_STEPS} ({row.ref} is trained for {row.steps})")
 
 
+def check_variants(count: int, sampler: str, temperature: float, row: AdapterRow) -> None:
+    """Raise UsageError for several images of an input where no noise makes them differ."""
+    if count < 1:
+        raise UsageError(f"variants {count}: at least 1")
+    noiseless = row.method == "regression" and sampler != "renoise"
+    if count > 1 and (noiseless or temperature == 0):
+        why = f"{row.ref} is a regression, which takes no noise" if noiseless else "temperature 0 is without noise"
+        raise UsageError(f"variants {count}: {why}, so that all would be alike: set it to 1")
+
+
 def check_guidance(scale: float, negative_prompt: str | None, row: AdapterRow) -> None:
     """Refuse a guidance scale for an adapter that was trained without one, and a negative prompt without guidance.
 

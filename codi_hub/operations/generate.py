@@ -15,8 +15,8 @@ from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
-from codi_hub.operations.context import Context, check_guidance, check_steps
-from codi_hub.seeds import image_seed
+from codi_hub.operations.context import Context, check_guidance, check_steps, check_variants
+from codi_hub.seeds import image_seed, variant_seed
 
 if TYPE_CHECKING:
     from codi_hub.inference.engine import Engine
@@ -36,6 +36,7 @@ class GenerateOptions:
     prompts: Any = None
     negative_prompts: Any = None
     seeds: Any = None
+    variants: int = 1
     steps: int | None = None
     strength: float = 1.0
     options: Mapping[str, Any] | None = None
@@ -78,7 +79,9 @@ def generate(context: Context, refs: str | Sequence[str], images: Any, options: 
     placement = Placement(**{name: getattr(options, name) for name in names})
     loaded = {row.id: context.models.load(row, placement) for row in {e.row.id: e.row for e in inputs}.values()}
     outputs = _generate(inputs, loaded, tiling, options)
-    finished = [_finish(entry, output) for entry, output in zip(inputs, outputs, strict=True)]
+    finished: list[Any] = [_finish(entry, output) for entry, output in zip(inputs, outputs, strict=True)]
+    if (count := options.variants) > 1:
+        finished = [finished[k : k + count] for k in range(0, len(finished), count)]
     return finished[0] if single else finished
 
 
@@ -163,11 +166,14 @@ def _inputs(
                 raise UsageError(f"task {row.task} needs a prompt for every image")
             negative = clean_prompt(negatives[k] or "", "the negative prompt")
             check_guidance(options.guidance_scale, negative, row)
-            seed = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
+            check_variants(options.variants, options.sampler, options.temperature, row)
+            own = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
             loaded = _load(image, mask, task)
             pixels = loaded.with_alpha() if task.reads_alpha else loaded.image
-            prepared = task.prepare(pixels, rng=np.random.default_rng(seed))
-        inputs.append(Input(task, row, prepared, loaded, isinstance(image, np.ndarray), prompt, negative, seed, steps))
+            as_array = isinstance(image, np.ndarray)
+            for seed in (variant_seed(own, number) for number in range(options.variants)):
+                prepared = task.prepare(pixels, rng=np.random.default_rng(seed))
+                inputs.append(Input(task, row, prepared, loaded, as_array, prompt, negative, seed, steps))
     return inputs
 
 

@@ -22,7 +22,7 @@ from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
-from codi_hub.operations.context import Context, check_guidance, check_steps
+from codi_hub.operations.context import Context, check_guidance, check_steps, check_variants
 from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -123,6 +123,7 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     check_steps(steps, row)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
     check_guidance(options.guidance_scale, negative, row)
+    check_variants(options.variants, options.sampler, options.temperature, row)
     return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative), left_out)
 
 
