@@ -32,21 +32,22 @@ def places() -> Callable[[Path], str]:
     return place
 
 
-def separate(items: Sequence[Item], suffix: str) -> list[Item]:
-    """Return the items with an output each; inputs that are one file keep theirs, for `check_outputs` to refuse.
+def separate(items: Sequence[Item]) -> list[Item]:
+    """Return the items with an output each.
+
+    Items of one input keep theirs, as do those that clash with a file that the user named, for `check_outputs` to
+    refuse.
 
     Of inputs in one folder that differ in their extension alone, the one whose name the output has keeps it, and the
     others add their extension: a.png and a.webp become a.png and a.webp.png. Of inputs in several folders, the outputs
-    get the folders' names: cats/1.png and dogs/1.png.
-
-    Args:
-        suffix: what was added to the stem of every output.
+    get the folders' names: cats/1.png and dogs/1.png. Items that were separated already, as those of one job, can be
+    given again with others.
     """
     place, separated = places(), list(items)
     for index in _clashing(separated, place, same_folder=True):
         item = separated[index]
-        if f"{item.input.stem}{suffix}{item.mark}{item.input.suffix}" != item.output.name:
-            name = f"{item.input.name}{suffix}{item.mark}{item.output.suffix}"
+        if f"{item.input.stem}{item.suffix}{item.mark}{item.input.suffix}" != item.output.name:
+            name = f"{item.input.name}{item.suffix}{item.mark}{item.output.suffix}"
             separated[index] = replace(item, output=item.output.with_name(name))
     depth = 1
     while clashing := _clashing(separated, place):
@@ -54,7 +55,7 @@ def separate(items: Sequence[Item], suffix: str) -> list[Item]:
         if depth >= max(len(root.parts) for root in roots.values()):
             break
         for index, root in roots.items():
-            separated[index] = replace(separated[index], output=_below(items[index], separated[index], root, depth))
+            separated[index] = replace(separated[index], output=_below(separated[index], root, depth))
         depth += 1
     return separated
 
@@ -74,9 +75,11 @@ def renamed(before: Sequence[Item], after: Sequence[Item]) -> str | None:
 def _clashing(items: Sequence[Item], place: Callable[[Path], str], *, same_folder: bool = False) -> list[int]:
     """Return the indices of items of several inputs with one output; with `same_folder`, of inputs in one folder."""
     groups: dict[tuple[str, str], dict[int, str]] = {}
+    named = {place(item.output) for item in items if item.out is None}
     for index, item in enumerate(items):
         folder = place(item.input.parent / "x") if same_folder else ""
-        groups.setdefault((place(item.output), folder), {})[index] = place(item.input)
+        if (output := place(item.output)) not in named:
+            groups.setdefault((output, folder), {})[index] = place(item.input)
     return [index for group in groups.values() if len(set(group.values())) > 1 for index in group]
 
 
@@ -85,8 +88,7 @@ def _root(item: Item) -> Path:
     return Path(os.path.abspath(item.input)).parents[len(PurePosixPath(item.name).parts) - 1]
 
 
-def _below(original: Item, item: Item, root: Path, depth: int) -> Path:
+def _below(item: Item, root: Path, depth: int) -> Path:
     """Return the output of an item in a folder with the last `depth` names of its root."""
-    inner = PurePosixPath(original.name).parent
-    out = original.output.parents[len(inner.parts)]
-    return out.joinpath(*root.parts[-depth:], inner, item.output.name)
+    assert item.out is not None
+    return item.out.joinpath(*root.parts[-depth:], PurePosixPath(item.name).parent, item.output.name)

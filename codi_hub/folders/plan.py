@@ -39,6 +39,9 @@ class Item:
         seed: derived from the run's seed, `name` and `variant` alone.
         error: why the item cannot be processed, or None.
         prompt: not empty, or None.
+        variant: 0 for the first image of the input.
+        out: the output folder that `name` is mirrored under; None where the user named the output's file.
+        suffix: of the stem of the output's name.
     """
 
     input: Path
@@ -48,6 +51,8 @@ class Item:
     error: str | None = None
     prompt: str | None = None
     variant: int = 0
+    out: Path | None = None
+    suffix: str = ""
 
     @property
     def mark(self) -> str:
@@ -120,22 +125,28 @@ def plan(
             source = root.path / relative if root.is_folder else root.path
             output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
             item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
+            item = replace(item, out=None if root.exact else root.out, suffix=options.suffix)
             folder = root.path if root.is_folder else root.path.parent
             items.append(_with_own_prompt(item, folder, prompts) if prompts else item)
     if not items:
         kinds = ", ".join(sorted(task.input_extensions))
         raise UsageError(f"no images in {', '.join(display_path(root.path) for root in roots)}: looked for {kinds}")
     items = _with_variants(_with_image_seed(items, options.image_seed), options.variants)
-    separated = separate(items, options.suffix)
-    if text := renamed(items, separated):
-        on_event(Message(text))
-    items = separated
-    check_outputs(items)
+    items = with_own_outputs(items, on_event)
     folders = [root.path for root in roots if root.is_folder]
     report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
+
+
+def with_own_outputs(items: Sequence[Item], on_event: OnEvent = ignore) -> list[Item]:
+    """Return the items with an output each; see `names.separate` and `check_outputs`."""
+    separated = separate(items)
+    if text := renamed(items, separated):
+        on_event(Message(text))
+    check_outputs(separated)
+    return separated
 
 
 def _without_made(
@@ -312,6 +323,11 @@ def check_outputs(items: Sequence[Item]) -> None:
             raise UsageError(
                 f"the output of {display_path(item.input)} would replace the input {display_path(inputs[key].input)}: "
                 "choose another output folder, or a suffix"
+            )
+        if key in taken and place(taken[key].input) == place(item.input):
+            raise UsageError(
+                f"{display_path(item.input)} would be written to {display_path(item.output)} twice: give it once, or "
+                "with another suffix or output folder"
             )
         if key in taken:
             raise UsageError(

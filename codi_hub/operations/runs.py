@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,7 @@ from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import read_jobs
-from codi_hub.folders.plan import Item, check_outputs, plan
+from codi_hub.folders.plan import Item, plan, with_own_outputs
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.images.sidecars import clean_prompt
@@ -85,8 +85,10 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
             else:
                 _check(context, planned)
     runs = [run for _, run in sorted(merged.items(), key=lambda entry: entry[0][0])]
-    items = [item for run in runs for item in run.items]
-    check_outputs(items)
+    items = with_own_outputs([item for run in runs for item in run.items], on_event)
+    numbered = iter(items)
+    for run in runs:
+        run.items[:] = islice(numbered, len(run.items))
     with _report_page(options, items, {}, on_event) as write:
         return write(_run_all(context, file, runs, _counting(on_event, len(items))))
 

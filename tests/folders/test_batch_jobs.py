@@ -201,6 +201,30 @@ def test_nothing_is_run_if_one_line_is_refused(inputs: Path, codi: Codi, line: A
     assert not (inputs / "out").exists()
 
 
+def test_images_of_one_name_in_several_jobs_get_their_folders(inputs: Path, codi: Codi) -> None:
+    for place in ("one/cats", "two/cats"):
+        (inputs / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(inputs / place / "a.png")
+    tasks: list[Any] = [{"task": "superres", "input": "in"}, {"task": "deblur", "input": ["one/cats", "two/cats"]}]
+    tasks += [{"task": "deblur", "input": "in/b.png", "suffix": "_2"}, {"task": "superres", "input": "one/cats/a.png"}]
+    written(inputs / "jobs.jsonl", *({"output": "out"} | job for job in tasks))
+    answer = codi("run", "--jobs", "jobs.jsonl", "--dry-run", "--json")
+    runs = {run["task"]: run["items"] for run in json.loads(answer.out)["runs"]}
+    assert {task: [item["output"] for item in items] for task, items in runs.items()} == {
+        "superres": ["out/in/a.png", "out/b.png", "out/hole.png", "out/cats/a.png"],
+        "deblur": ["out/one/cats/a.png", "out/two/cats/a.png", "out/b_2.png"],
+    }
+    assert "such as in/a.png -> out/in/a.png" in answer.err
+
+
+def test_two_jobs_of_one_image_with_one_output_are_refused(inputs: Path, codi: Codi) -> None:
+    prompts = [{"task": "depth", "input": "in/a.png", "output": "out", "prompt": text} for text in ("night", "snow")]
+    written(inputs / "jobs.jsonl", *prompts)
+    answer = codi("run", "--jobs", "jobs.jsonl")
+    message = "Error: in/a.png would be written to out/a.png twice: give it once, or with another suffix or output folder\n"
+    assert (answer.code, answer.err) == (2, message)
+
+
 @pytest.mark.parametrize("args", [[], ["superres"], ["superres", "in", "--jobs", "jobs.jsonl"]], ids=str)
 def test_either_a_task_with_inputs_or_jobs(args: list[str], codi: Codi) -> None:
     answer = codi("run", *args)
