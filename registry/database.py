@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import uuid
@@ -23,6 +24,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30
 LOCK = ".registry.lock"
 _ADVISORY_LOCK = 0xC0D1
+# Its pool logs what is raised while a connection closes, such as Ctrl-C, and raises it again: no second text on stderr.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 
 def revisions() -> list[str]:

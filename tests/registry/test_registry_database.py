@@ -320,3 +320,23 @@ def test_killed_while_writing_a_blob_leaves_a_leftover(home: Path, folder: Calla
     with Registry.open(home, bundled=home / "none") as registry:
         assert [problem.kind for problem in registry.verify()] == ["leftover"]
         assert registry.adapters.list() == []
+
+
+def test_ctrl_c_while_a_connection_closes_prints_no_traceback(home: Path, nothing_bundled: Path) -> None:
+    Registry.open(home, bundled=nothing_bundled).close()
+    code = """
+import sys
+from pathlib import Path
+from codi_hub.registry import Registry
+def interrupted(dialect, connection): raise KeyboardInterrupt
+registry = Registry.open(Path(sys.argv[1]), bundled=Path(sys.argv[2]))
+registry.tasks.list()
+type(registry.database.engine.dialect).do_close = interrupted
+try:
+    registry.close()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-c", code, str(home), str(nothing_bundled)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted\n", "")
