@@ -79,7 +79,7 @@ class Hub:
         seeds: int | Sequence[int | None] | None = None,
         variants: int = 1,
         steps: int | None = None,
-        strength: float = 1.0,
+        strength: float | Sequence[float | None] = 1.0,
         options: Mapping[str, Any] | None = None,
         sampler: str = "ddim",
         temperature: float = 1.0,
@@ -102,7 +102,7 @@ class Hub:
             seeds: in [0, 2^63), for all images or one each; default: derived from 0 and the image's index.
             variants: images per input; the first has the input's seed, the others seeds derived from it.
             steps: sampling steps, 1 to 1000; default: each adapter's.
-            strength: scale in [0, 1] of what the adapters add; 0 is the base.
+            strength: scale in [0, 1] of what the adapters add, for all images or one each; 0 is the base.
             options: task options, as with `codi task add`; every task of the call must have them.
             sampler: "ddim", "renoise" or "dpmpp".
             temperature: scale of the noise.

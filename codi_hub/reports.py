@@ -30,6 +30,7 @@ class RunReport(Result):
     Attributes:
         adapter: reference, as task:version.
         steps: sampling steps.
+        strength: scale of what the adapter added.
         ok, failed, skipped: number of items by status.
         seconds: of the whole run.
         batches: number of images in each batch, in the order computed.
@@ -41,6 +42,7 @@ class RunReport(Result):
     task: str
     adapter: str
     steps: int
+    strength: float = 1.0
     ok: int
     failed: int
     skipped: int
@@ -56,8 +58,9 @@ class RunReport(Result):
 
     @property
     def summary(self) -> str:
-        """Return the adapter and its steps, for people."""
-        return f"{self.adapter}, {self.steps} step{'s' * (self.steps != 1)}"
+        """Return the adapter, its steps and a strength other than 1, for people."""
+        strength = f", strength {self.strength:g}" if self.strength != 1 else ""
+        return f"{self.adapter}, {self.steps} step{'s' * (self.steps != 1)}{strength}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ class RunOptions(Options):
     """Folder for the outputs (default: INPUT_TASK/ beside the input)."""
     steps: int | None = option(None, "--steps", ge=1, le=1000)
     """Number of sampling steps (default: the adapter's)."""
+    strength: float = option(1.0, "--strength", ge=0.0, le=1.0)
+    """Scale of what the adapter adds, from 0 (the base alone) to 1 (default)."""
     prompt: str | None = option(None, "--prompt")
     """Prompt for every image (default: each image's own, from metadata.jsonl or NAME.txt beside NAME.png)."""
     seed: int = option(0, "--seed", ge=0, le=MAX_SEED)

@@ -46,7 +46,8 @@ class RunSettings:
         task: name of the task, for the report.
         adapter: reference of the adapter, for the report.
         steps: sampling steps, for the report.
-        options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs` and `dry_run` are read.
+        options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs`, `dry_run`, and for the report `strength` are
+            read.
         left_out: files that are no items, for the report: path, why.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
     """
@@ -119,9 +120,10 @@ class FolderRun:
         return report
 
     def _origin(self, loaded: LoadedItem) -> dict[str, Any]:
-        """Return what an output says of its making: adapter, steps, seed, prompt, and the input by name and hash."""
+        """Return what an output says of its making: adapter, steps, strength, seed, prompt, input by name and hash."""
         item, settings = loaded.item, self._settings
         origin = {"codi_hub": __version__, "adapter": settings.adapter, "steps": settings.steps, "seed": item.seed}
+        origin |= {} if self._options.strength == 1 else {"strength": self._options.strength}
         names = {"input": path_text(item.name), "input_sha256": loaded.digest}
         return origin | ({} if item.prompt is None else {"prompt": item.prompt}) | names
 
@@ -150,6 +152,7 @@ class FolderRun:
             task=self._settings.task,
             adapter=self._settings.adapter,
             steps=self._settings.steps,
+            strength=self._options.strength,
             seconds=seconds,
             batches=self._batches,
             items=rows,

@@ -92,6 +92,18 @@ def check_variants(count: int, sampler: str, temperature: float, row: AdapterRow
         raise UsageError(f"variants {count}: {why}, so that all would be alike: set it to 1")
 
 
+def check_strength(strength: float, row: AdapterRow) -> None:
+    """Raise UsageError for a strength outside [0, 1], or another than 1 for an adapter of a kind that has none."""
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength {strength}: a number from 0 to 1")
+    if strength == 1:
+        return
+    from codi_hub.adapters import KINDS
+
+    if row.kind in KINDS and not KINDS.load(row.kind).scalable:
+        raise UsageError(f"strength {strength:g}: {row.ref} is of kind {row.kind}, which has none: leave it at 1")
+
+
 def check_guidance(scale: float, negative_prompt: str | None, row: AdapterRow) -> None:
     """Refuse a guidance scale for an adapter that was trained without one, and a negative prompt without guidance.
 

@@ -15,7 +15,7 @@ from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
-from codi_hub.operations.context import Context, check_guidance, check_steps, check_variants
+from codi_hub.operations.context import Context, check_guidance, check_steps, check_strength, check_variants
 from codi_hub.seeds import image_seed, variant_seed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ AnyImage = Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Arguments of `Hub.generate`; see there. `masks` to `seeds` are one for all images or one each."""
+    """Arguments of `Hub.generate`; see there. `masks` to `seeds` and `strength` are one for all images or one each."""
 
     masks: Any = None
     prompts: Any = None
@@ -38,7 +38,7 @@ class GenerateOptions:
     seeds: Any = None
     variants: int = 1
     steps: int | None = None
-    strength: float = 1.0
+    strength: Any = 1.0
     options: Mapping[str, Any] | None = None
     sampler: str = "ddim"
     temperature: float = 1.0
@@ -63,6 +63,7 @@ class Input:
     negative_prompt: str | None
     seed: int
     steps: int
+    strength: float
 
 
 def generate(context: Context, refs: str | Sequence[str], images: Any, options: GenerateOptions) -> Any:
@@ -106,7 +107,7 @@ def _generate(
                 loaded[e.row.id].adapter,
                 e.prompt,
                 e.seed,
-                options.strength,
+                e.strength,
                 negative_prompt=e.negative_prompt,
             )
             for e in (inputs[k] for k in indices)
@@ -120,7 +121,7 @@ def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, 
     from codi_hub.inference.engine import AdapterGenerator, Sampling
 
     sampling = Sampling(entry.steps, options.sampler, options.temperature, options.guidance_scale)
-    generator = AdapterGenerator(engine, adapter, sampling, options.strength, entry.negative_prompt)
+    generator = AdapterGenerator(engine, adapter, sampling, entry.strength, entry.negative_prompt)
 
     def tiles(conditions: list[np.ndarray], windows: list[Any]) -> Sequence[np.ndarray]:
         prompts, seeds = [entry.prompt] * len(windows), [entry.seed] * len(windows)
@@ -152,6 +153,7 @@ def _inputs(
     prompts = _each("prompts", options.prompts, count, str)
     negatives = _each("negative_prompts", options.negative_prompts, count, str)
     seeds = _each("seeds", options.seeds, count, int)
+    strengths = _each("strength", options.strength, count, int | float)
     mismatch = options.allow_base_mismatch
     rows = {name: context.resolve(name, allow_base_mismatch=mismatch) for name in dict.fromkeys(names)}
     tasks = {name: context.catalog.load_task(row.task, dict(options.options or {})) for name, row in rows.items()}
@@ -166,6 +168,8 @@ def _inputs(
                 raise UsageError(f"task {row.task} needs a prompt for every image")
             negative = clean_prompt(negatives[k] or "", "the negative prompt")
             check_guidance(options.guidance_scale, negative, row)
+            strength = 1.0 if strengths[k] is None else strengths[k]
+            check_strength(strength, row)
             check_variants(options.variants, options.sampler, options.temperature, row)
             own = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
             loaded = _load(image, mask, task)
@@ -173,7 +177,7 @@ def _inputs(
             as_array = isinstance(image, np.ndarray)
             for seed in (variant_seed(own, number) for number in range(options.variants)):
                 prepared = task.prepare(pixels, rng=np.random.default_rng(seed))
-                inputs.append(Input(task, row, prepared, loaded, as_array, prompt, negative, seed, steps))
+                inputs.append(Input(task, row, prepared, loaded, as_array, prompt, negative, seed, steps, strength))
     return inputs
 
 
@@ -198,8 +202,6 @@ def _named(value: Any) -> str:
 
 def _check(options: GenerateOptions) -> None:
     SAMPLERS.check(options.sampler, "sampler")
-    if not 0 <= options.strength <= 1:
-        raise UsageError(f"strength {options.strength}: a number from 0 to 1")
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"batch {options.batch}: at least 1")
 

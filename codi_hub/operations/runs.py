@@ -22,7 +22,7 @@ from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
-from codi_hub.operations.context import Context, check_guidance, check_steps, check_variants
+from codi_hub.operations.context import Context, check_guidance, check_steps, check_strength, check_variants
 from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -52,7 +52,9 @@ class PlannedRun:
         Tiles, batch size and device are left out: they change how outputs are computed, not what they are.
         """
         chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
-        if self.options.guidance_scale != 1:  # absent from the recipes of runs before there was guidance
+        if self.options.strength != 1:  # absent from the recipes of runs before there was a choice, as is guidance
+            chosen["strength"] = self.options.strength
+        if self.options.guidance_scale != 1:
             chosen |= {name: getattr(self.options, name) for name in ("guidance_scale", "negative_prompt")}
         return chosen | {
             "adapter_sha256": self.row.sha256,
@@ -123,6 +125,7 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     )
     steps = options.steps or row.steps
     check_steps(steps, row)
+    check_strength(options.strength, row)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
     check_guidance(options.guidance_scale, negative, row)
     check_variants(options.variants, options.sampler, options.temperature, row)
@@ -159,7 +162,7 @@ def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> Adap
     loaded = context.models.load(planned.row, placement)
     engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
     sampling = Sampling(planned.steps, options.sampler, options.temperature, options.guidance_scale)
-    return AdapterGenerator(engine, loaded.adapter, sampling, negative_prompt=options.negative_prompt)
+    return AdapterGenerator(engine, loaded.adapter, sampling, options.strength, options.negative_prompt)
 
 
 def _counting(on_event: OnEvent, total: int) -> OnEvent:

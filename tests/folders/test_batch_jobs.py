@@ -17,6 +17,7 @@ from codi_hub import RunOptions
 from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.folders.jobs import KEYS, read_jobs
 from codi_hub.hub import Hub
+from codi_hub.images.metadata import read_origin
 from codi_hub.inference.models import ModelCache
 
 Codi = Callable[..., Any]
@@ -177,6 +178,32 @@ def test_jobs_of_several_tasks_equal_single_runs(inputs: Path, codi: Codi) -> No
     (inputs / "jobs.jsonl").write_text(lines)
     third = json.loads(codi("run", "--jobs", "jobs.jsonl", "--json", *fixed).out)
     assert [item["input"] for run in third["runs"] for item in run["items"] if item["status"] == "ok"] == ["in/a.png"]
+
+
+@pytest.mark.slow
+def test_reports_outputs_and_finished_work_know_the_strength(inputs: Path, codi: Codi) -> None:
+    fixed = ("--steps", "1", "--device", "cpu", "--dtype", "fp32", "--json")
+    jobs = [{"task": "superres", "input": "in/a.png", "output": f"out/{s}.png", "strength": s} for s in (0.5, 1, 0)]
+    written(inputs / "jobs.jsonl", *jobs)
+    report = json.loads(codi("run", "--jobs", "jobs.jsonl", *fixed).out)
+    assert sorted(run["strength"] for run in report["runs"]) == [0, 0.5, 1]
+    origins = [read_origin(inputs / "out" / f"{strength}.png") or {} for strength in (0.5, 1, 0)]
+    assert [origin.get("strength") for origin in origins] == [0.5, None, 0]
+    pixels = [np.asarray(Image.open(inputs / "out" / f"{strength}.png"), int) for strength in (0, 0.5, 1)]
+    assert min(np.abs(pixels[0] - pixels[1]).max(), np.abs(pixels[1] - pixels[2]).max()) > 0
+
+    def statuses(*more: str) -> list[str]:
+        line = ("run", "superres", "in/a.png", "-o", "out/0.5.png", *fixed, *more)
+        answer = codi(*line)
+        return [item["status"] + item.get("replaces", "") for item in json.loads(answer.out)["items"]]
+
+    assert statuses("--strength", "0.5") == ["skipped"]
+    assert statuses("--strength", "0.25", "--dry-run") == ["plannedmade with another adapter or other options"]
+    assert statuses() == ["okmade with another adapter or other options"]  # as is a strength of 1
+    assert np.array_equal(np.asarray(Image.open(inputs / "out" / "0.5.png"), int), pixels[2])
+    answer = codi("run", "superres", "in/a.png", "--strength", "0.5", "--dry-run")
+    assert answer.out.endswith("(superres:1, 4 steps, strength 0.5)\n")
+    assert codi("run", "superres", "in", "--strength", "2") == (2, "", "Error: --strength 2.0: at most 1\n")
 
 
 @pytest.mark.parametrize(

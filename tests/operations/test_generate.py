@@ -115,6 +115,15 @@ def test_the_default_seed_depends_on_the_index(hub: Hub) -> None:
     assert levels(*default) > 0
 
 
+@pytest.mark.slow
+def test_each_image_has_a_strength_of_its_own(hub: Hub) -> None:
+    image = photograph(64, 64)
+    images = hub.generate("deblur", [image] * 3, seeds=1, strength=[0, 0.5, None], **EXACT)
+    alone = [hub.generate("deblur", image, seeds=1, strength=strength, **EXACT) for strength in (0.0, 0.5, 1.0)]
+    assert [levels(*pair) <= 1 for pair in zip(images, alone, strict=True)] == [True] * 3
+    assert min(levels(images[0], images[1]), levels(images[1], images[2])) > 1
+
+
 def test_task_options(hub: Hub) -> None:
     assert hub.generate("superres", photograph(16, 16), options={"scale": 2}, steps=1, **EXACT).size == (32, 32)
 
@@ -138,6 +147,8 @@ WRONG: dict[str, tuple[tuple[Any, Any], dict[str, Any], str]] = {
     "steps": (("superres", IMAGE), {"steps": 0}, "steps 0: a number from 1 to 1000"),
     "sampler": (("superres", IMAGE), {"sampler": "euler"}, "sampler euler: one of ddim, renoise, dpmpp"),
     "strength": (("superres", IMAGE), {"strength": 1.5}, "strength 1.5: a number from 0 to 1"),
+    "its form": (("superres", IMAGE), {"strength": {1}}, r"strength: set \{1\} cannot be used"),
+    "one of them": (("superres", [IMAGE] * 2), {"strength": [0, 2]}, r"images\[1\]: strength 2: a number from 0 to 1"),
     "batch": (("superres", IMAGE), {"batch": 0}, "batch 0: at least 1"),
     "guidance": (
         ("superres", IMAGE),
