@@ -70,16 +70,16 @@ class Hub:
 
     def generate(
         self,
-        ref: str | Sequence[str],
-        images: AnyImage | Sequence[AnyImage],
+        ref: str | Sequence[str | Sequence[str]],
+        images: AnyImage | Sequence[AnyImage | Sequence[AnyImage]],
         *,
-        masks: AnyImage | Sequence[AnyImage | None] | None = None,
+        masks: AnyImage | Sequence[AnyImage | Sequence[AnyImage | None] | None] | None = None,
         prompts: str | Sequence[str | None] | None = None,
         negative_prompts: str | Sequence[str | None] | None = None,
         seeds: int | Sequence[int | None] | None = None,
         variants: int = 1,
         steps: int | None = None,
-        strength: float | Sequence[float | None] = 1.0,
+        strength: float | Sequence[float | Sequence[float | None] | None] = 1.0,
         options: Mapping[str, Any] | None = None,
         sampler: str = "ddim",
         temperature: float = 1.0,
@@ -92,8 +92,12 @@ class Hub:
     ) -> Any:
         """Generate one image per input; adapters of several tasks share batches.
 
+        An image may have several conditions, which its adapters take each: `ref=[["depth", "canny"]]`,
+        `images=[[depth_map, edges]]`, `strength=[[1.0, 0.5]]`. What they add to the base is summed; the first one's
+        task finishes the output.
+
         Args:
-            ref: adapter such as "superres" or "depth:2", for all images or one each.
+            ref: adapter such as "superres" or "depth:2", for all images, one each, or one for each condition.
             images: PIL images, or arrays: uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or another form that the
                 task takes, such as a float depth map (H, W). One image, or a sequence.
             masks: for tasks that fill holes, of the image's size, white (255, or True) in the hole.

@@ -31,6 +31,7 @@ class RunReport(Result):
         adapter: reference, as task:version.
         steps: sampling steps.
         strength: scale of what the adapter added.
+        also: adapters that took a further condition of every image: adapter, strength.
         ok, failed, skipped: number of items by status.
         seconds: of the whole run.
         batches: number of images in each batch, in the order computed.
@@ -47,6 +48,7 @@ class RunReport(Result):
     failed: int
     skipped: int
     seconds: float
+    also: list[dict[str, Any]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     items: list[dict[str, Any]]
     left_out: list[dict[str, str]] = field(default_factory=list)
@@ -58,9 +60,10 @@ class RunReport(Result):
 
     @property
     def summary(self) -> str:
-        """Return the adapter, its steps and a strength other than 1, for people."""
+        """Return the adapters, their steps and a strength other than 1, for people."""
         strength = f", strength {self.strength:g}" if self.strength != 1 else ""
-        return f"{self.adapter}, {self.steps} step{'s' * (self.steps != 1)}{strength}"
+        also = "".join(f" + {one['adapter']} at {one['strength']:g}" for one in self.also)
+        return f"{self.adapter}{also}, {self.steps} step{'s' * (self.steps != 1)}{strength}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,17 +63,33 @@ class Prepared:
         size: (width, height) of the output.
         keep: what `finish` needs of the input beside the condition.
         opaque: `prepare` used the input's alpha channel; otherwise the output gets it.
+        further: conditions of other tasks for the same output, which other adapters take.
     """
 
     values: np.ndarray
     size: tuple[int, int]
     keep: dict[str, Any] = field(default_factory=dict)
     opaque: bool = False
+    further: tuple[Prepared, ...] = ()
 
     @property
     def condition(self) -> np.ndarray:
-        """Return what the networks take: float32 (H, W, condition_channels) in [0, 1]."""
+        """Return what the task's networks take: float32 (H, W, condition_channels) in [0, 1]."""
         return self.values if self.values.dtype == np.float32 else self.values.astype(np.float32) / 255
+
+    @property
+    def conditions(self) -> np.ndarray:
+        """Return the channels of this condition and of all further ones: float32 (H, W, K) in [0, 1]."""
+        own = self.condition
+        return np.concatenate([own, *(one.condition for one in self.further)], axis=2) if self.further else own
+
+    def with_further(self, further: Sequence[Prepared]) -> Prepared:
+        """Return the same with conditions of other tasks. Raises InvalidInput for one of another size."""
+        for one in further:
+            if one.size != self.size:
+                sizes = " and ".join(f"{width}x{height}" for width, height in (self.size, one.size))
+                raise InvalidInput(f"the conditions of one image are of {sizes} pixels: give them one size")
+        return replace(self, further=tuple(further))
 
     @property
     def bytes(self) -> np.ndarray:
@@ -83,7 +99,8 @@ class Prepared:
     def window(self, rows: slice, columns: slice) -> Prepared:
         """Return a part of the input as an input of its own."""
         values = self.values[rows, columns]
-        return replace(self, values=values, size=(values.shape[1], values.shape[0]))
+        further = tuple(one.window(rows, columns) for one in self.further)
+        return replace(self, values=values, size=(values.shape[1], values.shape[0]), further=further)
 
 
 class Task:

@@ -121,7 +121,7 @@ class Residuals(NamedTensors):
         for name, value in self.tensors.items():
             if name not in whole:
                 whole[name] = value.new_zeros((batch, *value.shape[1:]))
-            whole[name][index] += value
+            whole[name].index_add_(0, index.to(value.device), value)  # an image may have several conditions
         return Residuals(whole) if into is None else into
 
 

@@ -2,6 +2,7 @@
 
 {"task": "superres", "input": "imgs/a.png", "output": "out", "seed": 7}
 {"task": "edit:2", "input": ["b.png", "more"], "prompt": "make it night", "steps": 1, "set": {"keep": 0}}
+{"task": "depth", "input": "maps", "also": [{"task": "canny", "input": "edges", "strength": 0.5}]}
 """
 
 from __future__ import annotations
@@ -32,7 +33,24 @@ SHARED = (  # options of the whole run, which a line cannot set
     "compile",
 )
 OPTIONS = tuple(name for name in RunOptions.model_fields if name not in (*SHARED, "out"))
-KEYS = ("task", "input", "output", *OPTIONS)
+KEYS = ("task", "input", "output", "also", *OPTIONS)
+ALSO_KEYS = ("task", "input", "strength", "set")
+
+
+@dataclass(frozen=True)
+class Also:
+    """A further condition of every image of a job.
+
+    Attributes:
+        input: a file for one image, or a folder with a file for each, of the same relative name but for the extension.
+        strength: of its adapter.
+        set: options of its task.
+    """
+
+    ref: str
+    input: Path
+    strength: float
+    set: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class Job:
     ref: str
     inputs: list[Path]
     options: RunOptions
+    also: tuple[Also, ...] = ()
 
 
 def read_jobs(file: Path, common: RunOptions) -> Iterator[Job]:
@@ -64,11 +83,8 @@ def read_jobs(file: Path, common: RunOptions) -> Iterator[Job]:
         )
 
 
-def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, list[Path], RunOptions]:
-    if unknown := [key for key in row if key not in KEYS]:
-        near = difflib.get_close_matches(unknown[0], KEYS, 1)
-        meant = f"did you mean {near[0]!r}" if near else f"a job has {', '.join(KEYS)}"
-        raise InvalidInput(f"{where}: no option {unknown[0]!r:.60}; {meant}")
+def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, list[Path], RunOptions, tuple[Also, ...]]:
+    _check_keys(row, KEYS, where, "a job")
     task, value = row.get("task"), row.get("input")
     inputs: list[Any] = value if isinstance(value, list) else [value]
     if not isinstance(task, str) or not inputs or not all(isinstance(path, str) and path for path in inputs):
@@ -87,7 +103,31 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     except UsageError as error:
         text = str(error)
         raise InvalidInput(f"{where}: {'output' + text[3:] if text.startswith('out ') else text}") from error
-    return task, [Path(path) for path in inputs], options
+    return task, [Path(path) for path in inputs], options, _read_also(row.get("also"), where)
+
+
+def _check_keys(row: dict[str, Any], known: tuple[str, ...], where: str, what: str) -> None:
+    if unknown := [key for key in row if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"did you mean {near[0]!r}" if near else f"{what} has {', '.join(known)}"
+        raise InvalidInput(f"{where}: no option {unknown[0]!r:.60}; {meant}")
+
+
+def _read_also(value: Any, where: str) -> tuple[Also, ...]:
+    """Return the further conditions of a job: one object, or a list of them."""
+    found = []
+    for row in value if isinstance(value, list) else [] if value is None else [value]:
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) and row[key] for key in ALSO_KEYS[:2]):
+            raise InvalidInput(f'{where}: also: write {{"task": "canny", "input": "edges", "strength": 0.5}}')
+        _check_keys(row, ALSO_KEYS, f"{where}: also", "a condition")
+        if not _is_path(row["input"]):
+            raise InvalidInput(f"{where}: {row['input']!r:.60} contains characters that no path can have: remove them")
+        try:
+            options = RunOptions(**{key: row[key] for key in ALSO_KEYS[2:] if row.get(key) is not None})
+        except UsageError as error:
+            raise InvalidInput(f"{where}: also: {error}") from error
+        found.append(Also(row["task"], Path(row["input"]), options.strength, options.set))
+    return tuple(found)
 
 
 def _is_path(value: str) -> bool:

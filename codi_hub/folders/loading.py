@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -64,10 +65,13 @@ class Loader:
     Args:
         stop: ends every iteration when it is set.
         memory: bytes of loaded items that may wait.
+        further: tasks of the items' further conditions.
     """
 
-    def __init__(self, items: Sequence[Item], task: Task, stop: threading.Event, memory: int) -> None:
-        self._items, self._task, self._stop = items, task, stop
+    def __init__(
+        self, items: Sequence[Item], task: Task, stop: threading.Event, memory: int, further: Sequence[Task] = ()
+    ) -> None:
+        self._items, self._task, self._stop, self._further = items, task, stop, further
         self._budget = MemoryBudget(memory)
         self._pool = ThreadPoolExecutor(LOADERS, "codi-load")
 
@@ -123,8 +127,10 @@ class Loader:
             yield pending.popleft()
 
     def _hash(self, index: int) -> str:
-        path = self._items[index].input
-        return input_hash(path, self._task.companions(path))
+        item = self._items[index]
+        also = zip(self._further, item.also, strict=True)
+        files = [file for task, path in also for file in (path, *task.companions(path))]
+        return input_hash(item.input, [*self._task.companions(item.input), *files])
 
     def _load(self, index: int) -> LoadedItem:
         item, start = self._items[index], time.perf_counter()
@@ -132,13 +138,21 @@ class Loader:
             raise InvalidInput(item.error)
         self._budget.wait(index)
         digest = self._hash(index)
-        if item.input.suffix.lower() not in ARRAYS:
-            open_image(item.input).close()  # checks the header: a task's own `load` need not be safe
-        source = self._task.load(item.input)
-        image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)
-        pixels = image.with_alpha() if self._task.reads_alpha else image.image
-        prepared = self._task.prepare(pixels, path=item.input, rng=np.random.default_rng(item.seed))
+        image, prepared = _prepared(self._task, item.input, item.seed)
+        if item.also:
+            also = zip(self._further, item.also, strict=True)
+            prepared = prepared.with_further([_prepared(task, path, item.seed)[1] for task, path in also])
         seconds = time.perf_counter() - start
         loaded = LoadedItem(index, item, digest, image.alpha, image.icc, image.grey, image.metadata, prepared, seconds)
         self._budget.add(loaded.bytes)
         return loaded
+
+
+def _prepared(task: Task, path: Path, seed: int) -> tuple[LoadedImage, Prepared]:
+    """Return a file as decoded, and as its task prepares it."""
+    if path.suffix.lower() not in ARRAYS:
+        open_image(path).close()  # checks the header: a task's own `load` need not be safe
+    source = task.load(path)
+    image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)
+    pixels = image.with_alpha() if task.reads_alpha else image.image
+    return image, task.prepare(pixels, path=path, rng=np.random.default_rng(seed))

@@ -42,6 +42,7 @@ class Item:
         variant: 0 for the first image of the input.
         out: the output folder that `name` is mirrored under; None where the user named the output's file.
         suffix: of the stem of the output's name.
+        also: files of further conditions.
     """
 
     input: Path
@@ -53,6 +54,7 @@ class Item:
     variant: int = 0
     out: Path | None = None
     suffix: str = ""
+    also: tuple[Path, ...] = ()
 
     @property
     def mark(self) -> str:

@@ -31,6 +31,7 @@ from codi_hub.paths import display_path, path_text, unwritable
 from codi_hub.reports import RunReport
 
 if TYPE_CHECKING:
+    from codi_hub.folders.conditions import FurtherCondition
     from codi_hub.inference.engine import AdapterGenerator, Generated
     from codi_hub.tasks import Task
 
@@ -49,6 +50,7 @@ class RunSettings:
         options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs`, `dry_run`, and for the report `strength` are
             read.
         left_out: files that are no items, for the report: path, why.
+        also: further conditions of every item.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
     """
 
@@ -57,6 +59,7 @@ class RunSettings:
     steps: int
     options: RunOptions
     left_out: list[dict[str, str]] = field(default_factory=list)
+    also: Sequence[FurtherCondition] = ()
     memory: int = MEMORY
 
 
@@ -92,7 +95,7 @@ class FolderRun:
         self._stop = threading.Event()
         self._on_event = on_event
         self._rows = Rows(items, None if self._options.dry_run else log, on_event)
-        self._loader = Loader(items, task, self._stop, settings.memory)
+        self._loader = Loader(items, task, self._stop, settings.memory, [one.task for one in settings.also])
         origin = self._origin if self._options.metadata else None
         self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite, origin=origin)
         self._batches: list[int] = []
@@ -124,6 +127,9 @@ class FolderRun:
         item, settings = loaded.item, self._settings
         origin = {"codi_hub": __version__, "adapter": settings.adapter, "steps": settings.steps, "seed": item.seed}
         origin |= {} if self._options.strength == 1 else {"strength": self._options.strength}
+        if settings.also:
+            files = [path_text(path.name) for path in item.also]
+            origin["also"] = [one.recorded | {"input": file} for one, file in zip(settings.also, files, strict=True)]
         names = {"input": path_text(item.name), "input_sha256": loaded.digest}
         return origin | ({} if item.prompt is None else {"prompt": item.prompt}) | names
 
@@ -153,6 +159,7 @@ class FolderRun:
             adapter=self._settings.adapter,
             steps=self._settings.steps,
             strength=self._options.strength,
+            also=[one.recorded for one in self._settings.also],
             seconds=seconds,
             batches=self._batches,
             items=rows,
@@ -251,7 +258,7 @@ class FolderRun:
         try:
             if self._is_tiled(group[0]):
                 return [self._generate_tiled(group[0], prompts[0])], ""
-            conditions = [loaded.prepared.condition for loaded in group]
+            conditions = [loaded.prepared.conditions for loaded in group]
             made = self._generator().generate(conditions, prompts, seeds, batch=self._options.batch)
         except Exception as exc:  # noqa: BLE001 - whatever an image does to the networks, the others go on
             return None, describe(exc)

@@ -15,46 +15,16 @@ from torch import Tensor
 
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.backbones.backbone import Backbone, Prompt
 from codi_hub.backbones.prompts import PromptWarnings
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.diffusion.guidance import Network, guided
-from codi_hub.errors import UsageError, one_line
+from codi_hub.errors import one_line
+from codi_hub.inference.requests import Request, check_adapters, mixed_batch, strengths
 from codi_hub.inference.tiling import Window
 
 WHOLE_NOISE_KEPT = 4  # noise tensors of whole images that are kept for their next tiles
 AUTO_PIXELS = {"cpu": 1 << 20, "mps": 2 << 20, "cuda": 16 << 20}  # output pixels of an automatic batch
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One image to generate.
-
-    Attributes:
-        condition: float32 (H, W, K) in [0, 1], of any size.
-        adapter: the adapter that takes it.
-        prompt: text, may be empty.
-        seed: the image's noise depends on it and the image's size alone.
-        strength: scale in [0, 1] of what the adapter adds; 0 is the base bit for bit.
-        window: of a tile: its place in the whole image, `top` and `left` multiples of the base's `multiple`. A tile's
-            noise is its part of the whole image's.
-        negative_prompt: what guidance leads away from; None: the base's embedding of no prompt.
-    """
-
-    condition: np.ndarray
-    adapter: Adapter
-    prompt: str = ""
-    seed: int = 0
-    strength: float = 1.0
-    window: Window | None = None
-    negative_prompt: str | None = None
-
-    @property
-    def group(self) -> tuple[Any, ...]:
-        """Equal for requests that can share a batch."""
-        alone = None if self.adapter.adds_residuals else self.adapter
-        return (*self.condition.shape[:2], self.adapter.start, alone)
 
 
 @dataclass(frozen=True)
@@ -133,13 +103,14 @@ class Engine:
                 halved and tried again, and later ones of its size are no larger.
 
         Raises:
-            UsageError: an unknown sampler, more steps than the schedule has, a strength that an adapter lacks, or an
-                image that is larger than the base takes.
+            UsageError: an unknown sampler, more steps than the schedule has, a strength that an adapter lacks, several
+                conditions for an adapter that takes no other beside its own, or an image that is larger than the base
+                takes.
             MemoryError: one image alone does not fit.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for k, request in enumerate(requests):
-            _check_strength(request)
+            check_adapters(request)
             self.base.latents.check(*request.condition.shape[:2])
             groups.setdefault(request.group, []).append(k)
         images: dict[int, np.ndarray] = {}
@@ -183,14 +154,15 @@ class Engine:
         """Generate one batch of requests that have one size and one start."""
         base, count = self.base, len(requests)
         height, width = requests[0].condition.shape[:2]
-        adapters = list(dict.fromkeys(request.adapter for request in requests))
-        compile = self.compile and len(adapters) == 1
+        mixed = len({adapter for request in requests for adapter, _ in request.adapters}) > 1
+        mixed = mixed or any(request.also for request in requests)  # two conditions of one adapter
+        compile = self.compile and not mixed
         if compile:
             missing = self._filled.get((height, width), 0) - count
             requests = [*requests, *[requests[-1]] * max(0, missing)]
         rows = [*requests, *requests] if sampling.guided else requests  # first without the prompts, then with them
-        adapter: Any = adapters[0] if len(adapters) == 1 else MixedBatch([request.adapter for request in rows])
-        condition = self._conditions(rows, mixed=len(adapters) > 1)
+        adapter: Any = mixed_batch(rows) if mixed else rows[0].adapter
+        condition = self._conditions(rows, mixed=mixed)
         decode = self._compiled(type(base).decode, compile)
         schedule = base.schedule_for(*padded_size(height, width, base.latents.multiple))
         denoise = schedule.denoiser(self._network(adapter, rows, condition, sampling, compile))
@@ -222,7 +194,7 @@ class Engine:
         else:
             prompt = base.embed([row.prompt for row in rows])
         prepared = adapter.prepare(base, condition, prompt)
-        strength = _strengths(rows, base)
+        strength = strengths(rows, base)
 
         def network(z_t: Tensor, t: Tensor) -> Tensor:
             return predict(adapter, base, z_t.to(base.dtype), t, prompt, prepared, strength)
@@ -247,13 +219,13 @@ class Engine:
         return attempt
 
     def _conditions(self, requests: Sequence[Request], *, mixed: bool) -> Any:
-        """Return the conditions (B, K, H, W), or (1, K, H, W) each where adapters differ."""
+        """Return the conditions (B, K, H, W), or (1, K, H, W) each where there are several adapters."""
 
         def tensor(images: Sequence[np.ndarray]) -> Tensor:
             stacked = pad(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.base.latents.multiple)
             return stacked.to(self.base.device, self.base.dtype, memory_format=torch.channels_last)
 
-        images = [request.condition for request in requests]
+        images = [condition for request in requests for condition in request.conditions]
         return [tensor([image]) for image in images] if mixed else tensor(images)
 
     def _noise(self, requests: Sequence[Request], step: int) -> Tensor:
@@ -278,13 +250,14 @@ class Engine:
 
 @dataclass(frozen=True)
 class AdapterGenerator:
-    """An adapter on its base at fixed sampling settings."""
+    """An adapter on its base at fixed sampling settings; with `also`, see `Request`, several for one image."""
 
     engine: Engine
     adapter: Adapter
     sampling: Sampling
     strength: float = 1.0
     negative_prompt: str | None = None
+    also: tuple[tuple[Adapter, float], ...] = ()
 
     def auto_batch(self, height: int, width: int) -> int:
         """See `Engine.auto_batch`."""
@@ -302,7 +275,7 @@ class AdapterGenerator:
         """Generate one image per condition, float32 (H, W, C) in [0, 1]; see `Engine.generate`."""
         places: Sequence[Window | None] = windows or [None] * len(conditions)
         requests = [
-            Request(condition, self.adapter, prompt, seed, self.strength, window, self.negative_prompt)
+            Request(condition, self.adapter, prompt, seed, self.strength, window, self.negative_prompt, self.also)
             for condition, prompt, seed, window in zip(conditions, prompts, seeds, places, strict=True)
         ]
         return self.engine.generate(requests, self.sampling, batch=batch)
@@ -336,20 +309,6 @@ def pad(images: Tensor, multiple: int) -> Tensor:
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Return the size of an image that `pad` has padded."""
     return height + -height % multiple, width + -width % multiple
-
-
-def _check_strength(request: Request) -> None:
-    if not 0 <= request.strength <= 1:
-        raise UsageError(f"strength {request.strength}: from 0 to 1")
-    if request.strength != 1 and not request.adapter.scalable:
-        raise UsageError(f"strength {request.strength}: an adapter of kind {request.adapter.kind} has no strength")
-
-
-def _strengths(requests: Sequence[Request], base: Backbone) -> Tensor | None:
-    """Return the strengths (B,), None where all are 1."""
-    if all(request.strength == 1 for request in requests):
-        return None
-    return torch.tensor([request.strength for request in requests], device=base.device, dtype=base.dtype)
 
 
 def _negative_prompts(requests: Sequence[Request], base: Backbone) -> Prompt:

@@ -40,6 +40,8 @@ class Prepared(Protocol):
     @property
     def condition(self) -> np.ndarray: ...
     @property
+    def conditions(self) -> np.ndarray: ...
+    @property
     def size(self) -> tuple[int, int]: ...
     def window(self, rows: slice, columns: slice) -> Any: ...
 
@@ -188,7 +190,7 @@ def _tiles(
             needed = [k for k, part in enumerate(parts) if part.size == size and not task.untouched(part)]
             if needed:
                 windows = [Window(here[k][0].start, here[k][1].start, height, width) for k in needed]
-                outputs |= zip(needed, generate([parts[k].condition for k in needed], windows), strict=True)
+                outputs |= zip(needed, generate([parts[k].conditions for k in needed], windows), strict=True)
         for k, part in enumerate(parts):
             output = outputs[k] if k in outputs else part.condition[..., :3]
             _check_finite(output)

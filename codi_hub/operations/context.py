@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from codi_hub.errors import Mismatch, NotFound, UsageError
 from codi_hub.events import Message, OnEvent, ignore
-from codi_hub.record import DISTILLED_METHODS
+from codi_hub.record import DISTILLED_METHODS, RECORD, read_record
 
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
@@ -102,6 +103,19 @@ def check_strength(strength: float, row: AdapterRow) -> None:
 
     if row.kind in KINDS and not KINDS.load(row.kind).scalable:
         raise UsageError(f"strength {strength:g}: {row.ref} is of kind {row.kind}, which has none: leave it at 1")
+
+
+def check_together(context: Context, rows: Sequence[AdapterRow]) -> None:
+    """Raise UsageError for adapters that cannot share an image: they bring a network, or begin from their condition."""
+    from codi_hub.adapters import KINDS
+    from codi_hub.inference.requests import ALONE, STARTS
+
+    for row in rows:
+        if row.kind in KINDS and not KINDS.load(row.kind).adds_residuals:
+            raise UsageError(f"{row.ref} is of kind {row.kind}, which {ALONE}")
+        record = read_record(context.catalog.registry.adapters.file(row, RECORD))
+        if (start := record.config.get("start", 1)) != 1:
+            raise UsageError(f"{row.ref} has start {start:g}: it {STARTS}")
 
 
 def check_guidance(scale: float, negative_prompt: str | None, row: AdapterRow) -> None:

@@ -1,4 +1,4 @@
-"""Generation of images in memory: arguments per image, adapters of several tasks in one batch."""
+"""Generation of images in memory: arguments per image, one or several conditions each, adapters of any tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from codi_hub.images.filters import to_uint8
 from codi_hub.images.io import LoadedImage, decode_image, with_alpha
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
-from codi_hub.operations.context import Context, check_guidance, check_steps, check_strength, check_variants
+from codi_hub.operations.context import (
+    Context,
+    check_guidance,
+    check_steps,
+    check_strength,
+    check_together,
+    check_variants,
+)
 from codi_hub.seeds import image_seed, variant_seed
 
 if TYPE_CHECKING:
+    from codi_hub.adapters.adapter import Adapter
     from codi_hub.inference.engine import Engine
     from codi_hub.inference.models import Loaded
     from codi_hub.registry import AdapterRow
@@ -51,22 +59,35 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
-class Input:
-    """An image with everything that its output depends on."""
+class Condition:
+    """One condition of an image: what a task made of an input, and the adapter that takes it."""
 
     task: Task
     row: AdapterRow
     prepared: Prepared
     image: LoadedImage
+    strength: float
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image with everything that its output depends on; the first condition's task finishes it."""
+
+    conditions: Sequence[Condition]
+    prepared: Prepared
     as_array: bool
     prompt: str
     negative_prompt: str | None
     seed: int
     steps: int
-    strength: float
+
+    @property
+    def task(self) -> Task:
+        """The task that finishes the output."""
+        return self.conditions[0].task
 
 
-def generate(context: Context, refs: str | Sequence[str], images: Any, options: GenerateOptions) -> Any:
+def generate(context: Context, refs: Any, images: Any, options: GenerateOptions) -> Any:
     """Generate an image per input; see `Hub.generate`."""
     from codi_hub.inference.models import Placement
 
@@ -74,11 +95,12 @@ def generate(context: Context, refs: str | Sequence[str], images: Any, options: 
     _check(options)
     tiling = Tiling.parse(options.tile)
     inputs = _inputs(context, refs, [images] if single else list(images), options)
-    for row, task in {entry.row.id: (entry.row, entry.task) for entry in inputs}.values():
+    rows = {one.row.id: (one.row, one.task) for entry in inputs for one in entry.conditions}
+    for row, task in rows.values():
         context.models.check(row, task, allow_base_mismatch=options.allow_base_mismatch)
     names = ("device", "dtype", "allow_base_mismatch")
     placement = Placement(**{name: getattr(options, name) for name in names})
-    loaded = {row.id: context.models.load(row, placement) for row in {e.row.id: e.row for e in inputs}.values()}
+    loaded = {row.id: context.models.load(row, placement) for row, _ in rows.values()}
     outputs = _generate(inputs, loaded, tiling, options)
     finished: list[Any] = [_finish(entry, output) for entry, output in zip(inputs, outputs, strict=True)]
     if (count := options.variants) > 1:
@@ -92,36 +114,38 @@ def _generate(
     """Return the outputs of the networks, float32 (H, W, 3) in [0, 1], or finished uint8 ones of tiled images."""
     from codi_hub.inference.engine import Engine, Request, Sampling
 
-    engine = Engine(loaded[inputs[0].row.id].base)
+    engine = Engine(loaded[inputs[0].conditions[0].row.id].base)
     outputs: dict[int, np.ndarray] = {}
     whole: dict[int, list[int]] = {}
     for k, entry in enumerate(inputs):
         if tiling is not None and tiling.applies(entry.prepared.size):
-            outputs[k] = _generate_tiles(engine, entry, loaded[entry.row.id].adapter, tiling, options)
+            outputs[k] = _generate_tiles(engine, entry, _adapters(entry, loaded), tiling, options)
         else:
             whole.setdefault(entry.steps, []).append(k)
     for steps, indices in whole.items():
-        requests = [
-            Request(
-                e.prepared.condition,
-                loaded[e.row.id].adapter,
-                e.prompt,
-                e.seed,
-                e.strength,
-                negative_prompt=e.negative_prompt,
-            )
-            for e in (inputs[k] for k in indices)
-        ]
+        requests = []
+        for entry in (inputs[k] for k in indices):
+            (adapter, strength), *also = _adapters(entry, loaded)
+            condition, negative = entry.prepared.conditions, entry.negative_prompt
+            request = Request(condition, adapter, entry.prompt, entry.seed, strength, None, negative, tuple(also))
+            requests.append(request)
         sampling = Sampling(steps, options.sampler, options.temperature, options.guidance_scale)
         outputs.update(zip(indices, engine.generate(requests, sampling, batch=options.batch).images, strict=True))
     return [outputs[k] for k in range(len(inputs))]
 
 
-def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, options: GenerateOptions) -> np.ndarray:
+def _adapters(entry: Input, loaded: Mapping[int, Loaded]) -> list[tuple[Adapter, float]]:
+    return [(loaded[one.row.id].adapter, one.strength) for one in entry.conditions]
+
+
+def _generate_tiles(
+    engine: Engine, entry: Input, adapters: Sequence[tuple[Adapter, float]], tiling: Tiling, options: GenerateOptions
+) -> np.ndarray:
     from codi_hub.inference.engine import AdapterGenerator, Sampling
 
     sampling = Sampling(entry.steps, options.sampler, options.temperature, options.guidance_scale)
-    generator = AdapterGenerator(engine, adapter, sampling, entry.strength, entry.negative_prompt)
+    (adapter, strength), *also = adapters
+    generator = AdapterGenerator(engine, adapter, sampling, strength, entry.negative_prompt, tuple(also))
 
     def tiles(conditions: list[np.ndarray], windows: list[Any]) -> Sequence[np.ndarray]:
         prompts, seeds = [entry.prompt] * len(windows), [entry.seed] * len(windows)
@@ -132,66 +156,96 @@ def _generate_tiles(engine: Engine, entry: Input, adapter: Any, tiling: Tiling, 
 
 def _finish(entry: Input, output: np.ndarray) -> AnyImage:
     """Finish an output and return it in the form of its input, with the input's alpha channel and ICC profile."""
-    alpha = None if entry.prepared.opaque else entry.image.alpha
+    source = entry.conditions[0].image
+    alpha = None if entry.prepared.opaque else source.alpha
     pixels = with_alpha(finish_output(entry.task, output, entry.prepared), alpha)
     if entry.as_array:
         return pixels
     image = Image.fromarray(pixels)
-    if entry.image.icc is not None:
-        image.info["icc_profile"] = entry.image.icc
+    if source.icc is not None:
+        image.info["icc_profile"] = source.icc
     return image
 
 
-def _inputs(
-    context: Context, refs: str | Sequence[str], images: Sequence[Any], options: GenerateOptions
-) -> list[Input]:
+def _inputs(context: Context, refs: Any, images: Sequence[Any], options: GenerateOptions) -> list[Input]:
     if not images:
         raise UsageError("images: at least one is needed")
     count = len(images)
-    names = _each("ref", refs, count, str)
-    masks = _each("masks", options.masks, count, Image.Image | np.ndarray)
+    images = [one if isinstance(one, list | tuple) else [one] for one in images]
+    names = _each_condition("ref", refs, images, str)
+    masks = _each_condition("masks", options.masks, images, Image.Image | np.ndarray)
+    strengths = _each_condition("strength", options.strength, images, int | float)
     prompts = _each("prompts", options.prompts, count, str)
     negatives = _each("negative_prompts", options.negative_prompts, count, str)
     seeds = _each("seeds", options.seeds, count, int)
-    strengths = _each("strength", options.strength, count, int | float)
     mismatch = options.allow_base_mismatch
-    rows = {name: context.resolve(name, allow_base_mismatch=mismatch) for name in dict.fromkeys(names)}
+    unique = dict.fromkeys(name for own in names for name in own)
+    rows = {name: context.resolve(name, allow_base_mismatch=mismatch) for name in unique}
     tasks = {name: context.catalog.load_task(row.task, dict(options.options or {})) for name, row in rows.items()}
     inputs = []
-    for k, (name, image, mask) in enumerate(zip(names, images, masks, strict=True)):
-        row, task = rows[name], tasks[name]
-        steps = options.steps if options.steps is not None else row.steps
-        check_steps(steps, row)
+    for k in range(count):
+        own = [rows[name] for name in names[k]]
+        steps = options.steps if options.steps is not None else own[0].steps
+        check_steps(steps, own[0])
         with prefixed(f"images[{k}]"):
+            if len(own) > 1:
+                check_together(context, own)
             prompt = clean_prompt(prompts[k] or "", "the prompt") or ""
-            if task.needs_prompt and not prompt:
-                raise UsageError(f"task {row.task} needs a prompt for every image")
+            needing = [row.task for row, name in zip(own, names[k], strict=True) if tasks[name].needs_prompt]
+            if needing and not prompt:
+                raise UsageError(f"task {needing[0]} needs a prompt for every image")
             negative = clean_prompt(negatives[k] or "", "the negative prompt")
-            check_guidance(options.guidance_scale, negative, row)
-            strength = 1.0 if strengths[k] is None else strengths[k]
-            check_strength(strength, row)
-            check_variants(options.variants, options.sampler, options.temperature, row)
-            own = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
-            loaded = _load(image, mask, task)
-            pixels = loaded.with_alpha() if task.reads_alpha else loaded.image
-            as_array = isinstance(image, np.ndarray)
-            for seed in (variant_seed(own, number) for number in range(options.variants)):
-                prepared = task.prepare(pixels, rng=np.random.default_rng(seed))
-                inputs.append(Input(task, row, prepared, loaded, as_array, prompt, negative, seed, steps, strength))
+            for row in own:
+                check_guidance(options.guidance_scale, negative, row)
+                check_variants(options.variants, options.sampler, options.temperature, row)
+            first_seed = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
+            for seed in (variant_seed(first_seed, number) for number in range(options.variants)):
+                conditions = [
+                    _condition(tasks[name], rows[name], image, mask, 1.0 if strength is None else strength, seed)
+                    for name, image, mask, strength in zip(names[k], images[k], masks[k], strengths[k], strict=True)
+                ]
+                first, *others = (one.prepared for one in conditions)
+                prepared = first.with_further(others) if others else first
+                as_array = isinstance(images[k][0], np.ndarray)
+                inputs.append(Input(conditions, prepared, as_array, prompt, negative, seed, steps))
     return inputs
 
 
-def _each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
-    """Return a value per image, of one value for all or a sequence with one each; None stays None."""
+def _condition(
+    task: Task, row: AdapterRow, image: AnyImage, mask: AnyImage | None, strength: float, seed: int
+) -> Condition:
+    check_strength(strength, row)
+    loaded = _load(image, mask, task)
+    pixels = loaded.with_alpha() if task.reads_alpha else loaded.image
+    return Condition(task, row, task.prepare(pixels, rng=np.random.default_rng(seed)), loaded, strength)
+
+
+def _each_condition(name: str, value: Any, images: Sequence[Sequence[Any]], kind: Any) -> list[list[Any]]:
+    """Return a value per condition of each image, of one for all, one per image, or one per condition of an image."""
+    values = _each(name, value, len(images), kind, nested=True)
+    return [
+        _each(f"{name}[{k}]", own, len(conditions), kind, "condition")
+        for k, (own, conditions) in enumerate(zip(values, images, strict=True))
+    ]
+
+
+def _each(name: str, value: Any, count: int, kind: Any, of: str = "image", *, nested: bool = False) -> list[Any]:
+    """Return a value per image, of one value for all or a sequence with one each; None stays None.
+
+    Args:
+        of: what there are `count` of.
+        nested: whether a value of the sequence may be a list or a tuple.
+    """
     if value is None or isinstance(value, kind):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:
         if not isinstance(value, Sequence):
             raise UsageError(f"{name}: {_named(value)} cannot be used")
-        values = f"{len(value)} value{'s' * (len(value) != 1)} for {count} image{'s' * (count != 1)}"
+        values = f"{len(value)} value{'s' * (len(value) != 1)} for {count} {of}{'s' * (count != 1)}"
         raise UsageError(f"{name}: {values}: give one for all, or one each")
     for k, one in enumerate(value):
-        if not isinstance(one, kind) and (one is not None or name == "ref"):
+        usable = isinstance(one, kind) or (nested and isinstance(one, list | tuple))
+        if not usable and (one is not None or name.startswith("ref")):
             raise UsageError(f"{name}[{k}]: {_named(one)} cannot be used")
     return list(value)
 

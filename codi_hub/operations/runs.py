@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
@@ -15,14 +15,22 @@ from codi_hub.config.options import RunOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent
+from codi_hub.folders.conditions import FurtherCondition, with_conditions
 from codi_hub.folders.interrupts import Interrupted, Stopped
-from codi_hub.folders.jobs import read_jobs
+from codi_hub.folders.jobs import Job, read_jobs
 from codi_hub.folders.plan import Item, plan, with_own_outputs
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, RunSettings
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
-from codi_hub.operations.context import Context, check_guidance, check_steps, check_strength, check_variants
+from codi_hub.operations.context import (
+    Context,
+    check_guidance,
+    check_steps,
+    check_strength,
+    check_together,
+    check_variants,
+)
 from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -44,6 +52,7 @@ class PlannedRun:
     steps: int
     options: RunOptions
     left_out: list[tuple[Path, str]]
+    also: Sequence[FurtherCondition] = ()
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -54,6 +63,8 @@ class PlannedRun:
         chosen = {name: getattr(self.options, name) for name in ("sampler", "temperature", "dtype")}
         if self.options.strength != 1:  # absent from the recipes of runs before there was a choice, as is guidance
             chosen["strength"] = self.options.strength
+        if self.also:
+            chosen["also"] = {f"{place} {one.row.ref}": one.recipe for place, one in enumerate(self.also, 2)}
         if self.options.guidance_scale != 1:
             chosen |= {name: getattr(self.options, name) for name in ("guidance_scale", "negative_prompt")}
         return chosen | {
@@ -80,7 +91,7 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
     merged: dict[tuple[str, int, str, str], PlannedRun] = {}
     for job in read_jobs(file, options):
         with prefixed(job.where):
-            planned = _plan(context, job.ref, job.inputs, job.options, on_event)
+            planned = _with_also(context, _plan(context, job.ref, job.inputs, job.options, on_event), job)
             if (known := merged.setdefault(planned.key, planned)) is not planned:
                 known.items.extend(planned.items)
                 known.left_out.extend(planned.left_out)
@@ -132,6 +143,21 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative), left_out)
 
 
+def _with_also(context: Context, planned: PlannedRun, job: Job) -> PlannedRun:
+    """Return a planned run with the further conditions of its job."""
+    if not job.also:
+        return planned
+    options, further = job.options, []
+    for one in job.also:
+        row = context.resolve(one.ref, options.base, allow_base_mismatch=options.allow_base_mismatch)
+        check_strength(one.strength, row)
+        check_guidance(options.guidance_scale, planned.options.negative_prompt, row)
+        further.append(FurtherCondition(row, context.catalog.load_task(row.task, one.set), one.strength))
+    check_together(context, [planned.row, *(one.row for one in further)])
+    items = with_conditions(planned.items, job.also, [one.task for one in further])
+    return replace(planned, items=items, also=further)
+
+
 def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
     settings = RunSettings(
         task=planned.row.task,
@@ -139,6 +165,7 @@ def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
         steps=planned.steps,
         options=planned.options,
         left_out=[{"path": path_text(path), "why": why} for path, why in dict.fromkeys(planned.left_out)],
+        also=planned.also,
     )
     log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items)
     load = partial(_generator, context, planned, on_event)
@@ -147,7 +174,8 @@ def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
 
 def _check(context: Context, planned: PlannedRun) -> None:
     mismatch = planned.options.allow_base_mismatch
-    context.models.check(planned.row, planned.task, allow_base_mismatch=mismatch)
+    for row, task in [(planned.row, planned.task), *((one.row, one.task) for one in planned.also)]:
+        context.models.check(row, task, allow_base_mismatch=mismatch)
 
 
 def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
@@ -160,9 +188,10 @@ def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> Adap
     names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
     placement = Placement(**{name: getattr(options, name) for name in names})
     loaded = context.models.load(planned.row, placement)
+    also = tuple((context.models.load(one.row, placement).adapter, one.strength) for one in planned.also)
     engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
     sampling = Sampling(planned.steps, options.sampler, options.temperature, options.guidance_scale)
-    return AdapterGenerator(engine, loaded.adapter, sampling, options.strength, options.negative_prompt)
+    return AdapterGenerator(engine, loaded.adapter, sampling, options.strength, options.negative_prompt, also)
 
 
 def _counting(on_event: OnEvent, total: int) -> OnEvent:

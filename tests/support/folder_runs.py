@@ -28,6 +28,10 @@ class Doubled:
     keep: dict[str, Any]
     opaque: bool = False
 
+    @property
+    def conditions(self) -> np.ndarray:
+        return self.condition
+
     def window(self, rows: slice, columns: slice) -> Doubled:
         condition = self.condition[rows, columns]
         return Doubled(condition, (condition.shape[1], condition.shape[0]), {})
