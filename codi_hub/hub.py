@@ -78,6 +78,7 @@ class Hub:
         negative_prompts: str | Sequence[str | None] | None = None,
         seeds: int | Sequence[int | None] | None = None,
         variants: int = 1,
+        size: tuple[int, int] | None = None,
         steps: int | None = None,
         strength: float | Sequence[float | Sequence[float | None] | None] = 1.0,
         options: Mapping[str, Any] | None = None,
@@ -105,6 +106,8 @@ class Hub:
             negative_prompts: with guidance, what each image is led away from; for all or one each.
             seeds: in [0, 2^63), for all images or one each; default: derived from 0 and the image's index.
             variants: images per input; the first has the input's seed, the others seeds derived from it.
+            size: (width, height) of the outputs in pixels, for tasks that draw from a map, whose sides are cut to the
+                shape; default: the map's.
             steps: sampling steps, 1 to 1000; default: each adapter's.
             strength: scale in [0, 1] of what the adapters add, for all images or one each; 0 is the base.
             options: task options, as with `codi task add`; every task of the call must have them.
@@ -130,7 +133,7 @@ class Hub:
         from codi_hub.operations.generate import GenerateOptions, generate
 
         chosen = GenerateOptions(
-            masks, prompts, negative_prompts, seeds, variants, steps, strength, options, sampler, temperature,
+            masks, prompts, negative_prompts, seeds, variants, size, steps, strength, options, sampler, temperature,
             guidance_scale, tile, batch, device, dtype, allow_base_mismatch,
         )  # fmt: skip
         return generate(self._context, ref, images, chosen)

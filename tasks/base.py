@@ -192,6 +192,11 @@ class Task:
         return data
 
     @property
+    def size_is_free(self) -> bool:
+        """Whether its inputs may be resized before `prepare`, since the output is drawn anew in their shapes."""
+        return False
+
+    @property
     def whole_images(self) -> bool:
         """Return whether it trains on whole images, resized, instead of crops at full resolution."""
         return self.uses_prompt

@@ -43,6 +43,10 @@ class Canny(Task):
                 raise ValueError(f"option 'low' ({self.low}) must not be above 'high' ({self.high})")
             return self
 
+    @property
+    def size_is_free(self) -> bool:
+        return True
+
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Detect the edges of `image`, or use the example's own `condition`; the prompt is its `caption`."""
         image = needed(example, "image", self.name)

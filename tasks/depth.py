@@ -57,6 +57,10 @@ class Depth(Task):
         estimate: str | None = Field(None, json_schema_extra={FLAG: "MODEL"})
         """Transformers depth model, a hub id or folder, that estimates the maps of photographs given as inputs."""
 
+    @property
+    def size_is_free(self) -> bool:
+        return True
+
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Use the example's `depth`, or its `condition`, or an estimate from `image`; the prompt is its `caption`."""
         image = needed(example, "image", self.name)

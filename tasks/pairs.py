@@ -27,6 +27,10 @@ class Pairs(Task):
     def whole_images(self) -> bool:
         return not self.options.crop
 
+    @property
+    def size_is_free(self) -> bool:
+        return self.whole_images
+
     def make_pair(self, example: Mapping[str, Any], rng: np.random.Generator) -> Pair:
         """Return the example's `condition`, `image` and, if it has one, `caption`."""
         target, condition = needed(example, "image", self.name), needed(example, "condition", self.name)

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from codi_hub.config.model import Options, option
-from codi_hub.config.values import ADAPTER_MEMORY, MAX_SEED, ByteSize, Device, ExportFormat, ExportPrecision, Precision
+from codi_hub.config.values import (
+    ADAPTER_MEMORY,
+    MAX_SEED,
+    ByteSize,
+    Device,
+    ExportFormat,
+    ExportPrecision,
+    ImageSize,
+    Precision,
+)
 
 
 class RunOptions(Options):
@@ -28,6 +37,9 @@ class RunOptions(Options):
     """Seed of one image itself, as reports and outputs state it, in place of the derived one."""
     variants: int = option(1, "-n", "--variants", ge=1, le=1000, metavar="K")
     """Number of images per input, each with a seed of its own; from the second on named NAME_v2, NAME_v3, ..."""
+    size: ImageSize | None = option(None, "--size", metavar="WxH")
+    """Width and height of the outputs in pixels, for tasks that draw from a map; its sides are cut to the shape, then
+    resized (default: the map's size)."""
     batch: int | None = option(None, "--batch", ge=1)
     """Number of images computed together (default: what fits into memory)."""
     tile: str = option("auto", "--tile", metavar="auto|off|N")

@@ -14,6 +14,7 @@ ExportFormat = Literal["diffusers"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
 
 MAX_SEED = 2**64 - 1
+SIDES = (8, 10_000)  # of an output in pixels, at least and at most
 ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for later use
 
 KIND_ALIASES = {"side": "residual"}  # adapter kinds under the names of the first edition
@@ -45,6 +46,17 @@ def _bytes(text: Any) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
+def _image_size(value: Any) -> tuple[int, int]:
+    parts = str(value).lower().split("x") if isinstance(value, str) else value
+    try:
+        width, height = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        width = height = 0
+    if not SIDES[0] <= min(width, height) <= max(width, height) <= SIDES[1]:
+        raise ValueError(f"width and height from {SIDES[0]} to {SIDES[1]} pixels, as 1024x768")
+    return width, height
+
+
 Device = Annotated[str, BeforeValidator(_device)]
 """A device by name; cuda:1 is the second GPU."""
 
@@ -53,3 +65,6 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 
 ByteSize = Annotated[int, BeforeValidator(_bytes)]
 """Bytes, from text such as "500MB", "2G", "1.5GiB" or "4096". GB is 1000 MB, GiB is 1024 MiB."""
+
+ImageSize = Annotated[tuple[int, int], BeforeValidator(_image_size)]
+"""(width, height) in pixels, from text such as "1024x768" or a pair of numbers."""

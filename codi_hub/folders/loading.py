@@ -66,12 +66,19 @@ class Loader:
         stop: ends every iteration when it is set.
         memory: bytes of loaded items that may wait.
         further: tasks of the items' further conditions.
+        size: (width, height) to which inputs are resized; None: they stay as they are.
     """
 
     def __init__(
-        self, items: Sequence[Item], task: Task, stop: threading.Event, memory: int, further: Sequence[Task] = ()
+        self,
+        items: Sequence[Item],
+        task: Task,
+        stop: threading.Event,
+        memory: int,
+        further: Sequence[Task] = (),
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self._items, self._task, self._stop, self._further = items, task, stop, further
+        self._items, self._task, self._stop, self._further, self._size = items, task, stop, further, size
         self._budget = MemoryBudget(memory)
         self._pool = ThreadPoolExecutor(LOADERS, "codi-load")
 
@@ -138,21 +145,24 @@ class Loader:
             raise InvalidInput(item.error)
         self._budget.wait(index)
         digest = self._hash(index)
-        image, prepared = _prepared(self._task, item.input, item.seed)
+        image, prepared = _prepared(self._task, item.input, item.seed, self._size)
         if item.also:
             also = zip(self._further, item.also, strict=True)
-            prepared = prepared.with_further([_prepared(task, path, item.seed)[1] for task, path in also])
+            others = [_prepared(task, path, item.seed, self._size)[1] for task, path in also]
+            prepared = prepared.with_further(others)
         seconds = time.perf_counter() - start
         loaded = LoadedItem(index, item, digest, image.alpha, image.icc, image.grey, image.metadata, prepared, seconds)
         self._budget.add(loaded.bytes)
         return loaded
 
 
-def _prepared(task: Task, path: Path, seed: int) -> tuple[LoadedImage, Prepared]:
-    """Return a file as decoded, and as its task prepares it."""
+def _prepared(task: Task, path: Path, seed: int, size: tuple[int, int] | None) -> tuple[LoadedImage, Prepared]:
+    """Return a file as decoded, and resized if a size is given, and as its task prepares it."""
     if path.suffix.lower() not in ARRAYS:
         open_image(path).close()  # checks the header: a task's own `load` need not be safe
     source = task.load(path)
     image = decode_image(source) if isinstance(source, Image.Image) else LoadedImage(source)
+    if size is not None:
+        image = image.fitted(size)
     pixels = image.with_alpha() if task.reads_alpha else image.image
     return image, task.prepare(pixels, path=path, rng=np.random.default_rng(seed))

@@ -47,8 +47,8 @@ class RunSettings:
         task: name of the task, for the report.
         adapter: reference of the adapter, for the report.
         steps: sampling steps, for the report.
-        options: `batch`, `tile`, `overwrite`, `resume`, `verify_outputs`, `dry_run`, and for the report `strength` are
-            read.
+        options: `batch`, `tile`, `size`, `overwrite`, `resume`, `verify_outputs`, `dry_run`, and for the report
+            `strength` are read.
         left_out: files that are no items, for the report: path, why.
         also: further conditions of every item.
         memory: bytes of images that may wait at each of three places: loaded, grouped by shape, to be saved.
@@ -95,7 +95,8 @@ class FolderRun:
         self._stop = threading.Event()
         self._on_event = on_event
         self._rows = Rows(items, None if self._options.dry_run else log, on_event)
-        self._loader = Loader(items, task, self._stop, settings.memory, [one.task for one in settings.also])
+        further = [one.task for one in settings.also]
+        self._loader = Loader(items, task, self._stop, settings.memory, further, self._options.size)
         origin = self._origin if self._options.metadata else None
         self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite, origin=origin)
         self._batches: list[int] = []

@@ -4,13 +4,15 @@ A file to be read may be hostile: its size, format and header are checked before
 or not at all.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
 from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.images.metadata import ORIENTATION, Metadata
-from codi_hub.images.values import bled, eight_bits, without_gamma
+from codi_hub.images.values import bled, eight_bits, fit_map, without_gamma
 from codi_hub.partial import temporary
 from codi_hub.paths import display_path
 
@@ -57,6 +59,13 @@ class LoadedImage:
         if self.alpha is None or not isinstance(self.image, Image.Image):
             return self.image
         return Image.composite(self.image, Image.new("RGB", self.image.size, "white"), self.alpha)
+
+    def fitted(self, size: tuple[int, int]) -> LoadedImage:
+        """Return the same of (width, height): cut to the shape around its middle, then resized."""
+        if not isinstance(self.image, Image.Image):
+            return replace(self, image=fit_map(self.image, size))
+        alpha = None if self.alpha is None else ImageOps.fit(self.alpha, size, Image.Resampling.LANCZOS)
+        return replace(self, image=ImageOps.fit(self.image, size, Image.Resampling.LANCZOS), alpha=alpha)
 
     def with_alpha(self) -> Image.Image | np.ndarray:
         """Return `image`, as RGBA if there is an alpha channel."""

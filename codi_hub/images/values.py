@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from codi_hub.errors import InvalidInput
 
@@ -31,6 +31,24 @@ def eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     key = image.info.get("transparency")  # tRNS of a 16-bit grey PNG
     alpha = Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))) if isinstance(key, int) else None
     return Image.fromarray(grey).convert("RGB"), alpha
+
+
+def fit_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cut an array (H, W) or (H, W, C) to the shape of `size` = (width, height) around its middle, and resize it.
+
+    Bilinear with a low-pass filter, which invents no value beyond the others. What is not finite has no weight; where
+    it is more than half of an output pixel, the pixel is NaN.
+    """
+    planes = values.reshape(*values.shape[:2], -1).astype(np.float32)
+    finite = np.isfinite(planes)
+    fitted = []
+    for k in range(planes.shape[2]):
+        sums, weights = (
+            np.asarray(ImageOps.fit(Image.fromarray(part), size, Image.Resampling.BILINEAR))
+            for part in (np.where(finite[..., k], planes[..., k], 0), finite[..., k].astype(np.float32))
+        )
+        fitted.append(np.where(weights > 0.5, sums / np.maximum(weights, 0.5), np.float32(np.nan)))
+    return np.stack(fitted, -1).reshape(*fitted[0].shape, *values.shape[2:])
 
 
 def without_gamma(image: Image.Image, gamma: float) -> Image.Image:

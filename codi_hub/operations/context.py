@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.inference.models import ModelCache
     from codi_hub.registry import AdapterRow, BaseRow
+    from codi_hub.tasks import Task
 
 MAX_STEPS = 1000  # entries of the noise schedule
 
@@ -81,6 +82,12 @@ def check_steps(steps: int, row: AdapterRow) -> None:
     """Raise UsageError for a number of sampling steps that no schedule has."""
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps {steps!r:.40}: a number from 1 to {MAX_STEPS} ({row.ref} is trained for {row.steps})")
+
+
+def check_size(size: tuple[int, int] | None, task: Task) -> None:
+    """Raise UsageError for a size of outputs that the input decides."""
+    if size is not None and not task.size_is_free:
+        raise UsageError(f"size {size[0]}x{size[1]}: the size of {task.name}'s outputs is its input's: leave it out")
 
 
 def check_variants(count: int, sampler: str, temperature: float, row: AdapterRow) -> None:

@@ -18,6 +18,7 @@ from codi_hub.inference.tiling import Tiling, finish_output, generate_tiled
 from codi_hub.operations.context import (
     Context,
     check_guidance,
+    check_size,
     check_steps,
     check_strength,
     check_together,
@@ -45,6 +46,7 @@ class GenerateOptions:
     negative_prompts: Any = None
     seeds: Any = None
     variants: int = 1
+    size: tuple[int, int] | None = None
     steps: int | None = None
     strength: Any = 1.0
     options: Mapping[str, Any] | None = None
@@ -195,13 +197,14 @@ def _inputs(context: Context, refs: Any, images: Sequence[Any], options: Generat
             if needing and not prompt:
                 raise UsageError(f"task {needing[0]} needs a prompt for every image")
             negative = clean_prompt(negatives[k] or "", "the negative prompt")
-            for row in own:
+            for name, row in zip(names[k], own, strict=True):
                 check_guidance(options.guidance_scale, negative, row)
+                check_size(options.size, tasks[name])
                 check_variants(options.variants, options.sampler, options.temperature, row)
             first_seed = image_seed(0, str(k)) if seeds[k] is None else _check_seed(seeds[k])
             for seed in (variant_seed(first_seed, number) for number in range(options.variants)):
                 conditions = [
-                    _condition(tasks[name], rows[name], image, mask, 1.0 if strength is None else strength, seed)
+                    _condition(tasks[name], rows[name], _load(image, mask, tasks[name], options.size), strength, seed)
                     for name, image, mask, strength in zip(names[k], images[k], masks[k], strengths[k], strict=True)
                 ]
                 first, *others = (one.prepared for one in conditions)
@@ -211,11 +214,9 @@ def _inputs(context: Context, refs: Any, images: Sequence[Any], options: Generat
     return inputs
 
 
-def _condition(
-    task: Task, row: AdapterRow, image: AnyImage, mask: AnyImage | None, strength: float, seed: int
-) -> Condition:
+def _condition(task: Task, row: AdapterRow, loaded: LoadedImage, strength: float | None, seed: int) -> Condition:
+    strength = 1.0 if strength is None else strength
     check_strength(strength, row)
-    loaded = _load(image, mask, task)
     pixels = loaded.with_alpha() if task.reads_alpha else loaded.image
     return Condition(task, row, task.prepare(pixels, rng=np.random.default_rng(seed)), loaded, strength)
 
@@ -266,8 +267,8 @@ def _check_seed(seed: int) -> int:
     return seed
 
 
-def _load(image: Any, mask: AnyImage | None, task: Task) -> LoadedImage:
-    """Return an input as a file would be loaded, with the mask as its alpha channel (0 in the hole)."""
+def _load(image: Any, mask: AnyImage | None, task: Task, size: tuple[int, int] | None) -> LoadedImage:
+    """Return an input as a file would be loaded, with the mask as its alpha channel (0 in the hole), and resized."""
     if mask is not None and not task.reads_alpha:
         raise UsageError(f"masks: task {task.name} takes no mask")
     if isinstance(image, Image.Image):
@@ -284,7 +285,7 @@ def _load(image: Any, mask: AnyImage | None, task: Task) -> LoadedImage:
         if not isinstance(loaded.image, Image.Image):
             raise UsageError("masks: the image must be a PIL image or a uint8 array")
         loaded.alpha = _alpha(mask, loaded.image.size)
-    return loaded
+    return loaded if size is None else loaded.fitted(size)
 
 
 def _alpha(mask: AnyImage, size: tuple[int, int]) -> Image.Image:

@@ -26,6 +26,7 @@ from codi_hub.inference.tiling import Tiling
 from codi_hub.operations.context import (
     Context,
     check_guidance,
+    check_size,
     check_steps,
     check_strength,
     check_together,
@@ -67,6 +68,8 @@ class PlannedRun:
             chosen["also"] = {f"{place} {one.row.ref}": one.recipe for place, one in enumerate(self.also, 2)}
         if self.options.guidance_scale != 1:
             chosen |= {name: getattr(self.options, name) for name in ("guidance_scale", "negative_prompt")}
+        if self.options.size:  # likewise
+            chosen["size"] = list(self.options.size)
         return chosen | {
             "adapter_sha256": self.row.sha256,
             "steps": self.steps,
@@ -125,6 +128,7 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     SAMPLERS.check(options.sampler, "sampler")
     row = context.resolve(ref, options.base, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
+    check_size(options.size, task)
     origins = context.catalog.registry.runs.origins
     left_out: list[tuple[Path, str]] = []
 
@@ -152,7 +156,9 @@ def _with_also(context: Context, planned: PlannedRun, job: Job) -> PlannedRun:
         row = context.resolve(one.ref, options.base, allow_base_mismatch=options.allow_base_mismatch)
         check_strength(one.strength, row)
         check_guidance(options.guidance_scale, planned.options.negative_prompt, row)
-        further.append(FurtherCondition(row, context.catalog.load_task(row.task, one.set), one.strength))
+        task = context.catalog.load_task(row.task, one.set)
+        check_size(options.size, task)
+        further.append(FurtherCondition(row, task, one.strength))
     check_together(context, [planned.row, *(one.row for one in further)])
     items = with_conditions(planned.items, job.also, [one.task for one in further])
     return replace(planned, items=items, also=further)
