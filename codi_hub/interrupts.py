@@ -7,11 +7,17 @@ not be cut off waits with `first_interrupt` or `delayed_interrupts`, which treat
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 EXIT_CODE = 130
@@ -22,6 +28,7 @@ def install() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _raise)
+    sys.unraisablehook = functools.partial(_repeat, sys.unraisablehook)
 
 
 def finish(code: int) -> None:
@@ -38,7 +45,18 @@ def _raise(signum: int, frame: FrameType | None) -> None:
             os.write(2, b"Interrupted.\n")
             os._exit(EXIT_CODE)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signum)
+
+
+def _repeat(usual: Callable[[UnraisableHookArgs], object], unraisable: UnraisableHookArgs) -> None:
+    """Send a signal again that came during a finaliser or the like, where Python drops what `_raise` raises."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt) and error.args:
+        later = threading.Timer(0.01, os.kill, (os.getpid(), error.args[0]))  # not now: it would be dropped again
+        later.daemon = True
+        later.start()
+    else:
+        usual(unraisable)
 
 
 @contextlib.contextmanager

@@ -230,6 +230,22 @@ def test_a_signal_ends_a_command_with_one_line_and_130(number, where, tmp_path):
     assert (done.returncode, done.stderr) == (130, b"Interrupted.\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_finaliser_is_not_lost(number):
+    code = f"""
+import os, time, codi_hub
+class Final:
+    def __del__(self): os.kill(os.getpid(), {int(number)})
+def wait(*_, **__):
+    Final()
+    time.sleep(20)
+    return []
+codi_hub.Catalog.list = wait
+"""
+    done = started("list", code=code)
+    assert (done.returncode, done.stderr) == (130, b"Interrupted.\n")
+
+
 def test_a_signal_that_was_ignored_stays_ignored():
     code = "import signal, codi_hub; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     code += "codi_hub.Catalog.list = lambda *_: signal.raise_signal(signal.SIGHUP) or []"
