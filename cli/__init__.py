@@ -21,14 +21,17 @@ def main(args: list[str] | None = None) -> NoReturn:
         from codi_hub.cli.application import run
 
         sys.exit(run(args))
-    interrupts.install()
+    code = None
     try:
+        interrupts.install()
         from codi_hub.cli import application, streams
 
         streams.prepare()
         code = application.run(sys.argv[1:])
-    except KeyboardInterrupt:  # during the imports
-        print("Interrupted.", file=sys.stderr)
-        code = interrupts.EXIT_CODE
-    interrupts.finish(code)
+        interrupts.finish(code)
+    except KeyboardInterrupt:  # before the command, or after its end
+        if code is None:
+            print("Interrupted.", file=sys.stderr)
+            code = interrupts.EXIT_CODE
+        interrupts.finish(code)
     sys.exit(code)

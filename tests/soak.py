@@ -144,7 +144,7 @@ class Soak:
         answer = self.codi(*name.split(), *args, kill_after=after, number=number)
         if kill:
             (self.kills if answer.code is None else self.late)[number, name] += 1
-        assert answer.code in (0, None), f"codi {name} {' '.join(args)}: {answer.err}"
+        assert answer.code in (0, None), f"codi {name} {' '.join(args)}: {answer.code}, {answer.err}"
         assert "Traceback" not in answer.err, answer.err
         done = answer.code == 0
         if name in ("distill", "cp") and done:

@@ -246,6 +246,21 @@ codi_hub.Catalog.list = wait
     assert (done.returncode, done.stderr) == (130, b"Interrupted.\n")
 
 
+def test_a_signal_after_the_end_of_a_command_changes_nothing():
+    code = """
+import os, signal
+from codi_hub import interrupts
+def finish(code, usual=interrupts.finish):
+    interrupts.finish = usual
+    os.kill(os.getpid(), signal.SIGTERM)
+    usual(code)
+interrupts.finish = finish
+"""
+    done = started("list", "-q", code=code)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"superres" in done.stdout
+
+
 def test_a_signal_that_was_ignored_stays_ignored():
     code = "import signal, codi_hub; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     code += "codi_hub.Catalog.list = lambda *_: signal.raise_signal(signal.SIGHUP) or []"
