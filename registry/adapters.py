@@ -126,7 +126,8 @@ class Adapters:
 
         Returns:
             The new version, and whether `latest` moved to it: it does if both were measured on the same held-out pairs
-            (`held_out_pairs` in the metrics), and its score is not worse than the holder's.
+            (`held_out_pairs` in the metrics, or `latest_before` with the holder's score on them), and its score is not
+            worse than the holder's.
 
         Raises:
             NotFound: no such base. InvalidInput: no `adapter.safetensors` in the folder. CodiError: not stored.

@@ -79,8 +79,10 @@ class AdapterRow:
         return f"{self.task}:{self.version}"
 
     def compares(self, other: AdapterRow) -> bool:
-        """Return whether the scores of both were measured on the same held-out pairs."""
-        return bool(self.metrics.get("held_out_pairs") == other.metrics.get("held_out_pairs"))
+        """Return whether both were measured on the same held-out pairs: each by itself, or this one with `other`."""
+        with_other = self.metrics.get("latest_before") or {}
+        same = self.metrics.get("held_out_pairs") == other.metrics.get("held_out_pairs")
+        return bool(same or with_other.get("adapter") == other.ref)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from codi_hub.registry.models import READY, adapter, tag
 from codi_hub.registry.references import LATEST
 
 PAIRS = "held_out_pairs"  # in an adapter's metrics: identifies the pairs that it was measured on
+BEFORE = "latest_before"  # in an adapter's metrics: the version that was `latest`, and its score on the same pairs
 
 
 def insert(connection: Connection, table: Table, values: dict[str, Any]) -> int:
@@ -62,12 +63,15 @@ def move_tag(connection: Connection, name: str, row: Any) -> None:
 def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
     """Point `latest` to `row` if it scores at least as well as the holder on the same pairs; return whether it moved.
 
-    Of two without a score, the newer one is taken.
+    The holder's score is that which `row` was registered with (`BEFORE`), else its own. Of two without a score, the
+    newer one is taken.
     """
     if holder is not None:
-        if not comparable(row.metrics, holder.metrics) or (row.score is None and holder.score is not None):
+        measured = measured_before(row.metrics, f"{holder.task}:{holder.version}")
+        score = holder.score if measured is None else measured
+        if not (measured is not None or comparable(row.metrics, holder.metrics)):
             return False
-        if None not in (row.score, holder.score) and row.score < holder.score:
+        if score is not None and (row.score is None or row.score < score):
             return False
     move_tag(connection, LATEST, row)
     return True
@@ -76,6 +80,12 @@ def move_latest(connection: Connection, row: Any, holder: Any) -> bool:
 def comparable(metrics: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Return whether two versions were measured on the same held-out pairs, or both before pairs were recorded."""
     return metrics.get(PAIRS) == others.get(PAIRS)
+
+
+def measured_before(metrics: Mapping[str, Any], ref: str) -> float | None:
+    """Return the score of the version `ref` on the pairs of the version with these metrics; None if there is none."""
+    before = metrics.get(BEFORE)
+    return before.get("score") if isinstance(before, dict) and before.get("adapter") == ref else None
 
 
 def settle_latest(connection: Connection, task: str, base_id: int, metrics: Mapping[str, Any]) -> Any:

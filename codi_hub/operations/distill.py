@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.base import BaseOptions
 from codi_hub.config.distill import DistillConfig
+from codi_hub.errors import CodiError
 from codi_hub.events import OnEvent, ignore
 from codi_hub.operations.context import Context
 from codi_hub.reports import DistillResult, TrainingPlan
 from codi_hub.training.distributed import by_main, count, joined
 
 if TYPE_CHECKING:
+    from codi_hub.registry import AdapterRow
     from codi_hub.tasks import Task
     from codi_hub.training.finish import Finished
     from codi_hub.training.job import Job, Parent
@@ -74,7 +77,8 @@ def _job(context: Context, name: str, config: DistillConfig, on_event: OnEvent =
     parent = _parent(context, config, task, base.name, on_event) if config.adapter.parent else None
     options = BaseOptions.of(base)
     kind = locate(options).family.default_kind
-    return Job(name, task.name, task_options, base.name, options, config, folder, parent, base, kind)
+    latest = _latest(context, name, base.name) if _is_own_data(config, task) else None
+    return Job(name, task.name, task_options, base.name, options, config, folder, parent, latest, base, kind)
 
 
 def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
@@ -101,7 +105,7 @@ def _register(context: Context, job: Job, finished: Finished) -> DistillResult:
         metrics=finished.record.metrics,
         score=finished.score,
         latest=latest.ref,
-        comparable=latest.compares(row),
+        comparable=row.compares(latest),
         run_dir=job.folder,
     )
 
@@ -140,14 +144,32 @@ def _finished_before(context: Context, job: Job) -> DistillResult | None:
     )
 
 
+def _is_own_data(config: DistillConfig, task: Task) -> bool:
+    """Return whether a training uses its task's own data; on a user's, a version that never saw them is worse off."""
+    return config.data.source is None or config.data.source == (task.options.data or task.data)
+
+
+def _latest(context: Context, task: str, base: str) -> Parent | None:
+    """Return the latest version if it does not say on which pairs it was measured, as those that are bundled."""
+    with suppress(CodiError):  # none, or one that cannot be read: there is nothing to compare with
+        row = context.catalog.registry.adapters.resolve(task, base)
+        if "held_out_pairs" not in row.metrics:
+            return _version(context, row)
+    return None
+
+
 def _parent(context: Context, config: DistillConfig, task: Task, base: str, on_event: OnEvent) -> Parent:
     """Return the adapter that training starts from."""
-    from codi_hub.adapters.format import RECORD, WEIGHTS, read_record
-    from codi_hub.training.job import Parent
-
     row = context.resolve(
         config.adapter.parent or "", base, allow_base_mismatch=config.adapter.allow_base_mismatch, on_event=on_event
     )
     context.models.check(row, task, allow_base_mismatch=config.adapter.allow_base_mismatch)
+    return _version(context, row)
+
+
+def _version(context: Context, row: AdapterRow) -> Parent:
+    from codi_hub.adapters.format import RECORD, WEIGHTS, read_record
+    from codi_hub.training.job import Parent
+
     files = context.catalog.registry.adapters
     return Parent(row.ref, files.file(row, WEIGHTS), read_record(files.file(row, RECORD)))

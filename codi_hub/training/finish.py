@@ -16,6 +16,7 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.write import plain
+from codi_hub.errors import CodiError
 from codi_hub.evaluation.pairs import held_out_scores, pairs_id
 from codi_hub.images.metrics import psnr
 from codi_hub.images.sheets import contact_sheet
@@ -107,9 +108,27 @@ def _scores(run: Run) -> tuple[dict[str, Any], dict[int, Sequence[np.ndarray]]]:
     metrics: dict[str, Any] = {k: v for k, v in scores[DEFAULT_SAMPLING].items() if v is not None and k != "seconds"}
     metrics |= {"held_out": len(run.pairs), "held_out_pairs": pairs_id(run.pairs)}
     metrics |= {"by_steps": {str(steps): row for steps, row in scores.items()}}
+    if (before := _latest_score(run)) is not None:
+        assert run.work.job.latest is not None
+        metrics["latest_before"] = {"adapter": run.work.job.latest.ref, "score": before}
     if run.pairs[0].condition.shape[2] == 3:
         metrics["condition_psnr"] = float(np.mean([psnr(pair.condition, pair.target) for pair in run.pairs]))
     return metrics, images
+
+
+def _latest_score(run: Run) -> float | None:
+    """Return the score of the version that was the latest on the held-out pairs of this run; None if it has none."""
+    latest, base = run.work.job.latest, run.trainer.base
+    if latest is None:
+        return None
+    try:
+        channels = run.pairs[0].condition.shape[2]
+        format.check_condition(latest.record, latest.ref, run.work.task.name, channels)
+        generate = generate_function(base, format.load(latest.weights, latest.record, base))
+        scores, _ = held_out_scores(run.work.task, run.pairs, generate, steps=[DEFAULT_SAMPLING])
+    except (CodiError, MemoryError):  # it is left as it is, and the training is not lost
+        return None
+    return run.work.task.latest_score(scores[DEFAULT_SAMPLING])
 
 
 def _held_out_sheet(run: Run, images: dict[int, Sequence[np.ndarray]]) -> Any:

@@ -31,7 +31,7 @@ CHANGEABLE = ("start_noise", "init")  # of an adapter that continues from a pare
 
 @dataclass(frozen=True)
 class Parent:
-    """The adapter version that a training continues from, or distils.
+    """An adapter version that a training continues from, distils, or is compared with.
 
     Attributes:
         ref: its name, TASK:VERSION.
@@ -56,6 +56,7 @@ class Job:
         config: what was asked for.
         folder: the run folder.
         parent: the version to continue from, if any.
+        latest: the task's latest version, where the run has to measure it too.
         registered: the base's row, which it is compared with.
         base_kind: the adapter kind that the base's family takes by default, if any.
     """
@@ -68,6 +69,7 @@ class Job:
     config: DistillConfig
     folder: Path
     parent: Parent | None = None
+    latest: Parent | None = None
     registered: BaseRow | None = None
     base_kind: str | None = None
 

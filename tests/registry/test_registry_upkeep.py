@@ -125,6 +125,22 @@ def test_latest_moves_between_scores_that_compare(registry: Registry, add, befor
     assert registry.adapters.resolve("depth").version == 1 + moves
 
 
+@pytest.mark.parametrize(
+    ("before", "moves"),
+    [
+        ({"adapter": "depth:1", "score": 1.0}, True),
+        ({"adapter": "depth:1", "score": 3.0}, False),
+        ({"adapter": "depth:7", "score": 1.0}, False),  # another version was the latest when the training began
+    ],
+)
+def test_latest_moves_by_the_score_that_the_version_before_has_on_the_new_pairs(registry, add, before, moves) -> None:
+    add(weights="a", score=60.0)
+    row, moved = add(weights="b", score=2.0, metrics={"held_out_pairs": "x", "latest_before": before})
+    assert moved == moves
+    holder = registry.adapters.resolve("depth:1")
+    assert row.compares(holder) == (before["adapter"] == holder.ref)
+
+
 def test_a_removed_latest_is_followed_by_one_that_was_measured_on_the_same_pairs(registry: Registry, add) -> None:
     for pairs, score in (("photos", 2.0), ("cards", 60.0), ("photos", 1.0), ("photos", 3.0)):
         add(weights=f"{pairs} {score}", score=score, metrics={"held_out_pairs": pairs})
