@@ -41,7 +41,7 @@ class ZImageBackbone(TransformerBackbone):
     usage: ClassVar[Usage | None] = Usage(
         "ZImageControlNetModel",
         "ZImageControlNetPipeline",
-        arguments="controlnet_conditioning_scale=1.0, guidance_scale=0.0",
+        arguments="guidance_scale=0.0",
     )
     input_layer: ClassVar[str] = f"all_x_embedder.{EMBEDDER}"
     cells_apart: ClassVar[bool] = True

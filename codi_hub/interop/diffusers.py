@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from codi_hub.adapters.concat import ConcatAdapter
 from codi_hub.adapters.controlnet import ControlAdapter
-from codi_hub.adapters.format import CARD, RECORD, AdapterRecord, read_record
+from codi_hub.adapters.format import CARD, RECORD, AdapterRecord
 from codi_hub.adapters.sharing import Tensors, merged
 from codi_hub.backbones.backbone import Backbone
-from codi_hub.errors import CodiError, Mismatch, one_line
-from codi_hub.interop.folders import new_folder
+from codi_hub.errors import Mismatch, one_line
+from codi_hub.interop.folders import CONFIG, WEIGHTS, Contents, write_files
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names
 FILES = (CONFIG, WEIGHTS, RECORD, CARD)
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder is an export and nothing else: any ControlNet has files of most of these names."""
-    try:
-        read_record(folder / RECORD)
-        return all(path.name in FILES and path.is_file() for path in folder.iterdir())
-    except (CodiError, OSError):
-        return False
+STEM = "controlnet_cond_embedding.conv_in.weight"  # of a U-Net's ControlNet: where it sees its condition
 
 
 def check_exportable(record: AdapterRecord, ref: str) -> None:
@@ -88,26 +78,37 @@ def wider_network(adapter: ConcatAdapter, base: Backbone) -> Any:
         return type(base.network).from_config(base.wider_config(further))
 
 
+def controlnet(adapter: Any) -> tuple[Any, Tensors]:
+    """Return the ControlNet that an adapter is on its base: a model for its config, and its tensors.
+
+    Every pipeline passes images of three channels: a stem of one channel is spread over three, a third of its weight
+    each, which is exact for gray images.
+    """
+    tensors, model = CONTROLNETS[adapter.kind](adapter), copy.copy(adapter.encoder)
+    if STEM in tensors and tensors[STEM].shape[1] == 1:
+        tensors[STEM] = tensors[STEM].float().expand(-1, 3, -1, -1) / 3
+        model.register_to_config(conditioning_channels=3)
+    return model, tensors
+
+
+def contents(adapter: Any, base: Backbone, name: str) -> Contents:
+    """Return a model's configuration and weights, in the base's dtype.
+
+    Raises:
+        Mismatch: see `wider_network`.
+    """
+    if isinstance(adapter, ConcatAdapter):
+        model, tensors = wider_network(adapter, base), adapter.merged()
+    else:
+        model, tensors = controlnet(adapter)
+    return {CONFIG: model.to_json_string(), WEIGHTS: tensors}
+
+
 def write(out: Path, adapter: Any, base: Backbone, record: Path, readme: str, *, overwrite: bool = False) -> None:
-    """Write the folder: a model's configuration and weights in the base's dtype, the adapter's record, and a README.
+    """Write the folder: `contents`, the adapter's record, and a README.
 
     Raises:
         Conflict: see `folders.check_free`. CodiError: it could not be written. Mismatch: see `wider_network`.
     """
-    wider = isinstance(adapter, ConcatAdapter)
-    model = wider_network(adapter, base) if wider else adapter.encoder
-    with torch.no_grad():
-        weights = adapter.merged() if wider else CONTROLNETS[adapter.kind](adapter)
-        tensors = {name: value.to("cpu", base.dtype).contiguous() for name, value in weights.items()}
-    try:
-        with new_folder(out, is_export, overwrite) as folder:
-            model.save_config(folder)
-            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-            (folder / WEIGHTS).chmod(
-                (folder / CONFIG).stat().st_mode
-            )  # safetensors makes it readable by the owner only
-            (folder / RECORD).write_bytes(record.read_bytes())
-            (folder / CARD).write_text(readme, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error, 160)
-        raise CodiError(f"the export could not be written to {out}: {reason}") from error
+    files = contents(adapter, base, "") | {RECORD: record.read_text(encoding="utf-8"), CARD: readme}
+    write_files(out, files, base.dtype, overwrite=overwrite)

@@ -6,14 +6,30 @@ A kill while an earlier one is replaced can leave that beside its place, as `.co
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from codi_hub.errors import Conflict, one_line
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from codi_hub.errors import CodiError, Conflict, one_line
 from codi_hub.partial import clean, temporary
 from codi_hub.paths import display_path, unwritable
+from codi_hub.record import RECORD, read_record
+
+CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"  # diffusers' names
+WORKFLOW = "workflow.json"  # of ComfyUI
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+FILES = (CONFIG, WEIGHTS, CARD, RECORD, WORKFLOW, PEFT_CONFIG, PEFT_WEIGHTS)
+SINGLE = "codi-{name}.safetensors"  # a file that is copied among others
+
+Contents = dict[str, str | dict[str, Tensor]]
+"""Files of an export by name: text, or tensors."""
 
 IsExport = Callable[[Path], bool]
 """Whether a folder that is not empty is an export and nothing else."""
@@ -41,6 +57,44 @@ def check_free(out: Path, is_export: IsExport, overwrite: bool) -> Path:
     if taken and not overwrite:
         raise Conflict(f"{display_path(out)} exists: choose another folder, or overwrite it")
     return out
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export and nothing else: others' folders have files of most of these names."""
+    try:
+        read_record(folder / RECORD)
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+        return all(path.name in names for path in folder.iterdir()) and all(map(_is_exports, names))
+    except (CodiError, OSError):
+        return False
+
+
+def _is_exports(name: str) -> bool:
+    return name in FILES or bool(re.fullmatch(SINGLE.format(name=r"[\w-]+"), name))
+
+
+def write_files(
+    out: Path, contents: Mapping[str, str | Mapping[str, Tensor]], dtype: torch.dtype, *, overwrite: bool
+) -> None:
+    """Write a folder, completely or not at all; tensors in a dtype.
+
+    Raises:
+        Conflict: see `check_free`. CodiError: it could not be written.
+    """
+    try:
+        with new_folder(out, is_export, overwrite) as folder:
+            texts = {name: text for name, text in contents.items() if isinstance(text, str)}
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            mode = (folder / next(iter(texts))).stat().st_mode
+            for name, tensors in contents.items():
+                if not isinstance(tensors, str):
+                    plain = {key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
+                    save_file(plain, folder / name, metadata={"format": "pt"})
+                    (folder / name).chmod(mode)  # safetensors makes it readable by the owner only
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error, 160)
+        raise CodiError(f"the export could not be written to {out}: {reason}") from error
 
 
 @contextmanager

@@ -37,6 +37,8 @@ It works on the base that it was trained on, of family `{family}` ({prediction})
 CONDITION = """- `condition`: the input as CoDi Hub prepares it for the networks: {condition}, its sides
   multiples of {multiple}. The postprocessing of `codi run` (corrections, keeping what is outside a mask) is not part of
   this folder."""
+STRENGTH = """- `controlnet_conditioning_scale` is `--strength` of `codi run`, from 0 (the base alone) to 1."""
+NO_STRENGTH = "- `--strength` of `codi run`, which lies between the base and the adapter, has no counterpart here."
 NO_GUIDANCE = "- `guidance_scale` must be {guidance}: the adapter was trained without classifier-free guidance."
 TABLE_STEPS = """- The steps must begin at the noisiest timestep, as `trailing` ones do: {timesteps} for {steps}.
 - With fresh noise between the steps (`--sampler renoise` of `codi run`), the scheduler is
@@ -77,7 +79,7 @@ def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str) -
         family=record.base.family,
         prediction=record.prediction_type.removesuffix("_prediction") + "-prediction",
         code=wider_code(base, usage, record.steps, channels) if wider else control_code(base, usage, record.steps),
-        notes=_notes(base, usage, record.steps, _condition(usage, channels, wider)),
+        notes=_notes(base, usage, record.steps, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
         record=RECORD,
     )
 
@@ -89,6 +91,7 @@ def control_code(base: Backbone, usage: Usage, steps: int) -> str:
     loading = ", ".join(filter(None, ["BASE", "controlnet=controlnet", usage.loading]))
     size = [] if table else ["width, height = condition.size"]
     arguments = ["prompt", f"{usage.condition}=condition", *([] if table else ["height=height", "width=width"])]
+    arguments += ["controlnet_conditioning_scale=1.0"]
     lines = [
         f"from diffusers import {', '.join(names)}",
         "",
@@ -144,18 +147,19 @@ def _sampling(table: bool, usage: Usage, steps: int) -> list[str]:
     return [f"num_inference_steps={steps}", *([] if table else [f"sigmas=[{sigmas}]"]), usage.arguments]
 
 
-def _condition(usage: Usage, channels: int, wider: bool) -> str:
-    if not wider and (channels == 3 or usage.sees_latents):
+def _condition(channels: int, wider: bool) -> str:
+    if not wider and channels in (1, 3):
         return "an RGB image" if channels == 3 else "a gray image, as RGB"
     return f"a tensor (1, {channels}, H, W) in [0, 1]"
 
 
-def _notes(base: Backbone, usage: Usage, steps: int, condition: str) -> str:
+def _notes(base: Backbone, usage: Usage, steps: int, condition: str, strength: str) -> str:
     schedule = base.schedule
     guidance = usage.arguments.partition("guidance_scale=")[2] or "1"
     notes = [
         CONDITION.format(condition=condition, multiple=base.latents.multiple),
         NO_GUIDANCE.format(guidance=guidance.removesuffix(".0")),
+        strength,
     ]
     if isinstance(schedule, VariancePreserving):
         timesteps = schedule.index(torch.tensor(schedule.grid(steps))).tolist()

@@ -14,7 +14,7 @@ def export(context: Context, ref: str, options: ExportOptions, on_event: OnEvent
     from codi_hub.inference.models import Placement
     from codi_hub.interop import diffusers, folders, readme
 
-    folder = folders.check_free(options.out, diffusers.is_export, options.overwrite)
+    folder = folders.check_free(options.out, folders.is_export, options.overwrite)
     mismatch = options.allow_base_mismatch
     row = context.resolve(ref, allow_base_mismatch=mismatch, on_event=on_event)
     record_file = context.catalog.registry.adapters.file(row, format.RECORD)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, LCMScheduler, StableDiffusionControlNetPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import record_of, save_base, scheduler_config, stir
 
@@ -30,6 +31,7 @@ CASES = [
     pytest.param("v", 3, id="v"),
     pytest.param("eps", 3, id="eps"),
     pytest.param("v", 4, id="v, an image and a mask"),
+    pytest.param("eps", 1, id="a gray image"),
     pytest.param("cross", 3, id="only cross-attention, as nano"),
 ]
 every_kind = pytest.mark.parametrize("kind", diffusers.CONTROLNETS)
@@ -91,7 +93,8 @@ def compared(base: UNetBackbone, adapter: ControlAdapter, channels: int, tmp_pat
     for entries in (torch.tensor([999, 300]), torch.tensor([0, 499])):
         with torch.no_grad():
             text = prompt["context"]
-            down, middle = net(z_t, entries, text, controlnet_cond=condition, return_dict=False)
+            seen = condition.expand(-1, 3, -1, -1) if channels == 1 else condition
+            down, middle = net(z_t, entries, text, controlnet_cond=seen, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
             theirs = base.unet(z_t, entries, text, **residuals).sample
             ours = adapter(base, z_t, (entries + 1) / 1000, prompt, condition)
@@ -130,11 +133,12 @@ def test_a_whole_pipeline_generates_the_images_of_our_engine(
     pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(0)
     conditions = [rng.random((16, 24, channels), np.float32) for _ in range(2)]
+    seen = [one.repeat(3, axis=2) if channels == 1 else one for one in conditions]
     seeds, prompts = [3, 4], ["a red ball", ""]
     with torch.inference_mode():
         theirs = pipe(
             prompts,
-            image=torch.from_numpy(np.stack(conditions)).permute(0, 3, 1, 2),
+            image=torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2),
             num_inference_steps=steps,
             guidance_scale=1.0,
             latents=torch.stack([gaussian((4, 8, 12), seed) for seed in seeds]),
@@ -197,8 +201,10 @@ def test_the_readmes_own_code_makes_what_codi_run_does(codi: Callable[..., Any],
 
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     rng = np.random.default_rng(0)
-    condition = rng.random((64, 64, 1), np.float32)
-    names = {"FOLDER": str(out), "BASE": str(NANO), "prompt": "", "condition": condition[None]}
+    gray = rng.integers(0, 256, (64, 64, 1), np.uint8)
+    condition = gray.astype(np.float32) / 255
+    image = Image.fromarray(gray[..., 0]).convert("RGB")
+    names = {"FOLDER": str(out), "BASE": str(NANO), "prompt": "", "condition": image}
     setup, call = code.rsplit("image = ", 1)
     exec(setup, names)
     noise = {"latents": gaussian((12, 16, 16), 7)[None], "output_type": "np"}
@@ -227,7 +233,10 @@ def test_weights_have_the_precision_asked_for(
         stored = load_file(files.file(files.resolve("depth"), format.WEIGHTS))
         kept = files.file(files.resolve("depth"), format.RECORD).read_bytes()
     for name, value in stored.items():
-        if "time_embedding.linear_1" not in name:  # which is folded into one time
+        if name == f"encoder.{diffusers.STEM}":  # a gray image has three channels
+            spread = value.to(type_).float().expand(-1, 3, -1, -1) / 3
+            assert torch.equal(tensors[diffusers.STEM], spread.to(type_))
+        elif "time_embedding.linear_1" not in name:  # which is folded into one time
             assert torch.equal(tensors[name.removeprefix("encoder.")], value.to(type_))
     assert (tmp_path / "net" / format.RECORD).read_bytes() == kept
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "net").iterdir()}
@@ -364,7 +373,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for place in ((diffusers, "save_file"), (folders.os, "fsync")):
+    for place in ((folders, "save_file"), (folders.os, "fsync")):
         with monkeypatch.context() as patched:
             patched.setattr(*place, full)
             answer = codi("export", "canny", "-o", out, "--overwrite")

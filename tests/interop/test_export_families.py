@@ -69,8 +69,13 @@ def test_the_readmes_own_code_makes_what_codi_run_does(
         loaded, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
         request = Request(values, adapter, "a red ball", 7)
         (ours,) = Engine(loaded).generate([request]).images
+        weak = Engine(loaded).generate([Request(values, adapter, "a red ball", 7, 0.5)]).images[0]
     assert np.abs(ours - theirs).max() < 1e-5
     assert ours.std() > 0.02
+    if kind == "control":
+        weaker = run_readme(tmp_path / "net", folder_of[family], condition, noise, strength=0.5)
+        assert np.abs(weak - weaker).max() < 1e-5
+        assert np.abs(weak - ours).max() > 1e-4
 
 
 def test_what_a_pipeline_cannot_run_is_refused(folder_of: dict[str, Path]) -> None:

@@ -20,6 +20,7 @@ def run_readme(
     *,
     prompt: str = PROMPT,
     prepare: Callable[[Any], object] = lambda pipe: None,
+    strength: float = 1.0,
 ) -> np.ndarray:
     """Return the image that the README's code makes, float32 (H, W, 3) in [0, 1].
 
@@ -32,10 +33,14 @@ def run_readme(
         noise: initial latents, (1, C, h, w).
         prompt: what the code calls `prompt`.
         prepare: called with the pipeline before it runs.
+        strength: in place of 1, in the argument that the README names.
     """
     text = (folder / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     setup, call = code.rsplit("image = ", 1)
+    if strength != 1:
+        assert call.count("controlnet_conditioning_scale=1.0") == 1
+        call = call.replace("controlnet_conditioning_scale=1.0", f"controlnet_conditioning_scale={strength}")
     names: dict[str, Any] = {"FOLDER": str(folder), "BASE": str(base), "prompt": prompt, "condition": condition}
     exec(setup, names)
     prepare(names["pipe"])
