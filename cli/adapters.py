@@ -10,6 +10,7 @@ from codi_hub.catalog import Catalog, adapter_json
 from codi_hub.cli.common import Base, Json, Quiet
 from codi_hub.cli.completion import references, tasks
 from codi_hub.cli.output import Output, cell, details, size
+from codi_hub.errors import printable
 
 HEADER = ("adapter", "task", "version", "base", "kind", "method", "steps", "size", "score", "tags")
 REF = "TASK, TASK:VERSION or TASK:TAG"
@@ -72,7 +73,9 @@ def show(
         document = catalog.show(ref)
     card = document.get("card")
     text = details({key: value for key, value in document.items() if key not in ("card", "config", "sketch")})
-    Output(json, quiet).result(document, f"{text}\n\n{card.strip()}" if card else text, document.get("ref") or ref)
+    if card:
+        text = "\n".join([text, "", *map(printable, card.strip().splitlines())])
+    Output(json, quiet).result(document, text, document.get("ref") or ref)
 
 
 def tag(

@@ -28,6 +28,7 @@ COMMANDS = {
     "distill": ("distill",),
     "eval": ("eval",),
     "export": ("export",),
+    "share": ("install",),
     "health": ("verify", "gc", "recover", "doctor"),
     "task": ("task",),
     "base": ("base",),

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from codi_hub.cli.common import parse_set, presented, task_flags
-from codi_hub.cli.completion import bases, references
+from codi_hub.cli.completion import bases, references, tasks
 from codi_hub.config.layers import LayerError, nested
 from codi_hub.config.model import Declared, Options, declared
 from codi_hub.errors import Mismatch, UsageError
 
 Command = Callable[..., None]
-COMPLETED = {"base": bases, "parent": references}  # field -> what a shell completes
+COMPLETED = {"base": bases, "parent": references, "task": tasks}  # field -> what a shell completes
 
 
 def options_from(model: type[Options], with_task_flags: bool = True) -> Callable[[Command], Command]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from codi_hub.cli import streams
+from codi_hub.errors import printable
 
 
 class Output:
@@ -79,7 +80,7 @@ def details(document: dict[str, Any]) -> str:
         else:
             flat = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value == {} else value
             lines.append(f"{key:<{width}}  {cell(flat)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # what came from elsewhere may hold what controls a terminal
 
 
 def _nested(document: dict[str, Any], depth: int) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
+from codi_hub.config.share import InstallOptions
 from codi_hub.events import OnEvent, ignore
 from codi_hub.inference.models import Loaded, ModelCache, Placement
 from codi_hub.operations.context import Context
-from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport, TrainingPlan
+from codi_hub.reports import DistillResult, EvalReport, ExportResult, InstallResult, JobsReport, RunReport, TrainingPlan
 
 if TYPE_CHECKING:
     from codi_hub.operations.generate import AnyImage
@@ -216,3 +217,14 @@ class Hub:
         from codi_hub.operations.export import export
 
         return export(self._context, ref, options, on_event)
+
+    def install(self, path: Path, options: InstallOptions | None = None) -> InstallResult:
+        """Register an adapter that someone sends: a folder or zip, as `export` writes it in format codi.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: it is not an adapter on its own, damaged, or for another task or base;
+                nothing is registered then.
+        """
+        from codi_hub.operations.install import install
+
+        return install(self._context, path, options or InstallOptions())

@@ -208,3 +208,25 @@ class ExportResult(Result):
     dtype: str
     folder: Path
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstallResult(Result):
+    """An adapter that came from elsewhere.
+
+    Attributes:
+        adapter: reference, as task:version; None in a dry run of one that is not there yet.
+        sha256: of its weights.
+        source: where it came from.
+        created: whether a version was registered; False if the task has these weights already, and in a dry run.
+        tags: of the version.
+    """
+
+    task: str
+    adapter: str | None
+    base: str
+    kind: str
+    sha256: str
+    source: str
+    created: bool
+    tags: list[str]

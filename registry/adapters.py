@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,14 @@ class Adapters:
             raise NotFound(f"{row.ref} came with another CoDi Hub, and this one lacks its files; use {row.task}:latest")
         return check_file(self._database, path, record.sha256, f"{name} of {row.ref}")
 
+    def holding(self, sha256: str, task: str, base: str) -> AdapterRow | None:
+        """Return the newest version of a task on a base with these weights, None if it has none. Raises NotFound."""
+        with self._database.read() as connection:
+            where = (adapter.c.status == READY, adapter.c.sha256 == sha256, adapter.c.task == task)
+            base_id = self._bases.find(connection, base)[1]
+            rows = lookup.adapter_rows(connection, (*where, adapter.c.base_id == base_id))
+        return rows[-1] if rows else None
+
     # ---- additions
 
     def add(
@@ -171,15 +179,43 @@ class Adapters:
                 if base is None or base.family != record.base.family:
                     left.append(f"{record.task} on base {record.base.name}, {one.files[WEIGHTS]}")
                     continue
-                values = {"task": record.task, "base_id": ids[base.name], "kind": record.kind, "steps": record.steps}
-                values |= {"parameters": one.parameters, "metrics": versions.plain(record.metrics), "parent": None}
-                values |= {"score": versions.finite(score(record)), "method": record.method or None}
+                values = _values(record, record.task, ids[base.name], one.parameters, score(record))
                 stored = {name: self._store.put(path) for name, path in one.files.items()}
                 rows.append(self._record(values, stored)[0])
         if not left:
             with self._store.locked(), self._database.write() as connection:
                 recovery.set_additions(connection, self._store.additions().get(self._database.store_key, 0))
         return Recovery(tuple(rows), tuple(left))
+
+    def install(
+        self, files: Mapping[str, Path], record: AdapterRecord, *, task: str, base: str, score: float | None
+    ) -> tuple[AdapterRow, bool]:
+        """Copy the files of an adapter that was made elsewhere into the store, as the next version of (task, base).
+
+        Args:
+            files: by name; the weights have the hash that `record` has of them.
+            record: what its `adapter.json` says.
+            score: held-out, higher is better; None or not finite means unknown.
+
+        Returns:
+            The version, and whether it is new: nothing happens where the task has equal weights already.
+
+        Raises:
+            NotFound: no such base. InvalidInput: the weights are not the record's. CodiError: not stored.
+        """
+        check_task(task)
+        parameters = recovery.parameters_of(files[WEIGHTS])
+        if parameters is None or record.weights is None:
+            raise InvalidInput(f"{WEIGHTS}: not readable as adapter weights")
+        with self._storing(f"the adapter for {task}"):
+            if existing := self.holding(record.weights, task, base):
+                return existing, False
+            with self._database.read() as connection:
+                base_id = self._bases.find(connection, base)[1]
+            stored = {name: self._store.put(path) for name, path in files.items()}
+            if stored[WEIGHTS][0] != record.weights:  # changed since its hash was checked
+                raise InvalidInput(f"{WEIGHTS}: changed while it was read; try again")
+            return self._record(_values(record, task, base_id, parameters, score), stored)[0], True
 
     def copy(self, ref: str, task: str, base: str | None = None) -> tuple[AdapterRow, bool]:
         """Record an adapter's files as the next version of another task on the same base, with it as the parent.
@@ -193,14 +229,10 @@ class Adapters:
         check_task(task)
         with self._storing(ref):  # the store stays locked, so that no file is collected before it is recorded again
             source = self.resolve(ref, base)
+            if existing := self.holding(source.sha256, task, source.base):
+                return existing, False
             with self._database.read() as connection:
                 base_id = self._bases.find(connection, source.base)[1]
-                same = (adapter.c.status == READY, adapter.c.sha256 == source.sha256)
-                existing = lookup.adapter_rows(
-                    connection, (*same, adapter.c.task == task, adapter.c.base_id == base_id)
-                )
-            if existing:
-                return existing[-1], False
             kept = ("kind", "steps", "parameters", "metrics", "score", "method")
             values = {"task": task, "base_id": base_id, "parent": source.ref}
             values |= {name: getattr(source, name) for name in kept}
@@ -312,6 +344,13 @@ class Adapters:
     def _resolve(self, connection: Connection, ref: str, base: str | None) -> AdapterRow:
         base_row, base_id = self._bases.find(connection, base)
         return lookup.resolve(connection, parse(ref), base_row.name, base_id)
+
+
+def _values(record: AdapterRecord, task: str, base_id: int, parameters: int, score: float | None) -> dict[str, Any]:
+    """Return the columns of an adapter that its record tells."""
+    values = {"task": task, "base_id": base_id, "kind": record.kind, "steps": record.steps, "parameters": parameters}
+    values |= {"metrics": versions.plain(record.metrics), "score": versions.finite(score), "parent": None}
+    return values | {"method": record.method or None}
 
 
 def _removable(connection: Connection, ref: str, base_name: str, base_id: int) -> AdapterRow:

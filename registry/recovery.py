@@ -82,7 +82,7 @@ def _in_store(connection: Connection, store: Store) -> Iterator[tuple[str, Found
     """Yield the blobs of weights with the record that names them, or that was written next before them."""
     recorded = set(connection.scalars(select(adapter_file.c.sha256)))
     blobs = [path for path in store.blobs() if path.name not in recorded]
-    weights = {path.name: path for path in blobs if _parameters(path) is not None}
+    weights = {path.name: path for path in blobs if parameters_of(path) is not None}
     records = [path for path in blobs if path.name not in weights and _record(path) is not None]
     for path in sorted(records, key=_written):
         record = _record(path)
@@ -97,7 +97,7 @@ def _in_store(connection: Connection, store: Store) -> Iterator[tuple[str, Found
 def _found(files: dict[str, Path]) -> Found | None:
     if not {RECORD, WEIGHTS} <= files.keys():
         return None
-    record, parameters = _record(files[RECORD]), _parameters(files[WEIGHTS])
+    record, parameters = _record(files[RECORD]), parameters_of(files[WEIGHTS])
     if record is None or parameters is None:
         return None
     return Found(record, files, parameters, _written(files[WEIGHTS]))
@@ -116,7 +116,7 @@ def _record(path: Path) -> AdapterRecord | None:
         return None
 
 
-def _parameters(path: Path) -> int | None:
+def parameters_of(path: Path) -> int | None:
     """Return the number of values in a safetensors file by its header; None if it is another file."""
     try:
         with path.open("rb") as file:

@@ -151,9 +151,10 @@ class ExportOptions(Options):
     """How an adapter is written for another tool."""
 
     out: Path = option(..., "-o", "--out")
-    """Folder to write."""
+    """Folder to write; with --format codi also a zip, by its name."""
     format: ExportFormat = option("diffusers", "--format")
-    """Format: diffusers is a folder of the base's own pipeline: a ControlNet, or of kind concat a wider network."""
+    """Format: diffusers is a folder of the base's own pipeline: a ControlNet, or of kind concat a wider network;
+    codi is what `codi install` takes."""
     dtype: ExportPrecision = option("fp16", "--dtype")
     """Precision of the weights."""
     overwrite: bool = option(False, "--overwrite")

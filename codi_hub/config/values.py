@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 Optimizer = Literal["adamw", "adamw8bit"]
 EmaDevice = Literal["device", "cpu"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-ExportFormat = Literal["diffusers"]
+ExportFormat = Literal["diffusers", "codi"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
 
 MAX_SEED = 2**64 - 1
