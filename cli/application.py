@@ -33,6 +33,7 @@ COMMANDS = {
     "task": ("task",),
     "base": ("base",),
     "runs": ("runs",),
+    "serve": ("serve",),
 }
 MAY_BE_EMPTY = ("--prompt", "--suffix")
 LOOKUPS = {name for module in ("adapters", "health", "task", "base", "runs") for name in COMMANDS[module]}

@@ -10,6 +10,7 @@ from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
 from codi_hub.config.share import InstallOptions
+from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.events import OnEvent, ignore
 from codi_hub.inference.models import Loaded, ModelCache, Placement
 from codi_hub.operations.context import Context
@@ -90,6 +91,7 @@ class Hub:
         batch: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        adapter_memory: int = ADAPTER_MEMORY,
         allow_base_mismatch: bool = False,
     ) -> Any:
         """Generate one image per input; adapters of several tasks share batches.
@@ -120,6 +122,7 @@ class Hub:
             batch: largest batch; default: what fits into the memory.
             device: "auto", "cpu", "cuda" or "mps".
             dtype: "auto", "fp32", "fp16" or "bf16".
+            adapter_memory: bytes of adapters that stay loaded for later calls.
             allow_base_mismatch: use adapters of another base of the same architecture, such as this one's origin,
                 where this one has none.
 
@@ -135,7 +138,7 @@ class Hub:
 
         chosen = GenerateOptions(
             masks, prompts, negative_prompts, seeds, variants, size, steps, strength, options, sampler, temperature,
-            guidance_scale, tile, batch, device, dtype, allow_base_mismatch,
+            guidance_scale, tile, batch, device, dtype, adapter_memory, allow_base_mismatch,
         )  # fmt: skip
         return generate(self._context, ref, images, chosen)
 

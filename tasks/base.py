@@ -230,6 +230,10 @@ class Task:
         condition = pixels(image)
         return Prepared(condition, (condition.shape[1], condition.shape[0]))
 
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of the output for an input of a size, (width, height) in pixels both."""
+        return width, height
+
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Convert an output of the networks, float32 (H, W, 3) in [0, 1], to the final image, uint8 (H, W, 3)."""
         return to_uint8(output)

@@ -93,12 +93,16 @@ class SuperRes(Task):
         small = degrade(target, scale, rng, self.options.preset)
         return Pair(target, _enlarge(small, width, height), "")
 
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """See `Task.output_size`."""
+        return self.options.scale * width, self.options.scale * height
+
     def prepare(
         self, image: Image.Image | np.ndarray, path: Path | None = None, rng: np.random.Generator | None = None
     ) -> Prepared:
         """Enlarge the input. Raises InvalidInput for an output of more than `MAX_PIXELS` pixels."""
         small = pixels(image)
-        height, width = (self.options.scale * side for side in small.shape[:2])
+        width, height = self.output_size(small.shape[1], small.shape[0])
         if width * height > MAX_PIXELS:
             raise InvalidInput(f"an output of {width}x{height} pixels is over the limit of {MAX_PIXELS}: cut the input")
         return Prepared(_enlarge(small, width, height), (width, height))

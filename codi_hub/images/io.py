@@ -126,16 +126,30 @@ def open_image(path: Path) -> Image.Image:
     """
     if not os.path.isfile(path):  # opening a pipe would block
         raise InvalidInput("not a regular file: give an image file")
+    return _open(path, MAX_PIXELS)
+
+
+def open_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a file that is in memory; see `open_image`.
+
+    Args:
+        data: the whole file.
+        max_pixels: limit of its pixels, at most `MAX_PIXELS`.
+    """
+    return _open(io.BytesIO(data), max_pixels)
+
+
+def _open(source: Path | BinaryIO, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(path, formats=readable_formats())
+        image = Image.open(source, formats=readable_formats())
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except Exception as exc:  # Pillow's parsers raise anything at all on a hostile header
         raise InvalidInput(f"not a readable image: {_pillow_error(exc)}") from exc
     with contextlib.ExitStack() as closing:
         closing.enter_context(image)
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise InvalidInput(f"{width}x{height} pixels, over the limit of {MAX_PIXELS}: cut it or make it smaller")
+        if width * height > max_pixels:
+            raise InvalidInput(f"{width}x{height} pixels, over the limit of {max_pixels}: cut it or make it smaller")
         if animated:
             raise InvalidInput("an animation or several pages: extract the frames to files of their own")
         closing.pop_all()

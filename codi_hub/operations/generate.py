@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import UsageError, one_line, prefixed
 from codi_hub.images.filters import to_uint8
@@ -57,6 +58,7 @@ class GenerateOptions:
     batch: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    adapter_memory: int = ADAPTER_MEMORY
     allow_base_mismatch: bool = False
 
 
@@ -100,7 +102,7 @@ def generate(context: Context, refs: Any, images: Any, options: GenerateOptions)
     rows = {one.row.id: (one.row, one.task) for entry in inputs for one in entry.conditions}
     for row, task in rows.values():
         context.models.check(row, task, allow_base_mismatch=options.allow_base_mismatch)
-    names = ("device", "dtype", "allow_base_mismatch")
+    names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
     placement = Placement(**{name: getattr(options, name) for name in names})
     loaded = {row.id: context.models.load(row, placement) for row, _ in rows.values()}
     outputs = _generate(inputs, loaded, tiling, options)
