@@ -236,7 +236,16 @@ class Task:
 
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Convert an output of the networks, float32 (H, W, 3) in [0, 1], to the final image, uint8 (H, W, 3)."""
-        return to_uint8(output)
+        return to_uint8(self.finish_values(output, prepared))
+
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Return the final image of `finish` before it is rounded to 8 bits: float, unclipped."""
+        return output
+
+    @property
+    def finishes_values(self) -> bool:
+        """Whether `finish_values` is what `finish` rounds, so that outputs can have 16 bits."""
+        return type(self).finish is Task.finish
 
     def untouched(self, prepared: Prepared) -> bool:
         """Return whether the final image does not depend on the output, so that it need not be computed."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from codi_hub.images.filters import luma, to_uint8
+from codi_hub.images.filters import luma
 from codi_hub.tasks.base import Pair, Prepared, Task, needed, pixels
 
 
@@ -35,7 +35,7 @@ class Colorize(Task):
         grey = _grey(pixels(image))
         return Prepared(grey, (grey.shape[1], grey.shape[0]))
 
-    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Combine the output's chroma with the input's BT.601 luma Y: Y + s (output - luma(output)).
 
         s <= 1 is the largest factor that keeps a pixel within [0, 1]: out-of-gamut colours are desaturated, so that the
@@ -45,7 +45,7 @@ class Colorize(Task):
         chroma = output - luma(output)[..., None]
         room = np.where(chroma > 0, 1 - y, y)
         fits = np.minimum(1.0, room / np.maximum(np.abs(chroma), 1e-6)).min(-1, keepdims=True)
-        return to_uint8(y + fits * chroma)
+        return y + fits * chroma
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -47,11 +47,11 @@ class Deblur(Task):
         blurred = filter2d(image.astype(np.float32) / 255, kernel)
         return Pair(image, to_uint8(add_gaussian_noise(blurred, rng.uniform(0, self.options.noise), rng)), "")
 
-    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """With `correct`, return output + G (condition - output), G a Gaussian: colours and light stay the input's."""
         if self.options.correct:
             output = with_low_frequencies(output, prepared.condition, self.options.correct_sigma)
-        return to_uint8(output)
+        return output
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
         """Return the PSNR in dB of both under the strongest blur, which hides sharpened detail; at most `MAX_PSNR`."""

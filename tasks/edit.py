@@ -75,7 +75,7 @@ class Edit(Task):
             return Pair(after, before, example.get("edit_prompt") or needed(example, "caption", self.name))
         return Pair(needed(example, "edited", self.name), image, needed(example, "edit_prompt", self.name))
 
-    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Restore the input, bit for bit, where the output differs little from it.
 
         Input and output are compared after a blur of `SIGMA`; between `keep` and twice that, one fades into the other.
@@ -87,7 +87,7 @@ class Edit(Task):
             threshold = min(self.options.keep, max(LEAST, SHARE * float(change.max())))
             share = np.clip(smooth(change, SIGMA) / threshold - 1, 0, 1)
             output = condition + share * (output - condition)
-        return to_uint8(output)
+        return output
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
         """Return how much of the input is left: the PSNR in dB of both, at most `MAX_PSNR`."""

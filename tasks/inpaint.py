@@ -105,6 +105,8 @@ class Inpaint(Task):
         condition = _condition(rgb, dilated(covered, self.options.grow))
         return Prepared(condition, (width, height), opaque=file is None)
 
+    finishes_values = True  # what it overrides of `finish` is where it rounds
+
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Return the input outside the hole, bit for bit, and the output inside, without a seam.
 
@@ -112,23 +114,30 @@ class Inpaint(Task):
         and added to the output: gradients are the output's, the boundary values are the input's (Perez et al., "Poisson
         image editing", 2003). Last, with `texture`, fine detail of the surroundings is added.
         """
-        values = prepared.bytes
-        image, holes = values[..., :3].copy(), values[..., 3] >= HOLE
+        return self._filled(output, prepared, prepared.bytes[..., :3].copy())
+
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        return self._filled(output, prepared, prepared.condition[..., :3].copy())
+
+    def _filled(self, output: np.ndarray, prepared: Prepared, image: np.ndarray) -> np.ndarray:
+        """Fill the hole of an image, uint8 or float32 in [0, 1], in place."""
+        stored, most = (to_uint8, 255) if image.dtype == np.uint8 else (np.asarray, 1)
+        holes = prepared.bytes[..., 3] >= HOLE
         parts = boxes(holes)
         for box in parts:
             condition, fill = prepared.window(*box).condition, output[box]
             covered = condition[..., 3] > 0.5
             difference = harmonic(condition[..., :3] - fill, covered)
-            image[box][covered] = to_uint8(fill + difference)[covered]
+            image[box][covered] = stored(fill + difference)[covered]
         for box in parts if self.options.texture else ():
             for part in product(*map(_cut, box)):
                 covered = holes[part]
                 if not covered.any():
                     continue
                 wide = tuple(slice(max(0, side.start - REACH), side.stop + REACH) for side in part)
-                detailed = textured(image[wide].astype(np.float32) / 255, holes[wide], self.options.texture)
+                detailed = textured(image[wide].astype(np.float32) / most, holes[wide], self.options.texture)
                 inner = tuple(slice(side.start - more.start, None) for side, more in zip(part, wide, strict=True))
-                image[part][covered] = to_uint8(detailed[inner][: covered.shape[0], : covered.shape[1]])[covered]
+                image[part][covered] = stored(detailed[inner][: covered.shape[0], : covered.shape[1]])[covered]
         return image
 
     def untouched(self, prepared: Prepared) -> bool:

@@ -107,7 +107,7 @@ class SuperRes(Task):
             raise InvalidInput(f"an output of {width}x{height} pixels is over the limit of {MAX_PIXELS}: cut the input")
         return Prepared(_enlarge(small, width, height), (width, height))
 
-    def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+    def finish_values(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Return y = condition + detail (output - condition), corrected and sharpened.
 
         With `correct`, y + G (condition - y), G a Gaussian: colours and light stay the input's. With `project`,
@@ -121,7 +121,7 @@ class SuperRes(Task):
             output = back_projected(output, prepared.condition, scale, self.options.project)
         if self.options.sharpen:
             output = output + self.options.sharpen * (output - smooth(output, scale * SHARPEN_SIGMA))
-        return to_uint8(output)
+        return output
 
     def adherence(self, output: np.ndarray, condition: np.ndarray) -> float:
         """Return the PSNR in dB of both, downscaled by averaging to the input's size; at most `MAX_PSNR`."""

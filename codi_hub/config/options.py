@@ -11,6 +11,7 @@ from codi_hub.config.model import Options, option
 from codi_hub.config.values import (
     ADAPTER_MEMORY,
     MAX_SEED,
+    Bits,
     ByteSize,
     Device,
     ExportFormat,
@@ -47,8 +48,10 @@ class RunOptions(Options):
     than 2 megapixels in tiles of 1024."""
     suffix: str = option("", "--suffix")
     """Text added to the stem of every output's name."""
-    ext: Literal["auto", "png", "jpg"] = option("auto", "--ext")
+    ext: Literal["auto", "png", "jpg", "tif"] = option("auto", "--ext")
     """File type of the outputs."""
+    bits: Bits = option(8, "--bits")
+    """Bits per channel of the outputs; 16 in PNG and TIFF, from the network's own values."""
     overwrite: bool = option(False, "--overwrite")
     """Replace every output that exists, even files that codi did not write."""
     resume: bool = option(True, "--resume/--no-resume")

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 Optimizer = Literal["adamw", "adamw8bit"]
 EmaDevice = Literal["device", "cpu"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Bits = Annotated[Literal[8, 16], BeforeValidator(lambda value: int(value) if value in ("8", "16") else value)]
 ExportFormat = Literal["diffusers", "codi"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
 

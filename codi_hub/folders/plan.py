@@ -18,7 +18,7 @@ from codi_hub.folders.left_out import OnLeftOut, report_left_out
 from codi_hub.folders.names import places, renamed, separate
 from codi_hub.folders.prompts import Prompts
 from codi_hub.images.formats import JPEG_EXTENSIONS
-from codi_hub.images.io import WRITABLE, has_alpha, names_image
+from codi_hub.images.io import DEEP, WRITABLE, has_alpha, names_image
 from codi_hub.images.sidecars import METADATA, clean_prompt
 from codi_hub.paths import display_path, path_text
 from codi_hub.seeds import image_seed, variant_seed
@@ -97,7 +97,7 @@ def plan(
     it. Names match as in `images.sidecars`.
 
     Args:
-        options: `out`, `suffix`, `ext`, `seed`, `image_seed`, `variants`, `recursive` and `prompt` are read.
+        options: `out`, `suffix`, `ext`, `seed`, `image_seed`, `variants`, `bits`, `recursive` and `prompt` are read.
         task_name: TASK in names of output folders; default: the name of the built-in task.
         origins: finds the files that codi made.
         on_event: told of outputs that are renamed, and of files that are left out because codi made them.
@@ -114,7 +114,10 @@ def plan(
         raise UsageError(f"suffix {options.suffix!r} contains a path separator: use plain characters, such as _x4")
     roots = [_root(Path(path), options.out, task_name or task.name, alone=len(inputs) == 1) for path in inputs]
     _check_roots(roots)
-    ext = "png" if options.ext == "auto" and task.lossless else options.ext
+    lossless = task.lossless or options.bits == 16
+    ext = "png" if options.ext == "auto" and lossless else options.ext
+    if options.bits == 16:
+        _check_deep(task, {root.out.suffix.lower()[1:] if root.exact else ext for root in roots})
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
     common = None if options.prompt is None else clean_prompt(options.prompt, "prompt")
     own = options.prompt is None and task.uses_prompt
@@ -199,6 +202,14 @@ def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
     if not exact and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"the output {display_path(out)} is a file: name a folder")
     return _Root(path, out, is_folder, exact)
+
+
+def _check_deep(task: Task, types: set[str]) -> None:
+    """Raise UsageError for outputs of 16 bits that the task does not make, or that a file type does not hold."""
+    if not task.finishes_values:
+        raise UsageError(f"bits 16: task {task.name} finishes its images in 8 bits: leave it out")
+    if shallow := sorted(types - {*DEEP}):
+        raise UsageError(f"bits 16: a file of type {shallow[0]} has 8 bits per channel: choose {', '.join(DEEP)}")
 
 
 def _made(root: _Root, names: Sequence[str], origins: Origins) -> set[str]:

@@ -98,7 +98,7 @@ class FolderRun:
         further = [one.task for one in settings.also]
         self._loader = Loader(items, task, self._stop, settings.memory, further, self._options.size)
         origin = self._origin if self._options.metadata else None
-        self._saver = Saver(task, settings.memory, log, overwrite=self._options.overwrite, origin=origin)
+        self._saver = Saver(task, settings.memory, log, self._options, origin)
         self._batches: list[int] = []
         self._largest = self._options.batch or LOAD_AHEAD
 
@@ -283,7 +283,7 @@ class FolderRun:
             return made.images
 
         assert self._tiling is not None
-        return generate_tiled(loaded.prepared, self._task, generate, self._tiling, batch)
+        return generate_tiled(loaded.prepared, self._task, generate, self._tiling, batch, self._options.bits)
 
     def _count(self, made: Generated) -> None:
         self._batches += made.batches

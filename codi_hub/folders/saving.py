@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from codi_hub.config.options import RunOptions
 from codi_hub.errors import CodiError, describe
 from codi_hub.folders.loading import LoadedItem
 from codi_hub.folders.outputs import FOREIGN, Content, content_of
 from codi_hub.folders.rows import RegistryLog, row_of
 from codi_hub.images.io import save_image, with_alpha
+from codi_hub.images.values import grey
 from codi_hub.inference.tiling import finish_output
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Saver:
     Args:
         memory: bytes of outputs that may wait.
         log: records each output before it is renamed to its path.
-        overwrite: replace files that codi did not write.
+        options: `overwrite` and `bits` are read.
         origin: returns what an output says of its making, beside the input's metadata; None: outputs say nothing.
     """
 
@@ -41,17 +42,17 @@ class Saver:
         task: Task,
         memory: int,
         log: RegistryLog,
-        *,
-        overwrite: bool,
+        options: RunOptions,
         origin: Callable[[LoadedItem], Mapping[str, Any]] | None = None,
     ) -> None:
         self._task, self._memory = task, memory
-        self._log, self._overwrite, self._origin = log, overwrite, origin
+        self._log, self._origin = log, origin
+        self._overwrite, self._bits = options.overwrite, options.bits
         self._pool = ThreadPoolExecutor(SAVERS, "codi-save")
         self._pending: deque[tuple[LoadedItem, Future[float]]] = deque()
 
     def submit(self, loaded: LoadedItem, output: np.ndarray) -> None:
-        """Save the output of an item, float32 (H, W, 3) in [0, 1], or finished uint8 (H, W, 3)."""
+        """Save the output of an item, float32 (H, W, 3) in [0, 1], or finished uint8 or uint16 (H, W, 3)."""
         self._pending.append((loaded, self._pool.submit(self._save, loaded, output)))
 
     def collect(self, limit: int) -> Iterator[tuple[LoadedItem, str | None]]:
@@ -74,10 +75,10 @@ class Saver:
     def _save(self, loaded: LoadedItem, output: np.ndarray) -> float:
         """Return the seconds it took."""
         start = time.perf_counter()
-        pixels = finish_output(self._task, output, loaded.prepared)
+        pixels = finish_output(self._task, output, loaded.prepared, self._bits)
         alpha = None if loaded.prepared.opaque else loaded.alpha
         if loaded.grey and alpha is None and self._task.keeps_grey:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+            pixels = grey(pixels)
         metadata = None if self._origin is None else loaded.metadata.with_origin(self._origin(loaded))
         item = loaded.item
 

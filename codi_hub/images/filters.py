@@ -21,6 +21,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
+def to_uint16(image: np.ndarray) -> np.ndarray:
+    """Convert float in [0, 1], any shape, to uint16 with rounding; clip values outside the range."""
+    return (np.clip(image, 0.0, 1.0) * 65535.0 + 0.5).astype(np.uint16)
+
+
 def resize(image: np.ndarray, size: tuple[int, int], method: Image.Resampling, *, antialias: bool = True) -> np.ndarray:
     """Resize float32 (H, W, C) to `size` = (width, height), unclipped.
 

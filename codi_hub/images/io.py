@@ -22,17 +22,21 @@ from PIL import Image, ImageCms, ImageOps
 from codi_hub.errors import CodiError, InvalidInput, describe, prefixed
 from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.images.metadata import ORIENTATION, Metadata
+from codi_hub.images.sixteen_bits import write_png, write_tiff
 from codi_hub.images.values import bled, eight_bits, fit_map, without_gamma
 from codi_hub.partial import temporary
 from codi_hub.paths import display_path
 
-WRITABLE = ("png", "jpg", "jpeg", "webp")
+WRITABLE = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
+DEEP = ("png", "tif", "tiff")  # types that are written with 16 bits per channel too
 MAX_PIXELS = 120_000_000  # above the largest cameras (102 Mpx), far below what fills the memory
 MAX_BYTES = 2 << 30
+_KINDS = {".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
     "PNG": {},
+    "TIFF": {},
 }
 
 
@@ -267,7 +271,7 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
 
 
 def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
-    """Return uint8 (H, W, 3) pixels with an alpha channel, resized to them, as (H, W, 4).
+    """Return uint8 or uint16 (H, W, 3) pixels with an alpha channel, resized to them, as (H, W, 4).
 
     Pixels of another shape, such as those with alpha, are returned as they are.
     """
@@ -276,7 +280,8 @@ def with_alpha(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
     height, width = pixels.shape[:2]
     if alpha.size != (width, height):
         alpha = alpha.resize((width, height), Image.Resampling.BICUBIC)
-    return np.dstack([pixels, np.asarray(alpha)])
+    opacity = np.asarray(alpha)
+    return np.dstack([pixels, opacity if pixels.dtype == np.uint8 else opacity.astype(np.uint16) * 257])
 
 
 def save_image(
@@ -287,7 +292,7 @@ def save_image(
     metadata: Metadata | None = None,
     commit: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whole or not at all.
+    """Write uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or uint16 in a type of `DEEP`, whole or not at all.
 
     The format is that of the extension. JPEG has no alpha: the image is composited on white.
 
@@ -299,17 +304,23 @@ def save_image(
         OSError: the file cannot be written, such as on a full disk.
         ValueError: more pixels than the format can hold.
     """
-    image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    kind = {"png": "PNG", "webp": "WEBP"}.get(path.suffix.lower().lstrip("."), "JPEG")
-    if kind == "JPEG" and image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    kind = _KINDS.get(path.suffix.lower(), "JPEG")
     options = dict(_SAVE_OPTIONS[kind])
-    if icc is not None and image.mode != "L":
+    if icc is not None and pixels.ndim == 3:
         options["icc_profile"] = icc
     if metadata is not None:
         options |= metadata.save_options(kind)
     with atomic_file(path, commit) as file:
-        image.save(file, format=kind, **options)
+        if kind == "TIFF":
+            write_tiff(pixels, file, **options)
+        elif pixels.dtype == np.uint16:
+            write_png(pixels, file, **options)
+        else:
+            image = Image.fromarray(pixels)
+            if kind == "JPEG" and image.mode == "RGBA":
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            image.save(file, format=kind, **options)
 
 
 @contextlib.contextmanager

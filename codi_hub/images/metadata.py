@@ -20,6 +20,7 @@ MAX_SEGMENT = 65_500  # bytes of a JPEG segment, less its header
 ORIENTATION = 0x0112
 PIXEL_SIZES = (0xA002, 0xA003)  # in the Exif IFD; the output may have another size
 EXIF_IFD = 0x8769
+SUB_IFDS = (EXIF_IFD, 0x8825)  # the second is of GPS
 # TIFF 6.0 and DNG tags of how the pixels are stored, XMP, IPTC, Photoshop and ICC, which a TIFF's own header has.
 STRUCTURE = frozenset(
     {*range(254, 270), *range(273, 282), 284, 292, 293, 297, 301, *range(317, 348), *range(512, 533)}
@@ -73,7 +74,7 @@ class Metadata:
         for name, value in {"exif": self.exif, "xmp": self.xmp if kind != "PNG" else b""}.items():
             if value and (limit is None or len(value) <= limit):
                 options[name] = value
-        if self.dpi is not None and kind in ("PNG", "JPEG"):
+        if self.dpi is not None and kind != "WEBP":
             options["dpi"] = self.dpi
         if kind == "JPEG" and self.comment:
             options["comment"] = self.comment[-MAX_SEGMENT:]

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from codi_hub.errors import InvalidInput
+from codi_hub.images.filters import luma
 
 SRGB_GAMMA = 1 / 2.2
 SAME_GAMMA = 0.02  # difference of file gammas that nobody sees
@@ -31,6 +32,13 @@ def eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     key = image.info.get("transparency")  # tRNS of a 16-bit grey PNG
     alpha = Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))) if isinstance(key, int) else None
     return Image.fromarray(grey).convert("RGB"), alpha
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Return the luma of uint8 or uint16 (H, W, 3) as (H, W) of the same type."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))
+    return luma(pixels.astype(np.float32)).round().astype(pixels.dtype)
 
 
 def fit_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from codi_hub.errors import InvalidInput, UsageError
+from codi_hub.images.filters import to_uint16
 
 UNIT = 64  # px: tiles begin at multiples of it, which are multiples of every base's latent cells and levels
 MIN_SIDE = 2 * UNIT
@@ -53,6 +54,7 @@ class Tileable(Protocol):
     def finishes_tiles(self) -> bool: ...
     def untouched(self, prepared: Any) -> bool: ...
     def finish(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
+    def finish_values(self, output: np.ndarray, prepared: Any) -> np.ndarray: ...
 
 
 GenerateTiles = Callable[[list[np.ndarray], list[Window]], Sequence[np.ndarray]]
@@ -125,16 +127,19 @@ def weights(parts: Sequence[slice], length: int, overlap: int) -> list[np.ndarra
     return [weight / total[part] for part, weight in zip(parts, own, strict=True)]
 
 
-def finish_output(task: Tileable, output: np.ndarray, prepared: Any) -> np.ndarray:
-    """Return the finished image, uint8 (H, W, 3), of a float32 output in [0, 1]; of a uint8 one, the output itself.
+def finish_output(task: Tileable, output: np.ndarray, prepared: Any, bits: int = 8) -> np.ndarray:
+    """Return the finished image, (H, W, 3), of a float32 output in [0, 1]; of one of integers, the output itself.
+
+    Args:
+        bits: 8 for uint8, 16 for uint16.
 
     Raises:
         InvalidInput: values that are not finite.
     """
-    if output.dtype == np.uint8:  # from `generate_tiled`
+    if output.dtype.kind == "u":  # from `generate_tiled`
         return output
     _check_finite(output)
-    return task.finish(output, prepared)
+    return task.finish(output, prepared) if bits == 8 else to_uint16(task.finish_values(output, prepared))
 
 
 def _check_finite(output: np.ndarray) -> None:
@@ -143,22 +148,30 @@ def _check_finite(output: np.ndarray) -> None:
 
 
 def generate_tiled(
-    prepared: Prepared, task: Tileable, generate: GenerateTiles, tiling: Tiling, batch: int | None = None
+    prepared: Prepared,
+    task: Tileable,
+    generate: GenerateTiles,
+    tiling: Tiling,
+    batch: int | None = None,
+    bits: int = 8,
 ) -> np.ndarray:
     """Generate a large image tile by tile.
 
     Args:
         batch: tiles per call of `generate`; None: as many as have `CALL_PIXELS`.
+        bits: of the finished image.
 
     Returns:
-        (H, W, 3): uint8 and finished if the task `finishes_tiles`; else float32 in [0, 1], to be finished as a whole.
+        (H, W, 3): of integers and finished if the task `finishes_tiles`; else float32 in [0, 1], to be finished as a
+        whole.
 
     Raises:
         InvalidInput: an output that is not finite.
     """
     count = batch or max(1, CALL_PIXELS // tiling.side**2)
     width, height = prepared.size
-    canvas = np.empty((height, width, 3), np.uint8 if task.finishes_tiles else np.float32)
+    integers = np.uint8 if bits == 8 else np.uint16
+    canvas = np.empty((height, width, 3), integers if task.finishes_tiles else np.float32)
     turned = width > height  # strips of tiles lie across the shorter side
     longer, shorter = (width, height) if turned else (height, width)
     along, across = (spans(length, tiling.side, tiling.overlap) for length in (longer, shorter))
@@ -169,7 +182,7 @@ def generate_tiled(
         strip = np.zeros((part.stop - part.start, shorter, 3), np.float32)
         strip[: len(pending)] = pending
         places = [(one, part) if turned else (part, one) for one in across]
-        for one, weight, tile in zip(across, inner, _tiles(prepared, task, generate, places, count), strict=True):
+        for one, weight, tile in zip(across, inner, _tiles(prepared, task, generate, places, count, bits), strict=True):
             strip[:, one] += outer[k][:, None, None] * weight[:, None] * (tile.swapaxes(0, 1) if turned else tile)
         done = (along[k + 1].start if along[k + 1 :] else longer) - part.start
         onto[part.start : part.start + done] = strip[:done].round() if task.finishes_tiles else strip[:done]
@@ -178,7 +191,12 @@ def generate_tiled(
 
 
 def _tiles(
-    prepared: Prepared, task: Tileable, generate: GenerateTiles, places: Sequence[tuple[slice, slice]], count: int
+    prepared: Prepared,
+    task: Tileable,
+    generate: GenerateTiles,
+    places: Sequence[tuple[slice, slice]],
+    count: int,
+    bits: int,
 ) -> Iterator[np.ndarray]:
     """Yield the tiles at (rows, columns), each as float32 in the canvas's range; `count` are generated per call."""
     width, height = prepared.size
@@ -194,4 +212,4 @@ def _tiles(
         for k, part in enumerate(parts):
             output = outputs[k] if k in outputs else part.condition[..., :3]
             _check_finite(output)
-            yield task.finish(output, part).astype(np.float32) if task.finishes_tiles else output
+            yield finish_output(task, output, part, bits).astype(np.float32) if task.finishes_tiles else output

@@ -68,7 +68,9 @@ class PlannedRun:
             chosen["also"] = {f"{place} {one.row.ref}": one.recipe for place, one in enumerate(self.also, 2)}
         if self.options.guidance_scale != 1:
             chosen |= {name: getattr(self.options, name) for name in ("guidance_scale", "negative_prompt")}
-        if self.options.size:  # likewise
+        if self.options.bits != 8:
+            chosen["bits"] = self.options.bits
+        if self.options.size:
             chosen["size"] = list(self.options.size)
         return chosen | {
             "adapter_sha256": self.row.sha256,

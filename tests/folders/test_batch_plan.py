@@ -214,14 +214,14 @@ def refusals(images: Path) -> dict[str, tuple[list[Path], Path | None, dict[str,
         "out is a file": ([images], images / "notes", {}, UsageError, "is a file: name a folder"),
         "out of another type": (
             [a],
-            images / "x.tif",
+            images / "x.bmp",
             {},
             UsageError,
-            r"^out .*x.tif: an image is written as png",
+            r"^out .*x.bmp: an image is written as png",
         ),
         "a file for a folder": ([images], images / "x.png", {}, UsageError, r"^out .*x.png: the name of one image"),
         "suffix": ([images], None, {"suffix": "/../x"}, UsageError, "path separator"),
-        "ext": ([images], None, {"ext": "exe"}, UsageError, "one of auto, png, jpg"),
+        "ext": ([images], None, {"ext": "exe"}, UsageError, "one of auto, png, jpg, tif"),
     }
 
 

@@ -44,7 +44,7 @@ class Double:
     reads_alpha = lossless = keeps_grey = False
     uses_prompt = True
     needs_prompt = False
-    finishes_tiles = True
+    finishes_tiles = finishes_values = True
     input_extensions = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".npy"})
 
     def is_sidecar(self, path: Path) -> bool:
@@ -65,6 +65,9 @@ class Double:
         pixels = np.asarray(image, dtype=np.float32) / 255
         condition = pixels.repeat(2, axis=0).repeat(2, axis=1)
         return Doubled(condition, (condition.shape[1], condition.shape[0]), {})
+
+    def finish_values(self, output: np.ndarray, prepared: Doubled) -> np.ndarray:
+        return output
 
     def finish(self, output: np.ndarray, prepared: Doubled) -> np.ndarray:
         return (output.clip(0, 1) * 255).round().astype(np.uint8)
