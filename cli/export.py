@@ -30,7 +30,7 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write an adapter as a ControlNet that plain diffusers loads, with a README that says how to use it."""
+    """Write an adapter for diffusers, A1111 or ComfyUI, with a README that says how to use it."""
     options = ExportOptions(**given)
     from codi_hub.hub import Hub
 

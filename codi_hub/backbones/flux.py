@@ -19,13 +19,18 @@ from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
-from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.usage import ComfyUI, Usage
 from codi_hub.errors import Mismatch
 
 GUIDANCE = 3.5  # what FLUX.1-dev is given by default
 DEV_TOKENS, SCHNELL_TOKENS = 512, 256  # most tokens of a prompt that T5 encodes
 BRANCH_BLOCKS = 4  # of the ControlNet, all of them double-stream: 1.44B parameters beside 11.9B
 BLOCK, SINGLE = "block", "single"  # residuals' names start so; a number follows
+
+
+def as_19_blocks(layers: int, blocks: int) -> bool:
+    """Whether ComfyUI, which takes every base to have FLUX.1's 19 double-stream blocks, does as diffusers."""
+    return -(-layers // blocks) == -(-19 // blocks)
 
 
 class FluxBackbone(TransformerBackbone):
@@ -51,6 +56,7 @@ class FluxBackbone(TransformerBackbone):
         "FluxControlNetPipeline",
         packing="latents = pipe._pack_latents(latents, *latents.shape)",
         arguments=f"guidance_scale={GUIDANCE}",
+        comfyui=ComfyUI("EmptySD3LatentImage", as_19_blocks),
     )
     input_layer: ClassVar[str] = "x_embedder"
     lora_layers: ClassVar[str] = rf"{ATTENTION_AND_FEED_FORWARD}|single_transformer_blocks\.\d+\.proj_(mlp|out)"

@@ -20,11 +20,16 @@ from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
-from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.usage import ComfyUI, Usage
 from codi_hub.errors import Mismatch
 
 TOKENS = 256  # of a prompt that T5 encodes
 BASE_BLOCKS = 4  # base blocks that share a residual: six blocks of a branch for SD3.5-medium's 24
+
+
+def evenly(layers: int, blocks: int) -> bool:
+    """Whether ComfyUI, which adds residual i // (layers // blocks) after block i, does as diffusers."""
+    return layers % blocks == 0
 
 
 class SD3Backbone(TransformerBackbone):
@@ -44,7 +49,9 @@ class SD3Backbone(TransformerBackbone):
     )  # fmt: skip
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
-    usage: ClassVar[Usage | None] = Usage("SD3ControlNetModel", "StableDiffusion3ControlNetPipeline")
+    usage: ClassVar[Usage | None] = Usage(
+        "SD3ControlNetModel", "StableDiffusion3ControlNetPipeline", comfyui=ComfyUI("EmptySD3LatentImage", evenly)
+    )
     input_layer: ClassVar[str] = "pos_embed.proj"
 
     def __init__(self, parts: Parts) -> None:

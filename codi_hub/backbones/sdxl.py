@@ -17,7 +17,7 @@ from codi_hub.backbones.backbone import Prompt
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet import UNetBackbone
-from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.usage import ComfyUI, Usage
 from codi_hub.errors import Mismatch
 
 SIZE_NUMBERS = 6  # original height and width, crop top and left, target height and width
@@ -41,6 +41,7 @@ class SDXLBackbone(UNetBackbone):
         condition="image",
         sees_latents=False,
         first="sample",
+        comfyui=ComfyUI("EmptyLatentImage"),
     )
     addition_embed_type: ClassVar[tuple[str | None, ...]] = ("text_time",)
     default_cells: ClassVar[int] = 128

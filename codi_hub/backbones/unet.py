@@ -18,7 +18,7 @@ from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
-from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.usage import ComfyUI, Usage
 from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import VariancePreserving
 
@@ -72,6 +72,7 @@ class UNetBackbone(Backbone):
         sees_latents=False,
         first="sample",
         loading="safety_checker=None",
+        comfyui=ComfyUI("EmptyLatentImage"),
     )
     addition_embed_type: ClassVar[tuple[str | None, ...]] = (None, "text")
     default_cells: ClassVar[int] = 64

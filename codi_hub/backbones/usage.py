@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """How ComfyUI runs the family's ControlNets.
+
+    Attributes:
+        latent: its node for empty latents.
+        fits: (blocks of the base, blocks of the ControlNet) -> whether it adds each residual where diffusers does.
+    """
+
+    latent: str
+    fits: Callable[[int, int], bool] = lambda layers, blocks: True
 
 
 @dataclass(frozen=True)
@@ -18,6 +32,7 @@ class Usage:
         packing: line that brings further `latents` into the network's own layout, "" where that is (B, C, h, w).
         arguments: what the pipelines are told beside the prompt, the size and the steps.
         loading: what `from_pretrained` is told beside the ControlNet.
+        comfyui: how ComfyUI runs them, None where it does not read them.
     """
 
     controlnet: str
@@ -28,3 +43,4 @@ class Usage:
     packing: str = ""
     arguments: str = "guidance_scale=1.0"
     loading: str = ""
+    comfyui: ComfyUI | None = None

@@ -91,7 +91,7 @@ def controlnet(adapter: Any) -> tuple[Any, Tensors]:
     return model, tensors
 
 
-def contents(adapter: Any, base: Backbone, name: str) -> Contents:
+def contents(adapter: Any, base: Backbone) -> Contents:
     """Return a model's configuration and weights, in the base's dtype.
 
     Raises:
@@ -110,5 +110,5 @@ def write(out: Path, adapter: Any, base: Backbone, record: Path, readme: str, *,
     Raises:
         Conflict: see `folders.check_free`. CodiError: it could not be written. Mismatch: see `wider_network`.
     """
-    files = contents(adapter, base, "") | {RECORD: record.read_text(encoding="utf-8"), CARD: readme}
+    files = contents(adapter, base) | {RECORD: record.read_text(encoding="utf-8"), CARD: readme}
     write_files(out, files, base.dtype, overwrite=overwrite)

@@ -20,11 +20,11 @@ tags: [{tag}]
 ---
 # {task}: {what} for the base `{base}`
 
-The adapter `{ref}` of CoDi Hub (kind `{kind}`{form}) as diffusers loads it. Method: {method}. It generates
+The adapter `{ref}` of CoDi Hub (kind `{kind}`{form}) as {reader}. Method: {method}. It generates
 images in {steps} steps by default, without classifier-free guidance.
 
 It works on the base that it was trained on, of family `{family}` ({prediction}), and on no other.
-`BASE` below is that base's folder or hub id.
+{names}
 
 ```python
 {code}
@@ -34,6 +34,18 @@ It works on the base that it was trained on, of family `{family}` ({prediction})
 
 `{record}` is the adapter's own record: its method, every training that led to it, and its scores.
 """
+ORIGINAL = 'controlnet = {controlnet}.from_single_file(f"{{FOLDER}}/{file}", config=FOLDER)'
+# Not `from_single_file`, which leaves out the embedding of the pooled text and the size (diffusers 0.42.1).
+ORIGINAL_POOLED = """from codi_hub.interop import ldm_keys
+from safetensors.torch import load_file
+
+tensors = load_file(f"{{FOLDER}}/{file}")
+tensors = {{name.removeprefix("control_model."): value for name, value in tensors.items()}}
+controlnet = {controlnet}.from_config({controlnet}.load_config(FOLDER))
+controlnet.load_state_dict(ldm_keys.to_diffusers(tensors))"""
+BASE = "`BASE` below is that base's folder or hub id."
+A1111 = """Copy the file into the `ControlNet` folder of A1111 (or Forge): any preprocessor may be chosen that makes the
+condition, weight 1, sampler DDIM, CFG scale 1. `BASE` below is that base's folder or hub id."""
 CONDITION = """- `condition`: the input as CoDi Hub prepares it for the networks: {condition}, its sides
   multiples of {multiple}. The postprocessing of `codi run` (corrections, keeping what is outside a mask) is not part of
   this folder."""
@@ -50,42 +62,70 @@ TRAILING = """pipe.scheduler = DDIMScheduler.from_config(
 )"""
 
 
-def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str) -> str:
-    """Return how the folder is used, in Markdown.
+def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str, file: str | None = None) -> str:
+    """Return how the folder is used with diffusers, in Markdown.
+
+    Args:
+        file: name of a single file with the weights.
 
     Raises:
         Mismatch: a base whose pipelines cannot run it.
     """
-    usage = base.usage
-    if usage is None:
-        raise Mismatch(f"{ref} is for a base of family {base.family}, which diffusers has no pipeline for")
-    wider = record.kind == ConcatAdapter.kind
+    usage, wider, steps = usage_of(base, ref), record.kind == ConcatAdapter.kind, record.steps
     channels = record.config.get("condition_channels", 3)
-    if not wider and usage.sees_latents and channels not in (1, 3):
-        raise Mismatch(
-            f"{ref} takes conditions of {channels} channels, and {usage.control_pipeline} takes images alone: use kind "
-            "concat to distil an adapter that can be exported"
-        )
-    return README.format(
+    if not wider and usage.sees_latents:
+        check_image(channels, ref, usage.control_pipeline)
+    return page(
+        record,
+        ref=ref,
+        base_name=base_name,
         tag=base.network_name if wider else "controlnet",
         what=f"a wider {base.network_name}" if wider else "a ControlNet",
         form=", merged" if wider else ", zero convolutions",
+        reader=f"one file with the original names, `{file}`" if file else "diffusers loads it",
+        names=A1111 if file else BASE,
+        code=wider_code(base, usage, steps, channels) if wider else control_code(base, usage, steps, file),
+        notes=_notes(base, usage, steps, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
+    )
+
+
+def usage_of(base: Backbone, ref: str) -> Usage:
+    """Return how diffusers' pipelines run adapters of a base's family. Raises Mismatch: there is none."""
+    if base.usage is None:
+        raise Mismatch(f"{ref} is for a base of family {base.family}, which diffusers has no pipeline for")
+    return base.usage
+
+
+def check_image(channels: int, ref: str, reader: str) -> None:
+    """Raise Mismatch where a condition is no image, gray or of three channels."""
+    if channels not in (1, 3):
+        raise Mismatch(
+            f"{ref} takes conditions of {channels} channels, and {reader} takes images alone: use kind concat to "
+            "distil an adapter that can be exported"
+        )
+
+
+def page(record: AdapterRecord, *, base_name: str, **texts: str) -> str:
+    """Return a README from a record and what is particular to a format."""
+    return README.format(
         task=record.task,
         base=base_name,
-        ref=ref,
         kind=record.kind,
         method=record.method or "not recorded",
         steps=record.steps,
         family=record.base.family,
         prediction=record.prediction_type.removesuffix("_prediction") + "-prediction",
-        code=wider_code(base, usage, record.steps, channels) if wider else control_code(base, usage, record.steps),
-        notes=_notes(base, usage, record.steps, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
         record=RECORD,
+        **texts,
     )
 
 
-def control_code(base: Backbone, usage: Usage, steps: int) -> str:
-    """Return the code that runs a ControlNet."""
+def control_code(base: Backbone, usage: Usage, steps: int, file: str | None = None) -> str:
+    """Return the code that runs a ControlNet, from a folder or from a single file in it."""
+    loader = f"controlnet = {usage.controlnet}.from_pretrained(FOLDER)"
+    if file:
+        pooled = base.network.config.get("addition_embed_type")
+        loader = (ORIGINAL_POOLED if pooled else ORIGINAL).format(controlnet=usage.controlnet, file=file)
     table = isinstance(base.schedule, VariancePreserving)
     names = sorted([usage.controlnet, usage.control_pipeline, *(["DDIMScheduler"] if table else [])])
     loading = ", ".join(filter(None, ["BASE", "controlnet=controlnet", usage.loading]))
@@ -95,7 +135,7 @@ def control_code(base: Backbone, usage: Usage, steps: int) -> str:
     lines = [
         f"from diffusers import {', '.join(names)}",
         "",
-        f"controlnet = {usage.controlnet}.from_pretrained(FOLDER)",
+        loader,
         f"pipe = {usage.control_pipeline}.from_pretrained({loading})",
         *([TRAILING] if table else []),
         *size,

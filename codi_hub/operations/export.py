@@ -18,20 +18,28 @@ def export(context: Context, ref: str, options: ExportOptions, on_event: OnEvent
     """Write an adapter as another tool reads it, or as `codi install` does; see `Hub.export`."""
     if options.format == "codi":
         return _export_package(context, ref, options, on_event)
+    import torch
+
     from codi_hub.adapters import format
     from codi_hub.inference.models import Placement
-    from codi_hub.interop import diffusers, folders, readme
+    from codi_hub.interop import folders
+    from codi_hub.interop.export import Export
+    from codi_hub.interop.formats import FORMATS
 
     folder = folders.check_free(options.out, folders.is_export, options.overwrite)
     mismatch = options.allow_base_mismatch
     row = context.resolve(ref, allow_base_mismatch=mismatch, on_event=on_event)
     record_file = context.catalog.registry.adapters.file(row, format.RECORD)
     record = format.read_record(record_file)
-    diffusers.check_exportable(record, row.ref)
+    target = FORMATS[options.format]
+    target.check(record, row.ref)
     placement = Placement(device="cpu", dtype=options.dtype, allow_base_mismatch=mismatch)
     loaded = context.models.load(row, placement)
-    card = readme.readme(record, loaded.base, ref=row.ref, base_name=row.base)
-    diffusers.write(folder, loaded.adapter, loaded.base, record_file, card, overwrite=options.overwrite)
+    made = Export(row.ref, row.base, record, loaded.adapter, loaded.base)
+    with torch.no_grad():
+        texts = {format.CARD: target.readme(made), format.RECORD: record_file.read_text(encoding="utf-8")}
+        files = texts | target.contents(made)
+    folders.write_files(folder, files, loaded.base.dtype, overwrite=options.overwrite)
     return ExportResult(
         adapter=row.ref,
         base=row.base,

@@ -58,13 +58,13 @@ def autoencoder(kind: str) -> Any:
     return _lively(vae, vae.decoder.conv_out, 0.0)
 
 
-def kl_autoencoder(**config: Any) -> AutoencoderKL:
-    """An AutoencoderKL that halves both sides."""
+def kl_autoencoder(*, levels: int = 2, **config: Any) -> AutoencoderKL:
+    """An AutoencoderKL that halves both sides, once less than it has levels."""
     torch.manual_seed(1)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         latent_channels=4,
         norm_num_groups=4,
         **config,
