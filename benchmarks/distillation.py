@@ -20,7 +20,7 @@ from benchmarks import peers
 from benchmarks.bases import folder_of
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub import adapters, backbones
-from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.values import Prompt
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import boundary
 from codi_hub.inference.devices import choose_device, choose_dtype

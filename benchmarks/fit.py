@@ -21,12 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.__main__ import PAGE
 from benchmarks.bases import SCHEDULER, TEXT, UNET, VAE
 from codi_hub import adapters
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.flux import FluxBackbone
 from codi_hub.backbones.parts import Parts
 from codi_hub.backbones.sd3 import SD3Backbone
 from codi_hub.backbones.sdxl import SDXLBackbone
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.backbones.z_image import ZImageBackbone
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.losses import METHODS

@@ -17,8 +17,8 @@ from benchmarks.shelf import Shelf, shelf
 from benchmarks.table import Row, in_turn, ratios
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.backbones.backbone import Prompt
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.inference.engine import Engine, Request, Sampling, gaussian
 
 SIDES = {"nano": 256, "sd15": 512}  # side of the images in px

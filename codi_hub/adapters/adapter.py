@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from codi_hub.adapters.sharing import copied
-from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt, Residuals
 
 Prepared = list[Tensor]
 """What an adapter computed from the conditions of a batch, once per image, each (B, ...)."""

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
-from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt, Residuals
 
 
 class BaseOnly(Adapter):

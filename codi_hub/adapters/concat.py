@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
 from codi_hub.adapters.sharing import SharedTensors, Tensors, add_deltas, merged
-from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import UsageError
 
 # Learning rate of the condition's layer, in those of the deltas. After 130 steps at 2e-3 the 4-step error of the toys

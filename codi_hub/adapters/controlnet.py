@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
 from codi_hub.adapters.top_down import TopDown
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.unet import Features, UNetState, encode_features, match_text_heads
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import UsageError
 
 GATE_LR = 1e-2  # at mu = 0 only mu has a gradient, so it needs a rate of its own

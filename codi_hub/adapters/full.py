@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from codi_hub.adapters.adapter import Prepared
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
 from codi_hub.adapters.sharing import SharedTensors
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.errors import UsageError
 
 

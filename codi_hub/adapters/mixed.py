@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from codi_hub.adapters.adapter import Adapter, Prepared
-from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import UsageError
 
 

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.unet import OUTPUT, UNetBackbone, UNetState
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import UsageError
 
 GROUP = 16  # channels of a group in the normalisations, about

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import AdapterConfig, Prepared
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.unet import UNetBackbone, UNetState, descend
+from codi_hub.backbones.values import Prompt, Residuals
 
 
 class StaticConfig(ControlConfig):

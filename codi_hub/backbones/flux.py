@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones.backbone import ATTENTION_AND_FEED_FORWARD, Prompt, Residuals
+from codi_hub.backbones.backbone import ATTENTION_AND_FEED_FORWARD
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.backbones.usage import ComfyUI, Usage
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import Mismatch
 
 GUIDANCE = 3.5  # what FLUX.1-dev is given by default

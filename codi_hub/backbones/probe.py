@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.errors import CodiError, Mismatch, describe
 
 PROMPT = "a photograph of a red ball on a table"

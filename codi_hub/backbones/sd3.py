@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from codi_hub.backbones import autoencoder
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.backbones.usage import ComfyUI, Usage
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import Mismatch
 
 TOKENS = 256  # of a prompt that T5 encodes

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from codi_hub.backbones.backbone import Prompt
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet import UNetBackbone
 from codi_hub.backbones.usage import ComfyUI, Usage
+from codi_hub.backbones.values import Prompt
 from codi_hub.errors import Mismatch
 
 SIZE_NUMBERS = 6  # original height and width, crop top and left, target height and width

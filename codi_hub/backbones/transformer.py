@@ -7,9 +7,10 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from codi_hub.backbones import autoencoder
-from codi_hub.backbones.backbone import Backbone, LatentSpec
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import Parts
+from codi_hub.backbones.values import LatentSpec
 from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import RectifiedFlow
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codi_hub.backbones import autoencoder
-from codi_hub.backbones.backbone import Backbone, Index, LatentSpec, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
 from codi_hub.backbones.parts import ModelFiles, Parts
@@ -19,6 +19,7 @@ from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.unet_support import check_text_width, check_unet
 from codi_hub.backbones.usage import ComfyUI, Usage
+from codi_hub.backbones.values import Index, LatentSpec, Prompt, Residuals
 from codi_hub.backbones.weight_sketch import shapes_of
 from codi_hub.diffusion.schedule import VariancePreserving
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.backbones.usage import Usage
+from codi_hub.backbones.values import Prompt, Residuals
 
 TOKENS = 512  # most tokens of a prompt
 PADDED = 32  # the network pads captions and images to multiples of so many tokens

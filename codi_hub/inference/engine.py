@@ -15,8 +15,9 @@ from torch import Tensor
 
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.prompts import PromptWarnings
+from codi_hub.backbones.values import Prompt
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.diffusion.guidance import Network, guided
 from codi_hub.errors import one_line

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.prompts import PromptWarnings
+from codi_hub.backbones.values import Prompt
 from codi_hub.training.records import Records
 
 NAMED = 3  # prompts that are too long, by name

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from codi_hub import seeds
 from codi_hub.adapters.adapter import Adapter
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser
 from codi_hub.errors import InvalidInput

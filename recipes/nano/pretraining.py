@@ -25,7 +25,8 @@ from codi_hub import adapters, tasks
 from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones import load
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.data.synthetic.edits import Edit, scene_edit
 from codi_hub.data.synthetic.raycast import solid_map
 from codi_hub.data.synthetic.scenes_words import COLOURS

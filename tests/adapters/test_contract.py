@@ -15,8 +15,9 @@ from walks import distance
 from codi_hub import adapters
 from codi_hub.adapters.mixed import MixedBatch
 from codi_hub.adapters.skeleton import skeleton
-from codi_hub.backbones.backbone import Backbone, Residuals
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Residuals
 from codi_hub.errors import UsageError
 
 # a bias of attention keys shifts every logit of a softmax alike: its gradient is zero but for rounding; SD3's branch is

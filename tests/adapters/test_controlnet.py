@@ -9,9 +9,9 @@ from tiny import stir, unet, with_unet
 from torch import Tensor
 
 from codi_hub.adapters.controlnet import GATE_LR
-from codi_hub.backbones.backbone import Residuals
 from codi_hub.backbones.condition_stem import LUMA_DEVIATION, WHITEN, initialise_stem
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Residuals
 
 
 def added(residuals: Residuals) -> list[Tensor]:

@@ -10,9 +10,9 @@ from tiny import autoencoder, parts_of, save_base, scheduler_config, stir, unet,
 
 import codi_hub.backbones.autoencoder
 from codi_hub import backbones
-from codi_hub.backbones.backbone import Residuals
 from codi_hub.backbones.fingerprint import Fingerprint, sketch_distance
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Residuals
 from codi_hub.errors import InvalidInput, Mismatch
 
 LIKE_NANO = {

@@ -10,9 +10,9 @@ from families import sdxl
 from tiny import WIDTH, parts_of, save_base, scheduler_config, text_encoder, unet
 
 from codi_hub import backbones
-from codi_hub.backbones.backbone import Prompt
 from codi_hub.backbones.probe import probe
 from codi_hub.backbones.unet import UNetBackbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.catalog import Catalog
 from codi_hub.errors import CodiError, Mismatch
 

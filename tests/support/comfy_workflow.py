@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codi_hub.backbones.backbone import Backbone, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Residuals
 from codi_hub.diffusion.schedule import VariancePreserving
 
 

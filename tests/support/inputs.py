@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from codi_hub.backbones.backbone import Backbone, Prompt
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 
 HEIGHT, WIDTH = 16, 24  # of the condition, in pixels
 TEXTS = ("a red ball", "", "two trees")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from training import PAIRS, Make, equal, quiet, weights, without_gradient
 
-from codi_hub.backbones.backbone import Prompt
+from codi_hub.backbones.values import Prompt
 from codi_hub.config.distill import TrainingConfig
 from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow
 from codi_hub.events import Event, TrainingStep

@@ -5,7 +5,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codi_hub.adapters.adapter import Adapter, AdapterConfig, Prepared
-from codi_hub.backbones.backbone import Backbone, Prompt, Residuals
+from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt, Residuals
 
 
 class ShortcutConfig(AdapterConfig):

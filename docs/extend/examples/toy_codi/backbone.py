@@ -14,9 +14,9 @@ from diffusers import SanaControlNetModel, SanaPipeline
 from torch import Tensor, nn
 
 from codi_hub.backbones.autoencoder import scale_and_shift
-from codi_hub.backbones.backbone import Prompt, Residuals
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.transformer import TransformerBackbone
+from codi_hub.backbones.values import Prompt, Residuals
 from codi_hub.errors import UsageError
 
 BRANCH_BLOCKS = 7  # of the ControlNet: diffusers' default
