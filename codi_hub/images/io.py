@@ -227,10 +227,10 @@ def _convert(image: Image.Image) -> LoadedImage:
 def _finished(
     stored: Image.Image, rgb: Image.Image, alpha: Image.Image | None, *, icc: bytes | None, grey: bool
 ) -> LoadedImage:
-    """Apply the gamma of a PNG without another statement of its colours, and colour what is transparent."""
+    """Apply gamma and primaries of a PNG without another statement of its colours, and colour what is transparent."""
     gamma = stored.info.get("gamma")
     if isinstance(gamma, float) and "srgb" not in stored.info and not stored.info.get("icc_profile"):
-        rgb = without_gamma(rgb, gamma)
+        rgb = without_gamma(rgb, gamma, stored.info.get("chromaticity"))
     return LoadedImage(rgb if alpha is None else bled(rgb, alpha), alpha, icc, grey)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -10,6 +12,10 @@ from codi_hub.images.filters import luma
 
 SRGB_GAMMA = 1 / 2.2
 SAME_GAMMA = 0.02  # difference of file gammas that nobody sees
+SRGB = np.array([[0.3127, 0.329], [0.64, 0.33], [0.3, 0.6], [0.15, 0.06]])  # x and y of white, red, green, blue
+SAME_CHROMATICITY = 0.005
+BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])  # of ICC.1
+ROWS = 256  # that are converted at once
 
 
 def eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -59,13 +65,56 @@ def fit_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack(fitted, -1).reshape(*fitted[0].shape, *values.shape[2:])
 
 
-def without_gamma(image: Image.Image, gamma: float) -> Image.Image:
-    """Convert 8-bit RGB from a PNG's gAMA, where value = light^gamma, to sRGB."""
-    if not 0 < gamma < 10 or abs(gamma - SRGB_GAMMA) < SAME_GAMMA:
+def without_gamma(image: Image.Image, gamma: float, chromaticity: Sequence[float] | None = None) -> Image.Image:
+    """Convert 8-bit RGB from a PNG's gAMA, where value = light^gamma, and cHRM to sRGB.
+
+    Args:
+        chromaticity: x and y of white, red, green and blue; None, or one that is no set of primaries: those of sRGB.
+    """
+    if not 0 < gamma < 10:
         return image
     light = np.linspace(0, 1, 256) ** (1 / gamma)
-    shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
-    return image.point((shown * 255).round().astype(int).tolist() * 3)
+    matrix = None if chromaticity is None else _to_srgb_primaries(chromaticity)
+    if matrix is not None:
+        pixels = np.asarray(image)
+        linear, out = light.astype(np.float32), np.empty_like(pixels)
+        for top in range(0, len(pixels), ROWS):
+            rows = slice(top, top + ROWS)
+            out[rows] = (_srgb_curve(np.clip(linear[pixels[rows]] @ matrix.T, 0, 1)) * 255).round()
+        return Image.fromarray(out)
+    if abs(gamma - SRGB_GAMMA) < SAME_GAMMA:
+        return image
+    return image.point((_srgb_curve(light) * 255).round().astype(int).tolist() * 3)
+
+
+def _srgb_curve(light: np.ndarray) -> np.ndarray:
+    """Return the values of light in [0, 1], IEC 61966-2-1."""
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def _to_srgb_primaries(chromaticity: Sequence[float]) -> np.ndarray | None:
+    """Return the matrix from light of other primaries to that of sRGB's, white to white (Bradford).
+
+    None for those of sRGB, and for numbers that are no primaries.
+    """
+    given = np.asarray(chromaticity, np.float64).reshape(4, 2)
+    if np.abs(given - SRGB).max() < SAME_CHROMATICITY or given[:, 1].min() <= 0:
+        return None
+    try:
+        (own_white, own), (white, srgb) = _xyz(given), _xyz(SRGB)
+        adapted = np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ white / (BRADFORD @ own_white)) @ BRADFORD
+        matrix = np.linalg.inv(srgb) @ adapted @ own
+    except np.linalg.LinAlgError:
+        return None
+    return matrix.astype(np.float32) if np.isfinite(matrix).all() else None
+
+
+def _xyz(chromaticity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return white in XYZ, and the matrix from light of the primaries to XYZ."""
+    x, y = chromaticity.T
+    white, *primaries = np.stack([x / y, np.ones(4), (1 - x - y) / y], -1)
+    columns = np.stack(primaries, -1)
+    return white, columns * np.linalg.solve(columns, white)
 
 
 def bled(image: Image.Image, alpha: Image.Image) -> Image.Image:

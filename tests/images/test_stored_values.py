@@ -46,6 +46,33 @@ def test_gamma_of_a_png(tmp_path, chunks, shown):
     assert np.asarray(read(path).image)[0, 0].tolist() == [shown] * 3
 
 
+ADOBE = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+D50 = (0.3457, 0.3585, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
+
+def chromaticity(*values: float) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values))
+
+
+def test_primaries_of_a_png_count_with_its_gamma(tmp_path):
+    colours = np.array([[[255, 0, 0], [150, 120, 90], [255, 255, 255], [90, 90, 90]]], np.uint8)
+    gamma = b"gAMA", struct.pack(">I", 45455)
+    shown = np.asarray(read(png(tmp_path / "x.png", colours, 2, gamma, chromaticity(*ADOBE))).image)[0].astype(int)
+    # by the published matrix of Adobe RGB (1998) to sRGB: 1.39836 r - 0.39836 g, g, 1.04293 b - 0.04293 g
+    assert shown.tolist() == [[255, 0, 0], [162, 121, 88], [255, 255, 255], [90, 90, 90]]
+    white = np.asarray(read(png(tmp_path / "x.png", colours, 2, gamma, chromaticity(*D50))).image)[0, 2]
+    assert white.tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("values", [(0.0,) * 8, (0.3, 0.3) * 4, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)])
+def test_what_is_no_primaries_or_those_of_srgb_changes_nothing(tmp_path, values):
+    colours = np.array([[[255, 0, 0], [150, 120, 90]]], np.uint8)
+    chunks = [(b"gAMA", struct.pack(">I", 45455)), chromaticity(*values)]
+    assert np.array_equal(np.asarray(read(png(tmp_path / "x.png", colours, 2, *chunks)).image), colours)
+    alone = np.asarray(read(png(tmp_path / "x.png", colours, 2, chromaticity(*ADOBE))).image)
+    assert np.array_equal(alone, colours)  # without gAMA the light of a value is not known
+
+
 def test_one_transparent_value_of_16_bit_grey(tmp_path):
     values = np.array([[0, 513, 514, 65535]], np.uint16)
     found = read(png(tmp_path / "x.png", values, 0, (b"tRNS", struct.pack(">H", 513))))
