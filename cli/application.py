@@ -28,7 +28,7 @@ COMMANDS = {
     "distill": ("distill",),
     "eval": ("eval",),
     "export": ("export",),
-    "share": ("install",),
+    "share": ("install", "push", "pull"),
     "health": ("verify", "gc", "recover", "doctor"),
     "task": ("task",),
     "base": ("base",),

@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.config.distill import DistillConfig
     from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
+    from codi_hub.config.share import InstallOptions, PullOptions, PushOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
-    from codi_hub.reports import DistillResult, EvalReport, ExportResult, JobsReport, RunReport
+    from codi_hub.reports import (
+        DistillResult,
+        EvalReport,
+        ExportResult,
+        InstallResult,
+        JobsReport,
+        PushResult,
+        RunReport,
+    )
 
 __version__ = "0.1.0"
 
@@ -22,9 +31,18 @@ _NAMES = {  # module -> its public names
     "catalog": ("Catalog",),
     "config.distill": ("DistillConfig",),
     "config.options": ("EvalOptions", "ExportOptions", "RunOptions"),
+    "config.share": ("InstallOptions", "PullOptions", "PushOptions"),
     "errors": ("CodiError", "Conflict", "InvalidInput", "Mismatch", "NotFound", "UsageError"),
     "hub": ("Hub",),
-    "reports": ("DistillResult", "EvalReport", "ExportResult", "JobsReport", "RunReport"),
+    "reports": (
+        "DistillResult",
+        "EvalReport",
+        "ExportResult",
+        "InstallResult",
+        "JobsReport",
+        "PushResult",
+        "RunReport",
+    ),
 }
 
 __all__ = [
@@ -38,10 +56,15 @@ __all__ = [
     "ExportOptions",
     "ExportResult",
     "Hub",
+    "InstallOptions",
+    "InstallResult",
     "InvalidInput",
     "JobsReport",
     "Mismatch",
     "NotFound",
+    "PullOptions",
+    "PushOptions",
+    "PushResult",
     "RunOptions",
     "RunReport",
     "UsageError",

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, Self
 from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
-from codi_hub.config.share import InstallOptions
+from codi_hub.config.share import InstallOptions, PullOptions, PushOptions
 from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.events import OnEvent, ignore
 from codi_hub.inference.models import Loaded, ModelCache, Placement
 from codi_hub.operations.context import Context
-from codi_hub.reports import DistillResult, EvalReport, ExportResult, InstallResult, JobsReport, RunReport, TrainingPlan
+from codi_hub.reports import (
+    DistillResult,
+    EvalReport,
+    ExportResult,
+    InstallResult,
+    JobsReport,
+    PushResult,
+    RunReport,
+    TrainingPlan,
+)
 
 if TYPE_CHECKING:
     from codi_hub.operations.generate import AnyImage
@@ -231,3 +240,31 @@ class Hub:
         from codi_hub.operations.install import install
 
         return install(self._context, path, options or InstallOptions())
+
+    def pull(self, where: str, options: PullOptions | None = None) -> InstallResult:
+        """Register an adapter of the Hugging Face Hub, or below an URL.
+
+        Args:
+            where: `owner/name` or `owner/name@revision`; or an URL that fsspec opens, such as `s3://bucket/depth`.
+
+        Raises:
+            CodiError: it cannot be had, is not an adapter, damaged, or for another task or base; nothing is registered.
+        """
+        from codi_hub.operations.share import pull
+
+        return pull(self._context, where, options or PullOptions())
+
+    def push(self, ref: str, where: str, options: PushOptions | None = None, on_event: OnEvent = ignore) -> PushResult:
+        """Write an adapter and its card to the Hugging Face Hub, or below an URL: all files or none.
+
+        Args:
+            where: `owner/name`, or an URL that fsspec opens.
+            on_event: told, before anything is written, of a base whose licence is unknown, gated or non-commercial.
+
+        Raises:
+            Conflict: something else is there.
+            CodiError: it cannot be written.
+        """
+        from codi_hub.operations.share import push
+
+        return push(self._context, ref, where, options or PushOptions(), on_event)

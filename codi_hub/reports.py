@@ -230,3 +230,31 @@ class InstallResult(Result):
     source: str
     created: bool
     tags: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult(Result):
+    """An adapter on a hub, or below an URL.
+
+    Attributes:
+        adapter: reference, as task:version.
+        destination: hub id or URL.
+        url: of the commit on a hub.
+        files: bytes of each file by its path.
+        licence: of the adapter.
+        base_licence: of its base; "unknown" where nothing says it.
+        gated: whether the hub gives the base only to those who accept its terms.
+        non_commercial: whether the licence of the base excludes commercial use.
+        written: False in a dry run, and where the same adapter is below the URL already.
+    """
+
+    adapter: str
+    base: str
+    destination: str
+    url: str
+    files: dict[str, int]
+    licence: str
+    base_licence: str
+    gated: bool
+    non_commercial: bool
+    written: bool

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from codi_hub.adapters.format import CARD, WEIGHTS
 from codi_hub.backbones.weights import PICKLES
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, one_line, system_reason
 from codi_hub.interop.folders import check_free, new_folder
 from codi_hub.partial import clean, temporary
 from codi_hub.paths import display_path
 from codi_hub.record import MAX_RECORD, RECORD
+from codi_hub.registry.adapters import WEIGHTS
 from codi_hub.registry.store import sha256
 
+CARD = "README.md"
 FILES = (WEIGHTS, RECORD, CARD)
 MAX_CARD = 1 << 20  # bytes; a usual card has some three thousand
 LIMITS = {RECORD: MAX_RECORD, CARD: MAX_CARD}  # bytes; weights have no limit of their own

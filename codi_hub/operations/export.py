@@ -11,7 +11,8 @@ from codi_hub.operations.context import Context
 from codi_hub.registry import AdapterRow
 from codi_hub.reports import ExportResult
 
-STORED = "fp16"
+STORED = "fp16"  # unless an adapter was imported in another precision
+DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}  # as safetensors spells them
 
 
 def export(context: Context, ref: str, options: ExportOptions, on_event: OnEvent) -> ExportResult:
@@ -53,20 +54,22 @@ def export(context: Context, ref: str, options: ExportOptions, on_event: OnEvent
 
 def _export_package(context: Context, ref: str, options: ExportOptions, on_event: OnEvent) -> ExportResult:
     """Write an adapter's own files into a folder or a zip."""
+    from codi_hub.backbones.weights import read_header
     from codi_hub.interop import package
 
     out = package.check_out(options.out, options.overwrite)
     if options.dtype != STORED:
         raise UsageError(f"dtype {options.dtype}: format codi has the weights as they are stored; leave it out")
     row = context.resolve(ref, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
-    package.write(out, own_files(context, row), overwrite=options.overwrite)
+    files = own_files(context, row)
+    package.write(out, files, overwrite=options.overwrite)
     written = [out] if out.is_file() else [*out.iterdir()]
     return ExportResult(
         adapter=row.ref,
         base=row.base,
         kind=row.kind,
         format=options.format,
-        dtype=STORED,
+        dtype=DTYPES.get(read_header(Path(files[package.WEIGHTS])).dtype, STORED),
         folder=out,
         bytes=sum(path.stat().st_size for path in written),
     )
@@ -78,7 +81,8 @@ def own_files(context: Context, row: AdapterRow) -> dict[str, Path | str]:
     Raises:
         NotFound, InvalidInput: see `Adapters.file`.
     """
-    from codi_hub.adapters.format import CARD, RECORD, WEIGHTS, read_record
+    from codi_hub.interop.package import CARD, WEIGHTS
+    from codi_hub.record import RECORD, read_record
     from codi_hub.training.model_card import write_card
 
     adapters = context.catalog.registry.adapters

@@ -58,8 +58,9 @@ def arrive(
     clean(home)
     with temporary(home, Path.mkdir) as scratch:
         source = source_in(scratch)
+        fetched = source.fetch(RECORD)
         with prefixed(source.name):
-            record = read_record(source.fetch(RECORD))
+            record = read_record(fetched)
         place = place_for(catalog, record, source.name, options.replace(base=options.base or context.base))
         known = record.weights and catalog.registry.adapters.holding(record.weights, place.task, place.base.name)
         if dry_run or known:
