@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,7 +41,5 @@ def _twin(module: nn.Module) -> Any:
     twin = type(module).__new__(type(module))
     for name, value in vars(module).items():
         twin.__dict__[name] = value.copy() if type(value) in (dict, OrderedDict, set) else value
-        if isinstance(value, MethodType) and value.__self__ is module:  # its own, not the form's
-            twin.__dict__[name] = MethodType(value.__func__, twin)
     twin._modules = {name: child if child is None else _twin(child) for name, child in module._modules.items()}
     return twin
