@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
@@ -35,8 +34,15 @@ class SharedTensors:
                 for name in [name for name, value in kept.items() if id(value) in self.own]:
                     if name not in part._non_persistent_buffers_set:
                         part.__dict__[name] = kept.pop(name)
-            # layers of bitsandbytes would save how their weight is packed, though it is no parameter any more
-            part.__dict__["_save_to_state_dict"] = MethodType(nn.Module._save_to_state_dict, part)
+        module.register_state_dict_post_hook(_own_alone)
+
+
+def _own_alone(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Take out of a state what bitsandbytes' layers add to it: how a weight is packed that is the base's."""
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    own = {f"{prefix}{name}" for name, _ in tensors}
+    for name in [name for name in state if name.startswith(prefix) and name not in own]:
+        del state[name]
 
 
 def add_deltas(module: nn.Module, layers: Sequence[str], rank: int, exclude: str | None = None) -> None:
