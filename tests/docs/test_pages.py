@@ -178,3 +178,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(tm
 def linked() -> bool:
     """Create build/typing, as `make typing` does."""
     return subprocess.run(["make", "typing"], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_every_test_that_a_page_names_exists():
+    named = {name for text in TEXTS.values() for name in re.findall(r"tests/[\w/]+\.py", text)}
+    assert len(named) > 30
+    assert not [name for name in named if not (ROOT / name).is_file()]
