@@ -52,7 +52,7 @@ def test_every_command_that_prints_has_json_and_quiet(path):
         (["run", "superres", "in", "--set", "scale"], "--set takes KEY=VALUE, not 'scale'"),
         (["run", "superres", "in", "--set", "scale=2", "--scale", "4"], "option scale is given twice, as 2 and 4"),
         (["run", "superres", "in", "--device", "tpu"], "--device tpu: one of auto, cpu, cuda, cuda:N, mps"),
-        (["run", "superres", "in", "--ext", "gif"], "--ext gif: one of auto, png, jpg"),
+        (["run", "superres", "in", "--ext", "gif"], "--ext gif: one of auto, png, jpg, tif"),
         (["distill", "depth", "--lr", "nan"], "--lr nan: a finite number"),
         (["distill", "depth", "--size", "1000000"], "--size 1000000: at most 4096"),
         (["distill", "depth", "--count", "1" * 20], f"--count {'1' * 20}: at most 100000000"),
