@@ -17,6 +17,7 @@ from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.folders.left_out import OnLeftOut, report_left_out
 from codi_hub.folders.names import places, renamed, separate
 from codi_hub.folders.prompts import Prompts
+from codi_hub.folders.walk import walk
 from codi_hub.images.formats import JPEG_EXTENSIONS
 from codi_hub.images.io import DEEP, WRITABLE, has_alpha, names_image
 from codi_hub.images.sidecars import METADATA, clean_prompt
@@ -114,10 +115,7 @@ def plan(
         raise UsageError(f"suffix {options.suffix!r} contains a path separator: use plain characters, such as _x4")
     roots = [_root(Path(path), options.out, task_name or task.name, alone=len(inputs) == 1) for path in inputs]
     _check_roots(roots)
-    lossless = task.lossless or options.bits == 16
-    ext = "png" if options.ext == "auto" and lossless else options.ext
-    if options.bits == 16:
-        _check_deep(task, {root.out.suffix.lower()[1:] if root.exact else ext for root in roots})
+    ext = _extension(task, options, roots)
     outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
     common = None if options.prompt is None else clean_prompt(options.prompt, "prompt")
     own = options.prompt is None and task.uses_prompt
@@ -204,12 +202,21 @@ def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
     return _Root(path, out, is_folder, exact)
 
 
-def _check_deep(task: Task, types: set[str]) -> None:
-    """Raise UsageError for outputs of 16 bits that the task does not make, or that a file type does not hold."""
+def _extension(task: Task, options: RunOptions, roots: Sequence[_Root]) -> str:
+    """Return the type of output files, or auto where it is the input's.
+
+    Raises:
+        UsageError: outputs of 16 bits that the task does not make, or that a file type does not hold.
+    """
+    if options.bits == 8:
+        return "png" if options.ext == "auto" and task.lossless else options.ext
+    ext = "png" if options.ext == "auto" else options.ext
     if not task.finishes_values:
         raise UsageError(f"bits 16: task {task.name} finishes its images in 8 bits: leave it out")
+    types = {root.out.suffix.lower()[1:] if root.exact else ext for root in roots}
     if shallow := sorted(types - {*DEEP}):
         raise UsageError(f"bits 16: a file of type {shallow[0]} has 8 bits per channel: choose {', '.join(DEEP)}")
+    return ext
 
 
 def _made(root: _Root, names: Sequence[str], origins: Origins) -> set[str]:
@@ -249,46 +256,6 @@ def _files(
             others.append(root.path / relative)
 
 
-def walk(root: Path, skip: frozenset[str] = frozenset(), recursive: bool = True) -> Iterator[tuple[str, str | None]]:
-    """Yield (name relative to `root`, with slashes, None) of each file, (folder, error) of one that cannot be listed.
-
-    Each real folder is visited once. Not followed are links to a folder inside `root` (it is walked anyway) or to one
-    that contains `root` (a loop), hidden names, and the real paths in `skip`.
-    """
-    top = os.path.realpath(root)
-    seen = {top}
-    stack = [("", top)]
-    while stack:
-        folder, real = stack.pop()
-        try:
-            with os.scandir(root / folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as exc:
-            yield folder, f"this folder cannot be listed: {exc.strerror}"
-            continue
-        below = []
-        for entry in entries:
-            relative = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
-                continue
-            if not _is_folder(entry):
-                yield relative, None
-            elif recursive:
-                linked = entry.is_symlink()
-                target = os.path.realpath(entry.path) if linked else os.path.join(real, entry.name)
-                if target not in seen and target not in skip and not (linked and _nested(target, top)):
-                    seen.add(target)
-                    below.append((relative, target))
-        stack.extend(reversed(below))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: an item, whose row reports the error
-        return False
-
-
 def _with_own_prompt(item: Item, folder: Path, prompts: Prompts) -> Item:
     """Return the item with its own prompt; a prompt that cannot be used is the item's error."""
     try:
@@ -305,10 +272,6 @@ def _check_prompts(items: Sequence[Item], task: str) -> None:
             f"task {task} needs a prompt for every image; without one: {some}. "
             f"Give one prompt for all images, a line in {METADATA}, or NAME.txt beside NAME.png"
         )
-
-
-def _nested(one: str, other: str) -> bool:
-    return os.path.commonpath([one, other]) in (one, other)
 
 
 def _output_name(relative: str, source: Path, suffix: str, ext: str) -> PurePosixPath:

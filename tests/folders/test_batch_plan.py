@@ -11,7 +11,8 @@ from PIL import Image
 from codi_hub import RunOptions
 from codi_hub.errors import NotFound, UsageError
 from codi_hub.events import Event, Message
-from codi_hub.folders.plan import plan, walk
+from codi_hub.folders.plan import plan
+from codi_hub.folders.walk import walk
 from codi_hub.seeds import image_seed
 
 
