@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_hub.backbones.weights import PICKLES
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, one_line
-from codi_hub.interop.package import LIMITS, WEIGHTS, check_size
+from codi_hub.interop.package import CARD, LIMITS, WEIGHTS, check_size
 from codi_hub.record import RECORD, AdapterRecord, read_record
 from codi_hub.registry.store import sha256
 
@@ -64,12 +64,10 @@ class Repository:
 
 def check_listing(names: Mapping[str, Any], where: str) -> None:
     """Check that the files of a repository are an adapter's. Raises InvalidInput."""
-    if WEIGHTS in names and RECORD in names:
-        return
     if WEIGHTS not in names and any(name.endswith(PICKLES) for name in names):
         raise InvalidInput(f"{where} has only pickles, which can run code: ask its owner for safetensors")
-    missing = WEIGHTS if RECORD in names else RECORD
-    raise InvalidInput(f"{where} is not an adapter of CoDi Hub: it has no {missing}")
+    if missing := next((name for name in (RECORD, WEIGHTS, CARD) if name not in names), None):
+        raise InvalidInput(f"{where} is not an adapter of CoDi Hub: it has no {missing}")
 
 
 def push(repo: str, files: Mapping[str, Content], record: AdapterRecord, *, private: bool, message: str) -> str:

@@ -86,7 +86,7 @@ def licence_of(row: BaseRow) -> Licence:
         with suppress(CodiError, OSError, UnicodeDecodeError):
             return _stated(front_matter((snapshot(path) / CARD).read_text(encoding="utf-8")), repo)
         return Licence(repo=repo)
-    return _on_hub(row.source, row.options.get("revision"))
+    return _on_hub(repo, row.options.get("revision")) if repo else Licence()
 
 
 def repository(source: str) -> str | None:

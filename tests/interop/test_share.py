@@ -278,6 +278,9 @@ def test_the_licence_of_a_hub_model_is_what_the_hub_says(
     from codi_hub.interop.licence import Licence, licence_of
     from codi_hub.registry import BaseRow
 
+    gone = BaseRow("gone", "/no/longer/there", "0" * 16, None, False, False, "")
+    assert licence_of(gone) == Licence()  # no path of this machine on a card
+    assert hub.asked == []
     row = BaseRow("dev", "black/dev", "0" * 16, None, False, False, "")
     assert licence_of(row) == Licence(repo="black/dev")
     hub.repos["black/dev"] = Repo(gated="auto", card=FLUX)
@@ -403,14 +406,16 @@ def test_repositories_that_are_no_adapter_are_refused(
         "owner/pickles": {"adapter.bin": b"", "adapter.json": b"{}"},
         "owner/model": {"model.safetensors": b""},
         "owner/half": {"adapter.json": b"{}"},
-        "owner/huge": {"adapter.json": b" " * (17 << 20), "adapter.safetensors": b""},
-        "owner/junk": {"adapter.json": b"{}", "adapter.safetensors": b""},
+        "owner/huge": {"adapter.json": b" " * (17 << 20), "adapter.safetensors": b"", "README.md": b""},
+        "owner/junk": {"adapter.json": b"{}", "adapter.safetensors": b"", "README.md": b""},
+        "owner/mute": {"adapter.json": b"{}", "adapter.safetensors": b""},
     }.items():
         hub.repos[name] = Repo()
         hub.repos[name].commit(files)
     assert "owner/pickles has only pickles, which can run code" in refused(codi, "pull", "owner/pickles")
     assert "it has no adapter.json" in refused(codi, "pull", "owner/model")
     assert "it has no adapter.safetensors" in refused(codi, "pull", "owner/half")
+    assert "it has no README.md" in refused(codi, "pull", "owner/mute")
     assert "which no such file of an adapter has" in refused(codi, "pull", "owner/huge")
     assert "owner/junk: adapter.json: task: field required" in refused(codi, "pull", "owner/junk")
     assert not any(one.path.startswith("/cdn/") for one in hub.asked)
