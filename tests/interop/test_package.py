@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_base, scheduler_config
 
+import codi_hub
 from codi_hub.catalog import Catalog
 from codi_hub.interop import package
 from codi_hub.registry.store import sha256
@@ -27,7 +28,8 @@ NAMES = ("README.md", "adapter.json", "adapter.safetensors")
 def sent(codi: Callable[..., Any], tmp_path: Path) -> Path:
     """The folder of an adapter for a task that this home has, but without these weights: `soft`, like deblur."""
     folder = tmp_path / "sent"
-    assert codi("export", "deblur", "--format", "codi", "-o", folder).code == 0
+    shutil.copytree(Path(codi_hub.__file__).parent / "nano" / "deblur", folder)
+    rewrite(folder, weights=sha256(folder / "adapter.safetensors"))
     assert codi("task", "add", "soft", "--like", "deblur").code == 0
     return folder
 
@@ -42,7 +44,7 @@ def rewrite(folder: Path, **fields: Any) -> None:
 def zipped(folder: Path, top: str = "", **entries: bytes) -> Path:
     """Zip a folder's files, below `top`, with further entries."""
     out = folder.with_suffix(".zip")
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for path in sorted(folder.iterdir()):
             file.write(path, top + path.name)
         for name, content in entries.items():
@@ -59,7 +61,7 @@ def refused(codi: Callable[..., Any], *arguments: Any) -> str:
     assert answer.err.count("\n") == 1
     with Catalog.open() as catalog:
         assert [row for row in catalog.list() if not row.bundled] == []
-        assert catalog.verify() == []
+        assert list(catalog.registry.home.glob("blobs/sha256/*/*")) == []
         assert list(catalog.registry.home.glob(".codi-*")) == []
     return answer.err
 
@@ -203,15 +205,14 @@ def test_other_weights_of_the_bases_family_need_permission(codi: Callable[..., A
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("form", ["folder", "zip"])
 def test_what_is_no_whole_adapter_is_refused(
-    codi: Callable[..., Any], sent: Path, damage: Callable[[Path], None], message: str, form: str
+    codi: Callable[..., Any], sent: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(sent)
-    path = zipped(sent) if form == "zip" else sent
-    if form == "zip" and "over the limit" in message:
+    assert message in refused(codi, sent, "--task", "soft")
+    if "over the limit" in message:
         message = "which no such file of an adapter has"
-    assert message in refused(codi, path, "--task", "soft")
+    assert message in refused(codi, zipped(sent), "--task", "soft")
 
 
 def flipped(folder: Path) -> bytes:
