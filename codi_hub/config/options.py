@@ -157,8 +157,8 @@ class ExportOptions(Options):
     """Folder to write; with --format codi also a zip, by its name."""
     format: ExportFormat = option("diffusers", "--format")
     """Format: diffusers is a folder of the base's own pipeline: a ControlNet, or of kind concat a wider network; ldm a
-    ControlNet in one file with the original names, as A1111 reads it; comfyui one file and a workflow; codi is what
-    `codi install` takes."""
+    ControlNet in one file with the original names, as A1111 reads it; comfyui one file and a workflow; peft a LoRA, of
+    kind concat; codi is what `codi install` takes."""
     dtype: ExportPrecision = option("fp16", "--dtype")
     """Precision of the weights."""
     overwrite: bool = option(False, "--overwrite")

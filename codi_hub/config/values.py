@@ -11,7 +11,7 @@ Optimizer = Literal["adamw", "adamw8bit"]
 EmaDevice = Literal["device", "cpu"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Bits = Annotated[Literal[8, 16], BeforeValidator(lambda value: int(value) if value in ("8", "16") else value)]
-ExportFormat = Literal["diffusers", "ldm", "comfyui", "codi"]
+ExportFormat = Literal["diffusers", "ldm", "comfyui", "peft", "codi"]
 ExportPrecision = Literal["fp16", "bf16", "fp32"]
 
 MAX_SEED = 2**64 - 1

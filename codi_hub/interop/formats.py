@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from codi_hub.adapters.concat import ConcatAdapter
 from codi_hub.errors import Mismatch
-from codi_hub.interop import comfyui, diffusers, ldm, readme
+from codi_hub.interop import comfyui, diffusers, ldm, peft, readme
 from codi_hub.interop.export import Export
 from codi_hub.interop.folders import Contents
 from codi_hub.record import AdapterRecord
@@ -42,4 +42,5 @@ FORMATS: dict[str, Format] = {
     ),
     "ldm": Format(_controlnets, ldm.contents, ldm.card),
     "comfyui": Format(_controlnets, comfyui.contents, comfyui.card),
+    "peft": Format(peft.check, peft.contents, peft.card),
 }

@@ -46,6 +46,16 @@ controlnet.load_state_dict(ldm_keys.to_diffusers(tensors))"""
 BASE = "`BASE` below is that base's folder or hub id."
 A1111 = """Copy the file into the `ControlNet` folder of A1111 (or Forge): any preprocessor may be chosen that makes the
 condition, weight 1, sampler DDIM, CFG scale 1. `BASE` below is that base's folder or hub id."""
+CONTROLNET = {
+    "tag": "controlnet",
+    "what": "a ControlNet",
+    "form": ", zero convolutions",
+    "reader": "diffusers loads it",
+    "names": BASE,
+}
+ORIGINAL_NAMES = CONTROLNET | {"reader": "one file with the original names, `{file}`", "names": A1111}
+WIDER = CONTROLNET | {"tag": "{network}", "what": "a wider {network}", "form": ", merged"}
+LORA = WIDER | {"tag": "lora", "what": "a LoRA on a wider {network}", "form": "", "reader": "PEFT loads it"}
 CONDITION = """- `condition`: the input as CoDi Hub prepares it for the networks: {condition}, its sides
   multiples of {multiple}. The postprocessing of `codi run` (corrections, keeping what is outside a mask) is not part of
   this folder."""
@@ -62,11 +72,14 @@ TRAILING = """pipe.scheduler = DDIMScheduler.from_config(
 )"""
 
 
-def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str, file: str | None = None) -> str:
+def readme(
+    record: AdapterRecord, base: Backbone, *, ref: str, base_name: str, file: str | None = None, lora: bool = False
+) -> str:
     """Return how the folder is used with diffusers, in Markdown.
 
     Args:
         file: name of a single file with the weights.
+        lora: a wider network is the base's, with a LoRA of PEFT.
 
     Raises:
         Mismatch: a base whose pipelines cannot run it.
@@ -75,17 +88,14 @@ def readme(record: AdapterRecord, base: Backbone, *, ref: str, base_name: str, f
     channels = record.config.get("condition_channels", 3)
     if not wider and usage.sees_latents:
         check_image(channels, ref, usage.control_pipeline)
+    words = LORA if lora else WIDER if wider else ORIGINAL_NAMES if file else CONTROLNET
     return page(
         record,
         ref=ref,
         base_name=base_name,
-        tag=base.network_name if wider else "controlnet",
-        what=f"a wider {base.network_name}" if wider else "a ControlNet",
-        form=", merged" if wider else ", zero convolutions",
-        reader=f"one file with the original names, `{file}`" if file else "diffusers loads it",
-        names=A1111 if file else BASE,
-        code=wider_code(base, usage, steps, channels) if wider else control_code(base, usage, steps, file),
+        code=wider_code(base, usage, steps, channels, lora) if wider else control_code(base, usage, steps, file),
         notes=_notes(base, usage, steps, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
+        **{name: text.format(network=base.network_name, file=file) for name, text in words.items()},
     )
 
 
@@ -144,7 +154,7 @@ def control_code(base: Backbone, usage: Usage, steps: int, file: str | None = No
     return "\n".join(lines)
 
 
-def wider_code(base: Any, usage: Usage, steps: int, channels: int) -> str:
+def wider_code(base: Any, usage: Usage, steps: int, channels: int, lora: bool = False) -> str:
     """Return the code that runs a network with further input channels: it takes the place of the pipeline's own."""
     table, network, (scale, shift) = (
         isinstance(base.schedule, VariancePreserving),
@@ -166,10 +176,11 @@ def wider_code(base: Any, usage: Usage, steps: int, channels: int) -> str:
     lines = [
         "import torch",
         f"from diffusers import {', '.join(names)}",
+        *(["from peft import PeftModel"] if lora else []),
         "",
         f"pipe = {base.pipeline_name}.from_pretrained({loading})",
         *([TRAILING] if table else []),
-        f"network = {network}.from_pretrained(FOLDER)",
+        *(_widened(base, network, channels) if lora else [f"network = {network}.from_pretrained(FOLDER)"]),
         "height, width = condition.shape[2:]",
         "with torch.no_grad():",
         f"    encoded = pipe.vae.encode(2 * {colours} - 1).{encoded}",
@@ -180,6 +191,22 @@ def wider_code(base: Any, usage: Usage, steps: int, channels: int) -> str:
         f"image = pipe({', '.join(arguments)}).images[0]",
     ]
     return "\n".join(lines)
+
+
+def _widened(base: Backbone, network: str, channels: int) -> list[str]:
+    """Return the code that widens the base's input layer by columns of zeros, and loads a LoRA onto it."""
+    further, weight = base.condition_latents_channels(channels), f"{base.input_layer}.weight"
+    config = {name: base.wider_config(further)[name] for name in ("in_channels", "out_channels")}
+    columns = config["in_channels"] - base.network.config["in_channels"]
+    return [
+        f"network = {network}.from_config(dict(pipe.{base.network_name}.config) | {config})",
+        f"weights = pipe.{base.network_name}.state_dict()",
+        f'weight = weights["{weight}"]',
+        f"zeros = weight.new_zeros(len(weight), {columns}, *weight.shape[2:])",
+        f'weights["{weight}"] = torch.cat([weight, zeros], dim=1)',
+        "network.load_state_dict(weights)",
+        "network = PeftModel.from_pretrained(network, FOLDER)",
+    ]
 
 
 def _sampling(table: bool, usage: Usage, steps: int) -> list[str]:

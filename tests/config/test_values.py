@@ -77,7 +77,7 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
         (EvalOptions, {"steps": "1,x"}, "steps 1,x: numbers from 1 up, as 1,2,4,8"),
         (EvalOptions, {"steps": (0,)}, "steps (0,): numbers from 1 up, as 1,2,4,8"),
         (ExportOptions, {}, "out: missing"),
-        (ExportOptions, {"out": "x", "format": "onnx"}, "format onnx: one of diffusers, ldm, comfyui, codi"),
+        (ExportOptions, {"out": "x", "format": "onnx"}, "format onnx: one of diffusers, ldm, comfyui, peft, codi"),
     ],
 )
 def test_errors_name_the_field_and_the_value(model: Any, values: dict[str, Any], line: str) -> None:

@@ -305,7 +305,7 @@ def test_an_export_leaves_the_adapter_and_its_base_as_they_were(folder_of: dict[
 
 
 def test_an_unknown_format_or_adapter_is_refused_in_one_line(codi: Callable[..., Any], tmp_path: Path) -> None:
-    line = "Error: --format onnx: one of diffusers, ldm, comfyui, codi\n"
+    line = "Error: --format onnx: one of diffusers, ldm, comfyui, peft, codi\n"
     assert codi("export", "depth", "-o", tmp_path / "net", "--format", "onnx") == (2, "", line)
     line = "Error: --dtype int8: one of fp16, bf16, fp32\n"
     assert codi("export", "depth", "-o", tmp_path / "net", "--dtype", "int8") == (2, "", line)

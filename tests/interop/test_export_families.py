@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxControlPipeline
 from diffusers.utils import logging
 from exports import run_readme
-from families import MODELS
+from families import LONGEST, MODELS
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import record_of, stir
 
 from codi_hub import adapters, backbones
@@ -76,6 +78,76 @@ def test_the_readmes_own_code_makes_what_codi_run_does(
         weaker = run_readme(tmp_path / "net", folder_of[family], condition, noise, strength=0.5)
         assert np.abs(weak - weaker).max() < 1e-5
         assert np.abs(weak - ours).max() > 1e-4
+
+
+def pixels_of(channels: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Return a condition as our engine takes it, and as a README's code does."""
+    values = np.random.default_rng(0).integers(0, 256, (*SIZE, channels), np.uint8).astype(np.float32) / 255
+    return values, torch.from_numpy(values).permute(2, 0, 1)[None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "channels"), [("sdxl", 4), ("sd3", 3), ("flux", 4)])
+def test_a_lora_of_peft_makes_what_codi_run_does(
+    codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path, family: str, channels: int
+) -> None:
+    assert codi("base", "add", "tiny", folder_of[family]).code == 0
+    base = backbones.load(str(folder_of[family]))
+    ref = registered(base, "concat", channels, tmp_path / "adapter")
+    line = ("export", ref, "--base", "tiny", "-o", tmp_path / "net", "--dtype", "fp32", "--format", "peft")
+    assert codi(*line).code == 0
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {
+        "README.md", "adapter.json", "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    assert codi(*line, "--overwrite").code == 0
+    values, condition = pixels_of(channels)
+    noise = gaussian((base.latents.channels, *base.latents.size(*SIZE)), 7)[None]
+    theirs = run_readme(tmp_path / "net", folder_of[family], condition, noise)
+    with Hub.open(base="tiny") as hub:
+        loaded, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
+        (ours,) = Engine(loaded).generate([Request(values, adapter, "a red ball", 7)]).images
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert ours.std() > 0.02
+
+
+@pytest.mark.slow
+def test_a_lora_for_flux_is_one_of_diffusers_own_pipeline(
+    codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path
+) -> None:
+    """FLUX.1-Control's: diffusers widens the input layer itself."""
+    assert codi("base", "add", "tiny", folder_of["flux"]).code == 0
+    base = backbones.load(str(folder_of["flux"]))
+    ref = registered(base, "concat", 3, tmp_path / "adapter")
+    line = ("export", ref, "--base", "tiny", "-o", tmp_path / "net", "--dtype", "fp32", "--format", "peft")
+    assert codi(*line).code == 0
+    pipe = FluxControlPipeline.from_pretrained(folder_of["flux"])
+    pipe.set_progress_bar_config(disable=True)
+    tensors = load_file(tmp_path / "net" / "adapter_model.safetensors")
+    pipe.load_lora_weights({name.replace("base_model.model", "transformer"): value for name, value in tensors.items()})
+    values, _ = pixels_of(3)
+    noise = gaussian((base.latents.channels, *base.latents.size(*SIZE)), 7)[None]
+    theirs = pipe(
+        "a red ball", control_image=Image.fromarray((values * 255).round().astype(np.uint8)), height=16, width=24,
+        latents=pipe._pack_latents(noise, *noise.shape), num_inference_steps=4, sigmas=[1, 0.75, 0.5, 0.25],
+        guidance_scale=3.5, max_sequence_length=LONGEST, output_type="np",
+    ).images[0]  # fmt: skip
+    with Hub.open(base="tiny") as hub:
+        loaded, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
+        (ours,) = Engine(loaded).generate([Request(values, adapter, "a red ball", 7)]).images
+    assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_what_is_no_lora_is_refused_as_one(
+    codi: Callable[..., Any], folder_of: dict[str, Path], tmp_path: Path
+) -> None:
+    assert codi("base", "add", "tiny", folder_of["z-image"]).code == 0
+    base = backbones.load(str(folder_of["z-image"]))
+    line = ("--base", "tiny", "-o", tmp_path / "net", "--format", "peft")
+    control = registered(base, "control", 3, tmp_path / "control")
+    assert "of kind control, and PEFT holds deltas of the base's network alone" in codi("export", control, *line).err
+    wide = registered(base, "concat", 3, tmp_path / "concat")
+    assert "cannot take more channels than it returns" in codi("export", wide, *line).err
+    assert not (tmp_path / "net").exists()
 
 
 def test_what_a_pipeline_cannot_run_is_refused(folder_of: dict[str, Path]) -> None:
