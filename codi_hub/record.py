@@ -55,6 +55,18 @@ class TrainingRecord(BaseModel):
     hardware: Text = ""
 
 
+class OriginRecord(BaseModel):
+    """Where an imported adapter came from."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: Text
+    """Name of the file or folder, without its place."""
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    """Of the weights file; of several, of their hashes one after the other."""
+    format: Text
+    """What it was, such as `diffusers folder`."""
+
+
 class AdapterRecord(BaseModel):
     """The content of `adapter.json`."""
 
@@ -81,6 +93,8 @@ class AdapterRecord(BaseModel):
     lineage: list[TrainingRecord] = []
     """Every training that led to these weights, the oldest first."""
     metrics: dict[str, Any] = {}
+    origin: OriginRecord | None = None
+    """Of an imported adapter; None for one that was trained here."""
     weights: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """sha256 of `adapter.safetensors`, by which a record is found again without a database."""
 

@@ -56,11 +56,29 @@ class ControlConfig(AdapterConfig):
             )
 
 
+class ControlNetConfig(ControlConfig):
+    """Settings of kind control."""
+
+    network: dict[str, Any] | None = None
+    """Configuration of an imported ControlNet, as its class in diffusers has it; without it the encoder has the form of
+    the base's. `codi import` writes it, and trainings keep it."""
+
+    @model_validator(mode="after")
+    def _is_a_controlnet(self) -> Self:
+        if self.network is not None and (self.fusion, self.attend, self.top_down) != ("zero_conv", "base", False):
+            raise ValueError("network: an imported ControlNet has fusion zero_conv and nothing beside its encoder")
+        return self
+
+
 class ControlAdapter(Adapter):
-    """A conditional encoder and its fusion with the frozen base; at initialisation it adds zero."""
+    """A conditional encoder and its fusion with the frozen base; at initialisation it adds zero.
+
+    An imported ControlNet keeps its own form: any number of blocks, and a stem of three
+    channels for a condition of one.
+    """
 
     kind: ClassVar[str] = "control"
-    Config: ClassVar[type[AdapterConfig]] = ControlConfig
+    Config: ClassVar[type[AdapterConfig]] = ControlNetConfig
 
     def __init__(self, backbone: Any, config: ControlConfig, device: torch.device | None = None) -> None:
         super().__init__(backbone, config, device)
@@ -75,7 +93,12 @@ class ControlAdapter(Adapter):
             )
         device = device or backbone.device
         pretrained = config.init == "pretrained" and device.type != "meta"
-        self.encoder: Any = backbone.controlnet(config.condition_channels, pretrained=pretrained, device=device)
+        network = getattr(config, "network", None)
+        self.encoder: Any = (
+            backbone.controlnet(config.condition_channels, pretrained=pretrained, device=device)
+            if network is None
+            else backbone.controlnet_from(network, device=device)
+        )
         if config.attend == "all":
             self.encoder = attending(self.encoder)
             match_text_heads(self.encoder, backbone.unet)
@@ -90,6 +113,11 @@ class ControlAdapter(Adapter):
             self.encoder.controlnet_mid_block = nn.Identity()
             self.mu = nn.Parameter(torch.zeros(count, device=device))
         self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `Adapter.config`; `network` is there where there is one."""
+        return {name: value for name, value in super().config.items() if (name, value) != ("network", None)}
 
     def prepare(self, backbone: Any, condition: Tensor, prompt: Prompt) -> Prepared:
         """Return the encoder's view of the condition."""

@@ -1,5 +1,7 @@
 """An adapter on disk: `adapter.safetensors`, `adapter.json`, `README.md`. Files are checked before they are used."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,9 +26,19 @@ PIECE = 1 << 20  # weights converted at a time
 
 def write(folder: Path, adapter: torch.nn.Module, record: AdapterRecord, card: str) -> None:
     """Write the three files of an adapter; weights are stored in 16 bit."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in adapter.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder, tensors, record, card)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], record: AdapterRecord, card: str) -> None:
+    """Write the three files of an adapter from its tensors, each in its own precision.
+
+    A configuration of an imported network is part of the weights' file too: files with equal hashes are one adapter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network = record.config.get("network")
+    text = {"format": "pt"} if network is None else {"network": json.dumps(network, sort_keys=True)}
+    save_file(dict(tensors), folder / WEIGHTS, metadata=text)  # one entry: several have no order
     record = record.model_copy(update={"weights": sha256(folder / WEIGHTS)})
     (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -95,8 +107,8 @@ def load(weights: Path, record: AdapterRecord, base: Backbone, *, allow_base_mis
         raise InvalidInput(
             f"{weights.name}: tensors differ from those of kind {record.kind} on this base: {one_line(error, 160)}"
         ) from error
-    for parameter in adapter.requires_grad_(False).parameters():
-        parameter.data = placed(parameter.data, base.device, base.dtype)
+    for value in [*adapter.requires_grad_(False).parameters(), *adapter.buffers()]:
+        value.data = placed(value.data, base.device, base.dtype)
     return adapter.eval()
 
 

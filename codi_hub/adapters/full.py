@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from codi_hub.adapters.adapter import Prepared
+from codi_hub.adapters.adapter import AdapterConfig, Prepared
 from codi_hub.adapters.controlnet import ControlAdapter, ControlConfig
 from codi_hub.adapters.sharing import SharedTensors
 from codi_hub.backbones.backbone import Backbone
@@ -23,6 +23,7 @@ class FullAdapter(ControlAdapter):
     """
 
     kind: ClassVar[str] = "full"
+    Config: ClassVar[type[AdapterConfig]] = ControlConfig
     scalable: ClassVar[bool] = False
     trains_base: ClassVar[bool] = True
     adds_residuals: ClassVar[bool] = False

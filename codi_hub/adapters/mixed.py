@@ -70,10 +70,15 @@ class MixedBatch:
         """See `Adapter.predict`, row by row; the strengths are those of the conditions."""
         state: Any = backbone.state(z_t, t, prompt)
         residuals: Residuals | None = None
+        parts = list[tuple[Tensor, Residuals]]()
         for (adapter, (own, rows)), views in zip(self.parts.items(), prepared, strict=True):
             part = None if state is None else state.rows(rows)
             added = adapter.residuals(backbone, part, z_t[rows], t[rows], prompt.rows(rows), views)
-            if strength is not None:
-                added = added.scaled(strength[own])
+            parts.append((rows, added if strength is None else added.scaled(strength[own])))
+        if (
+            len({frozenset(added.tensors) for _, added in parts if added.tensors}) > 1
+        ):  # imported ControlNets have any number of blocks
+            parts = [(rows, backbone.per_block(added)) for rows, added in parts]
+        for rows, added in parts:
             residuals = added.scatter(rows, residuals, len(z_t))
         return backbone.predict(z_t, t, prompt, residuals=residuals, state=state)

@@ -23,6 +23,7 @@ from codi_hub.errors import Mismatch, UsageError
 
 if TYPE_CHECKING:
     from codi_hub.backbones.fingerprint import Fingerprint
+    from codi_hub.backbones.foreign import Shapes
     from codi_hub.diffusion.schedule import Schedule
 
 PROMPT_CACHE = 1 << 28  # bytes of prompt embeddings kept: 64 prompts of FLUX.1-dev in 16 bit, 2,000 of SD 1.5
@@ -219,6 +220,27 @@ class Backbone(nn.Module, ABC):
             device: of the new tensors (default: the base's); `meta` for shapes alone.
         """
 
+    def controlnet_class(self) -> Any:
+        """Return the family's ControlNet class of diffusers, of which another tool's ControlNet can be used."""
+        raise Mismatch(f"bases of family {self.family} take no ControlNet of another tool: distil the task on it")
+
+    def controlnet_from(self, config: Mapping[str, Any], *, device: torch.device | None = None) -> Any:
+        """Return a ControlNet of a configuration of its own, its weights random.
+
+        Args:
+            config: entries of `controlnet_class`; what is left out is that class's default.
+            device: of the new tensors (default: the base's); `meta` for shapes alone.
+
+        Raises:
+            Mismatch: it is for another base, or takes what is not supported.
+            InvalidInput: a configuration that the class cannot have.
+        """
+        raise NotImplementedError
+
+    def controlnet_config(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the configuration of a ControlNet that came without one, from the names and shapes of its tensors."""
+        raise NotImplementedError
+
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
         """Return what the family's ControlNet takes as its condition, once per image, each (B, ...).
 
@@ -239,6 +261,10 @@ class Backbone(nn.Module, ABC):
             prepared: what `control_condition` returned.
         """
         raise self._no_controlnet()
+
+    def per_block(self, residuals: Residuals) -> Residuals:
+        """Return residuals with one entry for every block that takes one, so that branches of any depth add up."""
+        return residuals
 
     def _no_controlnet(self) -> UsageError:
         return UsageError(f"adapter.kind control: diffusers has no ControlNet for bases of family {self.family}")

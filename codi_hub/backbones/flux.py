@@ -7,13 +7,14 @@ text, T5 the context. FLUX.1-dev is guidance-distilled: it is given one guidance
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from codi_hub.backbones import foreign
 from codi_hub.backbones.backbone import ATTENTION_AND_FEED_FORWARD
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
@@ -151,10 +152,20 @@ class FluxBackbone(TransformerBackbone):
     def control_residuals(
         self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
     ) -> Residuals:
-        """Return the ControlNet's block samples."""
-        blocks, singles = net(**self.inputs(z_t, t, prompt), controlnet_cond=prepared[0])
+        """Return the ControlNet's block samples; it takes a guidance value where its own configuration says so."""
+        guidance = t.new_full((len(t),), GUIDANCE) if net.config.guidance_embeds else None
+        inputs = self.inputs(z_t, t, prompt) | {"guidance": guidance}
+        blocks, singles = net(**inputs, controlnet_cond=prepared[0])
         named = {f"{BLOCK}.{k}": value for k, value in enumerate(blocks or ())}
         return Residuals(named | {f"{SINGLE}.{k}": value for k, value in enumerate(singles or ())})
+
+    def per_block(self, residuals: Residuals) -> Residuals:
+        """See `Backbone.per_block`; diffusers' rule is that block i takes number i // interval."""
+        config, spread = self.transformer.config, dict[str, Tensor]()
+        for part, blocks in ((BLOCK, config.num_layers), (SINGLE, config.num_single_layers)):
+            if own := samples(residuals, part):
+                spread |= {f"{part}.{i}": own[i // -(-blocks // len(own))] for i in range(blocks)}
+        return Residuals(spread)
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
@@ -180,6 +191,40 @@ class FluxBackbone(TransformerBackbone):
                 nn.init.zeros_(net.controlnet_x_embedder.weight)
                 nn.init.zeros_(net.controlnet_x_embedder.bias)
         return net
+
+    def controlnet_class(self) -> Any:
+        """See `Backbone.controlnet_class`."""
+        from diffusers import FluxControlNetModel
+
+        return FluxControlNetModel
+
+    def controlnet_from(self, config: Mapping[str, Any], *, device: torch.device | None = None) -> Any:
+        """See `Backbone.controlnet_from`."""
+        base, whole = self.transformer.config, foreign.complete(self.controlnet_class(), config)
+        named = ["in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"]
+        foreign.check_same(whole, base, [*named, "pooled_projection_dim", "axes_dims_rope"])
+        foreign.check_absent(
+            whole,
+            {
+                "num_mode": "as union models, which are told their kind of condition at every call",
+                "conditioning_embedding_channels": "as XLabs' models, which see pixels and not latents",
+            },
+        )
+        foreign.check_at_most(whole, {name: base[name] for name in ("num_layers", "num_single_layers")})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # on a part of diffusers that its own class uses
+            return foreign.built(self.controlnet_class(), whole, device or self.device)
+
+    def controlnet_config(self, shapes: foreign.Shapes) -> dict[str, Any]:
+        """See `Backbone.controlnet_config`."""
+        config = foreign.transformer_config(self.controlnet_class(), self.transformer.config, shapes)
+        hint = shapes.get("input_hint_block.conv_in.weight", (0, None))[1]
+        return config | {
+            "num_single_layers": foreign.count_singles(shapes),
+            "guidance_embeds": any(name.startswith("time_text_embed.guidance_embedder.") for name in shapes),
+            "num_mode": shapes.get("controlnet_mode_embedder.weight", (None,))[0],
+            "conditioning_embedding_channels": hint,
+        }
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ zeros where it is left out, as in diffusers. Latents are cut into patches inside
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones import autoencoder
+from codi_hub.backbones import autoencoder, foreign
 from codi_hub.backbones.parts import ModelFiles, Parts
 from codi_hub.backbones.prompts import excess
 from codi_hub.backbones.sources import quiet_libraries
@@ -155,17 +156,23 @@ class SD3Backbone(TransformerBackbone):
     def control_residuals(
         self, net: Any, state: Any, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
     ) -> Residuals:
-        """Return the ControlNet's block samples."""
+        """Return the ControlNet's block samples; one without positions has the base's, one without text sees none."""
         pooled = prompt["pooled"]
         (samples,) = net(
-            z_t,
+            self.transformer.pos_embed(z_t) if net.pos_embed is None else z_t,
             prepared[0],
-            encoder_hidden_states=prompt["context"],
+            encoder_hidden_states=None if net.context_embedder is None else prompt["context"],
             pooled_projections=torch.zeros_like(pooled) if net.config.force_zeros_for_pooled_projection else pooled,
             timestep=self.schedule.model_time(t),
             return_dict=False,
         )
         return Residuals({str(k): value for k, value in enumerate(samples)})
+
+    def per_block(self, residuals: Residuals) -> Residuals:
+        """See `Backbone.per_block`; diffusers' rule is that block i takes number int(i / interval)."""
+        blocks, count = self.transformer.config.num_layers, len(residuals.tensors)
+        spread = {str(i): residuals[str(int(i / (blocks / count)))] for i in range(blocks if count else 0)}
+        return Residuals(spread)
 
     def controlnet(
         self, condition_channels: int, *, pretrained: bool = True, device: torch.device | None = None
@@ -188,3 +195,37 @@ class SD3Backbone(TransformerBackbone):
         del net.pos_embed._buffers["pos_embed"]  # 0.9 GB for SD3.5-medium, and never trained
         net.pos_embed.pos_embed = base.pos_embed.pos_embed
         return net
+
+    def controlnet_class(self) -> Any:
+        """See `Backbone.controlnet_class`."""
+        from diffusers import SD3ControlNetModel
+
+        return SD3ControlNetModel
+
+    def controlnet_from(self, config: Mapping[str, Any], *, device: torch.device | None = None) -> Any:
+        """See `Backbone.controlnet_from`; it holds its own table of positions, where its file has one."""
+        base, whole = self.transformer.config, foreign.complete(self.controlnet_class(), config)
+        named = ["patch_size", "in_channels", "attention_head_dim", "num_attention_heads", "pooled_projection_dim"]
+        foreign.check_same(whole, base, named)
+        if whole["joint_attention_dim"] is not None:
+            foreign.check_same(whole, base, ["joint_attention_dim", "caption_projection_dim"])
+        foreign.check_absent(whole, {"extra_conditioning_channels": "which are for masks, and a condition is an image"})
+        positions = {"sample_size": foreign.MOST_POSITIONS, "pos_embed_max_size": foreign.MOST_POSITIONS}
+        foreign.check_at_most(whole, {"num_layers": base.num_layers} | positions)
+        return foreign.built(self.controlnet_class(), whole, device or self.device)
+
+    def controlnet_config(self, shapes: foreign.Shapes) -> dict[str, Any]:
+        """See `Backbone.controlnet_config`; it is taken to see no pooled text, as the class's default is."""
+        config = foreign.transformer_config(self.controlnet_class(), self.transformer.config, shapes)
+        blocks = [f"transformer_blocks.{k}" for k in range(config["num_layers"])]
+        doubled = [k for k, name in enumerate(blocks) if f"{name}.attn2.to_q.weight" in shapes]
+        table = shapes.get("pos_embed.pos_embed", ())
+        channels = shapes.get("pos_embed_input.proj.weight", (0, config["in_channels"]))[1]
+        return config | {
+            "dual_attention_layers": doubled,
+            "qk_norm": "rms_norm" if "transformer_blocks.0.attn.norm_q.weight" in shapes else None,
+            "joint_attention_dim": config["joint_attention_dim"] if "context_embedder.weight" in shapes else None,
+            "use_pos_embed": "pos_embed.proj.weight" in shapes,
+            "pos_embed_max_size": math.isqrt(table[1]) if len(table) > 1 else config["pos_embed_max_size"],
+            "extra_conditioning_channels": channels - config["in_channels"],
+        }

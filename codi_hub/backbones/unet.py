@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self, cast
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from codi_hub.backbones import autoencoder
+from codi_hub.backbones import autoencoder, foreign
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.condition_stem import initialise_stem
 from codi_hub.backbones.fingerprint import Fingerprint, family_hash
@@ -174,8 +174,14 @@ class UNetBackbone(Backbone):
         return Fingerprint.of(family, self.unet, self.outer_sketch, SKETCHED)
 
     def control_condition(self, net: Any, condition: Tensor) -> list[Tensor]:
-        """Return the stem's view of the condition: [(B, width, h, w)]."""
-        return [net.controlnet_cond_embedding(condition)]
+        """Return the stem's view of the condition: [(B, width, h, w)].
+
+        A condition of one channel is repeated for a stem of three, and its channels are flipped where the ControlNet's
+        configuration says that it takes BGR, as diffusers does.
+        """
+        condition = condition.expand(-1, net.controlnet_cond_embedding.conv_in.in_channels, -1, -1)
+        bgr = net.config.controlnet_conditioning_channel_order == "bgr"
+        return [net.controlnet_cond_embedding(condition.flip(1) if bgr else condition)]
 
     def control_residuals(
         self, net: Any, state: UNetState, z_t: Tensor, t: Tensor, prompt: Prompt, prepared: list[Tensor]
@@ -204,6 +210,22 @@ class UNetBackbone(Backbone):
         match_text_heads(net, self.unet)
         initialise_stem(net.controlnet_cond_embedding)
         return net
+
+    def controlnet_class(self) -> Any:
+        """See `Backbone.controlnet_class`."""
+        from diffusers import ControlNetModel
+
+        return ControlNetModel
+
+    def controlnet_from(self, config: Mapping[str, Any], *, device: torch.device | None = None) -> Any:
+        """See `Backbone.controlnet_from`."""
+        whole = foreign.complete(self.controlnet_class(), config)
+        foreign.check_unet_config(whole, self.unet.config, self.latents.factor)
+        return foreign.built(self.controlnet_class(), whole, device or self.device)
+
+    def controlnet_config(self, shapes: foreign.Shapes) -> dict[str, Any]:
+        """See `Backbone.controlnet_config`."""
+        return foreign.unet_config(self.controlnet_class(), self.unet.config, shapes)
 
 
 def native_cells(sample_size: int | Sequence[int] | None, default: int) -> int:

@@ -82,7 +82,7 @@ def to_diffusers(tensors: Mapping[str, Any]) -> dict[str, Any]:
         InvalidInput: a name that diffusers' ControlNet does not have.
     """
     last = max(0, _largest(rf"input_blocks\.{NUMBER}\.", tensors))
-    downs = [k for k in range(1, last + 1) if f"input_blocks.{k}.0.op.weight" in tensors]
+    downs = [k for k in range(1, last + 1) if any(name.startswith(f"input_blocks.{k}.0.op.") for name in tensors)]
     layers = (downs[0] if downs else last + 1) - 1
     stem = _largest(rf"{HINT}\.{NUMBER}\.", tensors) // 2 - 1
     table = modules(layers, 1 + last // (layers + 1), max(stem, 0))

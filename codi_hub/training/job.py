@@ -26,6 +26,7 @@ from codi_hub.training import launch
 from codi_hub.validation import shown, validated
 
 DEFAULT_STEPS = 2000  # of training, where neither steps nor a time are given
+INHERITED = ("condition_channels", "network")  # of an adapter: its task's and its parent's, not the configuration's
 CHANGEABLE = ("start_noise", "init")  # of an adapter that continues from a parent; the rest of its form is the parent's
 
 
@@ -158,7 +159,7 @@ def plan(job: Job) -> Plan:
     decided = DistillConfig(
         data=config.data.replace(source=absolute(config.data.source or task.training_data)),
         base=job.base_name,
-        adapter=common | {name: value for name, value in _values(adapter).items() if name != "condition_channels"},
+        adapter=common | {name: value for name, value in _values(adapter).items() if name not in INHERITED},
         loss={"method": config.loss.method} | _values(loss),
         training=training,
         task=_current_options(task, job.task_options),

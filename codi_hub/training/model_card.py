@@ -7,7 +7,7 @@ from codi_hub.record import AdapterRecord, TrainingRecord
 
 CARD = """# {task}: a {kind} adapter for the base `{base}`
 
-{method} {parameters:,} parameters, stored in 16 bit.
+{method} {parameters:,} parameters, stored in {precision}.
 
 ## Use
 
@@ -69,6 +69,7 @@ def write_card(record: AdapterRecord, parameters: int) -> str:
         family=record.base.family,
         method=METHODS.get(record.method, OTHER).format(method=record.method, steps=record.steps),
         parameters=parameters,
+        precision="the precision that they came in" if record.origin else "16 bit",
         steps=record.steps,
         facts=_table(("", ""), _facts(record)),
         lineage=_lineage(record.lineage),
@@ -87,6 +88,10 @@ def _facts(record: AdapterRecord) -> list[tuple[str, str]]:
         where = f"the condition {amount}, at {start:g} of the schedule"
     rows = [("method", record.method or UNKNOWN), ("loss", terms or UNKNOWN), ("sampling starts from", where)]
     rows += [(name, f"{value:g}") for name in ("shift", "guidance") if (value := getattr(record, name)) is not None]
+    if record.origin:
+        rows.append(("imported", f"{record.origin.file}, {record.origin.format}, sha256 {record.origin.sha256}"))
+    if config.pop("network", None):
+        config["form"] = "of its own"
     rows.append(("adapter", ", ".join([record.kind, *(f"{_words(name)} {config[name]}" for name in config)])))
     settings = [f"{_words(name)} {value}" for name, value in record.training.items() if value not in (None, {}, "{}")]
     return [*rows, ("settings of the last training", ", ".join(settings) or UNKNOWN)]
