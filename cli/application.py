@@ -27,6 +27,7 @@ COMMANDS = {
     "run": ("run",),
     "distill": ("distill",),
     "eval": ("eval",),
+    "import_": ("import",),
     "export": ("export",),
     "share": ("install", "push", "pull"),
     "health": ("verify", "gc", "recover", "doctor"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codi_hub.catalog import Catalog
     from codi_hub.config.distill import DistillConfig
-    from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
+    from codi_hub.config.options import EvalOptions, ExportOptions, ImportOptions, RunOptions
     from codi_hub.config.share import InstallOptions, PullOptions, PushOptions
     from codi_hub.errors import CodiError, Conflict, InvalidInput, Mismatch, NotFound, UsageError
     from codi_hub.hub import Hub
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DistillResult,
         EvalReport,
         ExportResult,
+        ImportResult,
         InstallResult,
         JobsReport,
         PushResult,
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 _NAMES = {  # module -> its public names
     "catalog": ("Catalog",),
     "config.distill": ("DistillConfig",),
-    "config.options": ("EvalOptions", "ExportOptions", "RunOptions"),
+    "config.options": ("EvalOptions", "ExportOptions", "ImportOptions", "RunOptions"),
     "config.share": ("InstallOptions", "PullOptions", "PushOptions"),
     "errors": ("CodiError", "Conflict", "InvalidInput", "Mismatch", "NotFound", "UsageError"),
     "hub": ("Hub",),
@@ -38,6 +39,7 @@ _NAMES = {  # module -> its public names
         "DistillResult",
         "EvalReport",
         "ExportResult",
+        "ImportResult",
         "InstallResult",
         "JobsReport",
         "PushResult",
@@ -56,6 +58,8 @@ __all__ = [
     "ExportOptions",
     "ExportResult",
     "Hub",
+    "ImportOptions",
+    "ImportResult",
     "InstallOptions",
     "InstallResult",
     "InvalidInput",

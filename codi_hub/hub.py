@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
-from codi_hub.config.options import EvalOptions, ExportOptions, RunOptions
+from codi_hub.config.options import EvalOptions, ExportOptions, ImportOptions, RunOptions
 from codi_hub.config.share import InstallOptions, PullOptions, PushOptions
 from codi_hub.config.values import ADAPTER_MEMORY
 from codi_hub.events import OnEvent, ignore
@@ -18,6 +18,7 @@ from codi_hub.reports import (
     DistillResult,
     EvalReport,
     ExportResult,
+    ImportResult,
     InstallResult,
     JobsReport,
     PushResult,
@@ -218,6 +219,20 @@ class Hub:
         from codi_hub.operations.evaluate import evaluate
 
         return evaluate(self._context, ref, options or EvalOptions(), on_event)
+
+    def import_controlnet(self, path: Path, options: ImportOptions) -> ImportResult:
+        """Make a ControlNet that another tool trained a version of a task, of kind control and method conditional.
+
+        Args:
+            path: a diffusers folder, or one safetensors file: in diffusers' keys, in original ones, or a Control-LoRA.
+            options: its task, a tag, the base.
+
+        Raises:
+            NotFound, InvalidInput, Mismatch: it cannot be used on this base or for this task; nothing is registered.
+        """
+        from codi_hub.operations.import_controlnet import import_controlnet
+
+        return import_controlnet(self._context, path, options)
 
     def export(self, ref: str, options: ExportOptions, on_event: OnEvent = ignore) -> ExportResult:
         """Write an adapter as another tool reads it.

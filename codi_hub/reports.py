@@ -258,3 +258,28 @@ class PushResult(Result):
     gated: bool
     non_commercial: bool
     written: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportResult(Result):
+    """The version that another tool's ControlNet became.
+
+    Attributes:
+        adapter: reference, as task:version.
+        format: what was read, such as `diffusers folder`.
+        sha256: of its weights file.
+        latest: the version that `latest` names now.
+        registered_task: whether the task is new.
+    """
+
+    task: str
+    adapter: str
+    base: str
+    kind: str
+    method: str
+    format: str
+    file: str
+    sha256: str
+    tags: tuple[str, ...]
+    latest: str
+    registered_task: bool

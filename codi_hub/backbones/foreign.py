@@ -15,6 +15,7 @@ from codi_hub.errors import InvalidInput, Mismatch, describe, one_line
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of a ControlNet, by its name in diffusers."""
 
+CHANNEL_ORDER = "controlnet_conditioning_channel_order"  # entry of a configuration: rgb, or bgr as OpenCV reads images
 LARGEST = 1 << 16  # any number of a configuration; one from a stranger decides what is allocated
 LONGEST = 64  # any list of one
 TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
@@ -114,8 +115,8 @@ def check_unet_config(config: Mapping[str, Any], unet: Mapping[str, Any], factor
     depths = config.get("transformer_layers_per_block")
     for depth in depths if isinstance(depths, list) else [depths]:
         check_at_most({"transformer_layers_per_block": depth}, {"transformer_layers_per_block": BRANCH_DEEPEST})
-    if config.get("controlnet_conditioning_channel_order") not in ("rgb", "bgr"):
-        raise Mismatch("this ControlNet's controlnet_conditioning_channel_order is neither rgb nor bgr")
+    if config.get(CHANNEL_ORDER) not in ("rgb", "bgr"):
+        raise Mismatch(f"this ControlNet's {CHANNEL_ORDER} is neither rgb nor bgr: name one of them in its config.json")
 
 
 def unet_config(network_class: Any, unet: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:

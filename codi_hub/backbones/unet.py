@@ -180,7 +180,7 @@ class UNetBackbone(Backbone):
         configuration says that it takes BGR, as diffusers does.
         """
         condition = condition.expand(-1, net.controlnet_cond_embedding.conv_in.in_channels, -1, -1)
-        bgr = net.config.controlnet_conditioning_channel_order == "bgr"
+        bgr = net.config[foreign.CHANNEL_ORDER] == "bgr"
         return [net.controlnet_cond_embedding(condition.flip(1) if bgr else condition)]
 
     def control_residuals(

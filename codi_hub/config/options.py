@@ -1,4 +1,4 @@
-"""Options of the other commands, and of the library calls that they make: run, evaluate, export."""
+"""Options of the other commands, and of the library calls that they make: run, evaluate, import, export."""
 
 from __future__ import annotations
 
@@ -148,6 +148,19 @@ class EvalOptions(Options):
     """Precision of the networks."""
     set: dict[str, Any] = option({}, "--set", metavar="KEY=VALUE")
     """Task option as KEY=VALUE; repeat for more."""
+
+
+class ImportOptions(Options):
+    """How another tool's ControlNet becomes a version."""
+
+    task: str = option(..., "--task")
+    """Task whose version it becomes; one that does not exist is registered, like pairs."""
+    name: str | None = option(None, "--name", metavar="TAG")
+    """Tag of the version, by which it is TASK:TAG."""
+    bgr: bool = option(False, "--bgr")
+    """It was trained on conditions whose channels are blue, green, red, as OpenCV reads images."""
+    base: str | None = option(None, "--base")
+    """Base that it is for (default: the one in use)."""
 
 
 class ExportOptions(Options):

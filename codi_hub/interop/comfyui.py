@@ -66,7 +66,7 @@ def contents(export: Export) -> Contents:
     """
     _reader(export)
     readme.check_image(export.channels, export.ref, "ComfyUI")
-    model, tensors = diffusers.controlnet(export.adapter)
+    model, tensors = diffusers.in_rgb(*diffusers.controlnet(export.adapter))
     layers, blocks = export.base.network.config.get("num_layers"), model.config.get("num_layers")
     if layers and not _reader(export).fits(layers, blocks):
         raise Mismatch(

@@ -15,6 +15,7 @@ from codi_hub.adapters.controlnet import ControlAdapter
 from codi_hub.adapters.format import CARD, RECORD, AdapterRecord
 from codi_hub.adapters.sharing import Tensors, merged
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.foreign import CHANNEL_ORDER
 from codi_hub.errors import Mismatch, one_line
 from codi_hub.interop.folders import CONFIG, WEIGHTS, Contents, write_files
 
@@ -88,6 +89,17 @@ def controlnet(adapter: Any) -> tuple[Any, Tensors]:
     if STEM in tensors and tensors[STEM].shape[1] == 1:
         tensors[STEM] = tensors[STEM].float().expand(-1, 3, -1, -1) / 3
         model.register_to_config(conditioning_channels=3)
+    return model, tensors
+
+
+def in_rgb(model: Any, tensors: Tensors) -> tuple[Any, Tensors]:
+    """Return a ControlNet that takes its condition as RGB, for readers that know no other order of its channels.
+
+    One that was imported as BGR has the input channels of its first layer in the opposite order then.
+    """
+    if model.config.get(CHANNEL_ORDER) == "bgr":
+        tensors = tensors | {STEM: tensors[STEM].flip(1)}
+        model.register_to_config(**{CHANNEL_ORDER: "rgb"})
     return model, tensors
 
 

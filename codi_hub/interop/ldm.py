@@ -23,7 +23,7 @@ def contents(export: Export) -> Contents:
             "format comfyui or diffusers"
         )
     readme.check_image(export.channels, export.ref, "A1111")
-    model, tensors = diffusers.controlnet(export.adapter)
+    model, tensors = diffusers.in_rgb(*diffusers.controlnet(export.adapter))
     try:
         renamed = ldm_keys.to_original(tensors)
     except InvalidInput as error:
