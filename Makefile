@@ -4,6 +4,7 @@
 # make test-fast  the tests that are not marked `slow`, in about a minute
 # make docs       build the documentation site into build/site; a warning is an error
 # make soak       end commands with SIGKILL and SIGTERM at 200 random moments each and check the state that each leaves
+# make load       measure the server with 1,000 requests of 8 clients, and send it 10,000 mutated bodies
 # make bench      measure speed and memory against the usual alternatives; writes docs/performance.md
 # Every target creates the environment .venv first; it needs Python 3.11 or newer.
 
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PY) -m pytest -n 2 --dist worksteal
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check lint format types contracts typing docs docs-serve soak bench clean
+.PHONY: demo test test-fast check lint format types contracts typing docs docs-serve soak load bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -34,6 +35,10 @@ docs-serve: $(VENV)/.dev typing
 
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) tests/soak.py 200
+
+load: $(VENV)/.dev
+	$(PY) -m benchmarks.serving
+	CODI_TEST_BODIES=10000 $(PY) -m pytest tests/serve -k mutated
 
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks

@@ -1,6 +1,7 @@
 """What strangers send: it is refused with a reason, and the server lives."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -204,7 +205,10 @@ NAMES = ("model", "prompt", "n", "size", "response_format", "output_format", "se
          "options", "image", "mask", "images")  # fmt: skip
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=int(os.environ.get("CODI_TEST_BODIES", "200")),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES), cut=st.integers(0, 40))
 def test_mutated_bodies_are_never_a_fault_of_the_server(running: Running, fields: dict[str, Any], cut: int) -> None:
     body = json.dumps({"model": "deblur"} | fields).encode()
