@@ -26,7 +26,7 @@ class ServeOptions(Options):
     max_queue: int = option(64, "--max-queue", ge=1, le=100_000, panel="Limits")
     """Images that may wait; more are answered 429."""
     max_pixels: int = option(16_000_000, "--max-pixels", ge=64, panel="Limits")
-    """Pixels of an input or a result."""
+    """Pixels of a request's inputs together, and of a result."""
     max_body: ByteSize = option(64_000_000, "--max-body", panel="Limits", metavar="SIZE")
     """Size of a request, such as 64MB."""
     max_time: Duration = option(600.0, "--max-time", panel="Limits", metavar="TIME")

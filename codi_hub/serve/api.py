@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from PIL import Image
@@ -39,6 +40,7 @@ from codi_hub.serve.queue import Queue, Work
 
 MAX_IMAGES = 16  # inputs of a request, as of OpenAI
 MAX_FIELDS = 64
+DECODERS = 2  # requests that are decoded at a time
 POLL = 0.25  # seconds between two looks whether a client is still there
 IMAGE_FIELDS = ("image", "image[]", "images")
 
@@ -66,6 +68,7 @@ class Service:
         self.options, self.catalog, self.queue, self.metrics = options, catalog, queue, metrics
         self.kept = images.Kept()
         self._lock = threading.Lock()
+        self._decoders = CapacityLimiter(DECODERS)  # each may fill a few times the pixels that a request may have
 
     def models(self) -> list[dict[str, Any]]:
         """Return every version and tag of the bases served, as OpenAI lists models; a task alone is its `latest`."""
@@ -97,7 +100,7 @@ class Service:
         wanted = schema.parsed(asked.fields)
         if not asked.images:
             raise UsageError("image: at least one is needed, as a file of a form or a data URI")
-        works = await run_in_threadpool(self._works, wanted, asked)
+        works = await to_thread.run_sync(self._works, wanted, asked, limiter=self._decoders)
         self.queue.submit(works)
         made = await self._results(request, works)
         return await run_in_threadpool(self._answer, request, wanted, works, made)
@@ -121,9 +124,11 @@ class Service:
             raise UsageError(f"prompt: task {row.task} needs one")
         limit, seed = self.options.max_pixels, secrets.randbits(63) if wanted.seed is None else wanted.seed
         mask = None if asked.mask is None else images.hole(images.read(asked.mask, limit, "mask"))
-        works = []
+        works: list[Work] = []
+        left = limit
         for number, data in enumerate(asked.images):
-            image = images.read(data, limit, f"image[{number}]" if len(asked.images) > 1 else "image")
+            image = images.read(data, left, f"image[{number}]" if len(asked.images) > 1 else "image")
+            left -= image.width * image.height
             width, height = own = task.output_size(*image.size)
             size = wanted.pixels if task.size_is_free else None
             if wanted.pixels not in (None, size, own):

@@ -68,6 +68,7 @@ class Queue:
     Args:
         generate: returns an image per work; all have one `group`.
         limit: images that may wait.
+        pixels: of all inputs that may wait.
         batch: images given to `generate` together.
         on_batch: told of each batch's size.
     """
@@ -76,10 +77,11 @@ class Queue:
         self,
         generate: Callable[[Sequence[Work]], Sequence[Image.Image]],
         limit: int,
+        pixels: int,
         batch: int = BATCH,
         on_batch: Callable[[int], object] = lambda count: None,
     ) -> None:
-        self.generate, self.limit, self.batch, self.on_batch = generate, limit, batch, on_batch
+        self.generate, self.limit, self.pixels, self.batch, self.on_batch = generate, limit, pixels, batch, on_batch
         self._waiting: OrderedDict[tuple[str, str], deque[Work]] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
@@ -105,6 +107,9 @@ class Queue:
                 raise Stopping("the server is stopping")
             if (waiting := self.length) + len(works) > self.limit:
                 raise QueueFull(f"{waiting} images wait, and {self.limit} may: try again later")
+            inputs = {id(work.image): work.image for work in (*self._all(), *works)}.values()
+            if sum(image.width * image.height for image in inputs) > self.pixels:
+                raise QueueFull("the images that wait have as many pixels as the memory is for: try again later")
             for work in works:
                 self._waiting.setdefault(work.adapter, deque()).append(work)
             self._changed.notify()
@@ -113,7 +118,7 @@ class Queue:
         """Finish the batch in progress; everything that waits gets `Stopping`."""
         with self._changed:
             self._stopping = True
-            waiting = [work for works in self._waiting.values() for work in works]
+            waiting = self._all()
             self._waiting.clear()
             self._changed.notify()
         for work in waiting:
@@ -121,6 +126,9 @@ class Queue:
                 work.result.set_exception(Stopping("the server is stopping"))
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+    def _all(self) -> list[Work]:
+        return [work for works in self._waiting.values() for work in works]
 
     def _run(self) -> None:
         while works := self._next():

@@ -27,6 +27,7 @@ from codi_hub.serve.queue import Queue, Work
 
 MAX_CONNECTIONS = 1000
 HEADER_BYTES = 32 << 10
+WAITING = 8  # inputs of the largest size that may wait
 
 
 class Networks:
@@ -140,7 +141,7 @@ def serve(options: ServeOptions, on_listening: Callable[[str, Server], object], 
         for base in options.bases:
             catalog.registry.bases.get(base)
         networks.preload()
-        queue = Queue(networks.generate, options.max_queue)
+        queue = Queue(networks.generate, options.max_queue, WAITING * options.max_pixels)
         metrics = Metrics(lambda: queue.length)
         queue.on_batch = metrics.batches.observe
         app = application(Service(options, catalog, queue, metrics))

@@ -70,6 +70,9 @@ def test_many_pixels_in_and_out(running: Running) -> None:
     large = ("a.png", encoded(photograph(600, 600), "PNG"))
     answer = running.post(EDITS, data=FIELDS, files={"image": large})
     assert "600x600 pixels, over the limit of 300000" in answer.json()["error"]["message"]
+    several = [("image[]", ("a.png", encoded(photograph(500, 400), "PNG"))) for _ in range(2)]
+    answer = running.post(EDITS, data=FIELDS, files=several)
+    assert answer.json()["error"]["param"] == "image[1]"
     fields = FIELDS | {"model": "superres"}
     answer = running.post(EDITS, data=fields, files={"image": ("a.png", encoded(photograph(200, 200), "PNG"))})
     assert "the result would have 800x800 pixels, over the limit" in answer.json()["error"]["message"]

@@ -33,7 +33,7 @@ class Recorder:
 
 def held(recorder: Callable[[Sequence[Work]], Sequence[Image.Image]], **arguments: int) -> Queue:
     """A queue whose thread is busy with one work."""
-    queue = Queue(recorder, **{"limit": 100, "batch": 4} | arguments)
+    queue = Queue(recorder, **{"limit": 100, "pixels": 1000, "batch": 4} | arguments)
     queue.start()
     queue.submit([work("first:1")])
     if isinstance(recorder, Recorder):
@@ -77,6 +77,17 @@ def test_what_does_not_fit_waits_nowhere() -> None:
     queue.stop()
 
 
+def test_what_waits_does_not_fill_the_memory() -> None:
+    recorder = Recorder()
+    queue = held(recorder, pixels=150)
+    other = Image.new("RGB", (8, 8))
+    queue.submit([work("a:1", LARGE), work("a:1", LARGE), work("a:1", other)])  # 64 pixels each, and one twice
+    with pytest.raises(QueueFull, match="as many pixels"):
+        queue.submit([work("a:1", Image.new("RGB", (5, 5)))])
+    recorder.go.set()
+    queue.stop()
+
+
 def test_who_has_gone_is_not_generated_for() -> None:
     recorder = Recorder()
     queue = held(recorder)
@@ -96,7 +107,7 @@ def test_an_image_that_fails_fails_alone() -> None:
         return [one.image for one in works]
 
     begin = threading.Event()
-    queue = Queue(lambda works: generate(works) if begin.wait(20) else [], 10)
+    queue = Queue(lambda works: generate(works) if begin.wait(20) else [], 10, 1000)
     queue.start()
     works = [work("a:1"), work("a:1", prompt="bad"), work("a:1")]
     queue.submit(works)
@@ -111,7 +122,7 @@ def test_an_image_that_fails_fails_alone() -> None:
 
 def test_at_the_end_the_batch_is_finished_and_the_rest_refused() -> None:
     recorder = Recorder()
-    queue = Queue(recorder, 10)
+    queue = Queue(recorder, 10, 1000)
     queue.start()
     queue.submit([first := work("a:1")])
     assert recorder.begun.wait(20)
