@@ -239,26 +239,24 @@ def merged(tensors: Tensors, base: Mapping[str, Tensor], expected: Mapping[str, 
     Raises:
         InvalidInput: factors that do not fit. Mismatch: a base whose weights are quantised.
     """
-    whole = {name: value for name, value in tensors.items() if not name.endswith((UP, DOWN))}
-    for name in expected:
-        up, down = (tensors.get(name.removesuffix(".weight") + end) for end in (UP, DOWN))
-        if name in whole or name not in base:
-            continue
+    factors = {name: value for name, value in tensors.items() if name.endswith((UP, DOWN))}
+    whole = {name: value for name, value in tensors.items() if name not in factors}
+    for name in [name for name in expected if name in base and name not in whole]:
         if not base[name].is_floating_point():
             raise Mismatch(
-                "a Control-LoRA is merged into the base's own weights, and these are quantised: use the plain"
+                "a Control-LoRA is merged into the base's own weights, and these are quantised: name the plain base"
             )
-        weight = base[name].float()
-        if up is not None and down is not None:
+        whole[name] = base[name].float()
+        module = name.removesuffix(".weight")
+        if module + UP in factors and module + DOWN in factors:
+            up, down = (factors.pop(module + end).float().flatten(1) for end in (UP, DOWN))
             try:
-                weight = weight + (up.float().flatten(1) @ down.float().flatten(1)).view_as(weight)
+                whole[name] = whole[name] + (up @ down).view_as(whole[name])
             except RuntimeError as error:
                 raise InvalidInput(
                     f"{file}: the factors of {one_line(name, 80)} do not fit this base: name the base that it is for"
                 ) from error
-        whole[name] = weight
-    left = [name for name in tensors if name.endswith((UP, DOWN)) and name.rpartition(".")[0] + ".weight" not in base]
-    return whole | {name: tensors[name] for name in left}
+    return whole | factors  # what is left of these is too many
 
 
 def _check(file: str, tensors: Tensors, expected: Mapping[str, Tensor]) -> None:

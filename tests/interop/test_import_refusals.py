@@ -174,6 +174,8 @@ def test_factors_of_another_base(place: Place, tmp_path: Path) -> None:
     whole = dict(controlnet.load_file(file))
     name = next(name for name in whole if name.endswith(".up"))
     assert "do not fit this base" in reason(foreign.write(file, whole | {name: whole[name][1:].clone()}), place.base)
+    del whole[name]
+    assert "has, beside a ControlNet's, 1 tensors" in reason(foreign.write(file, whole), place.base)
 
 
 @pytest.mark.slow
