@@ -364,3 +364,19 @@ def test_record_and_card_say_where_it_came_from(codi: Callable[..., Any], made: 
     assert "the precision that they came in" in shown["card"]
     assert json.loads(codi("task", "show", "segments", "--json").out)["like"] == "pairs"
     assert codi("verify").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_what_every_format_of_export_writes_comes_back_as_the_same_version(
+    codi: Callable[..., Any], made: Any, tmp_path: Path, family: str
+) -> None:
+    folder, _, net = made(family)
+    refs = [imported(codi, folder, net, "--task", "pose")["adapter"]]
+    for form in ("diffusers", "ldm", "comfyui"):
+        answer = codi("export", refs[0], "--format", form, "-o", tmp_path / form, "--dtype", "fp32")
+        assert answer.code == 0, answer.err
+        (file,) = (tmp_path / form).glob("*.safetensors")
+        refs.append(imported(codi, folder, file, "--task", "pose")["adapter"])
+    with Hub.open() as hub:
+        assert len({hub.catalog.show(ref)["sha256"] for ref in refs}) == 1
