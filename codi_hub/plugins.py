@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -88,5 +91,16 @@ class Plugins:
         self._added[name] = implementation
 
     def _places(self) -> dict[str, Any]:
-        others = {point.name: point.value for point in sorted(entry_points(group=self.group))}
+        others = _declared(self.group, _search_path())
         return self.own | {name: place for name, place in (others | self._added).items() if name not in self.own}
+
+
+def _search_path() -> tuple[tuple[str, int], ...]:
+    """Return the folders of packages, each with the time at which a package was last added or removed."""
+    return tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path if os.path.isdir(folder))
+
+
+@lru_cache(maxsize=64)
+def _declared(group: str, path: tuple[tuple[str, int], ...]) -> Mapping[str, str]:
+    """Return the entry points of a group: reading those of all packages takes some milliseconds, at every look-up."""
+    return {point.name: point.value for point in sorted(entry_points(group=group))}
