@@ -68,14 +68,18 @@ def _root(
 ) -> None: ...
 
 
-EXTRAS = ("bitsandbytes", "diffusers.quantizers", "torch.utils._pytree", "torchao")
-"""Loggers that remark, in every command, on parts of packages for fewer bits that this machine has no use for."""
+REMARKS = (
+    *("bitsandbytes", "diffusers.quantizers", "torch.utils._pytree", "torchao"),
+    "transformers.tokenization_utils_base",
+)
+"""Loggers that remark on parts of packages for fewer bits that this machine has no use for, and on prompts that are
+longer than a text encoder reads, of which a line of our own says what is lost."""
 
 
 def run(args: list[str]) -> int:
     """Run a command; return its exit code."""
     atexit.register(gc.freeze)  # the collection at exit would take a tenth of `codi list`
-    for name in EXTRAS:
+    for name in REMARKS:
         logging.getLogger(name).setLevel(logging.ERROR)
     Output.printed = False
     code = _run(args)

@@ -278,9 +278,12 @@ def test_a_refusal_is_json_too_where_json_was_asked_for(args, codi):
 
 
 @pytest.mark.slow
-def test_packages_for_fewer_bits_say_nothing_in_a_command(codi):
+def test_libraries_say_nothing_of_packages_for_fewer_bits_and_of_long_prompts(codi):
     code = "import sys\nfrom codi_hub import cli\ntry:\n    cli.main(['task', 'list', '-q'])\nexcept SystemExit:\n"
-    code += "    import diffusers.quantizers.auto, torchao, bitsandbytes"
+    code += "    import diffusers.quantizers.auto, torchao, bitsandbytes\n"
+    tokenizer = os.path.join(os.path.dirname(codi_hub.__file__), "nano", "base", "tokenizer")
+    code += "    from transformers import CLIPTokenizer\n"
+    code += f"    CLIPTokenizer.from_pretrained({tokenizer!r})('a long prompt ' * 99)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
