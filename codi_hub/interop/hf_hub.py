@@ -132,7 +132,7 @@ def _check_ours(api: HfApi, repo: str, info: Any, names: set[str], record: Adapt
 
 # ---- errors
 
-LATER = "try again later: what was uploaded is kept"
+LATER = "try again later: what has arrived is kept"
 REASONS: dict[int, tuple[type[CodiError], str]] = {
     401: (CodiError, "the hub accepts no token, or not this one: set HF_TOKEN, or log in with `hf auth login`"),
     403: (CodiError, "the token is not allowed to do that: use one that is, or accept the repository's terms"),

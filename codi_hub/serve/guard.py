@@ -22,7 +22,7 @@ from codi_hub.serve.queue import QueueFull, Stopping
 
 log = logging.getLogger(__name__)
 
-OPEN = ("/health",)  # answered without a token
+OPEN = ("/health", "/v1/images/files/")  # answered without a token: a link to an image cannot be guessed
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 STATUS: Mapping[type[Exception], int] = {
     QueueFull: 429, Stopping: 503, NotFound: 404, UsageError: 400, InvalidInput: 400, Mismatch: 400, CodiError: 500,
@@ -120,7 +120,7 @@ class Guard:
         origin = headers.get("origin")
         if origin and origin not in self.options.origins and urlsplit(origin).netloc != headers.get("host"):
             return answer(403, f"web pages of {origin!r:.60} may not call this server; start it with --cors")
-        if self.options.token and request.url.path not in OPEN and request.method != "OPTIONS":
+        if self.options.token and not request.url.path.startswith(OPEN) and request.method != "OPTIONS":
             sent = headers.get("authorization", "").removeprefix("Bearer ").encode()
             if not hmac.compare_digest(sent, self.options.token.encode()):
                 return answer(401, "the API key is missing or wrong", "invalid_api_key")

@@ -168,6 +168,7 @@ def test_a_token(private: Running) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     client = openai.OpenAI(base_url=f"{private.url}/v1", api_key="secret")
     assert [*client.models.list()]
+    assert private.get("/v1/images/files/guessed.png").status_code == 404  # a browser follows a link without a token
 
 
 def test_a_page_that_was_asked_for_may_call(private: Running) -> None:
