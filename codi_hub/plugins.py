@@ -91,8 +91,8 @@ class Plugins:
         self._added[name] = implementation
 
     def _places(self) -> dict[str, Any]:
-        others = _declared(self.group, _search_path())
-        return self.own | {name: place for name, place in (others | self._added).items() if name not in self.own}
+        others = {**_declared(self.group, _search_path()), **self._added}
+        return self.own | {name: place for name, place in others.items() if name not in self.own}
 
 
 def _search_path() -> tuple[tuple[str, int], ...]:
