@@ -140,7 +140,7 @@ def compare_with_scenes(task: Depth, scenes: Sequence[dict[str, Any]], context: 
         if k < SHOWN:
             row = {method: samples.images[k] for method, samples in methods.items()}
             comparison.sheet[f"scene {k}"] = {"map": maps[k], **row}
-    return comparison.measured(len(scenes), against=SCENES, details={"seed": context.seed})
+    return comparison.measured(len(scenes), against=SCENES, details={"seed": context.seed}, prompts=prompts)
 
 
 def normalise(depth: np.ndarray, *, invert: bool = False) -> np.ndarray:

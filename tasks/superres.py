@@ -152,21 +152,26 @@ def compare_with_bicubic(
     """Measure an adapter at several numbers of steps against bicubic upsampling.
 
     Every photograph, with sides that are multiples of the scale, goes through every degradation, and through `prepare`
-    and `finish`: the measured images are those that `codi run` writes. The contact sheet has the middle degradation.
+    and `finish`: the measured images are those that `codi run` writes. The contact sheet has the middle degradation. A
+    photograph that comes with its small version is measured on that one alone.
+
+    Raises:
+        InvalidInput: a small version that is not 1 / scale of its photograph.
     """
     from codi_hub.evaluation.measured import Comparison
 
     comparison = Comparison()
     for done, photo in enumerate(photos, 1):
-        inputs = [degraded(photo, task.options.scale, degradation, context.seed) for degradation in degradations]
+        labelled = _inputs(photo, task.options.scale, degradations, context.seed)
+        inputs = list(labelled.values())
         prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
         methods = _methods(task, photo, inputs, prepared, context)
-        for k, degradation in enumerate(degradations):
+        for k, label in enumerate(labelled):
             for method, samples in methods.items():
                 image = samples.images[k]
                 kept = task.adherence(image.astype(np.float32) / 255, prepared[k].condition)
                 values = {"adherence": kept}
-                comparison.add(method, f"{photo.name} {degradation}", image, photo.image, values, samples.seconds)
+                comparison.add(method, label, image, photo.image, values, samples.seconds)
             comparison.reference(photo.image)
         middle = len(inputs) // 2
         row = {method: samples.images[middle] for method, samples in methods.items()}
@@ -174,6 +179,18 @@ def compare_with_bicubic(
         context.on_progress(done, len(photos))
     details = {"scale": task.options.scale, "seed": context.seed}
     return comparison.measured(len(photos), against=BICUBIC, deltas=("psnr", "gmsd"), details=details)
+
+
+def _inputs(photo: Photograph, scale: int, degradations: Sequence[Degradation], seed: int) -> dict[str, np.ndarray]:
+    """Return the inputs of a photograph by label, uint8 HWC: degraded ones, or the one it comes with."""
+    if photo.small is None:
+        return {f"{photo.name} {one}": degraded(photo, scale, one, seed) for one in degradations}
+    (height, width), (wanted, across) = photo.small.shape[:2], photo.image.shape[:2]
+    if (height * scale, width * scale) != (wanted, across):
+        raise InvalidInput(
+            f"{photo.name}: {width}x{height} px is not 1/{scale} of {across}x{wanted} px: choose another scale or pairs"
+        )
+    return {photo.name: photo.small}
 
 
 def _methods(

@@ -120,12 +120,19 @@ class EvalOptions(Options):
     features: Path | None = option(None, "--features")
     """Feature network of the Frechet and perceptual distances: a folder such as the bundled one, or a TorchScript file
     that maps images (B,3,H,W) in [0,1] to (feature maps, vectors) (default: the bundled one, if there is one)."""
+    metrics: tuple[str, ...] = option((), "--metric", metavar="NAME[=WEIGHTS]", repeats=True)
+    """Further metric, with its weights where no installed package has them: st-lpips, frechet-imagenet (these two come
+    with the extra eval), lpips, dists, fid, cmmd, clip-i, clip-t, dino or niqe; repeat for more."""
     data: str | None = option(None, "--data")
     """Held-out images, as in `codi distill --data` (default: test photographs)."""
     count: int | None = option(None, "--count", ge=1)
     """Number of images (default: all)."""
     out: Path | None = option(None, "-o", "--out")
     """Folder for the report and the images."""
+    save_images: Path | None = option(None, "--save-images", metavar="DIR")
+    """Folder for every measured image, one subfolder per row and one of the references, for other tools to measure."""
+    import_metrics: Path | None = option(None, "--import-metrics", metavar="CSV")
+    """Values that another tool measured on those images: columns row, image, and one per metric."""
     base: str | None = option(None, "--base")
     """Base to run on (default: the one in use)."""
     sampler: str = option("ddim", "--sampler")

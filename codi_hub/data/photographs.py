@@ -14,6 +14,7 @@ from codi_hub.images.io import decode_image, open_image
 BUNDLED = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")  # CC0 or public domain; in scikit-image's wheel
 MULTIPLE = 64  # px; sides are cropped to multiples of it
 MAX_SIDE = 512  # px
+PAIRED = ("test_LR", "test_HR")  # folders of the layout in which StableSR (Wang et al., 2024) gives its test sets
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,21 @@ class Photograph:
         name: for tables and random streams.
         image: uint8 (H, W, 3), sides multiples of 64.
         depth: float32 (H, W) relative inverse depth in [0, 1], near = 1, if known.
+        small: uint8 (h, w, 3), the degraded version that its data set comes with, if any.
     """
 
     name: str
     image: np.ndarray
     depth: np.ndarray | None = None
+    small: np.ndarray | None = None
 
 
 def photographs(data: str | Path | None = None, count: int | None = None) -> list[Photograph]:
     """Return test photographs with sides of multiples of 64 px, at most 512 px.
 
     Args:
-        data: an image or a folder of images; None means those of scikit-image.
+        data: an image or a folder of images; None means those of scikit-image. A folder with `test_LR` and `test_HR`
+            gives pairs at their own sizes.
         count: maximum number of images.
 
     Raises:
@@ -43,6 +47,8 @@ def photographs(data: str | Path | None = None, count: int | None = None) -> lis
         InvalidInput: a file is not a readable image, or smaller than 64 px.
         UsageError: no image in the folder.
     """
+    if data is not None and all((Path(data) / name).is_dir() for name in PAIRED):
+        return _paired(Path(data), count)
     return _bundled(count) if data is None else _folder(Path(data), count)
 
 
@@ -59,10 +65,29 @@ def _bundled(count: int | None) -> list[Photograph]:
     return photos
 
 
+def _images(folder: Path) -> list[Path]:
+    files = [Path(root, file) for root, _, names in os.walk(folder) for file in names if not file.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+
+
+def _paired(folder: Path, count: int | None) -> list[Photograph]:
+    """Return pairs of equal names in `PAIRED`, at their own sizes."""
+    small, large = ({file.stem: file for file in _images(folder / name)} for name in PAIRED)
+    if odd := sorted(small.keys() ^ large.keys()):
+        raise InvalidInput(f"data {folder}: {odd[0]} is in one of {' and '.join(PAIRED)} only")
+    if not small:
+        raise UsageError(f"data {folder}: no images in {PAIRED[0]}")
+    return [Photograph(name, _read(large[name]), small=_read(small[name])) for name in sorted(small)[:count]]
+
+
+def _read(file: Path) -> np.ndarray:
+    with prefixed(str(file)):
+        return np.asarray(decode_image(open_image(file)).on_white())
+
+
 def _folder(path: Path, count: int | None) -> list[Photograph]:
     if path.is_dir():
-        files = [Path(root, file) for root, _, names in os.walk(path) for file in names if not file.startswith(".")]
-        files = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+        files = _images(path)
     elif path.exists():
         files = [path]
     else:
@@ -72,8 +97,9 @@ def _folder(path: Path, count: int | None) -> list[Photograph]:
     photos = []
     for file in files[:count]:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        image = _read(file)
         with prefixed(str(file)):
-            photos.append(_fitted(name, np.asarray(decode_image(open_image(file)).on_white())))
+            photos.append(_fitted(name, image))
     return photos
 
 

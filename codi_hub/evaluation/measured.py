@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Measured:
         sheet: the contact sheet: image -> column -> image, uint8 or float in [0, 1].
         outputs: row -> its finished images, uint8 HWC.
         references: the reference image of each output; empty if unknown.
+        prompts: of each output; empty for a task without.
         notes: lines printed below the table.
     """
 
@@ -39,6 +40,7 @@ class Measured:
     sheet: Sheet = field(default_factory=dict, repr=False)
     outputs: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict, repr=False)
     references: Sequence[np.ndarray] = field(default=(), repr=False)
+    prompts: Sequence[str] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -91,12 +93,13 @@ class Comparison:
         deltas: Iterable[str] = (),
         partial: bool = False,
         details: Mapping[str, Any] | None = None,
+        prompts: Sequence[str] = (),
     ) -> Measured:
-        """Return the result; `against`, `deltas` and `partial` are those of `mean_table`."""
+        """Return the result; `against`, `deltas` and `partial` are those of `mean_table`, `prompts` of the images."""
         table = mean_table(self.figures, against=against, deltas=deltas, partial=partial)
         values = [figure.as_dict() for figure in self.figures]
         document = {**(details or {}), **table.as_dict(), "figures": values}
-        return Measured(count, table, document, self.sheet, self._outputs, self._references)
+        return Measured(count, table, document, self.sheet, self._outputs, self._references, prompts)
 
 
 @dataclass(frozen=True)
@@ -157,30 +160,47 @@ def _inserted(
     return wider
 
 
-def with_set_metrics(measured: Measured, features: Features | None) -> Measured:
-    """Add the columns of every set metric, if the references are known, after those of the image metrics."""
+def with_set_metrics(
+    measured: Measured,
+    features: Features | None,
+    requested: Sequence[tuple[metrics.WeightMetric, metrics.Compare]] = (),
+) -> Measured:
+    """Add the columns of every set metric and requested metric after those of the image metrics.
+
+    Without references, nothing is measured.
+    """
     if not measured.references:
         return measured
     placed = {*metrics.image_metrics()}
-    for metric in metrics.set_metrics():
-        scores = metric.compare(measured.outputs, measured.references, features)
-        if scores is None:
-            continue
-        rows = [
-            {**row, **{name: scores.values.get(row["name"], {}).get(name) for name in metric.columns}}
-            for row in measured.table.rows
-        ]
-        columns = list(measured.table.columns)
-        place = 1 + max((k for k, name in enumerate(columns) if name.removesuffix("_delta") in placed), default=-1)
-        columns[place:place] = metric.columns
-        placed |= metric.columns.keys()
-        measured = replace(
-            measured,
-            table=replace(measured.table, columns=columns, rows=rows),
-            details=measured.details | dict(scores.details),
-            notes=(*measured.notes, *scores.notes),
-        )
+    sets = metrics.ImageSets(measured.outputs, measured.references, measured.prompts)
+    results = [
+        (metric.columns, metric.compare(measured.outputs, measured.references, features))
+        for metric in metrics.set_metrics()
+    ] + [(metric.columns, compare(sets)) for metric, compare in requested]
+    for described, scores in results:
+        if scores is not None:
+            measured = with_columns(measured, described, scores, placed)
+            placed |= described.keys()
     return measured
+
+
+def with_columns(
+    measured: Measured, described: Mapping[str, metrics.Column], scores: metrics.SetScores, after: Set[str]
+) -> Measured:
+    """Add columns to the table behind the last of those named `after`, with the details and notes of the scores."""
+    rows = [
+        {**row, **{name: scores.values.get(row["name"], {}).get(name) for name in described}}
+        for row in measured.table.rows
+    ]
+    columns = list(measured.table.columns)
+    place = 1 + max((k for k, name in enumerate(columns) if name.removesuffix("_delta") in after), default=-1)
+    columns[place:place] = described
+    return replace(
+        measured,
+        table=replace(measured.table, columns=columns, rows=rows),
+        details=measured.details | dict(scores.details),
+        notes=(*measured.notes, *scores.notes),
+    )
 
 
 def trimmed(measured: Measured) -> Measured:

@@ -16,13 +16,15 @@ a metric without any change here, as an entry point of the group `codi_hub.metri
     mae = "toy:mae"
 
 From then on `codi eval` has the column `mae` for every task with reference images, and the name of the entry point is
-the name of the column in its JSON. A metric of sets of images, such as a Frechet distance, is a `SetMetric`.
+the name of the column in its JSON. A metric of sets of images, such as a Frechet distance, is a `SetMetric`. One that
+needs weights, and is measured only where `EvalOptions.metrics` names it, is a `WeightMetric`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -100,6 +102,42 @@ class SetMetric:
     compare: Callable[[Mapping[str, Sequence[np.ndarray]], Sequence[np.ndarray], Features | None], SetScores | None]
 
 
+class ImageSets(NamedTuple):
+    """What a `WeightMetric` measures.
+
+    Attributes:
+        outputs: method -> its images, uint8 (H, W, 3).
+        references: the reference of each output; the same object where it is the same image.
+        prompts: of each output; empty where the task has none.
+    """
+
+    outputs: Mapping[str, Sequence[np.ndarray]]
+    references: Sequence[np.ndarray]
+    prompts: Sequence[str] = ()
+
+    @property
+    def distinct_references(self) -> list[np.ndarray]:
+        """Return every reference once."""
+        return list({id(reference): reference for reference in self.references}.values())
+
+
+Compare = Callable[[ImageSets], SetScores | None]
+
+
+@dataclass(frozen=True)
+class WeightMetric:
+    """A metric that needs weights, and is measured where `EvalOptions.metrics` names it.
+
+    Attributes:
+        columns: by name.
+        load: (weight file or None for those of an installed package, device) -> comparison, which returns None if it
+            cannot compute. Raises CodiError for weights that cannot be used.
+    """
+
+    columns: Mapping[str, Column]
+    load: Callable[[Path | None, Any], Compare]
+
+
 psnr = ImageMetric(
     Column("PSNR dB", 2, "higher", "peak signal-to-noise ratio against the reference image, dB"), formulas.psnr
 )
@@ -153,10 +191,12 @@ features = SetMetric(
     _feature_distances,
 )
 
+_WEIGHTED = ("lpips", "st-lpips", "dists", "frechet-imagenet", "fid", "cmmd", "clip-i", "clip-t", "dino", "niqe")
 METRICS = Plugins(
     "metric",
     "codi_hub.metrics",
-    {name: f"codi_hub.evaluation.metrics:{name}" for name in ("psnr", "ssim", "gmsd", "features")},
+    {name: f"codi_hub.evaluation.metrics:{name}" for name in ("psnr", "ssim", "gmsd", "features")}
+    | {name: f"codi_hub.evaluation.learned.registered:{name.replace('-', '_')}" for name in _WEIGHTED},
 )
 # Columns that any task may have.
 COMMON = {
@@ -167,15 +207,15 @@ COMMON = {
 }
 
 
-def registered() -> dict[str, ImageMetric | SetMetric]:
+def registered() -> dict[str, ImageMetric | SetMetric | WeightMetric]:
     """Return every installed metric by name.
 
     Raises:
-        UsageError: an entry point that is neither an `ImageMetric` nor a `SetMetric`.
+        UsageError: an entry point that is no `ImageMetric`, `SetMetric` or `WeightMetric`.
     """
     metrics = dict(METRICS.loadable())
     for name, metric in metrics.items():
-        if not isinstance(metric, ImageMetric | SetMetric):
+        if not isinstance(metric, ImageMetric | SetMetric | WeightMetric):
             raise UsageError(f"metric {name!r} is a {type(metric).__name__}: decorate the function with image_metric")
     return metrics
 
@@ -196,3 +236,22 @@ def image_metrics() -> dict[str, ImageMetric]:
 def set_metrics() -> list[SetMetric]:
     """Return the installed metrics of sets of images."""
     return [metric for metric in registered().values() if isinstance(metric, SetMetric)]
+
+
+def requested(names: Sequence[str], device: Any) -> list[tuple[WeightMetric, Compare]]:
+    """Load the metrics that are named, each as NAME or NAME=WEIGHTS.
+
+    Raises:
+        UsageError: a name that is none of a `WeightMetric`, or one without the weights it needs.
+        CodiError: weights that cannot be used.
+    """
+    available = {name: metric for name, metric in registered().items() if isinstance(metric, WeightMetric)}
+    loaded = []
+    for text in dict.fromkeys(names):
+        name, equals, path = text.partition("=")
+        if name not in available:
+            raise UsageError(f"metrics {text}: one of {', '.join(available)}, as NAME or NAME=WEIGHTS")
+        if equals and not path:
+            raise UsageError(f"metrics {text}: the path of the weights is missing after =")
+        loaded.append((available[name], available[name].load(Path(path).expanduser() if path else None, device)))
+    return loaded

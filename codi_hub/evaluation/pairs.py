@@ -119,7 +119,8 @@ def evaluate_pairs(task: EvaluatedTask, context: EvaluationContext) -> Measured:
         row = {names[count]: images[count][k] for count in context.steps}
         sheet[f"pair {k}"] = {"condition": pair.condition, **row, "target": pair.target}
     finished = {names[count]: list(images[count]) for count in context.steps}
-    return Measured(len(pairs), table, {"data": data}, sheet, finished, [pair.target for pair in pairs])
+    targets, prompts = [pair.target for pair in pairs], [pair.prompt for pair in pairs]
+    return Measured(len(pairs), table, {"data": data}, sheet, finished, targets, prompts)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from codi_hub.evaluation import metrics
 from codi_hub.evaluation.context import EvaluatedTask, EvaluationContext
+from codi_hub.evaluation.external import read_metrics, save_images, with_imported
 from codi_hub.evaluation.features import load_features
 from codi_hub.evaluation.measured import Contestant, Measured, merged, named, trimmed, with_set_metrics
 from codi_hub.evaluation.plot import MISSING, can_plot, plot_quality
@@ -41,6 +42,8 @@ def evaluate_task(
         CodiError: data or a feature network that cannot be used.
     """
     features = load_features(options.features, base.device)
+    requested = metrics.requested(options.metrics, base.device)
+    imported = options.import_metrics and read_metrics(options.import_metrics)
     parts = []
     for k, contestant in enumerate(contestants):
 
@@ -58,10 +61,14 @@ def evaluate_task(
             on_progress=progress,
         )
         parts.append(named(task.evaluate(context), contestant, alone=len(contestants) == 1))
-    measured = with_set_metrics(merged(parts, contestants), features)
-    if options.features and not measured.references:
-        note = f"No Frechet or perceptual distance: {task.name} is measured without reference images"
+    measured = with_set_metrics(merged(parts, contestants), features, requested)
+    if (options.features or requested) and not measured.references:
+        note = f"No further metric and no Frechet distance: {task.name} is measured without reference images"
         measured = replace(measured, notes=(*measured.notes, note))
+    if options.save_images:
+        save_images(measured, options.save_images)
+    if imported:
+        measured = with_imported(measured, imported)
     described = replace(measured.table, described=metrics.columns() | dict(task.columns))
     measured = trimmed(replace(measured, table=described))
     if options.out is None:

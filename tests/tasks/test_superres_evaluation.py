@@ -1,14 +1,17 @@
 """Super-resolution measured: better outputs score better, degradations come from the seed."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from codi_hub import tasks
 from codi_hub.data.photographs import Photograph
 from codi_hub.data.synthetic.scenes import scene
+from codi_hub.errors import InvalidInput
 from codi_hub.evaluation.context import EvaluationContext
 from codi_hub.tasks.superres import GRID, Degradation, compare_with_bicubic, degraded
 
@@ -76,6 +79,26 @@ def test_every_figure_and_image_is_kept(photos: list[Photograph]) -> None:
     document = json.loads(json.dumps(measured.details))
     assert document["scale"] == 4
     assert document["figures"][0]["method"] == "bicubic"
+
+
+def test_pairs_of_a_data_set_are_measured_as_they_are(photos: list[Photograph], tmp_path: Path) -> None:
+    for photo in photos:
+        for folder, image in (("test_HR", photo.image), ("test_LR", degraded(photo, 4, GRID[2], 0))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{photo.name}.png")
+    context = EvaluationContext(blended(photos), steps=(1,), data=str(tmp_path))
+    figures = TASK.evaluate(context).details["figures"]
+    assert [(figure["image"], figure["method"]) for figure in figures] == [
+        (name, method) for name in ("p0", "p1") for method in ("bicubic", "1 step")
+    ]
+    own = compare_with_bicubic(TASK, photos, EvaluationContext(blended(photos), steps=(1,)), GRID[2:])
+    assert [f["psnr"] for f in figures] == pytest.approx([f["psnr"] for f in own.details["figures"]])
+    Image.fromarray(photos[0].image[:32]).save(tmp_path / "test_HR" / "p0.png")
+    with pytest.raises(InvalidInput, match="p0: 16x16 px is not 1/4 of 64x32 px"):
+        TASK.evaluate(context)
+    (tmp_path / "test_LR" / "p0.png").unlink()
+    with pytest.raises(InvalidInput, match="p0 is in one of test_LR and test_HR only"):
+        TASK.evaluate(context)
 
 
 def test_degradations_are_reproducible_and_get_worse(photos: list[Photograph]) -> None:
