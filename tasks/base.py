@@ -125,6 +125,7 @@ class Task:
         distill: defaults of `codi distill` that differ for this task.
         score: the held-out metric that decides which version is `latest`; higher is better.
         baselines: rows without an adapter that every table of this task has, such as "bicubic".
+        compares_tools: whether `evaluate` gives other tools the same inputs; see `EvaluationContext.with_tools`.
         columns: descriptions of the columns that `evaluate` adds to the registered metrics.
         renamed: former names of options -> current names; both are read.
     """
@@ -145,6 +146,7 @@ class Task:
     distill: ClassVar[dict[str, Any]] = {}
     score: ClassVar[str] = "psnr"
     baselines: ClassVar[tuple[str, ...]] = ()
+    compares_tools: ClassVar[bool] = False
     columns: ClassVar[Mapping[str, Column]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
 

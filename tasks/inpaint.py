@@ -62,6 +62,7 @@ class Inpaint(Task):
     score = "psnr"
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
     baselines = (SMOOTH_FILL,)
+    compares_tools = True
     columns: ClassVar[Mapping[str, Column]] = {
         "hole_psnr": Column("hole dB", 2, "higher", "PSNR within the hole alone, dB"),
         "seam": Column(
@@ -255,12 +256,23 @@ def compare_with_fills(task: Inpaint, photos: Sequence[Photograph], context: Eva
     based on the fast marching method", 2004, and that of Bertalmio et al. by the Navier-Stokes equations, 2001. Every
     photograph gets one hole of every kind, and goes through `prepare` and `finish` as in `codi run`.
     """
+    from codi_hub.evaluation.external import INPUTS
+    from codi_hub.evaluation.external import MASKS as MASK_FILES
     from codi_hub.evaluation.measured import Comparison
 
     comparison = Comparison()
     for done, photo in enumerate(photos, 1):
         holes = [seeded_hole(photo, kind, context.seed) for kind in KINDS]
-        methods = _methods(task, photo, holes, context)
+        cuts = [np.where(covered[..., None], np.uint8(HOLE), photo.image) for covered in holes]
+        given = {
+            INPUTS: [with_hole(cut, covered) for cut, covered in zip(cuts, holes, strict=True)],
+            MASK_FILES: [np.where(covered, np.uint8(255), np.uint8(0)) for covered in holes],
+        }
+        prepared = [task.prepare(with_hole(photo.image, covered)) for covered in holes]
+        methods = _baselines(task, photo, holes, prepared, context)
+        methods = context.with_tools(methods, given, comparison.count, photo.image.shape)
+        methods |= context.sample(task, prepared)
+        comparison.inputs(given)
         for k, (covered, kind) in enumerate(zip(holes, KINDS, strict=True)):
             label = f"{photo.name} {kind}"
             for method, samples in methods.items():
@@ -268,27 +280,34 @@ def compare_with_fills(task: Inpaint, photos: Sequence[Photograph], context: Eva
                 comparison.add(method, label, samples.images[k], photo.image, values, samples.seconds)
             comparison.reference(photo.image)
             row = {method: samples.images[k] for method, samples in methods.items()}
-            cut = np.where(covered[..., None], np.uint8(HOLE), photo.image)
-            comparison.sheet[label] = {"input": cut, **row, "original": photo.image}
+            comparison.sheet[label] = {"input": cuts[k], **row, "original": photo.image}
         context.on_progress(done, len(photos))
     details = {"seed": context.seed}
     return comparison.measured(len(photos), against=SMOOTH_FILL, deltas=("hole_psnr",), details=details)
 
 
-def _methods(
-    task: Inpaint, photo: Photograph, holes: Sequence[np.ndarray], context: EvaluationContext
+def with_hole(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Return uint8 (H, W, 4): an image, transparent in its hole."""
+    return np.dstack([image, np.where(covered, np.uint8(0), np.uint8(255))])
+
+
+def _baselines(
+    task: Inpaint,
+    photo: Photograph,
+    holes: Sequence[np.ndarray],
+    prepared: Sequence[Prepared],
+    context: EvaluationContext,
 ) -> dict[str, Samples]:
-    """Return the images of each method for one photograph, one per hole."""
+    """Return the images of the methods without an adapter for one photograph, one per hole."""
     from codi_hub.evaluation.context import Samples
 
     unit = photo.image.astype(np.float32) / 255
     methods = {SMOOTH_FILL: Samples([to_uint8(harmonic(unit, covered)) for covered in holes])}
     methods |= {name: Samples(images) for name, images in _opencv_fills(photo.image, holes).items()}
-    prepared = [task.prepare(np.dstack([photo.image, np.where(h, np.uint8(0), np.uint8(255))])) for h in holes]
     if context.autoencode:
         (round_trip,) = context.autoencode([unit])
         methods["autoencoder"] = Samples([task.finish(round_trip, one) for one in prepared])
-    return methods | context.sample(task, prepared)
+    return methods
 
 
 def _opencv_fills(image: np.ndarray, holes: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:

@@ -58,6 +58,7 @@ class SuperRes(Task):
     training_size = 0.75  # degradations are local: smaller crops, more of them
     distill: ClassVar[dict[str, Any]] = {"count": 5000, "lr": 6e-4}
     baselines = (BICUBIC,)
+    compares_tools = True
     renamed: ClassVar[Mapping[str, str]] = {"strength": "detail"}
 
     class Options(Task.Options):
@@ -158,6 +159,7 @@ def compare_with_bicubic(
     Raises:
         InvalidInput: a small version that is not 1 / scale of its photograph.
     """
+    from codi_hub.evaluation.external import INPUTS
     from codi_hub.evaluation.measured import Comparison
 
     comparison = Comparison()
@@ -165,7 +167,11 @@ def compare_with_bicubic(
         labelled = _inputs(photo, task.options.scale, degradations, context.seed)
         inputs = list(labelled.values())
         prepared = [task.prepare(Image.fromarray(small)) for small in inputs]
-        methods = _methods(task, photo, inputs, prepared, context)
+        given = {INPUTS: inputs}
+        methods = _baselines(photo, inputs, context)
+        methods = context.with_tools(methods, given, comparison.count, photo.image.shape)
+        methods |= context.sample(task, prepared)
+        comparison.inputs(given)
         for k, label in enumerate(labelled):
             for method, samples in methods.items():
                 image = samples.images[k]
@@ -193,14 +199,8 @@ def _inputs(photo: Photograph, scale: int, degradations: Sequence[Degradation], 
     return {photo.name: photo.small}
 
 
-def _methods(
-    task: SuperRes,
-    photo: Photograph,
-    inputs: Sequence[np.ndarray],
-    prepared: Sequence[Prepared],
-    context: EvaluationContext,
-) -> dict[str, Samples]:
-    """Return the images of each method for one photograph, one per input."""
+def _baselines(photo: Photograph, inputs: Sequence[np.ndarray], context: EvaluationContext) -> dict[str, Samples]:
+    """Return the images of the methods without an adapter for one photograph, one per input."""
     from codi_hub.evaluation.context import Samples
 
     height, width = photo.image.shape[:2]
@@ -208,7 +208,7 @@ def _methods(
     if context.autoencode:
         (round_trip,) = context.autoencode([as_float(photo.image).astype(np.float32)])
         methods["autoencoder"] = Samples([to_uint8(round_trip)] * len(inputs))
-    return methods | context.sample(task, prepared)
+    return methods
 
 
 def _enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -104,8 +104,10 @@ def _steps(value: Any) -> tuple[int, ...]:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(str(part).strip() for part in parts)
+    """Return names, also of texts with several of them; a text with "=" is one, since a command may have commas."""
+    texts = [value] if isinstance(value, str) else value
+    parts = [part for text in map(str, texts) for part in ([text] if "=" in text else text.split(","))]
+    return tuple(part.strip() for part in parts)
 
 
 class EvalOptions(Options):
@@ -113,10 +115,13 @@ class EvalOptions(Options):
 
     steps: Annotated[tuple[int, ...], BeforeValidator(_steps)] = option((1, 2, 4, 8), "--steps", metavar="N,N")
     """Numbers of sampling steps to compare, as 1,2,4,8."""
-    against: Annotated[tuple[str, ...], BeforeValidator(_names)] = option((), "--against", metavar="NAME,NAME")
+    against: Annotated[tuple[str, ...], BeforeValidator(_names)] = option(
+        (), "--against", metavar="NAME,NAME|NAME=TOOL", repeats=True
+    )
     """What else stands in the table: base (the base without its adapter), other adapters of the task as depth:2, both
     at the same steps or at their own as depth:2@50, and the task's baselines such as bicubic for superres (default:
-    baselines that cost nothing)."""
+    baselines that cost nothing); for superres and inpaint another tool as NAME=FOLDER of its outputs for the inputs of
+    --save-images, or as NAME='COMMAND {input} {output}', with {mask} for inpaint; repeat for more."""
     features: Path | None = option(None, "--features")
     """Feature network of the Frechet and perceptual distances: a folder such as the bundled one, or a TorchScript file
     that maps images (B,3,H,W) in [0,1] to (feature maps, vectors) (default: the bundled one, if there is one)."""
@@ -130,7 +135,8 @@ class EvalOptions(Options):
     out: Path | None = option(None, "-o", "--out")
     """Folder for the report and the images."""
     save_images: Path | None = option(None, "--save-images", metavar="DIR")
-    """Folder for every measured image, one subfolder per row and one of the references, for other tools to measure."""
+    """Folder for every measured image, one subfolder per row and one of the references, for other tools to measure,
+    and one of the inputs, for other tools to process."""
     import_metrics: Path | None = option(None, "--import-metrics", metavar="CSV")
     """Values that another tool measured on those images: columns row, image, and one per metric."""
     base: str | None = option(None, "--base")

@@ -12,10 +12,12 @@ import numpy as np
 
 from codi_hub import seeds
 from codi_hub.data.folders import DataTask
+from codi_hub.errors import UsageError
 from codi_hub.evaluation.metrics import Column
 
 if TYPE_CHECKING:
     from codi_hub.evaluation.measured import Measured
+    from codi_hub.evaluation.tools import Inputs, Tool
 
 # generate(conditions float32 HWC in [0, 1], prompts, image seeds, steps) -> outputs float32 HWC in [0, 1]
 Generate = Callable[[list[np.ndarray], list[str], list[int], int], list[np.ndarray]]
@@ -59,6 +61,7 @@ class EvaluationContext:
         data: held-out data in place of the task's own, or None.
         count: number of images, or None for the task's default.
         size: side of synthetic examples, px.
+        tools: other tools with a row each, for tasks with `compares_tools`.
         autoencode: encodes and decodes images, float32 HWC in [0, 1] of any size: the upper bound of the latents.
         on_progress: called with (done, total) in any unit.
     """
@@ -69,6 +72,7 @@ class EvaluationContext:
     data: str | None = None
     count: int | None = None
     size: int = 128
+    tools: Sequence[Tool] = ()
     autoencode: Autoencode | None = None
     on_progress: Callable[[int, int], None] = lambda done, total: None
 
@@ -76,6 +80,19 @@ class EvaluationContext:
         """Return finished images of inputs of one size, without prompts, at every number of steps by `step_name`."""
         prompts = [""] * len(prepared)
         return {step_name(n): sample(task, prepared, prompts, self.generate, n, self.seed) for n in self.steps}
+
+    def with_tools(
+        self, methods: Mapping[str, Samples], inputs: Inputs, first: int, shape: tuple[int, ...]
+    ) -> dict[str, Samples]:
+        """Return the images of the methods, then those of the tools; see `Tool.samples`.
+
+        Raises:
+            UsageError: a tool with the name of a method. CodiError: a tool that fails.
+        """
+        for tool in self.tools:
+            if tool.name in methods:
+                raise UsageError(f"against {tool.name}: the table has a row of that name already; choose another")
+        return dict(methods) | {tool.name: tool.samples(inputs, first, shape) for tool in self.tools}
 
 
 def sample(

@@ -15,7 +15,7 @@ from codi_hub.errors import InvalidInput, NotFound, describe
 from codi_hub.evaluation.measured import Measured, with_columns
 from codi_hub.evaluation.metrics import Column, SetScores
 
-REFERENCES = "references"
+REFERENCES, INPUTS, MASKS = "references", "inputs", "masks"  # folders beside those of the rows
 KEYS = ("row", "image")
 
 
@@ -30,12 +30,13 @@ def image_name(number: int) -> str:
 
 
 def save_images(measured: Measured, folder: Path) -> None:
-    """Write every output and reference as PNG: FOLDER/ROW/00000.png, FOLDER/references/00000.png.
+    """Write every output, reference and input as PNG: FOLDER/ROW/00000.png, FOLDER/references/00000.png.
 
     Raises:
         InvalidInput: the folder cannot be written.
     """
     rows = dict(measured.outputs) | ({REFERENCES: measured.references} if measured.references else {})
+    rows |= measured.inputs
     try:
         for row, images in rows.items():
             (place := folder / folder_name(row)).mkdir(parents=True, exist_ok=True)

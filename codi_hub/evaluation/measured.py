@@ -31,6 +31,7 @@ class Measured:
         outputs: row -> its finished images, uint8 HWC.
         references: the reference image of each output; empty if unknown.
         prompts: of each output; empty for a task without.
+        inputs: what other tools are given for each output, by the kinds of `tools.Inputs`; empty if they cannot be.
         notes: lines printed below the table.
     """
 
@@ -41,6 +42,7 @@ class Measured:
     outputs: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict, repr=False)
     references: Sequence[np.ndarray] = field(default=(), repr=False)
     prompts: Sequence[str] = ()
+    inputs: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -56,6 +58,12 @@ class Comparison:
         self._metrics = metrics.image_metrics()
         self._outputs: dict[str, list[np.ndarray]] = {}
         self._references: list[np.ndarray] = []
+        self._inputs: dict[str, list[np.ndarray]] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of images whose reference is recorded."""
+        return len(self._references)
 
     def add(
         self,
@@ -85,6 +93,11 @@ class Comparison:
         """Record the reference of the test image that was just added."""
         self._references.append(image)
 
+    def inputs(self, inputs: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Record what other tools are given for the next test images; see `tools.Inputs`."""
+        for kind, images in inputs.items():
+            self._inputs.setdefault(kind, []).extend(images)
+
     def measured(
         self,
         count: int,
@@ -99,7 +112,7 @@ class Comparison:
         table = mean_table(self.figures, against=against, deltas=deltas, partial=partial)
         values = [figure.as_dict() for figure in self.figures]
         document = {**(details or {}), **table.as_dict(), "figures": values}
-        return Measured(count, table, document, self.sheet, self._outputs, self._references, prompts)
+        return Measured(count, table, document, self.sheet, self._outputs, self._references, prompts, self._inputs)
 
 
 @dataclass(frozen=True)

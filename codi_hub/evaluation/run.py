@@ -22,6 +22,7 @@ from codi_hub.images.sheets import contact_sheet
 if TYPE_CHECKING:
     from codi_hub.backbones.backbone import Backbone
     from codi_hub.config.options import EvalOptions
+    from codi_hub.evaluation.tools import Tool
 
 
 def evaluate_task(
@@ -30,6 +31,7 @@ def evaluate_task(
     contestants: Sequence[Contestant],
     options: EvalOptions,
     on_event: OnEvent,
+    tools: Sequence[Tool] = (),
 ) -> Measured:
     """Evaluate each contestant on the same images by the task's own evaluation, and write the report if asked to.
 
@@ -37,6 +39,7 @@ def evaluate_task(
         task: provides `evaluate`.
         contestants: the adapter in question, then those to compare with.
         on_event: gets an `EvaluationStep` now and then, over all contestants.
+        tools: other tools, which have no steps: their rows stand before those of the contestants.
 
     Raises:
         CodiError: data or a feature network that cannot be used.
@@ -57,6 +60,7 @@ def evaluate_task(
             data=options.data,
             count=options.count,
             size=base.latents.native_size,
+            tools=() if k else tools,
             autoencode=lambda images: [round_trip(base, image) for image in images],
             on_progress=progress,
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent) -> EvalReport:
     """Measure an adapter; see `Hub.evaluate`."""
     from codi_hub.evaluation.run import evaluate_task
+    from codi_hub.evaluation.tools import tool
 
     SAMPLERS.check(options.sampler, "sampler")
     if options.out is not None and (reason := unwritable(options.out)):
@@ -32,9 +33,12 @@ def evaluate(context: Context, ref: str, options: EvalOptions, on_event: OnEvent
     mismatch = options.allow_base_mismatch
     row = context.resolve(ref, options.base, allow_base_mismatch=mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
+    tools = [found for text in options.against if (found := tool(text))]
+    if tools and not task.compares_tools:
+        raise UsageError(f"against {tools[0].name}: {task.name} is not compared with other tools")
     start = time.perf_counter()
     base, contestants = _contestants(context, row, task, options)
-    measured = evaluate_task(task, base, contestants, options, on_event)
+    measured = evaluate_task(task, base, contestants, options, on_event, tools)
     return EvalReport(
         task=row.task,
         adapter=row.ref,
@@ -59,7 +63,7 @@ def _contestants(
     from codi_hub.inference.models import Placement
 
     entries = entrants(
-        options.against,
+        [text for text in options.against if "=" not in text],
         row,
         task.baselines,
         options.steps,
