@@ -39,10 +39,13 @@ urlopen(f"{{SERVER}}/prompt", json.dumps({{"prompt": workflow}}).encode())"""
 NOTES = """- The condition is the input as CoDi Hub prepares it for the networks: an image, gray or RGB, of the output's
   size.
 - `strength` of the node `apply` is `--strength` of `codi run`, from 0 (the base alone) to 1.
-- `cfg` must be 1: the adapter was trained without classifier-free guidance.
+{guidance}
 - `sigmas` are those of {steps} steps at {size}x{size} px; sampler `euler` walks them as `codi run` does. They are
   {meaning}. For 1, 2, 4 or 8 steps the node `BasicScheduler` with scheduler `simple` gives the same.
 - The noise of a seed is ComfyUI's, not that of `codi run`: images are as good, and not the same."""
+NO_GUIDANCE = "- `cfg` must be 1: the adapter was trained without classifier-free guidance."
+GUIDANCE = """- `cfg` is `--guidance-scale` of `codi run`, and the node `negative` has its negative prompt. Above 1 it
+  is classifier-free guidance, which a ControlNet that is not distilled mostly needs, as it needs more steps."""
 TABLE = "noise over signal, as ComfyUI counts them for this base"
 FLOW = "the shifted times: the shift of a node such as `ModelSamplingFlux` does not change them"
 
@@ -91,7 +94,12 @@ def card(export: Export) -> str:
         reader="ComfyUI loads it",
         names=NAMES.format(file=export.file, workflow=WORKFLOW),
         code=CODE.format(workflow=WORKFLOW),
-        notes=NOTES.format(steps=record.steps, size=base.latents.native_size, meaning=TABLE if table else FLOW),
+        notes=NOTES.format(
+            guidance=GUIDANCE if readme.guided(record) else NO_GUIDANCE,
+            steps=record.steps,
+            size=base.latents.native_size,
+            meaning=TABLE if table else FLOW,
+        ),
     )
 
 
@@ -110,7 +118,7 @@ def sigmas(base: Backbone, steps: int) -> list[float]:
 def workflow(export: Export) -> dict[str, Any]:
     """Return the workflow, node by node; BASE.safetensors and condition.png stand for the user's files."""
     base, side = export.base, export.base.latents.native_size
-    text, model = "prompt", "base"
+    text, model, negative = "prompt", "base", ""
     nodes: dict[str, Any] = {
         "base": _node("CheckpointLoaderSimple", ckpt_name="BASE.safetensors"),
         "prompt": _node("CLIPTextEncode", clip=["base", 1], text=""),
@@ -119,6 +127,8 @@ def workflow(export: Export) -> dict[str, Any]:
     }
     if base.guidance is not None:
         nodes["guidance"], text = _node("FluxGuidance", conditioning=[text, 0], guidance=base.guidance), "guidance"
+    if readme.guided(export.record):
+        nodes["negative"], negative = _node("CLIPTextEncode", clip=["base", 1], text=""), "negative"
     if isinstance(base.schedule, VariancePreserving):
         zero = base.schedule.alphas[-1].item() < 1e-6
         sampling = SAMPLING[base.schedule.prediction_type]
@@ -127,7 +137,7 @@ def workflow(export: Export) -> dict[str, Any]:
         "apply": _node(
             "ControlNetApplyAdvanced",
             positive=[text, 0],
-            negative=[text, 0],
+            negative=[negative or text, 0],
             control_net=["controlnet", 0],
             image=["condition", 0],
             strength=1.0,

@@ -12,7 +12,7 @@ from codi_hub.backbones.backbone import Backbone
 from codi_hub.backbones.usage import Usage
 from codi_hub.diffusion.schedule import VariancePreserving
 from codi_hub.errors import Mismatch
-from codi_hub.record import RECORD, AdapterRecord
+from codi_hub.record import DISTILLED_METHODS, RECORD, AdapterRecord
 
 README = """---
 library_name: diffusers
@@ -62,6 +62,8 @@ CONDITION = """- `condition`: the input as CoDi Hub prepares it for the networks
 STRENGTH = """- `controlnet_conditioning_scale` is `--strength` of `codi run`, from 0 (the base alone) to 1."""
 NO_STRENGTH = "- `--strength` of `codi run`, which lies between the base and the adapter, has no counterpart here."
 NO_GUIDANCE = "- `guidance_scale` must be {guidance}: the adapter was trained without classifier-free guidance."
+GUIDANCE = """- `{name}` with `negative_prompt` is `--guidance-scale` of `codi run`. Above 1 it is classifier-free
+  guidance, which a ControlNet that is not distilled mostly needs, as it needs more steps."""
 TABLE_STEPS = """- The steps must begin at the noisiest timestep, as `trailing` ones do: {timesteps} for {steps}.
 - With fresh noise between the steps (`--sampler renoise` of `codi run`), the scheduler is
   `LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps={length}, clip_sample=False)`."""
@@ -94,7 +96,7 @@ def readme(
         ref=ref,
         base_name=base_name,
         code=wider_code(base, usage, steps, channels, lora) if wider else control_code(base, usage, steps, file),
-        notes=_notes(base, usage, steps, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
+        notes=_notes(base, record, usage, _condition(channels, wider), NO_STRENGTH if wider else STRENGTH),
         **{name: text.format(network=base.network_name, file=file) for name, text in words.items()},
     )
 
@@ -220,12 +222,24 @@ def _condition(channels: int, wider: bool) -> str:
     return f"a tensor (1, {channels}, H, W) in [0, 1]"
 
 
-def _notes(base: Backbone, usage: Usage, steps: int, condition: str, strength: str) -> str:
-    schedule = base.schedule
-    guidance = usage.arguments.partition("guidance_scale=")[2] or "1"
+def guided(record: AdapterRecord) -> bool:
+    """Return whether an adapter can be run with classifier-free guidance."""
+    return record.method not in DISTILLED_METHODS
+
+
+def _guidance(base: Backbone, record: AdapterRecord, usage: Usage) -> str:
+    """Return what the pipeline's guidance scale is to be; of guidance-distilled bases the true one has its own name."""
+    if guided(record):
+        return GUIDANCE.format(name="guidance_scale" if base.guidance is None else "true_cfg_scale")
+    scale = usage.arguments.partition("guidance_scale=")[2] or "1"
+    return NO_GUIDANCE.format(guidance=scale.removesuffix(".0"))
+
+
+def _notes(base: Backbone, record: AdapterRecord, usage: Usage, condition: str, strength: str) -> str:
+    schedule, steps = base.schedule, record.steps
     notes = [
         CONDITION.format(condition=condition, multiple=base.latents.multiple),
-        NO_GUIDANCE.format(guidance=guidance.removesuffix(".0")),
+        _guidance(base, record, usage),
         strength,
     ]
     if isinstance(schedule, VariancePreserving):

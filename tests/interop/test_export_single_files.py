@@ -24,9 +24,10 @@ from codi_hub import adapters, backbones
 from codi_hub.adapters import format
 from codi_hub.backbones.transformer import TransformerBackbone
 from codi_hub.hub import Hub
-from codi_hub.inference.engine import Engine, Request, gaussian
+from codi_hub.inference.engine import Engine, Request, Sampling, gaussian
 from codi_hub.interop import diffusers, ldm_keys
 
+NEGATIVE = "dog"
 TASKS = {1: "depth", 3: "superres", 4: "inpaint"}
 
 
@@ -83,14 +84,17 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return folder
 
 
-def exported(codi: Callable[..., Any], model: Path, kind: str, form: str, out: Path, channels: int = 3) -> Any:
+def exported(
+    codi: Callable[..., Any], model: Path, kind: str, form: str, out: Path, channels: int = 3, method: str = "pe-codi"
+) -> Any:
     """Register an adapter with an effect, export it; return the command's answer and the adapter's name."""
     assert codi("base", "add", "tiny", model).code == 0
     base = backbones.load(str(model))
     torch.manual_seed(0)
     adapter = stir(adapters.build(kind, base, condition_channels=channels), 0.05)
     task = TASKS[channels]
-    format.write(out.parent / "adapter", adapter, record_of(base, adapter).model_copy(update={"task": task}), "")
+    record = record_of(base, adapter).model_copy(update={"task": task, "method": method})
+    format.write(out.parent / "adapter", adapter, record, "")
     with Hub.open() as hub:
         values = {"kind": kind, "steps": 4, "parameters": 1, "metrics": {}}
         ref = hub.catalog.registry.adapters.add(out.parent / "adapter", task=task, base="tiny", **values)[0].ref
@@ -105,10 +109,12 @@ def picture(folder: Path, size: tuple[int, int], *, gray: bool) -> tuple[Image.I
     return image, pixels.astype(np.float32) / 255
 
 
-def ours(ref: str, condition: np.ndarray, strength: float = 1.0) -> np.ndarray:
+def ours(ref: str, condition: np.ndarray, strength: float = 1.0, scale: float = 1.0) -> np.ndarray:
     with Hub.open(base="tiny") as hub:
         base, adapter, _ = hub.use(ref, device="cpu", dtype="fp32")
-        return Engine(base).generate([Request(condition, adapter, PROMPT, 7, strength)]).images[0]
+        negative = NEGATIVE if scale > 1 else None
+        request = Request(condition, adapter, PROMPT, 7, strength, negative_prompt=negative)
+        return Engine(base).generate([request], Sampling(guidance_scale=scale)).images[0]
 
 
 @pytest.mark.slow
@@ -198,6 +204,29 @@ def test_the_workflow_that_the_readmes_code_sends_makes_what_codi_run_does(
     assert codi("export", ref, "--base", "tiny", "-o", out).code == 1  # condition.png is not an export's
     (out / "condition.png").unlink()
     assert codi("export", ref, "--base", "tiny", "-o", out, "--overwrite").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eps", "sd3"])
+def test_what_is_not_distilled_goes_on_with_guidance(
+    codi: Callable[..., Any], folder_of: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    answer, ref = exported(codi, folder_of(name), "control", "comfyui", tmp_path / "net", method="conditional")
+    assert answer.code == 0, answer.err
+    assert "- `cfg` is `--guidance-scale` of `codi run`" in (tmp_path / "net" / "README.md").read_text()
+    base = backbones.load(str(folder_of(name)))
+    side = base.latents.native_size
+    _, condition = picture(tmp_path / "net", (side, side), gray=False)
+    nodes = json.loads((tmp_path / "net" / "workflow.json").read_text())
+    nodes["prompt"]["inputs"]["text"], nodes["negative"]["inputs"]["text"] = PROMPT, NEGATIVE
+    nodes["sample"]["inputs"]["cfg"] = 3.0
+    noise = gaussian((base.latents.channels, *base.latents.size(side, side)), 7)[None]
+    theirs = Workflow(base, tmp_path / "net", noise).run(nodes)
+    assert np.abs(ours(ref, condition, scale=3.0) - theirs).max() < 1e-5
+    assert np.abs(ours(ref, condition) - theirs).max() > 0.01
+    assert codi("export", ref, "--base", "tiny", "-o", tmp_path / "folder").code == 0
+    text = (tmp_path / "folder" / "README.md").read_text()
+    assert "- `guidance_scale` with `negative_prompt` is `--guidance-scale` of `codi run`" in text
 
 
 @pytest.mark.parametrize(

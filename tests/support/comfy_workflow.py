@@ -75,8 +75,8 @@ class Workflow:
                                 start_percent: float, end_percent: float, vae: Any = None) -> Any:  # fmt: skip
         assert (start_percent, end_percent) == (0, 1)
         assert (vae is None) == (self.base.network_name == "unet")
-        positive = positive | {"net": control_net, "image": image, "strength": strength}
-        return positive, negative
+        further = {"net": control_net, "image": image, "strength": strength}
+        return positive | further, negative | further
 
     def EmptyLatentImage(self, width: int, height: int, batch_size: int) -> Any:
         return [self.base.latents.size(height, width)] * batch_size
@@ -91,12 +91,16 @@ class Workflow:
 
     def SamplerCustom(self, model: Backbone, add_noise: bool, noise_seed: int, cfg: float, positive: Any,
                       negative: Any, sampler: str, sigmas: list[float], latent_image: Any) -> Tensor:  # fmt: skip
-        assert (add_noise, cfg, sampler) == (True, 1, "euler")
+        assert (add_noise, sampler) == (True, "euler")
         assert latent_image == [tuple(self.noise.shape[2:])]
         table = isinstance(model.schedule, VariancePreserving)
         x = self.noise.double() * ((1 + sigmas[0] ** 2) ** 0.5 if table else sigmas[0])
         for sigma, following in pairwise(sigmas):
-            x = x + (x - self.denoised(x, sigma, positive)) / sigma * (following - sigma)
+            image = self.denoised(x, sigma, positive)
+            if cfg != 1:
+                uncond = self.denoised(x, sigma, negative)
+                image = uncond + cfg * (image - uncond)
+            x = x + (x - image) / sigma * (following - sigma)
         return x
 
     def denoised(self, x: Tensor, sigma: float, positive: Any) -> Tensor:
