@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -174,6 +174,12 @@ class Task:
         """Return options under their current names."""
         return {cls.renamed.get(name, name): value for name, value in options.items()}
 
+    @classmethod
+    def file_options(cls) -> frozenset[str]:
+        """Return the options that name files or folders, which callers from elsewhere may not choose."""
+        fields = cls.Options.model_fields.items()
+        return frozenset(name for name, field in fields if _mentions(field.annotation, Path)) | {"data"}
+
     def recorded_options(self) -> dict[str, Any]:
         """Return the options that decide an output, for the record of a run.
 
@@ -296,6 +302,11 @@ class Task:
         """Return the number that decides which version is `latest`, from held-out metrics; higher is better."""
         value = metrics.get(self.score)
         return None if value is None else float(value)
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    """Return whether a type, or one of those that it is composed of, is `kind`."""
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
 def pixels(image: Image.Image | np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +37,7 @@ from codi_hub.serve import images, schema
 from codi_hub.serve.guard import Guard, Refused, answer, refusal
 from codi_hub.serve.metrics import Metrics
 from codi_hub.serve.queue import Queue, Work
+from codi_hub.tasks import Task
 
 MAX_IMAGES = 16  # inputs of a request, as of OpenAI
 MAX_FIELDS = 64
@@ -94,6 +95,15 @@ class Service:
             except UsageError as error:
                 raise NotFound(f"model {name!r:.80}: {error}") from None
 
+    def _task(self, row: AdapterRow, options: Mapping[str, Any]) -> Task:
+        """Return the task of an adapter. Raises UsageError for options that it lacks, or that name the server's files."""
+        with self._lock:
+            plain = self.catalog.load_task(row.task, {})
+            for name in plain.current_names(options):
+                if name in plain.file_options():
+                    raise UsageError(f"options.{name}: names files of the server: send images with the request")
+            return self.catalog.load_task(row.task, dict(options))
+
     async def edit(self, request: Request) -> Response:
         """Answer `POST /v1/images/edits`: an image per input and variant."""
         asked = await _read(request)
@@ -118,8 +128,7 @@ class Service:
                 check_variants(wanted.n, "ddim", 1.0, row)
         steps = wanted.num_inference_steps or row.steps
         check_steps(steps, row)
-        with self._lock:
-            task = self.catalog.load_task(row.task, dict(wanted.options))
+        task = self._task(row, wanted.options)
         if task.needs_prompt and not wanted.prompt.strip():
             raise UsageError(f"prompt: task {row.task} needs one")
         limit, seed = self.options.max_pixels, secrets.randbits(63) if wanted.seed is None else wanted.seed

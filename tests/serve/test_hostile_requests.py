@@ -53,6 +53,15 @@ def raw(running: Running, data: bytes, wait: float = 10) -> bytes:
         return received
 
 
+@pytest.mark.parametrize("name", ["mask", "data"])
+@pytest.mark.parametrize("value", ["/etc", "/no/such/file", "."])
+def test_files_of_the_server_are_no_options(running: Running, name: str, value: str) -> None:
+    fields = FIELDS | {"model": "inpaint", "options": json.dumps({name: value})}
+    answer = running.post(EDITS, data=fields, files={"image": FILE})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"options.{name}: names files of the server")
+
+
 @pytest.mark.parametrize("name", ["bomb-header.png", "bomb-smaller.png", "bomb-text.png", "bomb-profile.png"])
 def test_bombs(running: Running, name: str) -> None:
     data, _ = bombs()[name]
