@@ -1,4 +1,4 @@
-"""codi serve: the adapters behind an HTTP API."""
+"""codi serve: the adapters behind an HTTP API and a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codi_hub.cli.output import Output
 from codi_hub.config.serve import ServeOptions
 from codi_hub.errors import UsageError
 
-PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
+PACKAGES = ("fastapi", "fastapi_offline", "gradio", "prometheus_client", "python_multipart", "uvicorn")
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
 
 @options_from(ServeOptions, with_task_flags=False)
 def serve(given: dict[str, Any], json: Json = False, quiet: Quiet = False) -> None:
-    """Serve the adapters behind an OpenAI-compatible API, until Ctrl-C; what is being generated then is finished."""
+    """Serve the adapters by a page and an OpenAI-compatible API, until Ctrl-C.
+
+    What is being generated then is finished.
+    """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(f"codi serve: {missing[0]} is not installed; pip install 'codi-hub[serve]'")
     if "token" not in given and (token := os.environ.get("CODI_SERVE_TOKEN")):
@@ -33,7 +36,8 @@ def serve(given: dict[str, Any], json: Json = False, quiet: Quiet = False) -> No
     from codi_hub.serve.server import serve as run
 
     def listening(url: str, server: object) -> None:
-        text = f"Serving on {url}: API {url}/v1, its description {url}/docs. Ctrl-C stops."
+        page = "the page itself, " if options.page else ""
+        text = f"Serving on {url}: {page}API {url}/v1, its description {url}/docs. Ctrl-C stops."
         Output(json, quiet).result({"url": url}, text, url)
         sys.stdout.flush()
 

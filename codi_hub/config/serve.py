@@ -23,6 +23,8 @@ class ServeOptions(Options):
     """Base to serve; repeat for more (default: the one in use)."""
     preload: tuple[str, ...] = option((), "--preload", metavar="REF", repeats=True)
     """Adapter to load before listening; repeat for more (default: adapters load with their first request)."""
+    page: bool = option(True, "--page/--no-page")
+    """Show a page for images at the address itself."""
     max_queue: int = option(64, "--max-queue", ge=1, le=100_000, panel="Limits")
     """Images that may wait; more are answered 429."""
     max_pixels: int = option(16_000_000, "--max-pixels", ge=64, panel="Limits")

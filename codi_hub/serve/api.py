@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -35,14 +36,18 @@ from codi_hub.registry import AdapterRow
 from codi_hub.seeds import variant_seed
 from codi_hub.serve import images, schema
 from codi_hub.serve.guard import Guard, Refused, answer, refusal
+from codi_hub.serve.login import PATH as LOGIN
+from codi_hub.serve.login import Login
 from codi_hub.serve.metrics import Metrics
 from codi_hub.serve.queue import Queue, Work
+from codi_hub.serve.web import WebPage
 from codi_hub.tasks import Task
 
 MAX_IMAGES = 16  # inputs of a request, as of OpenAI
 MAX_FIELDS = 64
 DECODERS = 2  # requests that are decoded at a time
 POLL = 0.25  # seconds between two looks whether a client is still there
+CARD = "README.md"
 IMAGE_FIELDS = ("image", "image[]", "images")
 
 
@@ -69,7 +74,7 @@ class Service:
         self.options, self.catalog, self.queue, self.metrics = options, catalog, queue, metrics
         self.kept = images.Kept()
         self._lock = threading.Lock()
-        self._decoders = CapacityLimiter(DECODERS)  # each may fill a few times the pixels that a request may have
+        self.decoders = CapacityLimiter(DECODERS)  # each may fill a few times the pixels that a request may have
 
     def models(self) -> list[dict[str, Any]]:
         """Return every version and tag of the bases served, as OpenAI lists models; a task alone is its `latest`."""
@@ -95,8 +100,17 @@ class Service:
             except UsageError as error:
                 raise NotFound(f"model {name!r:.80}: {error}") from None
 
+    def describe(self, name: str) -> tuple[AdapterRow, Task, str]:
+        """Return the adapter of a model's name, its task and its card, without the card's metadata. Raises NotFound."""
+        row = self.resolve(name)
+        with self._lock:
+            adapters = self.catalog.registry.adapters
+            has = CARD in adapters.files(row)
+            card = adapters.file(row, CARD).read_text(encoding="utf-8") if has else ""
+        return row, self._task(row, {}), re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+
     def _task(self, row: AdapterRow, options: Mapping[str, Any]) -> Task:
-        """Return the task of an adapter. Raises UsageError for options that it lacks, or that name the server's files."""
+        """Return the task of an adapter. Raises UsageError for options that are unknown or name files."""
         with self._lock:
             plain = self.catalog.load_task(row.task, {})
             for name in plain.current_names(options):
@@ -108,20 +122,20 @@ class Service:
         """Answer `POST /v1/images/edits`: an image per input and variant."""
         asked = await _read(request)
         wanted = schema.parsed(asked.fields)
-        if not asked.images:
-            raise UsageError("image: at least one is needed, as a file of a form or a data URI")
-        works = await to_thread.run_sync(self._works, wanted, asked, limiter=self._decoders)
+        works = await to_thread.run_sync(self.works, wanted, asked, limiter=self.decoders)
         self.queue.submit(works)
         made = await self._results(request, works)
-        return await run_in_threadpool(self._answer, request, wanted, works, made)
+        return await run_in_threadpool(self.answered, request, wanted, works, made)
 
     async def generate(self, request: Request) -> Response:
         """Answer `POST /v1/images/generations`: refused, since every task begins with an image."""
         row = await run_in_threadpool(self.resolve, schema.parsed((await _read(request)).fields).model)
         raise UsageError(f"model: task {row.task} needs an image; send it to /v1/images/edits")
 
-    def _works(self, wanted: schema.ImagesRequest, asked: Asked) -> list[Work]:
+    def works(self, wanted: schema.ImagesRequest, asked: Asked) -> list[Work]:
         """Return what a request has to wait for; everything that can be refused is refused here."""
+        if not asked.images:
+            raise UsageError("image: at least one is needed, as a file of a form or a data URI")
         row = self.resolve(wanted.model)
         if wanted.n > 1:
             with prefixed("n"):
@@ -169,9 +183,10 @@ class Service:
         finally:
             waiting.cancel()
 
-    def _answer(
+    def answered(
         self, request: Request, wanted: schema.ImagesRequest, works: Sequence[Work], made: Sequence[Image.Image]
     ) -> Response:
+        """Return the answer with the images of a request, or links to them."""
         data: list[dict[str, Any]] = []
         for work, image in zip(works, made, strict=True):
             file = images.encoded(image, wanted.output_format)
@@ -195,11 +210,14 @@ class Service:
 
 def application(service: Service) -> Guard:
     """Return the application, in its guard."""
+    page = WebPage(service) if service.options.page else None
+    login = Login(service.options.token) if service.options.token else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.queue.start()
-        yield
+        async with page or nullcontext():
+            yield
 
     app = FastAPIOffline(title="CoDi Hub", version=codi_hub.__version__, lifespan=lifespan)
 
@@ -223,6 +241,9 @@ def application(service: Service) -> Guard:
     def file(name: str) -> Response:
         return service.file(name)
 
+    if page and login:
+        app.add_api_route(LOGIN, login.enter, methods=["POST"], include_in_schema=False)
+
     @app.get("/health", summary="Tell that the server lives")
     def health() -> dict[str, Any]:
         return {"status": "ok", "version": codi_hub.__version__, "waiting": service.queue.length}
@@ -231,6 +252,8 @@ def application(service: Service) -> Guard:
     def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    if page:
+        app.mount("/", page)
     if origins := service.options.origins:
         methods, headers = ["GET", "POST"], ["*"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
@@ -239,7 +262,7 @@ def application(service: Service) -> Guard:
     app.add_exception_handler(HTTPException, _http_refusal)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=499))
     app.add_exception_handler(Exception, lambda request, error: refusal(error))
-    return Guard(app, service.options, service.metrics)
+    return Guard(app, service.options, service.metrics, page, login)
 
 
 def _http_refusal(request: Request, error: Exception) -> Response:

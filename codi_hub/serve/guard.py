@@ -9,16 +9,22 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codi_hub.config.serve import ServeOptions
 from codi_hub.errors import CodiError, InvalidInput, Mismatch, NotFound, UsageError, describe, one_line
+from codi_hub.serve.login import PATH as LOGIN
+from codi_hub.serve.login import Login
 from codi_hub.serve.metrics import Metrics
 from codi_hub.serve.queue import QueueFull, Stopping
+
+if TYPE_CHECKING:
+    from codi_hub.serve.web import WebPage
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +84,18 @@ class Guard:
         app: what answers the others.
         options: token, origins and limits.
         metrics: counts the answers.
+        page: the page, if there is one.
+        login: where there is a token: lets browsers see the page, and the page alone.
 
     Attributes:
         stopping: everything new is answered 503.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, options: ServeOptions, metrics: Metrics, page: WebPage | None, login: Login | None
+    ) -> None:
         self.app, self.options, self.metrics, self.stopping = app, options, metrics, False
+        self.page, self.login = page, login
         self.local = is_loopback(options.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +121,7 @@ class Guard:
             self.metrics.requests.labels(route, statuses[-1]).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - begun)
 
-    def _refused(self, request: Request) -> JSONResponse | None:
+    def _refused(self, request: Request) -> Response | None:
         headers = request.headers
         if self.stopping:
             return answer(503, "the server is stopping")
@@ -120,14 +131,27 @@ class Guard:
         origin = headers.get("origin")
         if origin and origin not in self.options.origins and urlsplit(origin).netloc != headers.get("host"):
             return answer(403, f"web pages of {origin!r:.60} may not call this server; start it with --cors")
-        if self.options.token and not request.url.path.startswith(OPEN) and request.method != "OPTIONS":
-            sent = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            if not hmac.compare_digest(sent, self.options.token.encode()):
-                return answer(401, "the API key is missing or wrong", "invalid_api_key")
+        if refused := self._unauthorized(request):
+            return refused
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.options.max_body:
             return answer(413, f"the request has {length:.20} bytes, over the limit of {self.options.max_body}")
         return None
+
+    def _unauthorized(self, request: Request) -> Response | None:
+        """Return the answer to a request without the token, if there is one: for the page itself its login."""
+        method, path = request.method, request.url.path
+        if self.login is None or path.startswith(OPEN) or method == "OPTIONS":
+            return None
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if hmac.compare_digest(sent, (self.options.token or "").encode()):
+            return None
+        if self.page:
+            if (method, path) == ("POST", LOGIN) or (self.page.has(method, path) and self.login.knows(request)):
+                return None
+            if (method, path) == ("GET", "/"):
+                return self.login.form()
+        return answer(401, "the API key is missing or wrong", "invalid_api_key")
 
     def _bounded(self, receive: Receive) -> Receive:
         """Return what receives a body, as long as it is not too large or too slow."""

@@ -102,6 +102,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Refuse what waits before the connections are waited for."""
+        if self.guard.page:
+            self.guard.page.stop()
         stopping = asyncio.create_task(run_in_threadpool(self.queue.stop))
         await super().shutdown(sockets)
         await stopping

@@ -41,7 +41,7 @@ Serving = Callable[..., Any]
 
 
 @contextmanager
-def serving(home: Path, **options: Any) -> Iterator[Running]:
+def serving(home: Path, *, page: bool = False, **options: Any) -> Iterator[Running]:
     """Serve in a thread, until the block ends."""
     found: list[Running] = []
     ready = threading.Event()
@@ -52,7 +52,7 @@ def serving(home: Path, **options: Any) -> Iterator[Running]:
 
     def run() -> None:
         try:
-            serve(ServeOptions(port=0, **EXACT, **options), listening, home)
+            serve(ServeOptions(port=0, page=page, **EXACT, **options), listening, home)
         finally:
             ready.set()
 
