@@ -242,6 +242,10 @@ class Task:
         """Return the size of the output for an input of a size, (width, height) in pixels both."""
         return width, height
 
+    def blank(self, width: int, height: int) -> Image.Image | None:
+        """Return an input that says nothing, for an output made of the prompt alone; None: the task needs an image."""
+        return None
+
     def finish(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Convert an output of the networks, float32 (H, W, 3) in [0, 1], to the final image, uint8 (H, W, 3)."""
         return to_uint8(self.finish_values(output, prepared))

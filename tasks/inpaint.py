@@ -144,6 +144,10 @@ class Inpaint(Task):
     def untouched(self, prepared: Prepared) -> bool:
         return not (prepared.bytes[..., 3] >= HOLE).any()
 
+    def blank(self, width: int, height: int) -> Image.Image:
+        """Return an image that is a hole everywhere."""
+        return Image.new("RGBA", (width, height))
+
     def is_sidecar(self, path: Path) -> bool:
         """Return whether it is NAME.mask.*, NAME_mask.* beside an image NAME, or in the folder of the option `mask`."""
         stem, extension = path.stem, path.suffix.lower()

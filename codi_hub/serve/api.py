@@ -9,11 +9,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
@@ -35,6 +35,7 @@ from codi_hub.operations.context import check_steps, check_variants
 from codi_hub.registry import AdapterRow
 from codi_hub.seeds import variant_seed
 from codi_hub.serve import images, schema
+from codi_hub.serve.batch_routes import routes
 from codi_hub.serve.guard import Guard, Refused, answer, refusal
 from codi_hub.serve.login import PATH as LOGIN
 from codi_hub.serve.login import Login
@@ -43,8 +44,12 @@ from codi_hub.serve.queue import Queue, Work
 from codi_hub.serve.web import WebPage
 from codi_hub.tasks import Task
 
+if TYPE_CHECKING:
+    from codi_hub.serve.batches import Batches
+
 MAX_IMAGES = 16  # inputs of a request, as of OpenAI
 MAX_FIELDS = 64
+BLANK = (512, 512)  # width and height of an image that begins with nothing
 DECODERS = 2  # requests that are decoded at a time
 POLL = 0.25  # seconds between two looks whether a client is still there
 CARD = "README.md"
@@ -121,19 +126,36 @@ class Service:
     async def edit(self, request: Request) -> Response:
         """Answer `POST /v1/images/edits`: an image per input and variant."""
         asked = await _read(request)
+        return await self._made(request, schema.parsed(asked.fields), asked)
+
+    async def generate(self, request: Request) -> Response:
+        """Answer `POST /v1/images/generations`, where a task can begin with nothing: an image per variant."""
+        asked = await _read(request)
         wanted = schema.parsed(asked.fields)
+        asked.images = [await run_in_threadpool(self._blank, wanted)]
+        return await self._made(request, wanted, asked)
+
+    def _blank(self, wanted: schema.ImagesRequest) -> bytes:
+        """Return the input of a request that has none, as PNG. Raises UsageError: its task needs one."""
+        row = self.resolve(wanted.model)
+        width, height = wanted.pixels or BLANK
+        if width * height > self.options.max_pixels:
+            raise UsageError(f"size: {width}x{height} pixels are over the limit of {self.options.max_pixels}")
+        blank = self._task(row, wanted.options).blank(width, height)
+        if blank is None:
+            raise UsageError(f"model: task {row.task} needs an image; send it to /v1/images/edits")
+        return images.encoded(blank, "png")
+
+    async def _made(self, request: Request, wanted: schema.ImagesRequest, asked: Asked) -> Response:
+        """Return the answer to a request, once its images are made."""
         works = await to_thread.run_sync(self.works, wanted, asked, limiter=self.decoders)
         self.queue.submit(works)
         made = await self._results(request, works)
-        return await run_in_threadpool(self.answered, request, wanted, works, made)
+        kept = (lambda name: str(request.url_for("file", name=name))) if wanted.response_format == "url" else None
+        return JSONResponse(await run_in_threadpool(self.document, wanted, works, made, kept))
 
-    async def generate(self, request: Request) -> Response:
-        """Answer `POST /v1/images/generations`: refused, since every task begins with an image."""
-        row = await run_in_threadpool(self.resolve, schema.parsed((await _read(request)).fields).model)
-        raise UsageError(f"model: task {row.task} needs an image; send it to /v1/images/edits")
-
-    def works(self, wanted: schema.ImagesRequest, asked: Asked) -> list[Work]:
-        """Return what a request has to wait for; everything that can be refused is refused here."""
+    def check(self, wanted: schema.ImagesRequest, asked: Asked) -> tuple[AdapterRow, Task, int]:
+        """Return the version, the task and the steps of a request; refuse what needs no look at its images."""
         if not asked.images:
             raise UsageError("image: at least one is needed, as a file of a form or a data URI")
         row = self.resolve(wanted.model)
@@ -145,6 +167,11 @@ class Service:
         task = self._task(row, wanted.options)
         if task.needs_prompt and not wanted.prompt.strip():
             raise UsageError(f"prompt: task {row.task} needs one")
+        return row, task, steps
+
+    def works(self, wanted: schema.ImagesRequest, asked: Asked) -> list[Work]:
+        """Return what a request has to wait for; everything that can be refused is refused here."""
+        row, task, steps = self.check(wanted, asked)
         limit, seed = self.options.max_pixels, secrets.randbits(63) if wanted.seed is None else wanted.seed
         mask = None if asked.mask is None else images.hole(images.read(asked.mask, limit, "mask"))
         works: list[Work] = []
@@ -183,22 +210,26 @@ class Service:
         finally:
             waiting.cancel()
 
-    def answered(
-        self, request: Request, wanted: schema.ImagesRequest, works: Sequence[Work], made: Sequence[Image.Image]
-    ) -> Response:
-        """Return the answer with the images of a request, or links to them."""
+    def document(
+        self,
+        wanted: schema.ImagesRequest,
+        works: Sequence[Work],
+        made: Sequence[Image.Image],
+        link: Callable[[str], str] | None,
+    ) -> dict[str, Any]:
+        """Return the answer with the images, or with what `link` makes of the names that they are kept under."""
         data: list[dict[str, Any]] = []
         for work, image in zip(works, made, strict=True):
             file = images.encoded(image, wanted.output_format)
-            if wanted.response_format == "url":
-                entry = {"url": str(request.url_for("file", name=self.kept.add(file, wanted.output_format)))}
+            if link:
+                entry = {"url": link(self.kept.add(file, wanted.output_format))}
             else:
                 entry = {"b64_json": base64.b64encode(file).decode()}
             data.append(entry | {"seed": work.seed})
             self.metrics.images.labels(work.ref).inc()
         size = f"{made[0].width}x{made[0].height}"
         about = {"model": works[0].ref, "output_format": wanted.output_format, "size": size}
-        return JSONResponse({"created": int(time.time()), "data": data} | about)
+        return {"created": int(time.time()), "data": data} | about
 
     def file(self, name: str) -> Response:
         """Return an image that was answered as a link."""
@@ -208,7 +239,7 @@ class Service:
         return Response(found[0], media_type=found[1], headers={"Cache-Control": "private"})
 
 
-def application(service: Service) -> Guard:
+def application(service: Service, batches: Batches) -> Guard:
     """Return the application, in its guard."""
     page = WebPage(service) if service.options.page else None
     login = Login(service.options.token) if service.options.token else None
@@ -216,6 +247,7 @@ def application(service: Service) -> Guard:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.queue.start()
+        batches.start()
         async with page or nullcontext():
             yield
 
@@ -236,6 +268,8 @@ def application(service: Service) -> Guard:
     @app.post("/v1/images/generations", summary="Generate images of text", openapi_extra=schema.body(edits=False))
     async def generations(request: Request) -> Response:
         return await service.generate(request)
+
+    app.include_router(routes(batches))
 
     @app.get("/v1/images/files/{name}", name="file", summary="Get an image that was answered as a link")
     def file(name: str) -> Response:
@@ -293,6 +327,11 @@ def _from_json(body: bytes) -> Asked:
         raise UsageError("the body is not JSON") from None
     if not isinstance(document, dict):
         raise UsageError("the body is not a JSON object")
+    return from_document(document)
+
+
+def from_document(document: Mapping[str, Any]) -> Asked:
+    """Read a request in JSON. Raises UsageError."""
     asked = Asked({name: value for name, value in document.items() if name not in (*IMAGE_FIELDS, "mask")})
     for name in IMAGE_FIELDS:
         given = document.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from codi_hub.errors import CodiError, UsageError, system_reason
 from codi_hub.hub import Hub
 from codi_hub.interrupts import SIGNALS
 from codi_hub.serve.api import Service, application
+from codi_hub.serve.batches import Batches
 from codi_hub.serve.guard import Guard, is_loopback
 from codi_hub.serve.metrics import Metrics
 from codi_hub.serve.queue import Queue, Work
@@ -84,10 +86,10 @@ class Server(uvicorn.Server):
     """uvicorn's server, which tells when it listens, and at the first signal begins nothing new."""
 
     def __init__(
-        self, config: uvicorn.Config, guard: Guard, queue: Queue, on_listening: Callable[[str, Server], object]
+        self, config: uvicorn.Config, guard: Guard, batches: Batches, on_listening: Callable[[str, Server], object]
     ) -> None:
         super().__init__(config)
-        self.guard, self.queue, self.on_listening = guard, queue, on_listening
+        self.guard, self.batches, self.queue, self.on_listening = guard, batches, batches.service.queue, on_listening
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
@@ -104,9 +106,14 @@ class Server(uvicorn.Server):
         """Refuse what waits before the connections are waited for."""
         if self.guard.page:
             self.guard.page.stop()
-        stopping = asyncio.create_task(run_in_threadpool(self.queue.stop))
+        stopping = asyncio.create_task(run_in_threadpool(self._stop_work))
         await super().shutdown(sockets)
         await stopping
+
+    def _stop_work(self) -> None:
+        self.batches.begin_stop()
+        self.queue.stop()
+        self.batches.stop()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -146,7 +153,9 @@ def serve(options: ServeOptions, on_listening: Callable[[str, Server], object], 
         queue = Queue(networks.generate, options.max_queue, WAITING * options.max_pixels)
         metrics = Metrics(lambda: queue.length)
         queue.on_batch = metrics.batches.observe
-        app = application(Service(options, catalog, queue, metrics))
+        batches = Batches(Service(options, catalog, queue, metrics), home)
+        closing.callback(batches.close)
+        app = application(batches.service, batches)
         config = uvicorn.Config(
             app,
             host=options.host,
@@ -157,9 +166,9 @@ def serve(options: ServeOptions, on_listening: Callable[[str, Server], object], 
             h11_max_incomplete_event_size=HEADER_BYTES,
             http="h11",
             ws="none",
-            timeout_graceful_shutdown=None,
+            timeout_graceful_shutdown=math.ceil(options.max_time),  # for clients that do not read their answers
         )
-        _run(Server(config, app, queue, on_listening), options)
+        _run(Server(config, app, batches, on_listening), options)
 
 
 def _run(server: Server, options: ServeOptions) -> None:

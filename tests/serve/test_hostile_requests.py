@@ -218,10 +218,26 @@ NAMES = ("model", "prompt", "n", "size", "response_format", "output_format", "se
          "options", "image", "mask", "images")  # fmt: skip
 
 
-@settings(
+BODIES = settings(
     max_examples=int(os.environ.get("CODI_TEST_BODIES", "200")),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@BODIES
+@given(
+    fields=st.dictionaries(st.sampled_from(("requests", "input_file_id", "metadata", "endpoint")), VALUES),
+    body=st.dictionaries(st.sampled_from(NAMES), VALUES),
+    entry=st.dictionaries(st.sampled_from(("custom_id", "url", "body")), VALUES),
+)
+def test_mutated_batches_are_never_a_fault_of_the_server(running: Running, fields: Any, body: Any, entry: Any) -> None:
+    document = {"requests": [{"body": {"model": "deblur"} | body | {"image": None}}, entry]} | fields
+    answer = running.post("/v1/batches", json=document)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["error"]["message"]
+
+
+@BODIES
 @given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES), cut=st.integers(0, 40))
 def test_mutated_bodies_are_never_a_fault_of_the_server(running: Running, fields: dict[str, Any], cut: int) -> None:
     body = json.dumps({"model": "deblur"} | fields).encode()

@@ -167,6 +167,34 @@ def test_a_refusal_has_openais_form_and_names_the_field(running: Running, case: 
     assert param is None or error["param"] == param
 
 
+def test_generations_begin_with_nothing_where_a_task_can(running: Running) -> None:
+    answer = running.client.images.generate(model="inpaint", prompt="a fox", size="96x64", n=2, extra_body={"seed": 5})  # type: ignore[arg-type]
+    blank = Image.new("RGBA", (96, 64))
+    with Hub.open(running.home) as hub:
+        seeds = [variant_seed(5, k) for k in range(2)]
+        expected = hub.generate("inpaint:1", [blank] * 2, prompts=["a fox"] * 2, seeds=seeds, **EXACT)
+    assert len(answer.data or []) == 2
+    for one, other in zip(answer.data or [], expected, strict=True):
+        assert levels(opened(str(one.b64_json)).convert("RGB"), other.convert("RGB")) <= 1
+    with pytest.raises(openai.BadRequestError, match="size: 1000x1000 pixels are over the limit"):
+        running.client.images.generate(model="inpaint", prompt="a fox", size="1000x1000")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", ["image", "image[]"])
+def test_open_webuis_forms(running: Running, name: str) -> None:
+    """Its client sends every field as text, an api-version where one is set, and reads `url` before `b64_json`."""
+    headers = {"Authorization": "Bearer sk-any", "X-OpenWebUI-User-Name": "me"}
+    fields = {"model": "edit", "prompt": "make it night", "n": "1", "response_format": "b64_json"}
+    files = [(name, ("image.png", encoded(photograph(24, 16), "PNG"), "image/png"))]
+    answer = running.post("/v1/images/edits?api-version=2024-02-01", headers=headers, data=fields, files=files)
+    (image,) = answer.json()["data"]
+    assert "url" not in image
+    assert opened(image["b64_json"]).size == (24, 16)
+    document = {"model": "inpaint", "prompt": "a fox", "n": 1, "size": "64x64", "response_format": "b64_json"}
+    answer = running.post("/v1/images/generations?api-version=2024-02-01", headers=headers, json=document)
+    assert opened(answer.json()["data"][0]["b64_json"]).size == (64, 64)
+
+
 def test_generations_need_a_task_without_an_image(running: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="task depth needs an image; send it to /v1/images/edits"):
         running.client.images.generate(model="depth", prompt="a fox")
