@@ -291,9 +291,23 @@ class Catalog:
     # ---- runs
 
     def show_run(self, run_id: int) -> dict[str, Any]:
-        """Return a run of the log with its `items`, in the order in which they were computed. Raises NotFound."""
-        run = self.registry.runs.get(run_id)
-        return asdict(run) | {"items": [asdict(item) for item in self.registry.runs.items(run_id)]}
+        """Return a run of the log with its `items`, in the order in which they were computed.
+
+        A run of one shard is shown together with all others of its plan: `parts` are their numbers, shards and states,
+        `items` has the last record of every output, `ok` and `failed` count these.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        runs = self.registry.runs
+        run = runs.get(run_id)
+        if run.plan is None:
+            return asdict(run) | {"items": [asdict(item) for item in runs.items(run_id)]}
+        parts = runs.parts(run.plan)
+        last = {item.output: item for part in parts for item in runs.items(part.id)}
+        counts = {status: sum(item.status == status for item in last.values()) for status in ("ok", "failed")}
+        listed = [{"id": part.id, "shard": part.shard, "status": part.status} for part in parts]
+        return asdict(run) | counts | {"parts": listed, "items": [asdict(item) for item in last.values()]}
 
     # ---- state
 

@@ -137,6 +137,8 @@ run = Table(
     Column("status", String(16), nullable=False),
     Column("started", String(32), nullable=False),
     Column("finished", String(32)),
+    Column("plan", String(64), index=True),  # equal for the runs of all shards; null: the run has no shards
+    Column("shard", String(32)),  # as 1/8; null: the run made all items
 )
 
 run_item = Table(

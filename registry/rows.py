@@ -104,7 +104,10 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run; `ok` and `failed` count its items so far. `finished` is None while it runs, or after it was killed."""
+    """A run; `ok` and `failed` count its items so far. `finished` is None while it runs, or after it was killed.
+
+    `shard`, such as "1/8", is its part of the run whose parts have the same `plan`; None for a run without shards.
+    """
 
     id: int
     task: str
@@ -115,6 +118,8 @@ class RunRow:
     finished: str | None
     ok: int
     failed: int
+    plan: str | None = None
+    shard: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,12 @@ class RunLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def start(self, task: str, adapter_ref: str, options: dict[str, Any]) -> int:
-        """Add a run with the status `running`; return its id."""
-        values = {"task": task, "adapter": adapter_ref, "options": versions.plain(options)}
+    def start(
+        self, task: str, adapter_ref: str, options: dict[str, Any], *, plan: str | None = None, shard: str | None = None
+    ) -> int:
+        """Add a run with the status `running`; return its id. `plan` and `shard`: see `RunRow`."""
+        values = {"task": task, "adapter": adapter_ref, "options": versions.plain(options), "plan": plan}
+        values |= {"shard": shard}
         with self._database.write() as connection:
             return versions.insert(connection, run, values | {"status": "running", "started": now()})
 
@@ -68,6 +71,23 @@ class RunLog:
         query = select(*columns).where(run_item.c.run_id == run_id).order_by(run_item.c.id)
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
+
+    def parts(self, plan: str) -> Sequence[RunRow]:
+        """Return the runs of all shards of a plan, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(_RUNS.where(run.c.plan == plan).order_by(run.c.id))
+            return [RunRow(**row._mapping) for row in rows]
+
+    def made(self, run_id: int, outputs: Iterable[str]) -> dict[str, RunItemRow]:
+        """Return what a run wrote so far of the outputs, absolute paths."""
+        columns = [column for column in run_item.c if column.name not in ("id", "run_id")]
+        query = select(*columns).where(run_item.c.run_id == run_id, run_item.c.status == "ok").order_by(run_item.c.id)
+        found: dict[str, RunItemRow] = {}
+        with self._database.read() as connection:
+            for part in versions.in_parts(map(storable, outputs)):
+                rows = connection.execute(query.where(run_item.c.output.in_(part)))
+                found |= {row.output: RunItemRow(**row._mapping) for row in rows}
+        return found
 
     def last_outputs(self, adapter_ref: str, options: dict[str, Any], outputs: Iterable[str]) -> dict[str, OutputRow]:
         """Return the last record of each output that any run wrote.

@@ -14,10 +14,12 @@ from codi_hub.config.values import (
     Bits,
     ByteSize,
     Device,
+    Devices,
     ExportFormat,
     ExportPrecision,
     ImageSize,
     Precision,
+    ShardOfRun,
 )
 
 
@@ -68,6 +70,10 @@ class RunOptions(Options):
     """Base to run on (default: the one in use)."""
     device: Device = option("auto", "--device", panel="Machine", metavar="NAME")
     """auto, cpu, cuda, cuda:N or mps."""
+    devices: Devices = option((), "--devices", panel="Machine", metavar="NAME,NAME")
+    """One process per device, such as cuda:0,cuda:1 or cpu,cpu (default: this process on --device)."""
+    shard: ShardOfRun | None = option(None, "--shard", panel="Machine", metavar="I/N")
+    """Make part I of N of the images, by the hash of their names; the N parts together are the run."""
     dtype: Precision = option("auto", "--dtype", panel="Machine")
     """Precision of the networks."""
     compile: bool = option(False, "--compile", panel="Machine")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
@@ -16,6 +16,8 @@ ExportPrecision = Literal["fp16", "bf16", "fp32"]
 
 MAX_SEED = 2**64 - 1
 SIDES = (8, 10_000)  # of an output in pixels, at least and at most
+MAX_SHARDS = 1_000_000
+MAX_DEVICES = 256  # of one machine
 ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for later use
 
 KIND_ALIASES = {"side": "residual"}  # adapter kinds under the names of the first edition
@@ -58,6 +60,35 @@ def _image_size(value: Any) -> tuple[int, int]:
     return width, height
 
 
+class Shard(NamedTuple):
+    """Part `number`, from 1, of `of` parts."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def _shard(value: Any) -> Any:
+    parts = value.split("/") if isinstance(value, str) else value
+    try:
+        number, count = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        number = count = 0
+    if not 1 <= number <= count <= MAX_SHARDS:
+        raise ValueError(f"write I/N with I from 1 to N and N at most {MAX_SHARDS}, as 1/8")
+    return Shard(number, count)
+
+
+def _devices(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    devices = tuple(str(_device(str(name).strip())) for name in names)
+    if "auto" in devices or len(devices) > MAX_DEVICES:
+        raise ValueError(f"1 to {MAX_DEVICES} names of devices, as cuda:0,cuda:1 or cpu,cpu")
+    return devices
+
+
 Device = Annotated[str, BeforeValidator(_device)]
 """A device by name; cuda:1 is the second GPU."""
 
@@ -69,3 +100,9 @@ ByteSize = Annotated[int, BeforeValidator(_bytes)]
 
 ImageSize = Annotated[tuple[int, int], BeforeValidator(_image_size)]
 """(width, height) in pixels, from text such as "1024x768" or a pair of numbers."""
+
+ShardOfRun = Annotated[Shard, BeforeValidator(_shard)]
+"""A part of a run, from text such as "1/8" or a pair of numbers."""
+
+Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
+"""Devices of a run, one process each, from text such as "cuda:0,cuda:1" or a sequence of names."""

@@ -25,3 +25,7 @@ class Interrupted(Stopped):
     def __init__(self, report: RunReport | JobsReport, planned: int) -> None:
         count = f"{len(report.items)} of {planned} images"
         super().__init__(f"interrupted after {count}: the same command again continues from there", report)
+
+
+class WorkersLost(CodiError):
+    """All processes of a run died: what they had made has its rows."""

@@ -21,6 +21,8 @@ from codi_hub.paths import display_path
 
 SHARED = (  # options of the whole run, which a line cannot set
     "device",
+    "devices",
+    "shard",
     "dtype",
     "adapter_memory",
     "batch",

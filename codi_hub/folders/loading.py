@@ -17,7 +17,7 @@ from PIL import Image
 
 from codi_hub.errors import InvalidInput
 from codi_hub.folders.memory import MemoryBudget
-from codi_hub.folders.plan import Item
+from codi_hub.folders.plan import Item, Items
 from codi_hub.images.formats import ARRAYS
 from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
 from codi_hub.images.metadata import Metadata
@@ -71,7 +71,7 @@ class Loader:
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Items,
         task: Task,
         stop: threading.Event,
         memory: int,

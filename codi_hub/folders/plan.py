@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError
@@ -61,6 +61,12 @@ class Item:
     def mark(self) -> str:
         """Return what the output's name has after its stem and suffix: "_v2" for the second image of the input."""
         return f"_v{self.variant + 1}" if self.variant else ""
+
+
+class Items(Protocol):
+    """The items of a run by index: all of them, or those that a worker has."""
+
+    def __getitem__(self, index: int, /) -> Item: ...
 
 
 @dataclass(frozen=True, slots=True)

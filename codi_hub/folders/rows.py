@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -42,11 +42,21 @@ class RegistryLog:
         adapter: what the run uses.
         recipe: what decides its outputs, beside input, prompt and seed.
         items: of the run.
+        part: the plan's key and the shard, of a run that makes one shard of its plan.
     """
 
-    def __init__(self, runs: RunLog, adapter: AdapterRow, recipe: dict[str, Any], items: Sequence[Item]) -> None:
+    def __init__(
+        self,
+        runs: RunLog,
+        adapter: AdapterRow,
+        recipe: dict[str, Any],
+        items: Sequence[Item],
+        part: tuple[str | None, str | None] = (None, None),
+    ) -> None:
         self._runs, self._adapter, self._recipe, self._items = runs, adapter, recipe, items
-        self._run_id: int | None = None
+        self._plan, self._shard = part
+        self._joined = False
+        self.run_id: int | None = None
         self._claimed: dict[str, int] = {}  # output -> id of its record
         self._unlogged: str | None = None
         self._warned = False
@@ -54,16 +64,34 @@ class RegistryLog:
     def start(self) -> None:
         """Begin the record of a run."""
         with self._logging():
-            self._run_id = self._runs.start(self._adapter.task, self._adapter.ref, self._recipe)
+            self.run_id = self._runs.start(
+                self._adapter.task, self._adapter.ref, self._recipe, plan=self._plan, shard=self._shard
+            )
+
+    def join(self, run_id: int | None) -> None:
+        """Record into a run that another process began, of whose items this one sees some; None: record nothing."""
+        self.run_id, self._joined = run_id, True
 
     def last(self, item: Item) -> OutputRow | None:
         """Return the last record of an item's output."""
+        if self._joined:
+            outputs = [absolute_path(item.output)]
+            return self._runs.last_outputs(self._adapter.ref, self._recipe, outputs).get(outputs[0])
         return self._last.get(absolute_path(item.output))
 
     @cached_property
     def _last(self) -> dict[str, OutputRow]:
         outputs = [absolute_path(item.output) for item in self._items]
         return self._runs.last_outputs(self._adapter.ref, self._recipe, outputs)
+
+    def made(self, items: Mapping[int, Item]) -> dict[int, RunItemRow]:
+        """Return the records of those items that this run has made, by index; their files are as they were written."""
+        if self.run_id is None:
+            return {}
+        paths = {index: absolute_path(item.output) for index, item in items.items()}
+        found = self._runs.made(self.run_id, paths.values())
+        rows = {index: found[path] for index, path in paths.items() if path in found}
+        return {index: row for index, row in rows.items() if _is_unchanged(paths[index], row)}
 
     def wrote(self, digest: str) -> bool:
         """Return whether a run wrote a file with this sha256."""
@@ -89,9 +117,9 @@ class RegistryLog:
 
     def finish(self, status: str) -> None:
         """End the record: "ok", "failed" or "interrupted"."""
-        if self._run_id is not None:
+        if self.run_id is not None:
             with self._logging():
-                self._runs.finish(self._run_id, status)
+                self._runs.finish(self.run_id, status)
 
     def warning(self) -> str | None:
         """Return once why something could not be logged: the run goes on without."""
@@ -101,13 +129,13 @@ class RegistryLog:
         return f"Not everything of this run is logged: {self._unlogged}"
 
     def _add(self, row: Row, input_hash: str | None) -> None:
-        if self._run_id is None:
+        if self.run_id is None:
             return
         fields = {field.name for field in dataclasses.fields(RunItemRow)}
         values = {name: value for name, value in row.items() if name in fields}
         with self._logging():
             values |= {name: absolute_path(row[name]) for name in ("input", "output")}
-            item = self._runs.add_item(self._run_id, **values | {"input_hash": input_hash})
+            item = self._runs.add_item(self.run_id, **values | {"input_hash": input_hash})
             self._claimed[row["output"]] = item
 
     @contextmanager
@@ -121,6 +149,14 @@ class RegistryLog:
 def absolute_path(path: Path | str) -> str:
     """Return a path as the run log stores it, whatever the working directory is."""
     return os.path.abspath(path_text(path))
+
+
+def _is_unchanged(path: str, row: RunItemRow) -> bool:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return False
+    return (info.st_size, info.st_mtime_ns) == (row.output_bytes, row.output_mtime_ns)
 
 
 class Rows:
@@ -147,13 +183,18 @@ class Rows:
         error: str | None = None,
         seconds: float = 0.0,
         input_hash: str | None = None,
+        recorded: bool = False,
     ) -> None:
-        """Add the row of item `index`. One with the status ok was recorded when its output was written."""
+        """Add the row of item `index`. One with the status ok was recorded when its output was written.
+
+        Args:
+            recorded: whether a worker has recorded the failure.
+        """
         row = row_of(self._items[index], status, error=error, seconds=seconds)
         if index in self.replaces and status in ("ok", "planned"):
             row["replaces"] = self.replaces[index]
         if self._log is not None:
-            if status == "failed":
+            if status == "failed" and not recorded:
                 self._log.record_failure(row, input_hash)
             if text := self._log.warning():
                 self._on_event(Message(text))

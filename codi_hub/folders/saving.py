@@ -84,9 +84,10 @@ class Saver:
 
         def commit(file: Path) -> None:
             exists = not self._overwrite and os.path.lexists(item.output)  # it may have come since the run began
-            last = self._log.last(item)
-            if exists and content_of(item.output, last, self._log, loaded.digest) is Content.FOREIGN:
-                raise CodiError(FOREIGN)
+            if exists:
+                last = self._log.last(item)
+                if content_of(item.output, last, self._log, loaded.digest) is Content.FOREIGN:
+                    raise CodiError(FOREIGN)
             row = row_of(item, "ok", seconds=loaded.seconds + time.perf_counter() - start)
             self._log.claim(row, loaded.digest, file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from codi_hub.events import Event, ItemDone, Message, OnEvent
 from codi_hub.folders.conditions import FurtherCondition, with_conditions
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import Job, read_jobs
+from codi_hub.folders.making import RunSettings
 from codi_hub.folders.plan import Item, plan, with_own_outputs
-from codi_hub.folders.rows import RegistryLog
-from codi_hub.folders.runner import FolderRun, RunSettings
+from codi_hub.folders.rows import RegistryLog, absolute_path
+from codi_hub.folders.runner import FolderRun, Workers
+from codi_hub.folders.shards import of_shard
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
 from codi_hub.operations.context import (
@@ -32,6 +35,7 @@ from codi_hub.operations.context import (
     check_together,
     check_variants,
 )
+from codi_hub.operations.workers import WorkerSetup
 from codi_hub.paths import path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -79,6 +83,17 @@ class PlannedRun:
         }
 
     @property
+    def plan_key(self) -> str:
+        """Return a key that is equal for all shards of the run: of the adapter, the recipe, the output folders.
+
+        The files themselves are not part of it, as a machine may begin its shard when more of them are there.
+        """
+        options = {name: getattr(self.options, name) for name in ("seed", "prompt", "suffix", "ext", "variants")}
+        outs = sorted({absolute_path(item.out or item.output) for item in self.items})
+        text = json.dumps([self.row.ref, self.row.base, self.recipe, options, outs], sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+    @property
     def key(self) -> tuple[str, int, str, str]:
         """Return a key that is equal for runs that can be merged; its first part is the base."""
         return self.row.base, self.row.id, self.options.tile, json.dumps(self.recipe, sort_keys=True)
@@ -87,6 +102,8 @@ class PlannedRun:
 def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
     """Run an adapter over files and folders; see `Hub.run`."""
     planned = _plan(context, ref, inputs, options, on_event)
+    if options.shard is not None:
+        planned = replace(planned, items=of_shard(planned.items, options.shard))
     with _report_page(options, planned.items, planned.recipe, on_event) as write:
         return write(_run(context, planned, on_event))
 
@@ -106,7 +123,9 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
     items = with_own_outputs([item for run in runs for item in run.items], on_event)
     numbered = iter(items)
     for run in runs:
-        run.items[:] = islice(numbered, len(run.items))
+        own = list(islice(numbered, len(run.items)))
+        run.items[:] = own if options.shard is None else of_shard(own, options.shard)
+    items = [item for run in runs for item in run.items]
     with _report_page(options, items, {}, on_event) as write:
         return write(_run_all(context, file, runs, _counting(on_event, len(items))))
 
@@ -120,6 +139,8 @@ def _run_all(context: Context, file: Path, runs: Sequence[PlannedRun], on_event:
         except Interrupted as stopped:
             total = sum(len(run.items) for run in runs)
             raise Interrupted(JobsReport.of(file, [*reports, stopped.report]), total) from None
+        except Stopped as stopped:
+            raise Stopped(f"{run.row.ref}: {stopped}", JobsReport.of(file, [*reports, stopped.report])) from stopped
         except CodiError as error:
             raise Stopped(f"{run.row.ref}: {error}", JobsReport.of(file, reports)) from error
     return JobsReport.of(file, reports)
@@ -175,9 +196,28 @@ def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
         left_out=[{"path": path_text(path), "why": why} for path, why in dict.fromkeys(planned.left_out)],
         also=planned.also,
     )
-    log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items)
-    load = partial(_generator, context, planned, on_event)
-    return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event).run()
+    options = planned.options
+    part = (None, None) if options.shard is None else (planned.plan_key, str(options.shard))
+    log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items, part)
+    load = partial(load_generator, context, planned, on_event, options.device)
+    workers = _workers(context, planned, settings, log, on_event) if options.devices else None
+    return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event, workers=workers).run()
+
+
+def _workers(
+    context: Context, planned: PlannedRun, settings: RunSettings, log: RegistryLog, on_event: OnEvent
+) -> Workers:
+    """Return the processes of a run. Raises CodiError for a device that is missing, or an adapter that does not fit."""
+    from codi_hub.folders.devices import DeviceWorkers
+    from codi_hub.inference.devices import choose_device
+
+    for device in dict.fromkeys(planned.options.devices):
+        choose_device(device)
+    if not planned.options.dry_run:
+        _check(context, planned)
+    small = replace(planned, items=[], left_out=[])
+    setup = WorkerSetup(context.catalog.registry.home, small, replace(settings, left_out=[]), log)
+    return DeviceWorkers(planned.options.devices, setup, planned.options.batch, on_event)
 
 
 def _check(context: Context, planned: PlannedRun) -> None:
@@ -186,15 +226,15 @@ def _check(context: Context, planned: PlannedRun) -> None:
         context.models.check(row, task, allow_base_mismatch=mismatch)
 
 
-def _generator(context: Context, planned: PlannedRun, on_event: OnEvent) -> AdapterGenerator:
+def load_generator(context: Context, planned: PlannedRun, on_event: OnEvent, device: str) -> AdapterGenerator:
     """Load the networks of a run; an adapter that does not fit is refused before."""
     from codi_hub.inference.engine import AdapterGenerator, Engine, Sampling
     from codi_hub.inference.models import Placement
 
     options = planned.options
     _check(context, planned)
-    names = ("device", "dtype", "adapter_memory", "allow_base_mismatch")
-    placement = Placement(**{name: getattr(options, name) for name in names})
+    names = ("dtype", "adapter_memory", "allow_base_mismatch")
+    placement = Placement(device=device, **{name: getattr(options, name) for name in names})
     loaded = context.models.load(planned.row, placement)
     also = tuple((context.models.load(one.row, placement).adapter, one.strength) for one in planned.also)
     engine = Engine(loaded.base, compile=options.compile, on_message=lambda text: on_event(Message(text)))
