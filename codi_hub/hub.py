@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from codi_hub.catalog import Catalog
 from codi_hub.config.distill import DistillConfig
@@ -153,9 +153,18 @@ class Hub:
         return generate(self._context, ref, images, chosen)
 
     def run(
-        self, ref: str, inputs: Sequence[Path], options: RunOptions | None = None, on_event: OnEvent = ignore
+        self,
+        ref: str,
+        inputs: Sequence[Path],
+        options: RunOptions | None = None,
+        on_event: OnEvent = ignore,
+        *,
+        engine: Literal["local", "ray"] = "local",
     ) -> RunReport:
         """Run an adapter over files and folders, and write the outputs.
+
+        Args:
+            engine: "ray" makes the images by Ray, on the cluster of `options.ray`, or else on one of this process.
 
         Raises:
             CodiError: the run could not begin. An error of one file is a row of the report.
@@ -163,7 +172,10 @@ class Hub:
         """
         from codi_hub.operations.runs import run
 
-        return run(self._context, ref, inputs, options or RunOptions(), on_event)
+        options = options or RunOptions()
+        if engine == "ray" and options.ray is None:
+            options = options.replace(ray="local")
+        return run(self._context, ref, inputs, options, on_event)
 
     def run_jobs(self, file: Path, options: RunOptions | None = None, on_event: OnEvent = ignore) -> JobsReport:
         """Run a file of jobs, JSON Lines; jobs of one adapter are computed together, in whatever order they are listed.

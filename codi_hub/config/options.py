@@ -11,6 +11,7 @@ from codi_hub.config.model import Options, option
 from codi_hub.config.values import (
     ADAPTER_MEMORY,
     MAX_SEED,
+    RAY_ADDRESS,
     Bits,
     ByteSize,
     Device,
@@ -74,6 +75,8 @@ class RunOptions(Options):
     """One process per device, such as cuda:0,cuda:1 or cpu,cpu (default: this process on --device)."""
     shard: ShardOfRun | None = option(None, "--shard", panel="Machine", metavar="I/N")
     """Make part I of N of the images, by the hash of their names; the N parts together are the run."""
+    ray: str | None = option(None, "--ray", panel="Machine", metavar="ADDRESS", pattern=RAY_ADDRESS)
+    """Make the images by Ray: local (a cluster of this process), auto (the one on this machine) or HOST:PORT."""
     dtype: Precision = option("auto", "--dtype", panel="Machine")
     """Precision of the networks."""
     compile: bool = option(False, "--compile", panel="Machine")

@@ -17,6 +17,7 @@ ExportPrecision = Literal["fp16", "bf16", "fp32"]
 MAX_SEED = 2**64 - 1
 SIDES = (8, 10_000)  # of an output in pixels, at least and at most
 MAX_SHARDS = 1_000_000
+RAY_ADDRESS = r"^(local|auto|[\w.\-]+:\d+)$"
 MAX_DEVICES = 256  # of one machine
 ADAPTER_MEMORY = 2 * 10**9  # bytes of loaded adapters that stay in memory for later use
 

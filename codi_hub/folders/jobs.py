@@ -23,6 +23,7 @@ SHARED = (  # options of the whole run, which a line cannot set
     "device",
     "devices",
     "shard",
+    "ray",
     "dtype",
     "adapter_memory",
     "batch",

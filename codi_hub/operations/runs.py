@@ -200,7 +200,7 @@ def _run(context: Context, planned: PlannedRun, on_event: OnEvent) -> RunReport:
     part = (None, None) if options.shard is None else (planned.plan_key, str(options.shard))
     log = RegistryLog(context.catalog.registry.runs, planned.row, planned.recipe, planned.items, part)
     load = partial(load_generator, context, planned, on_event, options.device)
-    workers = _workers(context, planned, settings, log, on_event) if options.devices else None
+    workers = _workers(context, planned, settings, log, on_event) if options.devices or options.ray else None
     return FolderRun(planned.items, planned.task, load, settings, log=log, on_event=on_event, workers=workers).run()
 
 
@@ -211,13 +211,18 @@ def _workers(
     from codi_hub.folders.devices import DeviceWorkers
     from codi_hub.inference.devices import choose_device
 
-    for device in dict.fromkeys(planned.options.devices):
+    options = planned.options
+    for device in () if options.ray else dict.fromkeys(options.devices):
         choose_device(device)
-    if not planned.options.dry_run:
+    if not options.dry_run:
         _check(context, planned)
     small = replace(planned, items=[], left_out=[])
     setup = WorkerSetup(context.catalog.registry.home, small, replace(settings, left_out=[]), log)
-    return DeviceWorkers(planned.options.devices, setup, planned.options.batch, on_event)
+    if options.ray:
+        from codi_hub.cluster.ray import RayWorkers
+
+        return RayWorkers(options.ray, options.devices, setup, options.batch, on_event)
+    return DeviceWorkers(options.devices, setup, options.batch, on_event)
 
 
 def _check(context: Context, planned: PlannedRun) -> None:
