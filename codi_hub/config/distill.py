@@ -109,9 +109,9 @@ class TrainingConfig(Options):
     train_steps: int | None = option(None, "--train-steps", panel="Training", resumable=True, ge=1, le=10**9)
     """Optimiser steps (default: 2000, or the time budget)."""
     time_budget: Duration | None = option(None, "--time-budget", panel="Training", metavar="TIME", resumable=True)
-    """Training time such as 90s, 10m or 1h30m.
+    """Time of the whole command, such as 90s, 10m or 1h30m: loading, pairs, training and evaluation.
 
-    At least one step is taken."""
+    At least one step is taken. Of a resumed run the times of all its commands count."""
     batch: int = option(16, "--batch", panel="Training", resumable=True, ge=1)
     """Pairs per batch (default: by the base).
 

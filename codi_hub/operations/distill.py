@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from codi_hub.config.base import BaseOptions
@@ -25,10 +27,11 @@ def distill(
     context: Context, name: str, config: DistillConfig | Mapping[str, Any] | None, on_event: OnEvent
 ) -> DistillResult:
     """Train an adapter for a task and register it; see `Hub.distill`."""
+    began = time.monotonic()
     if not isinstance(config, DistillConfig):
         config = context.catalog.distill_config(name, config or {})
     with joined(config.training.device) as main:
-        return _distill(context, name, config, on_event if main else ignore)
+        return _distill(context, name, config, on_event if main else ignore, began)
 
 
 def plan(context: Context, name: str, config: DistillConfig | Mapping[str, Any] | None) -> TrainingPlan:
@@ -52,10 +55,10 @@ def plan(context: Context, name: str, config: DistillConfig | Mapping[str, Any] 
     )
 
 
-def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent) -> DistillResult:
+def _distill(context: Context, name: str, config: DistillConfig, on_event: OnEvent, began: float) -> DistillResult:
     from codi_hub.training.run import distil
 
-    job = _job(context, name, config, on_event)
+    job = replace(_job(context, name, config, on_event), began=began)
     if job.config.training.resume and (before := by_main(lambda: _finished_before(context, job))):
         return before
     context.catalog.registry.database.check_writable()  # or else the training could not be registered
@@ -120,7 +123,7 @@ def _finished_before(context: Context, job: Job) -> DistillResult | None:
     from codi_hub.training.trainer import Progress
 
     state = checkpoint.state_of(job.folder / checkpoint.NAME) or {}
-    progress = Progress(**{name: value for name, value in state.items() if name != "scaler"})
+    progress = Progress.of(state) if state else Progress()
     weights = job.folder / "adapter" / WEIGHTS
     if not progress.ends(job.config.training) or not weights.is_file():
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from codi_hub.adapters import format
 from codi_hub.adapters.adapter import Adapter
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.config.write import plain
+from codi_hub.data.sources import MAX_HELD_OUT
 from codi_hub.errors import CodiError
 from codi_hub.evaluation.pairs import held_out_scores, pairs_id
 from codi_hub.images.metrics import psnr
@@ -25,13 +27,15 @@ from codi_hub.record import TrainingRecord
 from codi_hub.tasks.base import Pair
 from codi_hub.training.distributed import count
 from codi_hub.training.job import Plan
-from codi_hub.training.latents import PairsSpec
 from codi_hub.training.model_card import write_card
+from codi_hub.training.pairs import PairsSpec
 from codi_hub.training.trainer import Trainer
 
 SAMPLING_STEPS = (1, 2, 4, 8)
 DEFAULT_SAMPLING = 4  # steps at which versions are compared, whatever their method
 SHOWN = 8  # pairs on the sheet
+LEAST = 4  # pairs that are measured, however short the time
+PASSES = 4  # forward passes of the networks that take as long as a training step of as many pairs, about
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,32 @@ class Run:
 
     Attributes:
         work: the plan that is carried out.
-        pairs: held-out pairs, never trained on.
+        held_out: returns the first held-out pairs, which are never trained on, as many as are asked for; None: all.
         trainer: the trainer.
         spec: the training pairs.
     """
 
     work: Plan
-    pairs: list[Pair]
+    held_out: Callable[[int | None], list[Pair]]
     trainer: Trainer
     spec: PairsSpec
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The held-out pairs that the adapter is measured on: all, or what the rest of a time budget is enough for."""
+        left, progress = self.trainer.left(), self.trainer.progress
+        full = self.trainer.evaluation * progress.seconds / max(1, progress.step)
+        return self.held_out(None if left is None or full <= left else max(LEAST, int(MAX_HELD_OUT * left / full)))
+
+
+def evaluation_steps(work: Plan, pairs: int) -> float:
+    """Return how many training steps take as long as the evaluation, about.
+
+    A training step computes a pair in about `PASSES` of the time of one evaluation of the networks.
+    """
+    training = work.config.training
+    evaluations = sum({*SAMPLING_STEPS, work.sampling_steps}) + (DEFAULT_SAMPLING if work.job.latest else 0)
+    return pairs * evaluations / (PASSES * training.batch * training.accumulate)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Job:
         latest: the task's latest version, where the run has to measure it too.
         registered: the base's row, which it is compared with.
         base_kind: the adapter kind that the base's family takes by default, if any.
+        began: `time.monotonic()` when the command began, from which a time budget counts.
     """
 
     task_name: str
@@ -73,6 +75,7 @@ class Job:
     latest: Parent | None = None
     registered: BaseRow | None = None
     base_kind: str | None = None
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def base_steps(self) -> int | None:

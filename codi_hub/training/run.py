@@ -27,8 +27,9 @@ from codi_hub.training import finish, folder
 from codi_hub.training.distributed import by_main, count, main_first
 from codi_hub.training.finish import Finished, Run
 from codi_hub.training.job import Job, Plan, plan
-from codi_hub.training.latents import PairFile, PairsSpec, open_pairs, pair_at
+from codi_hub.training.latents import PairFile
 from codi_hub.training.memory import enough_memory
+from codi_hub.training.pairs import PairsSpec, open_pairs, pair_at
 from codi_hub.training.sizes import sized
 from codi_hub.training.trainer import Trainer
 from codi_hub.training.watch import Watcher
@@ -94,8 +95,10 @@ def _distil(work: Plan, on_event: OnEvent) -> Finished:
             opened=(source, task),
         )
     )
-    trainer = Trainer(base, adapter, cache, method, work.config.training, accelerator, job.folder)
-    run = Run(work, [pair_at(source, task, spec.seed, k) for k in held], trainer, spec)
+    settings = work.config.training
+    evaluation = finish.evaluation_steps(work, len(held))
+    trainer = Trainer(base, adapter, cache, method, settings, accelerator, job.folder, job.began, evaluation)
+    run = Run(work, lambda count: [pair_at(source, task, spec.seed, k) for k in held[:count]], trainer, spec)
     with closing(cache):
         train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))
@@ -137,12 +140,12 @@ def announcement(work: Plan, method: str, accelerator: Accelerator, pairs: str) 
     """Return what will be trained, on what and for how long, in one line."""
     training = work.config.training
     length = [f"{training.train_steps} steps"] if training.train_steps else []
-    length += [f"{training.time_budget:g} s"] if training.time_budget else []
+    length += [f"{training.time_budget:g} s in all"] if training.time_budget else []
     batch = training.batch * training.accumulate * count()
     device = accelerator.device.type
     return (
         f"Distilling {work.job.task_name} on {work.job.base_name}: method {method}, kind {work.kind}, "
-        f"{pairs}, {' or '.join(length)} of training, "
+        f"{pairs}, {' or '.join(length)}, "
         f"batch {batch} on {f'{count()} x {device}' if count() > 1 else device} ({accelerator.mixed_precision}); "
         f"run folder {work.job.folder}"
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -38,23 +38,44 @@ WARM_UP_STEPS = 30
 DECAY = 0.5  # share of the training in which the learning rate falls to zero
 CLIP = 1.0
 CHECKPOINT_SECONDS = 120.0
+MOST_RESERVED = 1 / 3  # of a time budget for the evaluation
 PREPARED = 256  # pairs encoded together at most, between steps
 
 
 @dataclass
 class Progress:
-    """How far a run has come. `seconds` counts training alone, `phase` is the method's (`Method.phase`)."""
+    """How far a run has come.
+
+    Attributes:
+        step: steps taken.
+        seconds: of the steps alone.
+        phase: the method's (`Method.phase`).
+        elapsed: seconds of the run's commands from their start until the last step: the time budget's clock.
+        reserve: seconds of the time budget that are kept for the evaluation.
+    """
 
     step: int = 0
     seconds: float = 0.0
     phase: int = 0
+    elapsed: float = 0.0
+    reserve: float = 0.0
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return what a checkpoint says; earlier ones know the seconds alone."""
+        names = {one.name for one in fields(cls)}
+        return cls(**{"elapsed": state["seconds"]} | {name: state[name] for name in names & state.keys()})
+
+    def time(self, settings: TrainingConfig) -> float | None:
+        """Return the seconds until which training goes on, if there is a time budget."""
+        return settings.time_budget and max(settings.time_budget - self.reserve, 1e-9)
 
     def ends(self, settings: TrainingConfig) -> bool:
         """Whether the steps or the time are used up. One step is always taken."""
         if self.step == 0:
             return False
-        total, budget = settings.train_steps, settings.time_budget
-        return bool(total and self.step >= total) or bool(budget and self.seconds >= budget)
+        total, time = settings.train_steps, self.time(settings)
+        return bool(total and self.step >= total) or bool(time and self.elapsed >= time)
 
 
 class Trainer:
@@ -69,6 +90,8 @@ class Trainer:
         settings: how long and how fast; the steps or a time budget are given.
         accelerator: of this process.
         folder: where the checkpoint is.
+        began: `time.monotonic()` when the command began (default: now).
+        evaluation: training steps that take as long as the evaluation at the end, about.
     """
 
     def __init__(
@@ -80,10 +103,14 @@ class Trainer:
         settings: TrainingConfig,
         accelerator: Accelerator,
         folder: Path,
+        began: float | None = None,
+        evaluation: float = 0.0,
     ) -> None:
         adapter.settings.check_trainable()
         self.base, self.cache, self.method, self.settings = base, cache, method, settings
         self.accelerator, self.folder, self.progress = accelerator, folder, Progress()
+        self.began, self.evaluation = time.monotonic() if began is None else began, evaluation
+        self._before = 0.0  # seconds of earlier commands of the run
         self.start = adapter.start
         self.ema = copy.deepcopy(adapter).requires_grad_(False) if settings.ema else adapter
         self.teacher = copy.deepcopy(adapter).requires_grad_(False) if method.keeps_teacher else None
@@ -227,8 +254,8 @@ class Trainer:
         shares = []
         if self.settings.train_steps:
             shares.append(self.progress.step / self.settings.train_steps)
-        if self.settings.time_budget:
-            shares.append(self.progress.seconds / self.settings.time_budget)
+        if limit := self.progress.time(self.settings):
+            shares.append(self.progress.elapsed / limit)
         return max(shares)
 
     def rate_factor(self) -> float:
@@ -245,16 +272,18 @@ class Trainer:
     def run(self, on_event: OnEvent, on_sample: Callable[[int], object] = lambda step: None) -> None:
         """Train to the end, with a checkpoint every so many steps, every two minutes, and when it is interrupted."""
         settings, saved = self.settings, time.monotonic()
+        self._tick()
         self.prompts.on_message = lambda text: on_event(Message(text))
         self._expect()
         try:
             while not self.finished:
-                self._prepare(self.progress.step)  # before the clock runs: a budget is one of training alone
+                self._prepare(self.progress.step)
                 with delayed_interrupts():  # a checkpoint is of a whole step
                     began = time.monotonic()
                     losses = self.train_step()
                     spent = time.monotonic() - began
-                    self.progress.seconds = agreed(self.progress.seconds + spent)  # rate, phase and end depend on it
+                    self.progress.seconds = agreed(self.progress.seconds + spent)
+                    self._tick()
                 step = self.progress.step
                 images = settings.batch * settings.accumulate * self.accelerator.num_processes
                 on_event(TrainingStep(step, settings.train_steps, losses, images / spent, self.eta()))
@@ -272,6 +301,18 @@ class Trainer:
             raise
         self.save()
 
+    def _tick(self) -> None:
+        """Note the time, the same in all processes: the rate, the phase and the end depend on it."""
+        progress, budget = self.progress, self.settings.time_budget
+        progress.elapsed = agreed(self._before + time.monotonic() - self.began)
+        if budget and progress.step:
+            progress.reserve = min(self.evaluation * progress.seconds / progress.step, budget * MOST_RESERVED)
+
+    def left(self) -> float | None:
+        """Return the seconds of the time budget that are left of the whole command, if there is one."""
+        budget = self.settings.time_budget
+        return budget and max(0.0, budget - (self._before + time.monotonic() - self.began))
+
     def _last(self, step: int) -> int:
         """Return `step`, or the number of steps where that is less."""
         return min(step, self.settings.train_steps or step)
@@ -285,15 +326,18 @@ class Trainer:
         """Encode what the next steps need: one step's at first, then more, since text encoders are loaded for it."""
         if step < self._prepared:
             return
-        self._prepared = self._last(step + self._ahead)
+        ahead = self._ahead
+        if (limit := self.progress.time(self.settings)) and step:  # no more than there is time for
+            ahead = min(ahead, max(1, int(step * (limit / max(self.progress.elapsed, 1e-9) - 1))))
+        self._prepared = self._last(step + ahead)
         self._ahead = min(2 * self._ahead, max(1, PREPARED // (self.settings.batch * self.settings.accumulate)))
         self.prompts.prepare(self.cache.prepare([*self.stream.rows_between(step, self._prepared)]))
 
     def eta(self) -> float:
         """Return the estimated seconds of training left."""
         left = []
-        if self.settings.time_budget:
-            left.append(self.settings.time_budget - self.progress.seconds)
+        if limit := self.progress.time(self.settings):
+            left.append(limit - self.progress.elapsed)
         if self.settings.train_steps:
             left.append((self.settings.train_steps - self.progress.step) * self.progress.seconds / self.progress.step)
         return max(0.0, min(left))
@@ -326,7 +370,8 @@ class Trainer:
             scale = state.pop("scaler", None)
             if scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(scale)
-            self.progress = Progress(**state)
+            self.progress = Progress.of(state)
+            self._before = self.progress.elapsed
         if self.progress != agreed(self.progress):
             raise InvalidInput(f"{path}: not the main process's checkpoint; name a run folder that all machines share")
         return path.exists()

@@ -44,7 +44,7 @@ class Watcher:
 
     def sample_sheet(self) -> Any:
         """Return a contact sheet: condition, 1 step, 4 steps, ground truth, one row per pair."""
-        run, pairs = self.run, self.run.pairs[:SHOWN]
+        run, pairs = self.run, self.run.held_out(SHOWN)
         generate = generate_function(run.trainer.base, inference_copy(run.trainer.base, run.trainer.ema))
         one, four = (outputs(run.work.task, pairs, generate, steps, 0)[0] for steps in (1, 4))
         rows = [[p.condition, a, b, p.target] for p, a, b in zip(pairs, one, four, strict=True)]

@@ -24,7 +24,8 @@ from codi_hub.hub import Hub
 from codi_hub.inference.engine import Sampling, generate_function
 from codi_hub.losses import METHODS
 from codi_hub.training.folder import holds_run
-from codi_hub.training.latents import PairFile, PairsSpec, open_pairs
+from codi_hub.training.latents import PairFile
+from codi_hub.training.pairs import PairsSpec, open_pairs
 from codi_hub.training.run import PRECISIONS
 from codi_hub.training.trainer import Trainer
 from recipes.paper.held_out import HeldOut

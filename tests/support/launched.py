@@ -16,7 +16,7 @@ import torch
 
 from codi_hub import cli
 from codi_hub.losses import codi
-from codi_hub.training import latents
+from codi_hub.training import pairs
 from codi_hub.training.trainer import Trainer
 
 RANK = int(os.environ["RANK"])
@@ -25,18 +25,18 @@ seen: dict[str, list[Any]] = {"codes": [], "pairs": [], "drawn": []}
 
 def watch() -> None:
     """Record what the loss is evaluated on, and how many pairs are created."""
-    plain_loss, plain_pair = codi.codi_loss, latents.PairMaker.pair
+    plain_loss, plain_pair = codi.codi_loss, pairs.PairMaker.pair
 
     def loss(student: Any, target: Any, x: Any, eps: Any, times: Any, *rest: Any, **named: Any) -> Any:
         seen["drawn"].append((x, eps, times[0]))
         return plain_loss(student, target, x, eps, times, *rest, **named)
 
-    def pair(maker: latents.PairMaker, index: int) -> Any:
+    def pair(maker: pairs.PairMaker, index: int) -> Any:
         seen["pairs"].append(index)
         return plain_pair(maker, index)
 
     codi.codi_loss = loss
-    latents.PairMaker.pair = pair  # type: ignore[method-assign]
+    pairs.PairMaker.pair = pair  # type: ignore[method-assign]
 
 
 def fail(rank: int, step: int) -> None:

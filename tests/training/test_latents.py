@@ -16,7 +16,8 @@ from training import Make, equal, quiet, weights
 from codi_hub import backbones, interrupts
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.training.latents import Cache, PairFile, PairMaker, PairsSpec
+from codi_hub.training.latents import Cache, PairFile
+from codi_hub.training.pairs import PairMaker, PairsSpec
 from codi_hub.training.prompts import PromptStore, text_digest
 from codi_hub.training.records import Records
 
@@ -294,7 +295,7 @@ def test_training_is_the_same_whether_pairs_were_encoded_before_or_are_on_demand
     before = trained("a", [0, 1, 2, 3, 4, 5])
     some = trained("b", [4])
     assert equal(before, some)
-    monkeypatch.setattr("codi_hub.training.latents.FEW", 2)
+    monkeypatch.setattr("codi_hub.training.pairs.FEW", 2)
     assert equal(before, trained("c", [], workers=2))
 
 

@@ -16,7 +16,7 @@ from codi_hub.diffusion.schedule import Denoiser, RectifiedFlow
 from codi_hub.events import Event, TrainingStep
 from codi_hub.losses.codi import codi_loss
 from codi_hub.losses.method import neighbours
-from codi_hub.training.trainer import CLIP, WARM_UP_STEPS, Trainer
+from codi_hub.training.trainer import CLIP, WARM_UP_STEPS, Progress, Trainer
 
 # ---- one step
 
@@ -76,7 +76,7 @@ def test_rate_rises_stays_and_falls_to_zero(make: Make) -> None:
     assert factors[150] == pytest.approx(0.5)
     assert factors[200] == 0.0
     trainer.settings = TrainingConfig(train_steps=200, time_budget=10)
-    trainer.progress.step, trainer.progress.seconds = 100, 7.5
+    trainer.progress.step, trainer.progress.elapsed = 100, 7.5
     assert trainer.rate_factor() == pytest.approx(0.5)
 
 
@@ -305,4 +305,33 @@ def test_a_time_budget_ends_the_run_after_one_step_at_least(make: Make) -> None:
     longer = make(train_steps=None, time_budget=0.5, batch=1)
     longer.run(quiet)
     assert longer.progress.step > 1
-    assert 0.5 <= longer.progress.seconds < 5
+    assert 0.5 <= longer.progress.elapsed < 5
+    assert longer.progress.seconds < longer.progress.elapsed
+
+
+def test_a_time_budget_counts_from_the_commands_begin_and_keeps_time_for_the_evaluation(make: Make) -> None:
+    late = make(train_steps=None, time_budget=60.0, batch=1)
+    late.began -= 1000
+    late.run(quiet)
+    assert late.progress.step == 1
+    assert late.left() == 0
+    measured = make(train_steps=None, time_budget=3.0, batch=1)
+    measured.evaluation = 1e6  # steps: more than there is time for
+    measured.run(quiet)
+    assert measured.progress.reserve == pytest.approx(1.0)
+    assert 2.0 <= measured.progress.elapsed < 2.9
+    assert measured.finished
+
+
+def test_the_time_of_earlier_commands_counts(make: Make) -> None:
+    first = make(train_steps=None, time_budget=60.0, batch=1)
+    first.began -= 59.9
+    first.run(quiet)
+    again = make(train_steps=None, time_budget=120.0, batch=1)
+    again.folder = first.folder
+    assert again.restore()
+    assert not again.finished
+    again.began -= 61
+    again.run(quiet)
+    assert again.finished
+    assert Progress.of({"step": 3, "seconds": 7.0, "phase": 0, "scaler": None}) == Progress(3, 7.0, 0, 7.0)
