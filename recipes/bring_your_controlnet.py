@@ -2,9 +2,9 @@
 
 For every seed a ControlNet for depth maps is trained as diffusers' scripts train one (method `conditional`: the
 diffusion loss, for sampling in 50 steps), written as a file of diffusers with a stem of three channels, and imported.
-The version is then distilled by each method for a tenth of that training's time, and all are measured on held-out
-scenes with the same noise. Printed are the distances at 4 steps, of the ControlNet as it came and of its few-step
-versions, relative to the ControlNet's own at 50 steps.
+The version is then distilled by each method for a tenth of that training's time (`--share`), and all are measured on
+held-out scenes with the same noise. Printed are the distances at 4 steps, of the ControlNet as it came and of its
+few-step versions, relative to the ControlNet's own at 50 steps.
 """
 
 import argparse
@@ -31,7 +31,6 @@ ITSELF = "as it came"  # the ControlNet in the table
 FIGURES = ("frechet", "perceptual")
 FEW, MANY = 4, 50
 STEPS = (1, 2, FEW, 8, MANY)
-SHARE = 0.1  # of the ControlNet's training time
 STEM = "controlnet_cond_embedding.conv_in.weight"
 DATA = {"source": "scenes", "count": 1500, "size": 64}
 
@@ -77,14 +76,14 @@ def measured(hub: Hub, versions: dict[str, str], count: int) -> dict[str, dict[s
     return found
 
 
-def one_seed(folder: Path, seed: int, steps: int, count: int) -> dict[str, Any]:
+def one_seed(folder: Path, seed: int, steps: int, share: float, count: int) -> dict[str, Any]:
     """Train, import, distil and measure; return what was done and the figures."""
     with Hub.open(folder / "home", base="nano") as hub:
         teacher = trained(hub, seed, steps, folder / "pairs", "conditional")
         file = as_foreign(hub, teacher["adapter"], folder / f"control-{seed}.safetensors")
         imported = hub.import_controlnet(file, ImportOptions(task=TASK, name=f"imported-{seed}")).adapter
         students = {
-            method: trained(hub, seed, max(1, round(SHARE * steps / cost)), folder / "pairs", method, imported)
+            method: trained(hub, seed, max(1, round(share * steps / cost)), folder / "pairs", method, imported)
             for method, cost in METHODS.items()
         }
         versions = {ITSELF: imported} | {method: student["adapter"] for method, student in students.items()}
@@ -121,6 +120,7 @@ def main() -> None:
     """Run all seeds and print the table; `--out` keeps the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=400, help="training steps of the ControlNet")
+    parser.add_argument("--share", type=float, default=0.1, help="of its training time, for distilling it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=128, help="held-out pairs, 256 at most")
     parser.add_argument("--out", type=Path, help="JSON file of the figures, which a second run continues")
@@ -129,7 +129,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = json.loads(told.out.read_text()) if told.out and told.out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(len(runs), told.seeds):
-            runs.append(one_seed(Path(folder), seed, told.steps, told.count))
+            runs.append(one_seed(Path(folder), seed, told.steps, told.share, told.count))
             if told.out:
                 told.out.write_text(json.dumps(runs, indent=1) + "\n")
     print(table(runs))
