@@ -27,13 +27,18 @@ class DataConfig(Options):
     source: str | None = option(None, "--data", panel="Data")
     """Generator, folder, file or hub id (default: the task's).
 
-    A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; a file is .parquet. Generators are
-    leaves, scenes, edits (scenes with their edited versions) and removals (an object is removed from all of them), or
-    several of them such as edits+removals."""
+    A folder holds images, or pairs in condition/ and target/ or in metadata.jsonl; files are .tar or .parquet, one or a
+    pattern such as 'shards/*.tar'. Generators are leaves, scenes, edits (scenes with their edited versions) and
+    removals (an object is removed from all of them), or several of them such as edits+removals."""
+    columns: str = option("", "--columns", panel="Data", metavar="KEY=NAME")
+    """Columns by field, as image=jpg.
+
+    Of .tar, .parquet or a hub id, as image=jpg,text=txt; fields are image, condition, depth, edited, text and
+    instruction. Those that are not named are found by their usual names."""
     count: int | None = option(None, "--count", panel="Data", ge=1, le=10**8)
     """Number of training pairs (default: the task's)."""
     size: int | None = option(None, "--size", panel="Data", ge=8, le=4096)
-    """Side of the images in pixels (default: the task's)."""
+    """Side of the images, px (default: the task's)."""
     workers: int = option(0, "--workers", panel="Data", resumable=True, ge=0, le=1024)
     """Processes that create pairs (default: one per core).
 

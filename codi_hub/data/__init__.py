@@ -1,1 +1,1 @@
-"""Training and test data: synthetic images, folders, parquet files and hub datasets, as sequences of examples."""
+"""Training and test data: synthetic images, folders, tar and parquet files, hub datasets, as sequences of examples."""

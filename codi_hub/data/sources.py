@@ -22,6 +22,8 @@ import numpy as np
 from PIL import Image
 
 from codi_hub import jsonl, seeds
+from codi_hub.data import shards
+from codi_hub.data.columns import COLUMNS, IMAGE_COLUMNS, IMAGE_KEYS, find_columns, named_columns
 from codi_hub.data.folders import DataTask, Example, hidden, listed, warn_unlisted
 from codi_hub.errors import InvalidInput, NotFound, UsageError, one_line, prefixed
 from codi_hub.images.depth_maps import as_map, read_map
@@ -31,17 +33,6 @@ from codi_hub.images.sidecars import METADATA, named
 
 DEFAULT_COUNT = 4000  # synthetic examples
 MAX_HELD_OUT = 24  # pairs that are never used for training, at most; a tenth of a small data set
-# Names that a column of a table may have; the first one present is used.
-COLUMNS = {
-    "image": ("image", "target", "target_image", "input_image", "original_image"),
-    "condition": ("condition", "conditioning_image", "condition_image"),
-    "depth": ("depth", "depth_map"),
-    "edited": ("edited_image", "edited"),
-    "caption": ("caption", "text", "prompt"),
-    "edit_prompt": ("edit_prompt", "instruction"),
-}
-IMAGE_KEYS = ("image", "condition", "edited")
-IMAGE_COLUMNS = frozenset(alias for key in (*IMAGE_KEYS, "depth") for alias in COLUMNS[key])
 HUB_SECONDS = 10.0
 NAMED = 8  # unreadable files that a warning lists
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-]+")
@@ -55,30 +46,38 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
-def open_source(spec: str, task: DataTask, *, count: int | None = None, size: int, seed: int = 0) -> Source:
+def open_source(
+    spec: str, task: DataTask, *, count: int | None = None, size: int, seed: int = 0, columns: str = ""
+) -> Source:
     """Open the training data of a task and check that the task can use it.
 
     Args:
         spec: `leaves`, `scenes`, `edits`, `removals`, or several joined by `+`: synthetic examples of each in turn; a
             folder of images, of images with a `metadata.jsonl` (see `COLUMNS`; `file_name` is the image), or of exactly
-            two folders with pairs of the same names (see `folders.PAIRED`); a `.parquet` file; a hub id.
+            two folders with pairs of the same names (see `folders.PAIRED`); `.tar` or `.parquet` files by path or
+            pattern; a hub id.
         task: a task of `whole_images` gets images resized to a shorter side of `size`, others a crop at full
             resolution.
         count: number of examples. More than there are images: the images repeat with other crops. Fewer: a subset
             chosen by `seed`.
         size: side of an example, px. Smaller images are enlarged.
         seed: of everything random.
+        columns: `FIELD=COLUMN,...` for columns of a table that have names of their own; others are found by `COLUMNS`.
 
     Raises:
         NotFound: no such folder, file or dataset.
+        UsageError: `columns` for a source that is no table, or with a field that there is not.
         InvalidInput: no readable image, or not the columns that the task needs.
     """
     kinds = spec.split("+")
+    asked = named_columns(columns)
     if set(kinds) <= set(GENERATORS):
+        if asked:
+            raise UsageError(f"data.columns {columns}: {spec} is generated, and has no columns")
         source: Source = Synthetic(tuple(kinds), count or DEFAULT_COUNT, size, seed)
     else:
-        rows, columns = _rows(spec, task)
-        source = Table(spec, rows, columns, count, size, seed, whole=task.whole_images)
+        rows, found = _rows(spec, task, asked)
+        source = Table(spec, rows, found, count, size, seed, whole=task.whole_images)
     task.make_pair(source[0], seeds.subset(seed))
     return source
 
@@ -86,7 +85,8 @@ def open_source(spec: str, task: DataTask, *, count: int | None = None, size: in
 def absolute(spec: str) -> str:
     """Return a source that is a folder or file as its absolute path, which means the same in any working directory."""
     path = Path(spec).expanduser()
-    return spec if set(spec.split("+")) <= set(GENERATORS) or not path.exists() else os.path.abspath(path)
+    named = path.exists() or shards.is_pattern(spec)
+    return spec if set(spec.split("+")) <= set(GENERATORS) or not named else os.path.abspath(path)
 
 
 def split(length: int) -> tuple[range, range]:
@@ -195,37 +195,35 @@ class Table:
         _log.warning("%s: skipped row %d, %s (%d skipped so far)", self.name, row, reason, len(self.skipped))
 
 
-def _rows(spec: str, task: DataTask) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
-    """Return the rows of a folder, file or dataset, and the column of each key of an example."""
+def _rows(spec: str, task: DataTask, asked: dict[str, str]) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
+    """Return the rows of a folder, files or dataset, and the column of each key of an example."""
     path = Path(spec).expanduser()
     if path.is_dir():
+        if asked:
+            raise UsageError(f"data.columns: the columns of a folder have fixed names: rename them in its {METADATA}")
         files = [file for file in sorted(path.rglob(METADATA), key=lambda file: file.parent) if not hidden(file, path)]
         lines = chain.from_iterable(_metadata(file) for file in files)
         rows = _readable(path, lines if files else listed(path, task))
         if files:
             warn_unlisted(path, rows, IMAGE_COLUMNS, task)
-        return rows, _columns(spec, list(dict.fromkeys(name for row in rows for name in row)))
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise UsageError(f"{spec} is not a source of images: give a folder, a .parquet file or a hub id")
-        table = _dataset(spec, "parquet", data_files=str(path))
-    elif path.suffix == ".parquet" or not HUB_ID.fullmatch(spec):
+        return rows, find_columns(spec, list(dict.fromkeys(name for row in rows for name in row)), {})
+    if files := shards.matching(spec):
+        if path.suffix.lower() == shards.TAR:
+            tars = shards.Tars(spec, files)
+            return tars, find_columns(spec, tars.column_names, asked, tars.images)
+        table = _dataset(spec, "parquet", data_files=[str(file) for file in files])
+    elif path.is_file():
+        raise UsageError(f"{spec} is not a source of images: give a folder, .tar or .parquet files, or a hub id")
+    elif path.suffix in (shards.TAR, shards.PARQUET) or not HUB_ID.fullmatch(spec):
         kinds = ", ".join(GENERATORS)
-        raise NotFound(f"no folder or file {spec!r}: give a folder, a .parquet file, a hub id, or one of {kinds}")
+        raise NotFound(
+            f"no folder or file {spec!r}: give a folder, .tar or .parquet files, a hub id, or one of {kinds}"
+        )
     else:
         table = _hub_dataset(spec)
     if not len(table):
         raise InvalidInput(f"{spec} has no rows")
-    return table, _columns(spec, table.column_names)
-
-
-def _columns(name: str, present: Sequence[str]) -> dict[str, str]:
-    """Map the keys of an example to the columns of a table. Raises InvalidInput without a column of images."""
-    columns = {key: next((alias for alias in aliases if alias in present), None) for key, aliases in COLUMNS.items()}
-    if columns["image"] is None:
-        wanted = ", ".join(COLUMNS["image"])
-        raise InvalidInput(f"{name} has no column of images ({wanted}); it has {', '.join(present) or 'none'}")
-    return {key: column for key, column in columns.items() if column is not None}
+    return table, find_columns(spec, table.column_names, asked)
 
 
 def _hub_dataset(name: str) -> Any:
@@ -263,7 +261,7 @@ def _unreachable(name: str) -> str | None:
     return None
 
 
-def _dataset(name: str, kind: str, **where: str) -> Any:
+def _dataset(name: str, kind: str, **where: Any) -> Any:
     """Open a table of the `datasets` library with undecoded images; of several splits, `train` or the first."""
     import datasets
 

@@ -110,7 +110,8 @@ class PairFile:
         first = self._maker.pair(indices[0])
         _check_sides(first, base.latents.multiple)
         stored = [indices.start, indices.stop], base.latents_digest(), _pair_digest(first), with_targets
-        key = json.dumps([spec.__dict__, *stored])
+        asked = {name: value for name, value in spec.__dict__.items() if value or name != "columns"}
+        key = json.dumps([asked, *stored])
         self.folder: Path | None = folder
         self._records = Records(folder / hashlib.sha256(key.encode()).hexdigest()[:16])
 

@@ -30,6 +30,7 @@ class PairsSpec:
         count: number of pairs; None: all.
         size: side of the images in pixels.
         seed: of the data.
+        columns: of a table, by field.
     """
 
     like: str
@@ -38,6 +39,7 @@ class PairsSpec:
     count: int | None
     size: int
     seed: int
+    columns: str = ""
 
 
 def open_pairs(spec: PairsSpec) -> tuple[Any, Task]:
@@ -46,7 +48,8 @@ def open_pairs(spec: PairsSpec) -> tuple[Any, Task]:
     from codi_hub.data.sources import open_source
 
     task = tasks.load(spec.like, spec.options)
-    return open_source(spec.data, task, count=spec.count, size=spec.size, seed=spec.seed), task
+    source = open_source(spec.data, task, count=spec.count, size=spec.size, seed=spec.seed, columns=spec.columns)
+    return source, task
 
 
 _worker: tuple[Any, Task, int] | None = None

@@ -133,7 +133,8 @@ def pairs_spec(work: Plan, base: Backbone) -> PairsSpec:
     if base.latents.max_side is not None and size > base.latents.max_side:
         raise UsageError(f"data.size {size}: at most {base.latents.max_side} px on this base")
     assert data.source is not None  # the plan has decided it
-    return PairsSpec(job.like, job.task_options, data.source, data.count, size, work.config.training.seed)
+    seed = work.config.training.seed
+    return PairsSpec(job.like, job.task_options, data.source, data.count, size, seed, data.columns)
 
 
 def announcement(work: Plan, method: str, accelerator: Accelerator, pairs: str) -> str:

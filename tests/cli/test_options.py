@@ -16,8 +16,8 @@ from codi_hub.cli.common import parse_set
 from codi_hub.errors import UsageError
 
 EVERYDAY = """
---data --count --size --base --kind --from --method --train-steps --time-budget --batch --accumulate --lr --precision
---gradient-checkpointing
+--data --columns --count --size --base --kind --from --method --train-steps --time-budget --batch --accumulate --lr
+--precision --gradient-checkpointing
 --device --seed --resume --run-dir --workers --sample-every --checkpoint-every --guidance --start --set --preset
 --config -O --cache-dir --dry-run --json -q --quiet
 """
