@@ -177,7 +177,8 @@ def _cluster(address: str, cpus: int) -> Iterator[Any]:
 def _absolute(item: Item) -> Item:
     """Return an item for a process with another working directory."""
     also = tuple(Path(absolute_path(path)) for path in item.also)
-    return replace(item, input=Path(absolute_path(item.input)), output=Path(absolute_path(item.output)), also=also)
+    source, output = os.path.abspath(item.input_file), os.path.abspath(item.output_file)
+    return replace(item, input_file=source, output_file=output, also=also)
 
 
 def _reason(error: BaseException) -> str:

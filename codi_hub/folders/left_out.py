@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ NO_IMAGE = "it belongs to no image that is read"
 
 def report_left_out(
     others: Sequence[Path],
-    inputs: Sequence[Path],
+    inputs: Iterable[Path],
     task: Task,
     on_left_out: OnLeftOut,
     prompts: Prompts | None,
@@ -55,7 +55,7 @@ def report_left_out(
             on_left_out(file, f"its line for {display_path(name)} names no file")
 
 
-def _companions(inputs: Sequence[Path], task: Task) -> set[Path]:
+def _companions(inputs: Iterable[Path], task: Task) -> set[Path]:
     found: set[Path] = set()
     for path in inputs:
         try:

@@ -33,9 +33,11 @@ Origins = Callable[[Sequence[str]], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to generate.
+    """One image to generate. A million of them are held in memory: paths are texts.
 
     Attributes:
+        input_file: path of the input.
+        output_file: path of the output.
         name: path relative to the input folder, with slashes.
         seed: derived from the run's seed, `name` and `variant` alone.
         error: why the item cannot be processed, or None.
@@ -46,8 +48,8 @@ class Item:
         also: files of further conditions.
     """
 
-    input: Path
-    output: Path
+    input_file: str
+    output_file: str
     name: str
     seed: int
     error: str | None = None
@@ -56,6 +58,16 @@ class Item:
     out: Path | None = None
     suffix: str = ""
     also: tuple[Path, ...] = ()
+
+    @property
+    def input(self) -> Path:
+        """Return the path of the input."""
+        return Path(self.input_file)
+
+    @property
+    def output(self) -> Path:
+        """Return the path of the output."""
+        return Path(self.output_file)
 
     @property
     def mark(self) -> str:
@@ -131,10 +143,11 @@ def plan(
     for root in roots:
         files = _without_made(root, list(_files(root, task, outs, options.recursive, others)), origins, on_event)
         for relative, error in files:
-            source = root.path / relative if root.is_folder else root.path
-            output = root.out if root.exact else root.out / _output_name(relative, source, options.suffix, ext)
-            item = Item(source, output, relative, image_seed(options.seed, relative), error, common)
-            item = replace(item, out=None if root.exact else root.out, suffix=options.suffix)
+            source = _joined(root.path, relative) if root.is_folder else str(root.path)
+            name = None if root.exact else _output_name(relative, source, options.suffix, ext)
+            output = str(root.out) if name is None else _joined(root.out, name)
+            out, seed = None if root.exact else root.out, image_seed(options.seed, relative)
+            item = Item(source, output, relative, seed, error, common, 0, out, options.suffix)
             folder = root.path if root.is_folder else root.path.parent
             items.append(_with_own_prompt(item, folder, prompts) if prompts else item)
     if not items:
@@ -143,7 +156,7 @@ def plan(
     items = _with_variants(_with_image_seed(items, options.image_seed), options.variants)
     items = with_own_outputs(items, on_event)
     folders = [root.path for root in roots if root.is_folder]
-    report_left_out(others, [item.input for item in items], task, on_left_out, prompts, folders)
+    report_left_out(others, (item.input for item in items), task, on_left_out, prompts, folders)
     if task.needs_prompt:
         _check_prompts(items, task.name)
     return items
@@ -179,13 +192,15 @@ def _with_image_seed(items: list[Item], image_seed: int | None) -> list[Item]:
 
 
 def _with_variants(items: list[Item], count: int) -> list[Item]:
+    if count == 1:
+        return items
     return [_variant(item, number) for item in items for number in range(count)]
 
 
 def _variant(item: Item, number: int) -> Item:
     """Return the item of a further image of the same input."""
     other = replace(item, variant=number, seed=variant_seed(item.seed, number))
-    return replace(other, output=item.output.with_name(f"{item.output.stem}{other.mark}{item.output.suffix}"))
+    return replace(other, output_file=str(item.output.with_name(f"{item.output.stem}{other.mark}{item.output.suffix}")))
 
 
 def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
@@ -229,9 +244,10 @@ def _made(root: _Root, names: Sequence[str], origins: Origins) -> set[str]:
     """Return the names of the files in a folder that codi made from other files of the folder."""
     if not root.is_folder:
         return set()
-    paths = {path_text(os.path.abspath(root.path / name)): name for name in names}
+    folder = os.path.abspath(root.path)
+    paths = {path_text(os.path.join(folder, name)): name for name in names}
     found = origins(list(paths))
-    inside = os.path.join(path_text(os.path.abspath(root.path)), "")
+    inside = os.path.join(path_text(folder), "")
     return {paths[output] for output, source in found.items() if source.startswith(inside)}
 
 
@@ -280,14 +296,21 @@ def _check_prompts(items: Sequence[Item], task: str) -> None:
         )
 
 
-def _output_name(relative: str, source: Path, suffix: str, ext: str) -> PurePosixPath:
-    path = PurePosixPath(relative)
-    kind = path.suffix.lower()
+def _output_name(relative: str, source: str, suffix: str, ext: str) -> str:
+    """Return the name of an output below its folder, with slashes."""
+    stem, kind = os.path.splitext(relative)
+    stem, kind = (stem, kind.lower()) if kind != "." else (relative, "")  # as `Path.suffix`
     if ext == "auto":
         ext = "jpg" if kind in JPEG_EXTENSIONS else "png"
-    elif ext in ("jpg", "jpeg") and kind not in JPEG_EXTENSIONS and has_alpha(source):
+    elif ext in ("jpg", "jpeg") and kind not in JPEG_EXTENSIONS and has_alpha(Path(source)):
         ext = "png"
-    return path.parent / f"{path.stem}{suffix}.{ext}"
+    return f"{stem}{suffix}.{ext}"
+
+
+def _joined(folder: Path, name: str) -> str:
+    """Return the text of `folder / name`, for a name without dots or doubled slashes."""
+    text = str(folder)
+    return name if text == "." else os.path.join(text, name)
 
 
 def check_outputs(items: Sequence[Item]) -> None:
@@ -297,16 +320,19 @@ def check_outputs(items: Sequence[Item]) -> None:
         UsageError: they do, with both paths.
     """
     place = places()
-    inputs = {place(item.input): item for item in items}
+    hashes = {hash(place(item.output_file)) for item in items}
+    if len(hashes) == len(items) and not any(hash(place(item.input_file)) in hashes for item in items):
+        return
+    inputs = {place(item.input_file): item for item in items}
     taken: dict[str, Item] = {}
     for item in items:
-        key = place(item.output)
+        key = place(item.output_file)
         if key in inputs:
             raise UsageError(
                 f"the output of {display_path(item.input)} would replace the input {display_path(inputs[key].input)}: "
                 "choose another output folder, or a suffix"
             )
-        if key in taken and place(taken[key].input) == place(item.input):
+        if key in taken and place(taken[key].input_file) == place(item.input_file):
             raise UsageError(
                 f"{display_path(item.input)} would be written to {display_path(item.output)} twice: give it once, or "
                 "with another suffix or output folder"

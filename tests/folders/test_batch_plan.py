@@ -252,3 +252,16 @@ def test_the_seed_of_one_image_can_be_given_back(images, task, tmp_path):
     assert (item.name, item.seed) == ("f.png", reported.seed)
     with pytest.raises(UsageError, match="image_seed is of one image, and there are 6"):
         plan([images], task, options)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "A.JPG", "a.b.png", "sub.d/a.png", "sub/a b.png", "..a.png", "a..png", "İ.PNG"]
+)
+def test_outputs_are_named_as_pathlib_names_them(tmp_path, task, name):
+    """Plans hold texts, which are cut without pathlib: a million paths would take gigabytes."""
+    source = tmp_path / "in" / name
+    source.parent.mkdir(parents=True)
+    source.touch()
+    (item,) = plan([source], task, RunOptions(out=tmp_path / "out", suffix="_x", ext="tif"))
+    assert item.output == tmp_path / "out" / f"{source.stem}_x.tif"
+    assert (item.input, item.name) == (source, source.name)

@@ -113,7 +113,7 @@ def test_names_and_prompts_are_escaped(run_page, images):
 
 
 def test_errors_are_escaped_even_if_they_are_not_unicode(tmp_path):
-    item = Item(tmp_path / "a.png", tmp_path / "out.png", "a.png", 1)
+    item = Item(str(tmp_path / "a.png"), str(tmp_path / "out.png"), "a.png", 1)
     row = {"input": str(item.input), "output": str(item.output), "status": "failed", "seed": 1, "seconds": 0.0}
     report = RunReport(
         task="<i>", adapter="a:1", steps=1, ok=0, failed=1, skipped=0, seconds=0.0,
