@@ -56,6 +56,9 @@ def actor_of(pid: int) -> int | None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("CODI_TEST_RAY"), reason="Ray listens on all interfaces: set CODI_TEST_RAY=1 where that is safe"
+)
 def test_two_actors_make_the_run_of_one_process_though_one_is_killed(noise, tmp_path):
     killed: list[int] = []
     done: list[int] = []
