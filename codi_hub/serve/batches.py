@@ -48,6 +48,7 @@ MAX_STORED = 10 << 30  # bytes of all batches
 MAX_FILES = 20  # of requests, that were sent before their batches
 REQUESTS, LOCK, FILES = "requests.jsonl", ".lock", "files"
 OUTPUT = "-output"  # ends the name of the answers as one of OpenAI's files
+RETRY = 5.0  # seconds between two looks for work, and after a fault such as a full disk
 PAUSE = 0.2  # seconds between two tries to enter a full queue
 
 
@@ -64,12 +65,15 @@ class Line:
         return json.dumps({"custom_id": self.custom_id, "body": self.body, "sha256": self.sha256})
 
 
+Begun = tuple[Line, schema.ImagesRequest | None, Sequence[Work] | CodiError]
+
+
 class Batches:
     """The batches of a home, and a thread that works on them in turn.
 
     Args:
-        service: generates; its queue is shared with other requests, of which a batch lets no more than `BATCH` images
-            wait.
+        service: generates; its queue is shared with other requests. Of a batch no more than `BATCH` images wait, or
+            those of one request.
         home: state folder; None: the default.
     """
 
@@ -224,6 +228,8 @@ class Batches:
         if wanted.response_format == "url":
             raise UsageError("response_format url: links expire before a batch is fetched; use b64_json")
         self.service.check(wanted, asked)
+        if (count := len(asked.images) * wanted.n) > (most := self.service.options.max_queue):
+            raise UsageError(f"n: {count} images, and {most} may wait: make several requests of it")
         row, prefix = self.service.resolve(wanted.model), wanted.model.rpartition("/")
         seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
         return Line(number, custom, body | {"model": "".join((*prefix[:2], row.ref)), "seed": seed}, row.sha256)
@@ -253,9 +259,10 @@ class Batches:
                         worked |= self._advance(row)
                     except Exception as error:  # noqa: BLE001 - the other batches go on
                         log.error("batch %s: %s", row.options["batch"], describe(error))
+                        self._release(row.options["batch"])  # what has no answer is read again
             with self._wake:
                 if not worked and not self._stopping:
-                    self._wake.wait(10)
+                    self._wake.wait(RETRY)
         for name in [*self._held]:
             self._release(name)
 
@@ -282,24 +289,32 @@ class Batches:
         folder = self.folder / row.options["batch"]
         lines = [*islice(self._left[row.options["batch"]], BATCH)]
         if not lines:
-            with self._lock:
-                self._catalog.registry.runs.finish(row.id, DONE)
+            if self._row(row.options["batch"]).status == RUNNING:
+                with self._lock:
+                    self._catalog.registry.runs.finish(row.id, DONE)
             self._release(row.options["batch"])
             return False
-        begun = time.perf_counter()
-        part: list[tuple[Line, schema.ImagesRequest | None, Sequence[Work] | CodiError]] = []
+        part: list[Begun] = []
         for line in lines:
             if (folder / _file(line)).exists():  # a kill came before it was recorded
                 self._record(row, line, 0.0)
             else:
                 part.append((line, *self._works(line)))
+            if sum(len(works) for *_, works in part if not isinstance(works, CodiError)) >= BATCH:
+                self._generate(row, part)
+                part = []
+        self._generate(row, part)
+        return not self._stopping
+
+    def _generate(self, row: RunRow, part: Sequence[Begun]) -> None:
+        """Generate some requests together, and keep their answers."""
+        begun, folder = time.perf_counter(), self.folder / row.options["batch"]
         for _, _, works in part:
             if not isinstance(works, CodiError):
-                self._submit(works)
+                self._submit(row, works)
         for line, wanted, works in part:
             if self._finish(folder, line, wanted, works):
                 self._record(row, line, (time.perf_counter() - begun) / len(part))
-        return not self._stopping
 
     def _works(self, line: Line) -> tuple[schema.ImagesRequest | None, Sequence[Work] | CodiError]:
         try:
@@ -311,8 +326,8 @@ class Batches:
         except CodiError as error:
             return None, error
 
-    def _submit(self, works: Sequence[Work]) -> None:
-        """Let a request's images wait for their turn, as soon as there is room."""
+    def _submit(self, row: RunRow, works: Sequence[Work]) -> None:
+        """Let a request's images wait for their turn, as soon as there is room and unless the batch is cancelled."""
         while True:
             try:
                 self.service.queue.submit(works)
@@ -321,7 +336,7 @@ class Batches:
                 with self._wake:
                     if not self._stopping:
                         self._wake.wait(PAUSE)
-                if self._stopping:
+                if self._stopping or self._row(row.options["batch"]).status != RUNNING:
                     break
             except Stopping:
                 break

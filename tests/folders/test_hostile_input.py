@@ -139,7 +139,12 @@ def test_files_deleted_during_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with Hub.open() as hub:
         begun = hub.catalog.registry.runs.start
-        monkeypatch.setattr(hub.catalog.registry.runs, "start", lambda *a: ((folder / "b.png").unlink(), begun(*a))[1])
+
+        def begin(*values: Any, **named: Any) -> int:
+            (folder / "b.png").unlink()
+            return begun(*values, **named)
+
+        monkeypatch.setattr(hub.catalog.registry.runs, "start", begin)
         report = hub.run("superres", [folder], options, on_event=on_event)
         errors = [row["error"] for row in report.items]
         assert errors[:2] == [None, "the file cannot be read: No such file or directory"]

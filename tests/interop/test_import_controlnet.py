@@ -278,7 +278,7 @@ def test_sd3_branches_without_text_and_positions(made: Any, tmp_path: Path) -> N
     adapter = fitted(base, in_a_file(net, tmp_path / "large.safetensors"))
     assert (adapter.encoder.pos_embed, adapter.encoder.context_embedder) == (None, None)
     ours, theirs, alone = predicted(base, net, adapter)
-    assert torch.equal(ours, theirs)
+    assert (ours - theirs).abs().max() <= 1e-6  # of two that a kernel may round apart
     assert (ours - alone).abs().max() > 1e-3
 
 
@@ -288,7 +288,7 @@ def test_flux_branches_have_any_number_of_blocks(made: Any, tmp_path: Path, laye
     net = foreign.lively(foreign.flux_controlnet(base, *layers))
     adapter = fitted(base, in_a_file(net, tmp_path / "flux.safetensors"))
     ours, theirs, alone = predicted(base, net, adapter)
-    assert torch.equal(ours, theirs)
+    assert (ours - theirs).abs().max() <= 1e-6  # of two that a kernel may round apart
     assert (ours - alone).abs().max() > 1e-4
 
 

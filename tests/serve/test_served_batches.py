@@ -149,6 +149,33 @@ def test_the_oldest_that_is_finished_makes_room(tmp_path: Path, monkeypatch: pyt
         assert started.get(f"/v1/batches/{names[0]}").status_code == 404
 
 
+def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY", 0.2)
+    plain, faults = module.atomic_file, iter([True, False, True])
+
+    def failing(path: Path) -> Any:
+        if path.suffix == ".json" and next(faults, False):
+            raise OSError(28, "No space left on device")
+        return plain(path)
+
+    monkeypatch.setattr(module, "atomic_file", failing)
+    with serving(tmp_path) as started:
+        name = started.post("/v1/batches", json={"requests": [entry(k) for k in range(5)]}).json()["id"]
+        assert ended(started, name)["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+        assert len(answers(started, name)) == 5
+
+
+def test_more_images_than_may_wait_are_refused(tmp_path: Path) -> None:
+    with serving(tmp_path, max_queue=4) as started:
+        answer = started.post("/v1/batches", json={"requests": [entry(0, model="inpaint", mask=URI, n=5)]})
+        assert (
+            answer.json()["error"]["message"] == "requests[0]: n: 5 images, and 4 may wait: make several requests of it"
+        )
+        wanted = [entry(k, model="inpaint", mask=URI, n=3) for k in range(3)]
+        name = started.post("/v1/batches", json={"requests": wanted}).json()["id"]
+        assert ended(started, name)["request_counts"]["completed"] == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_batch_goes_on_after_the_server_has_ended(number: signal.Signals, home: Path) -> None:
