@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError, one_line, system_reason
+from codi_hub.errors import Conflict, InvalidInput, one_line
+from codi_hub.filesystems import file_system_errors, opened, shown
 from codi_hub.interop.package import FILES, LIMITS
 from codi_hub.record import RECORD
 
@@ -27,12 +27,12 @@ class UrlFolder:
 
     def __init__(self, url: str, scratch: Path) -> None:
         self.name, self._scratch = shown(url), scratch
-        self._system, self._root = _opened(url)
+        self._system, self._root = opened(url)
 
     def fetch(self, name: str) -> Path:
         target, limit, written = self._scratch / name, LIMITS.get(name), 0
         with (
-            _errors(self.name, missing=f"it has no {name}"),
+            file_system_errors(self.name, missing=f"is not an adapter: it has no {name}"),
             self._system.open(f"{self._root}/{name}", "rb") as reading,
             target.open("wb") as writing,
         ):
@@ -55,9 +55,9 @@ def push(url: str, files: Mapping[str, Path | bytes]) -> bool:
         UsageError: no file system of that name. Conflict: something else is there. CodiError: it cannot be written.
     """
     name = shown(url)
-    system, root = _opened(url)
+    system, root = opened(url)
     written: list[str] = []
-    with _errors(name):
+    with file_system_errors(name):
         there = {entry.rstrip("/").rpartition("/")[2] for entry in _listed(system, root)}
         if RECORD in there:
             if system.cat_file(f"{root}/{RECORD}") == _bytes(files[RECORD]):
@@ -79,27 +79,6 @@ def push(url: str, files: Mapping[str, Path | bytes]) -> bool:
     return True
 
 
-def shown(url: str) -> str:
-    """Return an URL for messages, without a user's password in it."""
-    return one_line(re.sub(r"//[^/@]*@", "//", url), 200)
-
-
-def _opened(url: str) -> tuple[Any, str]:
-    """Return the file system and the path of an URL. Raises UsageError."""
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    try:
-        system, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(f"{shown(url)}: {protocol}:// needs another package: {one_line(error, 120)}") from error
-    except ValueError as error:
-        raise UsageError(f"{shown(url)}: no file system is called {one_line(protocol, 40)}") from error
-    except Exception as error:
-        raise CodiError(f"{shown(url)} cannot be opened: {one_line(error, 160)}") from error
-    return system, str(root).rstrip("/")
-
-
 def _listed(system: Any, root: str) -> list[str]:
     try:
         return [str(name) for name in system.ls(root, detail=False)]
@@ -118,16 +97,3 @@ def _write(system: Any, target: str, content: Path | bytes) -> None:
         else:
             with content.open("rb") as reading:
                 shutil.copyfileobj(reading, writing, CHUNK)
-
-
-@contextmanager
-def _errors(name: str, missing: str = "it is not there") -> Iterator[None]:
-    """Turn whatever a file system raises into a CodiError of one line."""
-    try:
-        yield
-    except CodiError:
-        raise
-    except FileNotFoundError as error:
-        raise NotFound(f"{name} is not an adapter: {missing}") from error
-    except Exception as error:  # file systems raise kinds of their own
-        raise CodiError(f"{name}: {one_line(system_reason(error) or error, 160) or type(error).__name__}") from error

@@ -11,6 +11,7 @@ from PIL import Image
 from codi_hub.config.share import InstallOptions, PullOptions, PushOptions
 from codi_hub.errors import InvalidInput, NotFound, UsageError, one_line, prefixed
 from codi_hub.events import Message, OnEvent
+from codi_hub.filesystems import shown
 from codi_hub.images.io import decode_image, names_image, open_image
 from codi_hub.interop import hf_hub, hub_card, stores
 from codi_hub.interop.licence import Licence, licence_of
@@ -46,7 +47,7 @@ def push(context: Context, ref: str, where: str, options: PushOptions, on_event:
     """Write an adapter to a hub or below an URL; see `Hub.push`."""
     if URL in where:
         if options.private:
-            raise UsageError(f"private: only a hub's repository can be private, not {stores.shown(where)}")
+            raise UsageError(f"private: only a hub's repository can be private, not {shown(where)}")
     else:
         _repository(where)
     images = _examples(options.examples) if options.examples else {}
@@ -56,7 +57,7 @@ def push(context: Context, ref: str, where: str, options: PushOptions, on_event:
     own = own_files(context, row)
     record = read_record(context.catalog.registry.adapters.file(row, RECORD))
     card = own[CARD] if isinstance(own[CARD], str) else Path(own[CARD]).read_text(encoding="utf-8")
-    name = stores.shown(where)
+    name = shown(where)
     text = hub_card.hub_card(str(card), record, base, options.licence, where=name, examples=[*images])
     files: dict[str, Path | bytes] = {WEIGHTS: Path(own[WEIGHTS]), RECORD: str(own[RECORD]).encode()}
     files |= {CARD: text.encode()} | images

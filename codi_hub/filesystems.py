@@ -1,0 +1,58 @@
+"""File systems by URL: s3://, gs://, memory://, hf://, ... through fsspec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from codi_hub.errors import CodiError, NotFound, UsageError, one_line, system_reason
+
+
+def shown(url: str) -> str:
+    """Return an URL for messages, without a user's name and password.
+
+    A password may have a slash or an @ that should have been escaped: then some of the path is left out too.
+    """
+    protocol, slashes, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if slashes and re.search(r":(?!\d*$)", host):  # a password, not a port
+        rest = rest.rpartition("@")[2]
+    elif slashes:
+        rest = host.rpartition("@")[2] + rest[len(host) :]
+    return one_line(protocol + slashes + rest, 200)
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """Return the file system and the path of an URL, without a slash at its end. Raises UsageError or CodiError."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UsageError(f"{shown(url)}: {protocol}:// needs another package: {one_line(error, 120)}") from error
+    except ValueError as error:
+        raise UsageError(f"{shown(url)}: no file system is called {one_line(protocol, 40)}") from error
+    except Exception as error:
+        raise CodiError(f"{shown(url)} cannot be opened: {one_line(error, 160)}") from error
+    return system, str(root).rstrip("/")
+
+
+@contextmanager
+def file_system_errors(name: str, missing: str = "is not there") -> Iterator[None]:
+    """Turn whatever a file system raises into a CodiError of one line.
+
+    Args:
+        name: what is read or written, for messages.
+        missing: said after the name of what is not there.
+    """
+    try:
+        yield
+    except CodiError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound(f"{name} {missing}") from error
+    except Exception as error:  # file systems raise kinds of their own
+        raise CodiError(f"{name}: {one_line(system_reason(error) or error, 160) or type(error).__name__}") from error
