@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow, BaseRow, Garbage, Problem, Recovery, Registry, Removal, TaskRow
     from codi_hub.tasks import Task
 
+CARD = "README.md"  # of an adapter's files
 MAX_NAMES = 20  # of tasks in a message
 PROBE_SIZE = 64  # px, of the pair that is read to check training data
 
@@ -92,17 +93,21 @@ class Catalog:
             f"no adapter, task or base is called {ref!r}; see `codi list`, `codi task list`, `codi base list`"
         )
 
+    def card(self, row: AdapterRow) -> str | None:
+        """Return an adapter's card as it was registered; None for one without."""
+        adapters = self.registry.adapters
+        return adapters.file(row, CARD).read_text(encoding="utf-8") if CARD in adapters.files(row) else None
+
     def _show_adapter(self, row: AdapterRow) -> dict[str, Any]:
         from codi_hub.record import RECORD, read_record
 
         adapters = self.registry.adapters
         files = {name: str(adapters.file(row, name)) for name in adapters.files(row)}
         record = read_record(Path(files[RECORD]))
-        card = Path(files["README.md"]).read_text(encoding="utf-8") if "README.md" in files else None
         labels = {"method": record.method, "loss": record.loss}
         more = {"score": row.score, "parent": row.parent, "created": row.created, "files": files}
         config = record.model_dump(mode="json")
-        return {"type": "adapter"} | adapter_json(row) | labels | more | {"config": config, "card": card}
+        return {"type": "adapter"} | adapter_json(row) | labels | more | {"config": config, "card": self.card(row)}
 
     def tag(self, ref: str, name: str, remove: bool = False) -> AdapterRow:
         """Point a tag to a version, or remove it; return that version. Raises NotFound or UsageError."""

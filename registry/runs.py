@@ -51,10 +51,11 @@ class RunLog:
             if not connection.execute(change).rowcount:
                 raise _no_run(run_id)
 
-    def list(self, limit: int | None = 50) -> Sequence[RunRow]:
-        """Return the last `limit` runs, newest first; None means all."""
+    def list(self, limit: int | None = 50, task: str | None = None) -> Sequence[RunRow]:
+        """Return the last `limit` runs, or those of one task, newest first; None means all."""
+        query = _RUNS if task is None else _RUNS.where(run.c.task == task)
         with self._database.read() as connection:
-            rows = connection.execute(_RUNS.order_by(run.c.id.desc()).limit(limit))
+            rows = connection.execute(query.order_by(run.c.id.desc()).limit(limit))
             return [RunRow(**row._mapping) for row in rows]
 
     def get(self, run_id: int) -> RunRow:
@@ -67,8 +68,7 @@ class RunLog:
 
     def items(self, run_id: int) -> Sequence[RunItemRow]:
         """Return the items of a run in the order in which they were computed."""
-        columns = [column for column in run_item.c if column.name not in ("id", "run_id")]
-        query = select(*columns).where(run_item.c.run_id == run_id).order_by(run_item.c.id)
+        query = _ITEMS.where(run_item.c.run_id == run_id).order_by(run_item.c.id)
         with self._database.read() as connection:
             return [RunItemRow(**row._mapping) for row in connection.execute(query)]
 
@@ -80,8 +80,7 @@ class RunLog:
 
     def made(self, run_id: int, outputs: Iterable[str]) -> dict[str, RunItemRow]:
         """Return what a run wrote so far of the outputs, absolute paths."""
-        columns = [column for column in run_item.c if column.name not in ("id", "run_id")]
-        query = select(*columns).where(run_item.c.run_id == run_id, run_item.c.status == "ok").order_by(run_item.c.id)
+        query = _ITEMS.where(run_item.c.run_id == run_id, run_item.c.status == "ok").order_by(run_item.c.id)
         found: dict[str, RunItemRow] = {}
         with self._database.read() as connection:
             for part in versions.in_parts(map(storable, outputs)):
@@ -134,6 +133,7 @@ def _count(status: str) -> Any:
     return query.scalar_subquery().label(status)
 
 
+_ITEMS = select(*(column for column in run_item.c if column.name not in ("id", "run_id")))
 _RUNS = select(run, _count("ok"), _count("failed"))
 
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.events import Message, OnEvent
-from codi_hub.folders.devices import Setup, logger_levels, set_levels
+from codi_hub.folders.devices import Setup, WorkerSide, logger_levels, set_levels
 from codi_hub.folders.interrupts import WorkersLost
 from codi_hub.folders.plan import Item
-from codi_hub.folders.rows import RegistryLog, Rows, absolute_path, row_of
+from codi_hub.folders.rows import RegistryLog, Rows, absolute_path
 
 CHUNK = 16  # items per task, at least; a multiple of the batch
 RETRIES = 2  # of a chunk whose actor died
@@ -114,36 +114,25 @@ class _Actor:
 
     def __init__(self, setup: Setup, device: str, levels: Mapping[str, int]) -> None:
         set_levels(levels)
-        self._items: dict[int, Item] = {}
         self._rows: list[tuple[int, str, dict[str, Any]]] = []
         self._messages: list[str] = []
-        self._maker, self._log = setup.maker(device, self._items, self._done, threading.Event(), self._say)
+        self._side = WorkerSide(setup, device, self._rows.append, self._messages.append, threading.Event())
 
     def __call__(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        items, maker = self._side.items, self._side.maker
         indices = [int(index) for index in chunk["index"]]
-        self._items.update(zip(indices, map(pickle.loads, chunk["item"]), strict=True))
-        self._rows, self._messages = [], []
-        self._maker.batches.clear()
-        made = self._log.made(dict(self._items))  # by an actor that died
+        items.update(zip(indices, map(pickle.loads, chunk["item"]), strict=True))
+        self._rows.clear()
+        self._messages.clear()
+        maker.batches.clear()
+        made = self._side.log.made(dict(items))  # by an actor that died
         for index, row in made.items():
-            self._items.pop(index)
+            items.pop(index)
             self._rows.append((index, "ok", {"error": None, "seconds": row.seconds}))
-        self._maker.make([index for index in indices if index not in made])
-        self._maker.flush()
-        answer = {"rows": self._rows, "messages": self._messages, "batches": self._maker.batches}
+        maker.make([index for index in indices if index not in made])
+        maker.flush()
+        answer = {"rows": self._rows, "messages": self._messages, "batches": maker.batches}
         return {"answer": np.array([json.dumps(answer)], dtype=object)}
-
-    def _done(
-        self, index: int, status: str, *, error: str | None = None, seconds: float = 0.0, input_hash: str | None = None
-    ) -> None:
-        item = self._items.pop(index)
-        if status == "failed":
-            self._log.record_failure(row_of(item, status, error=error, seconds=seconds), input_hash)
-        self._messages += [text] if (text := self._log.warning()) else []
-        self._rows.append((index, status, {"error": error, "seconds": seconds}))
-
-    def _say(self, event: Any) -> None:
-        self._messages += [event.text] if isinstance(event, Message) else []
 
 
 @contextmanager

@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, count
+from functools import partial
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -225,50 +226,72 @@ def _work(setup: Setup, device: str, threads: int, connection: Connection, level
             connection.send(("error", CodiError(f"{device}: {describe(error)}")))
 
 
-class _Work:
-    """The worker's side."""
+class WorkerSide:
+    """The items of a worker, and what it tells of them. A failure is recorded here, an output when it is written.
 
-    def __init__(self, setup: Setup, device: str, connection: Connection) -> None:
-        self._connection = connection
-        self._stop = threading.Event()
-        self._items: dict[int, Item] = {}
-        self._maker, self._log = setup.maker(device, self._items, self._done, self._stop, self._say)
+    Args:
+        setup: gives `maker` and `log`.
+        row: takes (index, status, further arguments of `Rows.add`) of an item that is done.
+        message: takes a text for people.
+        stop: ends the work.
+    """
 
-    def run(self) -> None:
-        try:
-            while (first := self._ask("idle")) is not None:
-                self._maker.make(chain((index for index, _ in first), self._pull()))
-                self._maker.flush()
-        finally:
-            self._maker.close()
-        self._connection.send(("end", self._maker.batches))
-
-    def _pull(self) -> Iterator[int]:
-        for _ in count():
-            work = self._ask("need")
-            if not work:
-                return
-            yield from (index for index, _ in work)
-
-    def _ask(self, what: str) -> list[tuple[int, Item]] | None:
-        self._connection.send((what, None))
-        work: list[tuple[int, Item]] | None = self._connection.recv()
-        if work is None:
-            self._stop.set()
-        else:
-            self._items.update(work)
-        return work
+    def __init__(
+        self,
+        setup: Setup,
+        device: str,
+        row: Callable[[tuple[int, str, dict[str, Any]]], object],
+        message: Callable[[str], object],
+        stop: threading.Event,
+    ) -> None:
+        self.items: dict[int, Item] = {}
+        self._row, self._message = row, message
+        self.maker, self.log = setup.maker(device, self.items, self._done, stop, self._say)
 
     def _done(
         self, index: int, status: str, *, error: str | None = None, seconds: float = 0.0, input_hash: str | None = None
     ) -> None:
-        item = self._items.pop(index)
+        item = self.items.pop(index)
         if status == "failed":
-            self._log.record_failure(row_of(item, status, error=error, seconds=seconds), input_hash)
-        if text := self._log.warning():
-            self._connection.send(("message", text))
-        self._connection.send(("row", (index, status, {"error": error, "seconds": seconds})))
+            self.log.record_failure(row_of(item, status, error=error, seconds=seconds), input_hash)
+        if text := self.log.warning():
+            self._message(text)
+        self._row((index, status, {"error": error, "seconds": seconds}))
 
     def _say(self, event: Any) -> None:
         if isinstance(event, Message):
-            self._connection.send(("message", event.text))
+            self._message(event.text)
+
+
+class _Work:
+    """The work of a process, which asks its parent for items."""
+
+    def __init__(self, setup: Setup, device: str, connection: Connection) -> None:
+        self._connection = connection
+        self._stop = threading.Event()
+        self._side = WorkerSide(setup, device, partial(self._send, "row"), partial(self._send, "message"), self._stop)
+
+    def run(self) -> None:
+        try:
+            while (first := self._ask("idle")) is not None:
+                self._side.maker.make(chain((index for index, _ in first), self._pull()))
+                self._side.maker.flush()
+        finally:
+            self._side.maker.close()
+        self._send("end", self._side.maker.batches)
+
+    def _send(self, what: str, value: Any) -> None:
+        self._connection.send((what, value))
+
+    def _pull(self) -> Iterator[int]:
+        while work := self._ask("need"):
+            yield from (index for index, _ in work)
+
+    def _ask(self, what: str) -> list[tuple[int, Item]] | None:
+        self._send(what, None)
+        work: list[tuple[int, Item]] | None = self._connection.recv()
+        if work is None:
+            self._stop.set()
+        else:
+            self._side.items.update(work)
+        return work

@@ -57,8 +57,7 @@ class Run:
     @cached_property
     def pairs(self) -> list[Pair]:
         """The held-out pairs that the adapter is measured on: all, or what the rest of a time budget is enough for."""
-        left, progress = self.trainer.left(), self.trainer.progress
-        full = self.trainer.evaluation * progress.seconds / max(1, progress.step)
+        left, full = self.trainer.left(), self.trainer.evaluation_seconds()
         return self.held_out(None if left is None or full <= left else max(LEAST, int(MAX_HELD_OUT * left / full)))
 
 

@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache as kept
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,7 +100,8 @@ def _distil(work: Plan, on_event: OnEvent) -> Finished:
     settings = work.config.training
     evaluation = finish.evaluation_steps(work, len(held))
     trainer = Trainer(base, adapter, cache, method, settings, accelerator, job.folder, job.began, evaluation)
-    run = Run(work, lambda count: [pair_at(source, task, spec.seed, k) for k in held[:count]], trainer, spec)
+    pair = kept(partial(pair_at, source, task, spec.seed))
+    run = Run(work, lambda count: [*map(pair, held[:count])], trainer, spec)
     with closing(cache):
         train_to_the_end(run, on_event)
     return by_main(lambda: finish.finish(run))

@@ -304,14 +304,22 @@ class Trainer:
     def _tick(self) -> None:
         """Note the time, the same in all processes: the rate, the phase and the end depend on it."""
         progress, budget = self.progress, self.settings.time_budget
-        progress.elapsed = agreed(self._before + time.monotonic() - self.began)
+        progress.elapsed = agreed(self._elapsed())
         if budget and progress.step:
-            progress.reserve = min(self.evaluation * progress.seconds / progress.step, budget * MOST_RESERVED)
+            progress.reserve = min(self.evaluation_seconds(), budget * MOST_RESERVED)
+
+    def _elapsed(self) -> float:
+        """Return the seconds of the run's commands until now."""
+        return self._before + time.monotonic() - self.began
+
+    def evaluation_seconds(self) -> float:
+        """Return the seconds that the whole evaluation takes, about, from those of the steps so far."""
+        return self.evaluation * self.progress.seconds / max(1, self.progress.step)
 
     def left(self) -> float | None:
         """Return the seconds of the time budget that are left of the whole command, if there is one."""
         budget = self.settings.time_budget
-        return budget and max(0.0, budget - (self._before + time.monotonic() - self.began))
+        return budget and max(0.0, budget - self._elapsed())
 
     def _last(self, step: int) -> int:
         """Return `step`, or the number of steps where that is less."""
