@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import re
 import secrets
 import threading
@@ -52,7 +51,6 @@ MAX_FIELDS = 64
 BLANK = (512, 512)  # width and height of an image that begins with nothing
 DECODERS = 2  # requests that are decoded at a time
 POLL = 0.25  # seconds between two looks whether a client is still there
-CARD = "README.md"
 IMAGE_FIELDS = ("image", "image[]", "images")
 
 
@@ -105,23 +103,19 @@ class Service:
             except UsageError as error:
                 raise NotFound(f"model {name!r:.80}: {error}") from None
 
-    def describe(self, name: str) -> tuple[AdapterRow, Task, str]:
-        """Return the adapter of a model's name, its task and its card, without the card's metadata. Raises NotFound."""
-        row = self.resolve(name)
+    def card(self, row: AdapterRow) -> str:
+        """Return the card of an adapter without its metadata, empty for one that has none."""
         with self._lock:
-            adapters = self.catalog.registry.adapters
-            has = CARD in adapters.files(row)
-            card = adapters.file(row, CARD).read_text(encoding="utf-8") if has else ""
-        return row, self._task(row, {}), re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+            return re.sub(r"\A---\n.*?\n---\n", "", self.catalog.card(row) or "", flags=re.DOTALL)
 
-    def _task(self, row: AdapterRow, options: Mapping[str, Any]) -> Task:
+    def task(self, row: AdapterRow, options: Mapping[str, Any]) -> Task:
         """Return the task of an adapter. Raises UsageError for options that are unknown or name files."""
         with self._lock:
             plain = self.catalog.load_task(row.task, {})
             for name in plain.current_names(options):
                 if name in plain.file_options():
                     raise UsageError(f"options.{name}: names files of the server: send images with the request")
-            return self.catalog.load_task(row.task, dict(options))
+            return self.catalog.load_task(row.task, dict(options)) if options else plain
 
     async def edit(self, request: Request) -> Response:
         """Answer `POST /v1/images/edits`: an image per input and variant."""
@@ -141,7 +135,7 @@ class Service:
         width, height = wanted.pixels or BLANK
         if width * height > self.options.max_pixels:
             raise UsageError(f"size: {width}x{height} pixels are over the limit of {self.options.max_pixels}")
-        blank = self._task(row, wanted.options).blank(width, height)
+        blank = self.task(row, wanted.options).blank(width, height)
         if blank is None:
             raise UsageError(f"model: task {row.task} needs an image; send it to /v1/images/edits")
         return images.encoded(blank, "png")
@@ -164,7 +158,7 @@ class Service:
                 check_variants(wanted.n, "ddim", 1.0, row)
         steps = wanted.num_inference_steps or row.steps
         check_steps(steps, row)
-        task = self._task(row, wanted.options)
+        task = self.task(row, wanted.options)
         if task.needs_prompt and not wanted.prompt.strip():
             raise UsageError(f"prompt: task {row.task} needs one")
         return row, task, steps
@@ -314,20 +308,10 @@ async def _read(request: Request) -> Asked:
     """Read a form or a JSON document. Raises UsageError or Refused for what is neither."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _from_json(await request.body())
+        return from_document(schema.json_object(await request.body()))
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _from_form(request)
     raise Refused(415, f"content type {kind!r:.60}: send multipart/form-data or application/json")
-
-
-def _from_json(body: bytes) -> Asked:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise UsageError("the body is not JSON") from None
-    if not isinstance(document, dict):
-        raise UsageError("the body is not a JSON object")
-    return from_document(document)
 
 
 def from_document(document: Mapping[str, Any]) -> Asked:

@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from codi_hub.errors import CodiError, UsageError
 from codi_hub.serve.queue import QueueFull
+from codi_hub.serve.schema import json_object
 
 if TYPE_CHECKING:
     from codi_hub.serve.batches import Batches
@@ -41,14 +42,52 @@ CREATE = {
 }
 
 
+class Followers:
+    """The clients that follow a batch by server-sent events."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._count = 0
+
+    async def follow(self, name: str) -> StreamingResponse:
+        """Answer with the batch whenever it has changed. Raises NotFound or QueueFull."""
+        await run_in_threadpool(self._batches.get, name)
+        if self._count >= FOLLOWERS:
+            raise QueueFull(f"{FOLLOWERS} batches are followed, and no more can be: ask for the batch itself")
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(self._events(name), media_type="text/event-stream", headers=headers)
+
+    async def _events(self, name: str) -> AsyncIterator[str]:
+        """Yield events until the batch has ended or the server stops."""
+        self._count += 1
+        try:
+            last, quiet = None, 0
+            while not self._batches.stopping:
+                batch = await run_in_threadpool(self._batches.get, name)
+                if batch != last:
+                    yield f"event: progress\ndata: {json.dumps(batch)}\n\n"
+                    last, quiet = batch, 0
+                elif quiet >= BEAT:
+                    yield ": \n\n"
+                    quiet = 0
+                if batch["status"] != "in_progress":
+                    return
+                quiet += 1
+                await asyncio.sleep(LOOK)
+        except CodiError:
+            return  # it was removed
+        finally:
+            self._count -= 1
+
+
 def routes(batches: Batches) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/v1")
-    following = 0
+    followers = Followers(batches)
 
     @router.post("/batches", summary="Start a batch of requests", openapi_extra=CREATE)
     async def create(request: Request) -> dict[str, Any]:
-        return await run_in_threadpool(batches.create, _object(await request.body()))
+        return await run_in_threadpool(batches.create, json_object(await request.body()))
 
     @router.get("/batches", summary="List the batches")
     def list_batches(limit: int = 20, after: str | None = None) -> dict[str, Any]:
@@ -69,37 +108,11 @@ def routes(batches: Batches) -> APIRouter:
 
     @router.get("/batches/{name}/results", summary="Get the answers so far, a line of JSON each")
     def results(name: str) -> StreamingResponse:
-        return StreamingResponse(batches.results(name), media_type=JSON_LINES)
+        return StreamingResponse(batches.store.results(name), media_type=JSON_LINES)
 
     @router.get("/batches/{name}/events", summary="Follow a batch by server-sent events")
     async def events(name: str) -> StreamingResponse:
-        await run_in_threadpool(batches.get, name)
-        if following >= FOLLOWERS:
-            raise QueueFull(f"{FOLLOWERS} batches are followed, and no more can be: ask for the batch itself")
-        return StreamingResponse(followed(name), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-    async def followed(name: str) -> AsyncIterator[str]:
-        """Yield a batch whenever it has changed, until it has ended or the server stops."""
-        nonlocal following
-        following += 1
-        try:
-            last, quiet = None, 0
-            while not batches.stopping:
-                batch = await run_in_threadpool(batches.get, name)
-                if batch != last:
-                    yield f"event: progress\ndata: {json.dumps(batch)}\n\n"
-                    last, quiet = batch, 0
-                elif quiet >= BEAT:
-                    yield ": \n\n"
-                    quiet = 0
-                if batch["status"] != "in_progress":
-                    return
-                quiet += 1
-                await asyncio.sleep(LOOK)
-        except CodiError:
-            return  # it was removed
-        finally:
-            following -= 1
+        return await followers.follow(name)
 
     @router.post("/files", summary="Send the requests of a batch, a line of JSON each")
     async def upload(request: Request) -> dict[str, Any]:
@@ -108,21 +121,10 @@ def routes(batches: Batches) -> APIRouter:
             if not isinstance(file, UploadFile) or form.get("purpose") != "batch":
                 raise UsageError("file: a file of JSON lines, with the purpose batch")
             data = await file.read()
-        return await run_in_threadpool(batches.upload, data)
+        return await run_in_threadpool(batches.store.upload, data)
 
     @router.get("/files/{name}/content", summary="Get the answers of a batch as one of OpenAI's files")
     def content(name: str) -> StreamingResponse:
-        return StreamingResponse(batches.results(name), media_type=JSON_LINES)
+        return StreamingResponse(batches.store.results(name), media_type=JSON_LINES)
 
     return router
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """Return a JSON object. Raises UsageError."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise UsageError("the body is not JSON") from None
-    if not isinstance(document, dict):
-        raise UsageError("the body is not a JSON object")
-    return document

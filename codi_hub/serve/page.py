@@ -57,18 +57,13 @@ class Result:
     label: str
 
 
-def build(service: Service, folder: Path) -> gr.Blocks:
-    """Return the page.
+class Page:
+    """The page's parts, and what happens when they change.
 
     Args:
         service: what the API answers with.
         folder: of uploads and results, from which alone files are read and answered.
     """
-    return Page(service, folder).blocks()
-
-
-class Page:
-    """The page's parts, and what happens when they change; see `build`."""
 
     def __init__(self, service: Service, folder: Path) -> None:
         self.service, self.folder = service, folder
@@ -169,11 +164,12 @@ class Page:
         if not version:
             return ["No adapters: `codi distill` trains some.", *[gr.update()] * 4]
         try:
-            row, task, card = self.service.describe(version)
+            row = self.service.resolve(version)
         except NotFound as error:
             raise gr.Error(str(error), print_exception=False) from None
+        task = self.service.task(row, {})
         return [
-            card or "It has no card.",
+            self.service.card(row) or "It has no card.",
             gr.update(visible=not task.reads_alpha),
             gr.update(visible=task.reads_alpha),
             gr.update(visible=task.uses_prompt, label="Prompt" if task.needs_prompt else "Prompt (optional)"),
@@ -230,7 +226,7 @@ class Page:
     def _begin(self, fields: Mapping[str, Any], uploads: Any, painted: Any) -> list[Work]:
         """Return what a request has to wait for, in the queue. Raises CodiError."""
         wanted = schema.parsed(fields)
-        _, task, _ = self.service.describe(wanted.model)
+        task = self.service.task(self.service.resolve(wanted.model), {})
         asked = Asked()
         if task.reads_alpha:
             files = painted if isinstance(painted, Mapping) else {}

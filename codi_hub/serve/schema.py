@@ -31,6 +31,17 @@ def _size(value: Any) -> Any:
     return value
 
 
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the object of a body in JSON. Raises UsageError."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UsageError("the body is not JSON") from None
+    if not isinstance(document, dict):
+        raise UsageError("the body is not a JSON object")
+    return document
+
+
 class ImagesRequest(BaseModel):
     """What both kinds of requests have. Fields of OpenAI without a meaning here, such as quality, are ignored."""
 

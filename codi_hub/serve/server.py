@@ -22,6 +22,7 @@ from codi_hub.errors import CodiError, UsageError, system_reason
 from codi_hub.hub import Hub
 from codi_hub.interrupts import SIGNALS
 from codi_hub.serve.api import Service, application
+from codi_hub.serve.batch_store import BatchStore
 from codi_hub.serve.batches import Batches
 from codi_hub.serve.guard import Guard, is_loopback
 from codi_hub.serve.metrics import Metrics
@@ -153,8 +154,8 @@ def serve(options: ServeOptions, on_listening: Callable[[str, Server], object], 
         queue = Queue(networks.generate, options.max_queue, WAITING * options.max_pixels)
         metrics = Metrics(lambda: queue.length)
         queue.on_batch = metrics.batches.observe
-        batches = Batches(Service(options, catalog, queue, metrics), home)
-        closing.callback(batches.close)
+        batches = Batches(Service(options, catalog, queue, metrics), BatchStore(home))
+        closing.callback(batches.store.close)
         app = application(batches.service, batches)
         config = uvicorn.Config(
             app,

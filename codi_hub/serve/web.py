@@ -189,7 +189,7 @@ def mounted(service: Service, folder: Path) -> Any:
 
     from codi_hub.serve import page
 
-    blocks = page.build(service, folder)
+    blocks = page.Page(service, folder).blocks()
     blocks.queue(max_size=service.options.max_queue)
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
