@@ -5,6 +5,9 @@ with `codi distill` -> features (the network of `codi eval`'s distances) -> bund
 adapter per core is trained at a time, which is 1.45 times as fast as one after the other on two cores; the stages
 before use all cores.
 
+With `--photos` the base is trained on photographs too, with `--start` from the weights of another base, whose
+autoencoder and tokenizer it keeps: leave out the stage `autoencoder` then.
+
 The bundled weights had more and longer trainings, some with the Muon optimiser and with mirror images of the pairs:
 the lineage in each adapter's card lists them. This recipe builds the same networks on the same data in less time.
 """
@@ -15,6 +18,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +26,10 @@ from typing import Any, NamedTuple
 from codi_hub.backbones import load
 from codi_hub.registry import Registry
 from recipes.nano import autoencoder, base, bundle, features, pretraining
-from recipes.nano.images import pool
+from recipes.nano.images import Images, photo_pool, pool
 from recipes.nano.pretraining import Phase, Pretraining
 
-LEAVES, SCENES = 6144, 6144
+LEAVES, SCENES, PHOTOGRAPHS = 6144, 6144, 8192
 
 
 class Round(NamedTuple):
@@ -139,6 +143,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--times", type=float, default=1.0, help="scale of all minutes below (default: 1)")
     parser.add_argument("--lanes", type=int, help="adapters at a time (default: one per core, one on a GPU)")
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="photographs with a manifest.tsv, that the base is trained on too"
+    )
+    parser.add_argument(
+        "--start", type=Path, metavar="BASE", help="folder of a base that the base's training starts from"
+    )
     for stage, minutes in MINUTES.items():
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes, help="(default: %(default)s)")
     arguments = parser.parse_args()
@@ -149,10 +159,13 @@ def main() -> None:
     minutes = {stage: arguments.times * getattr(arguments, f"{stage}_minutes") for stage in MINUTES}
     scenes, captions = pool(workspace / "images", "scenes", SCENES, seed=2)
     leaves, _ = pool(workspace / "images", "leaves", LEAVES, seed=1)
+    images = Images(scenes, captions, leaves)
+    if arguments.photos:
+        images = replace(images, photographs=photo_pool(workspace / "images", arguments.photos, PHOTOGRAPHS))
     run = {
         "images": lambda: None,  # rendered above, where they are missing
         "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
-        "base": lambda: base.run(workspace, scenes, captions, leaves, minutes["base"], device),
+        "base": lambda: base.run(workspace, images, minutes["base"], device, arguments.start),
         "pretraining": lambda: pretrain(workspace, minutes["pretraining"], device),
         "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
         "bundle": lambda: bundle.run(workspace, {task: len(rounds) for task, rounds in ROUNDS.items()}),

@@ -1,7 +1,8 @@
-"""The text-conditioned U-Net of nano: v-prediction with zero terminal SNR, on cached latents of scenes and leaves."""
+"""The text-conditioned U-Net of nano: v-prediction with zero terminal SNR, on cached latents of all images."""
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +15,19 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
 from codi_hub.diffusion.schedule import Schedule, VariancePreserving
+from recipes.nano.images import Images
 from recipes.nano.kernels import attention, replace_group_norms
 from recipes.nano.stage import train
 
 BATCH = 16
 CROP = 24  # latent cells; crops of three quarters of an image train faster
-WHOLE = 0.5  # share of the steps on whole scenes with captions
+# shares of the steps; scenes are whole and have captions, which keep the text encoder trained
+SHARES = {"scenes": 0.5, "leaves": 0.5}
+WITH_PHOTOGRAPHS = {"scenes": 0.25, "leaves": 0.15, "photographs": 0.6}
 DROP_CAPTION = 0.15  # so that the empty prompt, which superres uses, is trained too
 TOKENS = 32
+LR = 1.2e-3
+LR_FROM_START = 8e-4  # of trained weights: a peak as high as from random ones undoes much of them first
 
 
 def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
@@ -161,59 +167,85 @@ def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Sch
     return (v.float() - schedule.prediction(x, eps, t)).square().mean()
 
 
-def run(
-    workspace: Path,
-    scenes: np.ndarray,
-    captions: list[str],
-    leaves: np.ndarray,
-    minutes: float,
-    device: str = "cpu",
-) -> Path:
-    """Train within the budget and complete `workspace/base`, a diffusers pipeline folder."""
-    folder = workspace / "base"
-    words = tokenizer([*captions, *instructions()], folder / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device, memory_format=torch.channels_last)
-    cache = workspace / "latents.pt"
-    if not cache.exists():
-        torch.save({"scenes": encode(vae, scenes, device), "leaves": encode(vae, leaves, device)}, cache)
-    latents = torch.load(cache, weights_only=True)
-    ids = words(
-        [*captions, ""], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-    ).input_ids
+def cached_latents(vae: AutoencoderTiny, images: Images, path: Path, device: str) -> dict[str, Tensor]:
+    """Return the latents of every kind of image that there is, from `path` where it has as many."""
+    pools = {kind: pool for kind in WITH_PHOTOGRAPHS if len(pool := getattr(images, kind))}
+    cache: dict[str, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
+    if {kind: len(rows) for kind, rows in cache.items()} != {kind: len(pool) for kind, pool in pools.items()}:
+        cache = {kind: encode(vae, pool, device) for kind, pool in pools.items()}
+        torch.save(cache, path)
+    return cache
+
+
+def begin(folder: Path, images: Images, start: Path | None) -> tuple[TextToLatent, CLIPTokenizer, AutoencoderTiny]:
+    """Return network, tokenizer and autoencoder at the start of a training, and write the latter two to `folder`.
+
+    Args:
+        folder: of the base; without `start` its autoencoder is trained already.
+        images: whose captions the tokenizer is made from without `start`.
+        start: folder of a base whose weights, tokenizer and autoencoder are taken over; None for random weights.
+    """
+    if start:
+        for part in ("vae", "tokenizer"):
+            shutil.copytree(start / part, folder / part, dirs_exist_ok=True)
+        words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    else:
+        words = tokenizer([*images.captions, *instructions()], folder / "tokenizer")
+    vae = AutoencoderTiny.from_pretrained(folder / "vae")
     torch.manual_seed(0)
     model = TextToLatent(len(words), words.eos_token_id, vae.config.latent_channels)
+    if start:
+        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
+        model.text.load_state_dict(CLIPTextModel.from_pretrained(start / "text_encoder").state_dict())
+    return model, words, vae
+
+
+def run(workspace: Path, images: Images, minutes: float, device: str = "cpu", start: Path | None = None) -> Path:
+    """Train within the budget and complete `workspace/base`, a diffusers pipeline folder; `start` as in `begin`."""
+    folder = workspace / "base"
+    model, words, vae = begin(folder, images, start)
+    vae = vae.to(device, memory_format=torch.channels_last)
+    latents = cached_latents(vae, images, workspace / "latents.pt", device)
+    shares = WITH_PHOTOGRAPHS if "photographs" in latents else SHARES
+    ids = words(
+        [*images.captions, ""], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    ).input_ids
     model = model.to(device, memory_format=torch.channels_last)
     noise = scheduler()
     schedule = VariancePreserving.from_config(dict(noise.config))
 
     def loss_of(network: TextToLatent, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([78, number])
-        whole = rng.random() < WHOLE
-        source = latents["scenes"] if whole else latents["leaves"]
-        rows = torch.from_numpy(rng.integers(0, len(source), BATCH if whole else 2 * BATCH))
+        kind = str(rng.choice(list(shares), p=list(shares.values())))
+        source = latents[kind]
+        rows = torch.from_numpy(rng.integers(0, len(source), BATCH if kind == "scenes" else 2 * BATCH))
         x, tokens = source[rows].float(), ids[-1].expand(len(rows), -1)
-        if whole:
+        if kind == "scenes":
             tokens = torch.where(torch.from_numpy(rng.random((len(rows), 1))) < DROP_CAPTION, tokens, ids[rows])
         else:
             top, left = rng.integers(0, x.shape[2] - CROP + 1, 2)
             x = x[:, :, top : top + CROP, left : left + CROP]
-        if rng.random() < 0.5 and not whole:
+        if kind == "leaves" and rng.random() < 0.5:
             x = x.transpose(2, 3)
         x, tokens = x.to(device, memory_format=torch.channels_last), tokens.to(device)
-        loss = v_loss(lambda z_t, t: network(z_t, t, tokens), x, schedule, number)
-        return {"scenes" if whole else "leaves": loss}
+        return {kind: v_loss(lambda z_t, t: network(z_t, t, tokens), x, schedule, number)}
 
-    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=1.2e-3, ema_decay=0.998))
-    print(
-        f"relative distance of captions that differ in a colour: {colour_distance(model.text, words):.3f}", flush=True
-    )
+    lr = LR_FROM_START if start else LR
+    model.load_state_dict(train(workspace / "unet", model, loss_of, minutes=minutes, lr=lr, ema_decay=0.998))
+    distance = colour_distance(model.text, words)
+    print(f"relative distance of captions that differ in a colour: {distance:.3f}", flush=True)
+    write(folder, model, vae, noise)
+    return folder
+
+
+def write(folder: Path, model: TextToLatent, vae: AutoencoderTiny, noise: DDIMScheduler) -> None:
+    """Write a pipeline folder that diffusers opens, beside its tokenizer."""
     # the text encoder stays in 32 bit: transformers loads the stored dtype, diffusers float32, and the two must agree
     model.unet.half().save_pretrained(folder / "unet")
     model.text.float().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")
     noise.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n")
-    return folder
 
 
 PIPELINE = {
