@@ -9,6 +9,8 @@ from typing import Any
 
 from codi_hub.errors import CodiError, NotFound, UsageError, one_line, system_reason
 
+PACKAGES = {"s3": "codi-hub[s3]", "s3a": "codi-hub[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+
 
 def shown(url: str) -> str:
     """Return an URL for messages, without a user's name and password.
@@ -30,13 +32,14 @@ def opened(url: str) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0]
     try:
-        system, root = fsspec.core.url_to_fs(url)
+        system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write there too
     except ImportError as error:
-        raise UsageError(f"{shown(url)}: {protocol}:// needs another package: {one_line(error, 120)}") from error
+        remedy = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else one_line(error, 120)
+        raise UsageError(f"{shown(url)}: {protocol}:// needs a package that is not installed: {remedy}") from error
     except ValueError as error:
         raise UsageError(f"{shown(url)}: no file system is called {one_line(protocol, 40)}") from error
     except Exception as error:
-        raise CodiError(f"{shown(url)} cannot be opened: {one_line(error, 160)}") from error
+        raise CodiError(f"{shown(url)} cannot be opened: {reason(error)}") from error
     return system, str(root).rstrip("/")
 
 
@@ -55,4 +58,10 @@ def file_system_errors(name: str, missing: str = "is not there") -> Iterator[Non
     except FileNotFoundError as error:
         raise NotFound(f"{name} {missing}") from error
     except Exception as error:  # file systems raise kinds of their own
-        raise CodiError(f"{name}: {one_line(system_reason(error) or error, 160) or type(error).__name__}") from error
+        raise CodiError(f"{name}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return on one line why a file system refused, without a user's name and password."""
+    text = one_line(system_reason(error) or error, 160) or type(error).__name__
+    return re.sub(r"(?<=://)[^\s\"']*@", "", text)
