@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
+from recipes.nano.kernels import training_precision
 from recipes.nano.stage import train
 
 CROP = 64
@@ -145,7 +146,7 @@ def run(workspace: Path, pools: list[np.ndarray], minutes: float, device: str = 
         images = crops(pools, number).to(device)
         latents = network.encoder(images)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number)).to(latents)
-        with torch.autocast(device, torch.bfloat16):
+        with training_precision(device):
             decoded = network.decoder(latents + LATENT_NOISE * noise)
         return reconstruction(decoded.float(), images)
 

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
 from codi_hub.diffusion.schedule import Schedule, VariancePreserving
 from recipes.nano.images import Images
-from recipes.nano.kernels import attention, replace_group_norms
+from recipes.nano.kernels import attention, replace_group_norms, training_precision
 from recipes.nano.stage import train
 
 BATCH = 16
@@ -143,18 +143,21 @@ def colour_distance(text: CLIPTextModel, words: CLIPTokenizer) -> float:
 
 
 def encode(vae: AutoencoderTiny, images: np.ndarray, device: str) -> Tensor:
-    """Encode uint8 images (N, H, W, 3) to float16 latents (N, C, H/4, W/4) of unit deviation."""
+    """Encode uint8 images (N, H, W, 3) to float16 latents (N, C, H/4, W/4) of unit deviation.
+
+    In float32: on a CPU, bfloat16 takes 8 times as long here, and is 0.05 off.
+    """
     rows = []
     for start in range(0, len(images), 32):
         pixels = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2)
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad():
             latents = vae.encoder(pixels.to(device).float().div(127.5).sub(1)) * vae.config.scaling_factor
-            rows.append(latents.half().cpu())
+        rows.append(latents.half().cpu())
     return torch.cat(rows)
 
 
 def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Schedule, number: int) -> Tensor:
-    """Return E ||v - predict(z_t, timestep)||^2 on clean latents (B, C, h, w), in bfloat16 autocast.
+    """Return E ||v - predict(z_t, timestep)||^2 on clean latents (B, C, h, w), in `training_precision`.
 
     `number` seeds times and noise.
     """
@@ -162,7 +165,7 @@ def v_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, schedule: Sch
     # stratified over the batch: the same distribution of noise levels at every step
     t = schedule.time_of((torch.arange(len(x)) + torch.rand((), generator=generator)) / len(x)).to(x.device)
     eps = torch.randn(x.shape, generator=generator).to(x.device, memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16), attention(x, "bf16"):
+    with training_precision(x.device.type), attention(x, "bf16"):
         v = predict(schedule.add_noise(x, eps, t), schedule.model_time(t))
     return (v.float() - schedule.prediction(x, eps, t)).square().mean()
 

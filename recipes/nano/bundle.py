@@ -14,6 +14,7 @@ from codi_hub import backbones
 from codi_hub.backbones.backbone import Backbone
 from codi_hub.record import RECORD, read_record
 from codi_hub.registry import Registry
+from recipes.nano.kernels import precision
 
 BASE = "nano"
 ROOT = Path(codi_hub.__file__).parent / "nano"
@@ -165,7 +166,7 @@ def _card(workspace: Path, base: Backbone, note: str) -> str:
         unet_steps=last["unet"]["step"],
         unet_minutes=last["unet"]["minutes"],
         words=len(base.tokenizers[0]),
-        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "two CPU cores, bfloat16 autocast",
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {precision('cpu')}",
         losses=", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
         photographs=_reconstruction(base),
         note=f"\n{note}\n" if note else "",

@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from codi_hub.evaluation.features import FeatureNet, save_features
 from codi_hub.images.filters import resize, smooth
 from codi_hub.tasks.degradation import add_gaussian_noise, jpeg
+from recipes.nano.kernels import training_precision
 from recipes.nano.stage import train
 
 BATCH = 32  # images per step, two views each
@@ -175,7 +176,7 @@ def run(
         rows = rng.integers(0, len(scenes) - HELD_OUT, BATCH // 2)
         others = rng.integers(0, len(leaves) - HELD_OUT, BATCH - len(rows))
         views, true = batch([*(scenes[k] for k in rows), *(leaves[k] for k in others)], rng)
-        with torch.autocast(device, torch.bfloat16):
+        with training_precision(device):
             predicted, logits, vectors = network(views.to(device))
         scene_rows = torch.cat([torch.arange(len(rows)), BATCH + torch.arange(len(rows))])
         present = targets[torch.from_numpy(rows)].repeat(2, 1).to(device)

@@ -1,10 +1,13 @@
 """Alternatives to PyTorch kernels that are slow for training on small crops in 16 bit on a CPU, for recipes alone."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from codi_hub.inference.devices import computes_bfloat16
 
 FEW = 256  # latent cells, up to which plain attention is no slower forward and backward, and 5 times faster on 16
 SMALL = 1024  # cells of a feature map, below which PyTorch's channels-last kernel computes group by group
@@ -37,3 +40,13 @@ def attention(latents: Tensor, mixed_precision: str) -> AbstractContextManager[N
     """Return the context in which attention on latents (B, C, h, w) is fastest, forward and backward."""
     slow = latents.device.type == "cpu" and mixed_precision != "no" and latents[0, 0].numel() <= FEW
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+
+
+def precision(device: str) -> torch.dtype:
+    """Return bfloat16, or float32 on a CPU without instructions for it, where bfloat16 takes 10 times as long."""
+    return torch.bfloat16 if device != "cpu" or computes_bfloat16() else torch.float32
+
+
+def training_precision(device: str) -> AbstractContextManager[Any]:
+    """Return the autocast of `precision`."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)

@@ -34,6 +34,7 @@ from codi_hub.losses.guidance import LEAST_CHANGE
 from codi_hub.record import TrainingRecord
 from codi_hub.registry import Registry
 from recipes.nano import bundle
+from recipes.nano.kernels import precision, training_precision
 from recipes.nano.muon import Muon
 from recipes.nano.stage import train
 
@@ -184,7 +185,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
         )
         condition = one["condition"][rows].to(device, memory_format=torch.channels_last).float() / 255
         prompt = _prompt(one, rows).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with training_precision(device):
             classes, pointed, added = network(base, condition, prompt)
         painting = relative_error(x.float(), alone.float() - sigma * added, source.float())
         terms = label_losses(classes, pointed, labels.long(), marked.float()) | {"painting": painting}
@@ -207,7 +208,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
             held_out = losses(model, size, slice(0, 2 * HELD_OUT))
             metrics |= {f"{term}, {size} px": round(value.item(), 4) for term, value in held_out.items()}
     print(metrics)
-    _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times))
+    _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times, device))
 
 
 @torch.no_grad()
@@ -218,7 +219,7 @@ def base_alone(base: Backbone, data: dict[str, Tensor], top: Tensor) -> Tensor:
         source, t = data["source"][rows].to(base.device).float(), top.expand(len(rows))
         z_t = base.schedule.add_noise(source, torch.zeros_like(source), t)
         predict = partial(base.predict, prompt=_prompt(data, rows).to(base.device))
-        with torch.autocast(base.device.type, torch.bfloat16):
+        with training_precision(base.device.type):
             answers.append(base.schedule.denoiser(predict)(z_t, t)[0].half().cpu())
     return torch.cat(answers)
 
@@ -311,7 +312,7 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
     return data
 
 
-def _lineage(name: str, pretraining: Pretraining, times: float) -> list[TrainingRecord]:
+def _lineage(name: str, pretraining: Pretraining, times: float, device: str) -> list[TrainingRecord]:
     """Return a record for each phase."""
     records = []
     for number, one in enumerate(pretraining.phases):
@@ -327,7 +328,7 @@ def _lineage(name: str, pretraining: Pretraining, times: float) -> list[Training
                 start="from the training before" if number else "random initialisation",
                 task=name,
                 kind="residual",
-                hardware=f"{torch.get_num_threads()} threads, bf16 autocast",
+                hardware=f"{torch.get_num_threads()} threads, {precision(device)}",
             )
         )
     return records

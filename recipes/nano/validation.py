@@ -15,6 +15,7 @@ from codi_hub.backbones import load
 from codi_hub.backbones.backbone import Backbone
 from recipes.nano.base import encode
 from recipes.nano.images import photo_pool
+from recipes.nano.kernels import training_precision
 
 CROPS = 256
 BATCH = 32
@@ -34,7 +35,7 @@ def validation_losses(base: Backbone, latents: Tensor) -> dict[str, float]:
         for number, level in enumerate(LEVELS):
             t = base.schedule.time_of(torch.full((len(x),), level)).to(base.device)
             eps = torch.randn(x.shape, generator=generator).to(x)
-            with torch.autocast(base.device.type, torch.bfloat16):
+            with training_precision(base.device.type):
                 v = base.predict(base.schedule.add_noise(x, eps, t), t, base.embed([""] * len(x)))
             sums[number] += float((v.float() - base.schedule.prediction(x, eps, t)).square().mean()) * len(x)
     means = dict(zip(LEVELS, (sums / len(latents)).tolist(), strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recipes.nano import kernels
 from recipes.nano.kernels import GroupNorm, replace_group_norms
 
 
@@ -32,3 +33,12 @@ def test_outputs_gradients_and_layout_are_those_of_pytorchs_own(dtype: torch.dty
         assert found.dtype == expected.dtype
         assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * expected.abs().max()
     assert quick(x).is_contiguous(memory_format=torch.channels_last) or x.ndim != 4
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_is_in_bfloat16_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "computes_bfloat16", lambda: native)
+    with kernels.training_precision("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == kernels.precision("cpu") == (torch.bfloat16 if native else torch.float32)
+    assert kernels.precision("cuda") == torch.bfloat16
