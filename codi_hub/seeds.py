@@ -87,6 +87,11 @@ def training_noise(seed: int, position: int) -> torch.Generator:
     return _torch(seed * _STRIDE + position)
 
 
+def renoising(seed: int, position: int) -> torch.Generator:
+    """Return the generator with which a loss noises the prediction for the sample at `position` again."""
+    return _torch(int(np.random.default_rng([seed, 4, position]).integers(2**32)))
+
+
 def training_order(seed: int, epoch: int) -> torch.Generator:
     """Return the generator of an epoch's permutation of the training pairs."""
     return _torch(seed * _STRIDE + epoch)

@@ -8,18 +8,22 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from codi_hub.backbones.backbone import Backbone
 from codi_hub.diffusion.samplers import rollout
 from codi_hub.diffusion.schedule import Denoiser, Schedule
 from codi_hub.errors import UsageError
 from codi_hub.losses import GUIDANCE
+from codi_hub.losses.adversarial import Discriminator, hinge_terms
 from codi_hub.losses.guidance import GuidanceInput, Lpips
 from codi_hub.losses.method import Method, MethodConfig, StepContext, Terms, neighbours
 
 Ode = Literal["own", "noise", "none"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(x, x_hat), latents (B, ...) -> scalar: the guidance term d_x."""
+Adversary = Callable[[Tensor, Tensor], Terms]
+"""(x, x_hat), latents (B, C, h, w) -> the terms of the student and of the discriminator."""
 
 
 class CoDiConfig(MethodConfig):
@@ -47,6 +51,9 @@ class CoDiConfig(MethodConfig):
     teacher_guidance: float | None = Field(None, gt=1, le=100)
     """Scale of classifier-free guidance that moves the ground truth of guidance latent, by what the adapter at
     initialisation predicts with and without the prompt (default: none)."""
+    adversarial: float = Field(0.0, ge=0)
+    """Weight of a hinge loss on features of the frozen base, against the smoothness of d_x (LADD); 0 trains without.
+    Heads beside the adapter are trained to tell predictions from data under noise. On U-Net bases."""
     rollout: float | None = Field(None, ge=0, le=1)
     """Share of the steps that start from a state of the sampler itself instead of the noised image (default: 1 where
     sampling begins with an image without noise, else 0)."""
@@ -77,6 +84,12 @@ class PECoDi(Method):
             raise UsageError("nothing would be trained: loss.guidance is off and loss.consistency is 0")
         if config.teacher_guidance and config.guidance != "latent":
             raise UsageError("loss.teacher_guidance moves the target in latents: use it with loss.guidance latent")
+        if config.adversarial and config.guidance == "off":
+            raise UsageError(
+                "loss.adversarial compares with images of any condition, and loss.guidance is off: nothing would keep "
+                "the condition; use a guidance term"
+            )
+        self._discriminator: Discriminator | None = None
         self._guidance = None if config.guidance == "off" else GUIDANCE.load(config.guidance)
         self._lpips = Lpips(config.lpips).to(device) if config.lpips else None
 
@@ -93,7 +106,13 @@ class PECoDi(Method):
     def weights(self) -> dict[str, float]:
         """See `Method.weights`."""
         terms = {} if self._guidance is None else {"guidance": 1.0}
-        return terms | ({"consistency": self.config.consistency} if self.config.consistency else {})
+        others = {"consistency": self.config.consistency, "adversarial": self.config.adversarial}
+        return terms | {name: weight for name, weight in others.items() if weight}
+
+    def companion(self, base: Backbone) -> nn.Module | None:
+        """See `Method.companion`. Raises UsageError for a base that is not a U-Net and `adversarial`."""
+        self._discriminator = Discriminator(base) if self.config.adversarial else None
+        return self._discriminator
 
     def loss(self, context: StepContext) -> Terms:
         """Return `codi_loss` at a time of the learning grid."""
@@ -110,7 +129,20 @@ class PECoDi(Method):
             config=config,
             guidance=self._distance(context, self._shift(context, t, z_t)),
             z_t=z_t,
+            adversary=self._adversary(context),
         )
+
+    def _adversary(self, context: StepContext) -> Adversary | None:
+        discriminator = self._discriminator
+        if discriminator is None:
+            return None
+
+        def terms(x: Tensor, x_hat: Tensor) -> Terms:
+            noise = context.renoise()
+            student, heads = hinge_terms(discriminator, context.backbone, context.prompt, x, x_hat, noise)
+            return {"adversarial": self.config.adversarial * student, "discriminator": heads}
+
+        return terms
 
     def _distance(self, context: StepContext, shift: Tensor | float) -> Distance | None:
         term = self._guidance
@@ -176,6 +208,7 @@ def codi_loss(
     config: CoDiConfig = CoDiConfig(),
     guidance: Distance | None = latent_l2,
     z_t: Tensor | None = None,
+    adversary: Adversary | None = None,
 ) -> Terms:
     """Evaluate the CoDi loss once (Algorithm 1).
 
@@ -187,9 +220,11 @@ def codi_loss(
         config: the switches.
         guidance: d_x, or None to train without it.
         z_t: where the student is evaluated, instead of at x noised by eps.
+        adversary: further terms of the prediction, or None.
 
     Returns:
-        the terms to be summed: `guidance` and `consistency`, scalars. One that is switched off is absent.
+        the terms to be summed: `guidance`, `consistency` and those of `adversary`, scalars. One that is switched off
+        is absent.
     """
     t, s = times
     z_t = schedule.add_noise(x, eps, t) if z_t is None else z_t
@@ -206,7 +241,7 @@ def codi_loss(
         if config.ode == "own":
             distance = _with_velocity_form(distance, schedule, t, s, (x_hat_t, eps_hat_t), (x_hat_s, eps_hat_s))
         terms["consistency"] = (weight * distance).mean()
-    return terms
+    return terms | (adversary(x, x_hat_t) if adversary else {})
 
 
 def _with_velocity_form(

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from codi_hub.backbones.backbone import Backbone
+from codi_hub.backbones.values import Prompt
 from codi_hub.diffusion.guidance import guided_denoiser
 from codi_hub.diffusion.schedule import Denoiser, Schedule
 
@@ -36,8 +37,11 @@ class StepContext:
         backbone: the frozen base.
         start: where sampling begins, as a share of the schedule.
         phase: current phase of a method with several, see `Method.phase`.
+        prompt: embedded prompts of the batch.
         draw: (low, high, shared) -> integers of [low, high), int64 (B,): one for the whole optimiser step, or one per
             sample.
+        renoise: () -> (u, eps), u uniform in [0, 1) (B,) and Gaussian eps (B, C, h, w), for losses that noise a
+            prediction again.
         rollout: generator of the step's rollout decisions, the same in every process and micro-batch.
     """
 
@@ -53,7 +57,9 @@ class StepContext:
     backbone: Backbone
     start: float
     phase: int
+    prompt: Prompt
     draw: Callable[[int, int, bool], Tensor]
+    renoise: Callable[[], tuple[Tensor, Tensor]]
     rollout: torch.Generator
 
     @property
@@ -116,6 +122,13 @@ class Method(ABC):
     def keeps_teacher(self) -> bool:
         """Whether a frozen copy of the adapter at initialisation, which has a parent's weights, is evaluated."""
         return self.needs_teacher
+
+    def companion(self, base: Backbone) -> nn.Module | None:
+        """Return a network that the loss trains beside the adapter, on the base's device; None for most methods.
+
+        It is in the checkpoint, and not in the finished adapter. Called once, before the first loss.
+        """
+        return None
 
     @abstractmethod
     def weights(self) -> dict[str, float]:

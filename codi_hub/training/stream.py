@@ -60,6 +60,12 @@ class PairStream:
         generators = [seeds.training_noise(self.seed, start + k) for k in range(self.batch)]
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
+    def renoising(self, start: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return (u, eps) of a micro-batch whose first pair is at `start`: uniform (batch,), Gaussian as `noise`."""
+        generators = [seeds.renoising(self.seed, start + k) for k in range(self.batch)]
+        u = torch.stack([torch.rand((), generator=generator) for generator in generators])
+        return u, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
     def dropped(self, start: int, share: float) -> Tensor:
         """Return which pairs of a micro-batch are trained without their prompts, bool (batch,): `share` of all."""
         draws = [seeds.prompt_dropout(self.seed, start + k).random() for k in range(self.batch)]

@@ -118,7 +118,10 @@ class Trainer:
             self.ema.to("cpu")
         if settings.checkpointing:
             enable_checkpointing(base, adapter)
-        optimiser = new_optimiser(settings.optimizer, adapter.parameter_groups(settings.lr))
+        self.companion = method.companion(base)
+        groups = adapter.parameter_groups(settings.lr)
+        groups += [{"params": [*self.companion.parameters()], "lr": settings.lr}] if self.companion else []
+        optimiser = new_optimiser(settings.optimizer, groups)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.student, self.optimiser = accelerator.prepare(adapter, optimiser)
         # train_step takes the mean over micro-batches itself; accelerate would divide once more
@@ -165,9 +168,15 @@ class Trainer:
             backbone=self.base,
             start=self.start,
             phase=self.progress.phase,
+            prompt=prompt,
             draw=lambda low, high, shared: self.stream.integers(step, start, low, high, shared),
+            renoise=lambda: self._renoising(start, x),
             rollout=seeds.rollout_path(self.settings.seed, step),
         )
+
+    def _renoising(self, start: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        u, eps = self.stream.renoising(start, tuple(like.shape[1:]))
+        return u.to(like.device), eps.to(like.device, memory_format=torch.channels_last)
 
     def bind(self, network: Any, prompt: Prompt, condition: Tensor, trained: bool = False) -> Denoiser:
         """Return a network as a denoiser with its prompt and condition bound, converted in float32.
@@ -223,6 +232,9 @@ class Trainer:
 
     def _optimise(self, step: int) -> None:
         factor = self.rate_factor()
+        if self.companion and self.accelerator.num_processes > 1:  # no process group wraps it
+            for weight in self.companion.parameters():
+                weight.grad = self.accelerator.reduce(weight.grad, "mean")
         self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it again for every group
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -356,7 +368,8 @@ class Trainer:
         """Return the networks of a run, by their names in a checkpoint."""
         modules: dict[str, nn.Module] = {"student": self.accelerator.unwrap_model(self.student)}
         modules |= {"target": self.ema} if self.settings.ema else {}
-        return modules | ({"teacher": self.teacher} if self.teacher else {})
+        modules |= {"teacher": self.teacher} if self.teacher else {}
+        return modules | ({"companion": self.companion} if self.companion else {})
 
     def save(self) -> None:
         """Write the checkpoint (main process only)."""

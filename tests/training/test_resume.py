@@ -26,6 +26,7 @@ from codi_hub.training.trainer import Trainer
         {"adapter": {"fusion": "gate"}, "accumulate": 2},
         {"mixed_precision": "bf16"},
         {"loss": {"rollout": 0.7}},
+        {"kind": "control", "loss": {"adversarial": 0.2}},
         {"adapter": {"start": 0.5}, "lr": 3e-3},
         {"kind": "residual"},
         {"kind": "lora"},
