@@ -14,22 +14,33 @@ the lineage in each adapter's card lists them. This recipe builds the same netwo
 
 import argparse
 import json
+import math
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from codi_hub.backbones import load
+from codi_hub.config.layers import merge, parse_override, read_preset
+from codi_hub.config.values import Duration
 from codi_hub.registry import Registry
-from recipes.nano import autoencoder, base, bundle, features, pretraining
-from recipes.nano.images import Images, photo_pool, pool
+from recipes.nano import autoencoder, base, bundle, features, pieces, pretraining
+from recipes.nano.images import CHUNK, Images, photo_pool, pool, shard
 from recipes.nano.pretraining import Phase, Pretraining
 
 LEAVES, SCENES, PHOTOGRAPHS = 6144, 6144, 8192
+FEWEST = 3 * CHUNK  # images of a pool, of which `features` holds 128 out
+FEWEST_PAIRS = 64
+CONTINUE = 75  # exit status: EX_TEMPFAIL, run it again
+RESTORATION = ("superres", "inpaint", "deblur")  # tasks whose pairs are photographs too, where there are some
+MIXED = 2048  # leaves, and scenes, beside the photographs of their pairs
 
 
 class Round(NamedTuple):
@@ -76,7 +87,7 @@ def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
     """Run the command in the workspace's own home, and return its JSON answer."""
     home = os.environ | {"CODI_HOME": str(workspace / "home"), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "codi_hub.cli", *arguments, "--json"]
-    answer: dict[str, Any] = json.loads(subprocess.run(command, env=home, check=True, stdout=subprocess.PIPE).stdout)
+    answer: dict[str, Any] = json.loads(pieces.output_of(command, home))
     return answer
 
 
@@ -90,10 +101,51 @@ def register_base(workspace: Path) -> None:
         registry.bases.add(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
 
 
-def distil(workspace: Path, task: str, minutes: float, device: str, threads: int) -> None:
+@dataclass(frozen=True)
+class Data:
+    """What the trainings read.
+
+    Attributes:
+        workspace: where images are written.
+        photos: folder of photographs, if any.
+        scale: of all numbers of images and pairs.
+    """
+
+    workspace: Path
+    photos: Path | None = None
+    scale: float = 1.0
+
+    def scaled(self, count: int) -> int:
+        """Return the number of images of a pool."""
+        return max(FEWEST, math.ceil(self.scale * count / CHUNK) * CHUNK)
+
+    @cached_property
+    def images(self) -> Images:
+        """The pools, rendered by all cores where they are missing."""
+        folder, workers = self.workspace / "images", os.cpu_count() or 1
+        scenes, captions = pool(folder, "scenes", self.scaled(SCENES), seed=2, workers=workers)
+        leaves, _ = pool(folder, "leaves", self.scaled(LEAVES), seed=1, workers=workers)
+        if self.photos is None:
+            return Images(scenes, captions, leaves)
+        return Images(scenes, captions, leaves, photo_pool(folder, self.photos, self.scaled(PHOTOGRAPHS)))
+
+    def overrides(self, task: str, one: Round) -> list[str]:
+        """Return the overrides of a task's preset in a round."""
+        overrides = list(one.overrides)
+        if self.photos and task in RESTORATION:
+            pools = self.images
+            mixed = [pools.photographs, pools.leaves[:MIXED], pools.scenes[:MIXED]]
+            overrides.append(f"data.source={shard(self.workspace / 'images' / 'mixed.tar', mixed)}")
+        if self.scale != 1:
+            count = merge([read_preset(task), *map(parse_override, one.overrides)])["data"]["count"]
+            overrides.append(f"data.count={max(FEWEST_PAIRS, round(self.scale * count))}")
+        return overrides
+
+
+def distil(data: Data, task: str, minutes: float, device: str, threads: int) -> None:
     """Train one adapter on the workspace's base, round by round, resuming an interrupted one."""
     print(f"== {task}", flush=True)
-    parent = ""
+    workspace, parent = data.workspace, ""
     if task in AFTER:
         before = AFTER[task]
         last = bundle.run_folder(workspace, before, len(ROUNDS.get(before, [()])))
@@ -105,7 +157,7 @@ def distil(workspace: Path, task: str, minutes: float, device: str, threads: int
         if not done.exists():
             arguments = ["--preset", task, "--base", bundle.BASE, "--run-dir", str(run), "--device", device]
             arguments += ["--cache-dir", str(workspace / "pairs"), "--time-budget", f"{one.minutes * scale:g}m"]
-            arguments += [part for override in one.overrides for part in ("-O", override)]
+            arguments += [part for override in data.overrides(task, one) for part in ("-O", override)]
             arguments += ["--from", parent] if parent else []
             arguments += ["--resume"] if (run / "config.yaml").exists() else []
             answer = codi(workspace, "distill", task, *arguments, threads=threads)
@@ -113,28 +165,77 @@ def distil(workspace: Path, task: str, minutes: float, device: str, threads: int
         parent = done.read_text()
 
 
-def distil_all(workspace: Path, tasks: list[str], minutes: dict[str, float], device: str, lanes: int) -> None:
+def distil_all(data: Data, tasks: list[str], minutes: dict[str, float], device: str, lanes: int) -> None:
     """Train the adapters of several tasks, `lanes` of them at a time, the longest first."""
     threads = max(1, (os.cpu_count() or 1) // lanes)
     longest = sorted((task for task in tasks if AFTER.get(task) not in tasks), key=lambda task: -minutes[task])
 
     def one_by_one(first: str) -> None:
         for task in [first, *(task for task in tasks if AFTER.get(task) == first)]:
-            distil(workspace, task, minutes[task], device, threads)
+            distil(data, task, minutes[task], device, threads)
 
     with ThreadPoolExecutor(lanes) as executor:  # each thread waits for a process of its own
         list(executor.map(one_by_one, longest))
 
 
-def pretrain(workspace: Path, minutes: float, device: str) -> None:
-    """Run all pretrainings in the workspace's own home."""
-    register_base(workspace)
+def pretrain(data: Data, minutes: float, device: str) -> None:
+    """Run all pretrainings in the workspace's own home, but those that it has already."""
+    register_base(data.workspace)
+    counts = {size: max(2 * pretraining.CHUNK, round(data.scale * n)) for size, n in pretraining.COUNTS.items()}
     for task, one in PRETRAININGS.items():
-        pretraining.run(workspace, task, one, minutes / MINUTES["pretraining"], device)
+        if not (bundle.run_folder(data.workspace, pretraining.run_name(task), 1) / bundle.DONE).exists():
+            pretraining.run(data.workspace, task, one, minutes / MINUTES["pretraining"], device, counts)
 
 
-def main() -> None:
-    """Run the stages named on the command line, or all."""
+def once(data: Data, stage: str, minutes: float, run: Callable[[], object]) -> None:
+    """Run a stage, unless it was completed in the same time before."""
+    done = data.workspace / "stages" / stage
+    if done.exists() and done.read_text() == f"{minutes:g}":
+        return
+    print(f"== {stage}", flush=True)
+    run()
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(f"{minutes:g}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run stages one after the other, adapters side by side."""
+    data, device = Data(arguments.workspace, arguments.photos, arguments.scale), arguments.device
+    names = arguments.stages or list(STAGES)
+    minutes = {stage: arguments.times * getattr(arguments, f"{stage}_minutes") for stage in MINUTES}
+    if arguments.budget:
+        share = arguments.budget / 60 / sum(minutes[stage] for stage in names if stage in MINUTES)
+        minutes = {stage: share * value for stage, value in minutes.items()}
+
+    def autoencode() -> None:
+        images = data.images
+        pools = [images.leaves, images.leaves, images.scenes]
+        autoencoder.run(data.workspace, pools, minutes["autoencoder"], device)
+
+    def measure() -> None:
+        images = data.images
+        features.run(data.workspace, images.scenes, images.captions, images.leaves, minutes["features"], device)
+
+    calls: dict[str, Callable[[], object]] = {
+        "images": lambda: data.images,
+        "autoencoder": autoencode,
+        "base": lambda: base.run(data.workspace, data.images, minutes["base"], device, arguments.start),
+        "pretraining": lambda: pretrain(data, minutes["pretraining"], device),
+        "features": measure,
+        "bundle": lambda: bundle.run(data.workspace, {task: len(rounds) for task, rounds in ROUNDS.items()}),
+    }
+    for adapters, stages in groupby(names, key=ROUNDS.__contains__):
+        if adapters:
+            register_base(data.workspace)
+            distil_all(data, list(stages), minutes, device, arguments.lanes)
+            continue
+        for stage in stages:
+            pieces.check()
+            once(data, stage, minutes.get(stage, 0.0), calls[stage])
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.nano", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,43 +243,57 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("build/nano"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--times", type=float, default=1.0, help="scale of all minutes below (default: 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="scale of all numbers of images (default: 1)")
     parser.add_argument("--lanes", type=int, help="adapters at a time (default: one per core, one on a GPU)")
     parser.add_argument(
-        "--photos", type=Path, metavar="DIR", help="photographs with a manifest.tsv, that the base is trained on too"
+        "--photos", type=Path, metavar="DIR", help="photographs with a manifest.tsv, that are trained on too"
     )
     parser.add_argument(
         "--start", type=Path, metavar="BASE", help="folder of a base that the base's training starts from"
+    )
+    parser.add_argument(
+        "--budget",
+        type=TypeAdapter(Duration).validate_python,
+        metavar="TIME",
+        help="of all trainings together, in place of the minutes below: 25m",
+    )
+    parser.add_argument(
+        "--piece",
+        type=TypeAdapter(Duration).validate_python,
+        metavar="TIME",
+        help="stop after it, to be continued by the same command: 9m",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where trainings are kept in files of at most 16 MiB between pieces"
     )
     for stage, minutes in MINUTES.items():
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes, help="(default: %(default)s)")
     arguments = parser.parse_args()
     if unknown := set(arguments.stages) - set(STAGES):
         parser.error(f"no stage {', '.join(sorted(unknown))}; the stages are {', '.join(STAGES)}")
-    workspace, device = arguments.workspace, arguments.device
-    lanes = arguments.lanes or (1 if device == "cuda" else os.cpu_count() or 1)
-    minutes = {stage: arguments.times * getattr(arguments, f"{stage}_minutes") for stage in MINUTES}
-    scenes, captions = pool(workspace / "images", "scenes", SCENES, seed=2)
-    leaves, _ = pool(workspace / "images", "leaves", LEAVES, seed=1)
-    images = Images(scenes, captions, leaves)
-    if arguments.photos:
-        images = replace(images, photographs=photo_pool(workspace / "images", arguments.photos, PHOTOGRAPHS))
-    run = {
-        "images": lambda: None,  # rendered above, where they are missing
-        "autoencoder": lambda: autoencoder.run(workspace, [leaves, leaves, scenes], minutes["autoencoder"], device),
-        "base": lambda: base.run(workspace, images, minutes["base"], device, arguments.start),
-        "pretraining": lambda: pretrain(workspace, minutes["pretraining"], device),
-        "features": lambda: features.run(workspace, scenes, captions, leaves, minutes["features"], device),
-        "bundle": lambda: bundle.run(workspace, {task: len(rounds) for task, rounds in ROUNDS.items()}),
-    }
-    for adapters, stages in groupby(arguments.stages or STAGES, key=ROUNDS.__contains__):
-        if adapters:
-            register_base(workspace)
-            distil_all(workspace, list(stages), minutes, device, lanes)
-            continue
-        for stage in stages:
-            print(f"== {stage}", flush=True)
-            run[stage]()
+    arguments.lanes = arguments.lanes or (1 if arguments.device == "cuda" else os.cpu_count() or 1)
+    return arguments
+
+
+def main() -> int:
+    """Run the stages named on the command line, or all; return 0, or `CONTINUE` where a piece is over."""
+    arguments = parsed()
+    workspace, state = arguments.workspace, arguments.state
+    if arguments.piece:
+        pieces.stop_after(arguments.piece)
+    if state:
+        pieces.restore_state(state, workspace)
+    try:
+        run(arguments)
+    except pieces.PieceEnd:
+        print("This piece is over: run the same command again to continue.", flush=True)
+        return CONTINUE
+    finally:
+        if state and workspace.exists():
+            files = pieces.save_state(workspace, state)
+            print(f"{state}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.0f} MB", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,11 @@
 """Pools of training images, rendered once and read as memory-mapped arrays, so that training never waits for them."""
 
 import csv
+import io
 import json
+import os
+import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,3 +132,22 @@ def crop(image: Image.Image, rng: np.random.Generator, size: int) -> np.ndarray:
     box = (left, top, left + side, top + side)
     pixels = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def shard(target: Path, pools: Sequence[np.ndarray]) -> Path:
+    """Write the images of several pools, uint8 (N, H, W, 3), to a tar file that `codi distill --data` reads in place.
+
+    A file that is there already is kept. Returns `target`.
+    """
+    if not target.exists():
+        part = target.with_suffix(".part")
+        with tarfile.open(part, "w") as archive:
+            for number, image in enumerate(image for pool in pools for image in pool):
+                content = io.BytesIO()
+                Image.fromarray(image).save(content, "PNG", compress_level=1)
+                member = tarfile.TarInfo(f"{number:06}.png")
+                member.size = content.tell()
+                content.seek(0)
+                archive.addfile(member, content)
+        os.replace(part, target)
+    return target

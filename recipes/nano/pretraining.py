@@ -9,7 +9,7 @@ base, a step costs half as much.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -167,8 +167,18 @@ class Pretraining:
         return sum(one.minutes for one in self.phases)
 
 
-def run(workspace: Path, name: str, pretraining: Pretraining, times: float, device: str = "cpu") -> None:
-    """Train in phases, each `times` its minutes, and register the network as an adapter that others start from."""
+def run(
+    workspace: Path,
+    name: str,
+    pretraining: Pretraining,
+    times: float,
+    device: str = "cpu",
+    counts: Mapping[int, int] = COUNTS,
+) -> None:
+    """Train in phases, each `times` its minutes, and register the network as an adapter that others start from.
+
+    `counts` is the number of edits by the side of their images in px.
+    """
     base = load(str(workspace / "base"), device=device)
     torch.manual_seed(0)
     form = FORM | {"start": pretraining.start, "condition_channels": tasks.load(name).condition_channels}
@@ -176,7 +186,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
     top = torch.tensor(base.schedule.grid(1, pretraining.start), device=base.device)
     sigma = float(base.schedule.at(top, torch.zeros(1))[1])
     sizes = sorted({size for one in pretraining.phases for size in one.sizes})
-    data = {size: _encoded(workspace, name, base, size, top) for size in sizes}
+    data = {size: _encoded(workspace, name, base, (size, counts[size]), top) for size in sizes}
 
     def losses(network: Learner, size: int, rows: np.ndarray | slice) -> dict[str, Tensor]:
         one = data[size]
@@ -208,7 +218,7 @@ def run(workspace: Path, name: str, pretraining: Pretraining, times: float, devi
             held_out = losses(model, size, slice(0, 2 * HELD_OUT))
             metrics |= {f"{term}, {size} px": round(value.item(), 4) for term, value in held_out.items()}
     print(metrics)
-    _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times, device))
+    _register(workspace, name, base, model.adapter, metrics, _lineage(name, pretraining, times, device, counts))
 
 
 @torch.no_grad()
@@ -275,17 +285,18 @@ def mirrored(rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor) -> dict[str, Tensor]:
+def _encoded(workspace: Path, name: str, base: Backbone, of: tuple[int, int], top: Tensor) -> dict[str, Tensor]:
     """Return conditions, prompts, labels and latents of all pairs and their mirror images; computed once, then read.
 
     Latents are those of the condition (`source`), those the base alone reaches from there (`alone`), and the target's
     (`x`).
     """
+    size, count = of
     path = workspace / "images" / f"{run_name(name)}-{size}.pt"
     if path.exists():
         return dict(torch.load(path, weights_only=True))
     with ProcessPoolExecutor() as executor:
-        starts = range(0, COUNTS[size], CHUNK)
+        starts = range(0, count, CHUNK)
         parts = list(executor.map(partial(labelled, name, CHUNK, size, 5), starts))
     pairs = {key: mirrored(np.concatenate([part[key] for part in parts])) for key in parts[0]}
 
@@ -307,17 +318,20 @@ def _encoded(workspace: Path, name: str, base: Backbone, size: int, top: Tensor)
         "removes": torch.from_numpy(pairs["removes"]),
     }
     data["alone"] = base_alone(base, data, top)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(data, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return data
 
 
-def _lineage(name: str, pretraining: Pretraining, times: float, device: str) -> list[TrainingRecord]:
+def _lineage(
+    name: str, pretraining: Pretraining, times: float, device: str, counts: Mapping[int, int]
+) -> list[TrainingRecord]:
     """Return a record for each phase."""
     records = []
     for number, one in enumerate(pretraining.phases):
-        counts = " and ".join(f"{COUNTS[size]} of {size} px" for size in one.sizes)
-        data = f"edited scenes, {counts}, and their mirror images"
+        numbers = " and ".join(f"{counts[size]} of {size} px" for size in one.sizes)
+        data = f"edited scenes, {numbers}, and their mirror images"
         if one.removals is not None:
             data += f", {one.removals:.0%} of a batch removals"
         records.append(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from recipes.nano import pieces
+
 Network = TypeVar("Network", bound=nn.Module)
 
 WARM_UP = 0.02  # share of the budget in which the learning rate rises linearly
@@ -82,6 +84,9 @@ def train(
 
     Returns:
         The exponential moving average of the weights, a state dict.
+
+    Raises:
+        PieceEnd: the time of this piece was over first; the checkpoint is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -95,7 +100,7 @@ def train(
     # OpenMP's number of threads is a property of the thread that sets it
     one = (1 if len(networks) > 1 else threads,)
     with ThreadPoolExecutor(len(networks), initializer=torch.set_num_threads, initargs=one) as executor:
-        while (progress := state.seconds / budget) < 1:
+        while (progress := state.seconds / budget) < 1 and not pieces.STOP.is_set():
             for group in optimiser.param_groups:
                 group["lr"] = lr * schedule(progress, fall)
             rows += optimised(networks, optimiser, executor, loss_of, state.step)
@@ -109,6 +114,8 @@ def train(
                 saved = time.monotonic()
     if not complete:
         state.save()
+    if state.seconds < budget:
+        raise pieces.PieceEnd
     return state.ema
 
 

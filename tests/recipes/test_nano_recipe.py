@@ -17,7 +17,7 @@ from codi_hub.config.layers import merge, parse_override, read_preset
 from codi_hub.registry import Registry
 from recipes.nano import __main__ as nano
 from recipes.nano import bundle, stage
-from recipes.nano.__main__ import Round, register_base
+from recipes.nano.__main__ import Data, Round, register_base
 from recipes.nano.base import TOKENS, tokenizer
 
 NANO = Path(codi_hub.__file__).parent / "nano"
@@ -147,7 +147,7 @@ def test_adapters_are_trained_side_by_side_and_rounds_one_after_another(
     seen.write_text("edit:0")
     monkeypatch.setattr(nano, "MINUTES", {"canny": 1.0, "depth": 4.0, "edit": 1.0})
     monkeypatch.setattr(nano.os, "cpu_count", lambda: 4)
-    nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
+    nano.distil_all(Data(tmp_path), list(rounds), minutes, "cpu", lanes=2)
     assert sorted(calls) == [
         ("canny", "depth:2", "0.5m", 2, []),  # not before depth is done
         ("depth", "", "1.5m", 2, ["training.lr=1"]),
@@ -155,5 +155,5 @@ def test_adapters_are_trained_side_by_side_and_rounds_one_after_another(
         ("edit", "edit:0", "1m", 2, []),
     ]
     calls.clear()
-    nano.distil_all(tmp_path, list(rounds), minutes, "cpu", lanes=2)
+    nano.distil_all(Data(tmp_path), list(rounds), minutes, "cpu", lanes=2)
     assert calls == []  # finished rounds are not trained again
