@@ -16,6 +16,7 @@ from codi_hub.cli.progress import Display
 from codi_hub.cli.stdin import STDIN, stored_stdin
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError, printable
+from codi_hub.objects import as_path
 from codi_hub.reports import JobsReport, RunReport
 
 NAMED = 3  # files that are left out for one reason, by name
@@ -110,5 +111,5 @@ def _left_out(report: RunReport | JobsReport) -> list[str]:
 
 
 def _folders(items: list[dict[str, Any]]) -> str:
-    folders = sorted({str(Path(item["output"]).parent) for item in items if item.get("output")})
+    folders = sorted({str(as_path(item["output"]).parent) for item in items if item.get("output")})
     return f" -> {folders[0]}" + (f" and {len(folders) - 1} more folders" if folders[1:] else "") if folders else ""

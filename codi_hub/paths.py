@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 from codi_hub.errors import printable
+from codi_hub.objects import UrlPath, is_url
 
 
 def path_text(path: Path | str) -> str:
     """Return a path as text that can be printed, stored and sent as JSON: bytes that are not UTF-8 are escaped."""
     try:
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
+        return os.fsencode(str(path) if isinstance(path, UrlPath) else path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a surrogate pair: no file has such a name, but a JSON file may contain it
         return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -17,6 +18,12 @@ def path_text(path: Path | str) -> str:
 def display_path(path: Path | str) -> str:
     """Return a path on one line, for messages: line breaks and control characters are escaped."""
     return printable(path_text(path))
+
+
+def absolute_path(path: Path | str) -> str:
+    """Return a path as the run log stores it, whatever the working directory is; an URL as it is."""
+    text = path_text(path)
+    return text if is_url(text) else os.path.abspath(text)
 
 
 def unwritable(folder: Path) -> str | None:

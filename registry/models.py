@@ -157,5 +157,6 @@ run_item = Table(
     Column("output_hash", String(64), index=True),  # null: written before hashes were logged
     Column("output_bytes", BigInteger),
     Column("output_mtime_ns", BigInteger),
+    Column("input_stamp", BigInteger),
     Index(None, "output", postgresql_using="hash"),  # its other indexes refuse a path of more than 2.7 kB
 )

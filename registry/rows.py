@@ -126,7 +126,8 @@ class RunRow:
 class RunItemRow:
     """One input of a run. `input_hash`: sha256 of the file, if it could be read.
 
-    `output_hash`, `output_bytes` and `output_mtime_ns` are those of the output's file as it was written.
+    `output_hash`, `output_bytes` and `output_mtime_ns` are those of the output's file as it was written. An object in a
+    store has the number of its version in place of the time; `input_stamp` is that of an input in a store.
     """
 
     input: str
@@ -140,6 +141,7 @@ class RunItemRow:
     output_hash: str | None = None
     output_bytes: int | None = None
     output_mtime_ns: int | None = None
+    input_stamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class OutputRow:
     """The last record of an output.
 
     `same`: whether it was made with the adapter and the options that were asked about. `hash`, `bytes`, `mtime_ns`: of
-    the file as it was written; None where they were not logged.
+    the file as it was written; None where they were not logged. `mtime_ns` and `input_stamp`: see `RunItemRow`.
     """
 
     same: bool
@@ -157,6 +159,7 @@ class OutputRow:
     hash: str | None
     bytes: int | None
     mtime_ns: int | None
+    input_stamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

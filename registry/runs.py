@@ -44,6 +44,11 @@ class RunLog:
         with self._database.write() as connection:
             connection.execute(update(run_item).where(run_item.c.id == item_id).values(values))
 
+    def set_version(self, item_id: int, version: int | None) -> None:
+        """Record the version of an output that lies in a store, which tells it after the upload."""
+        with self._database.write() as connection:
+            connection.execute(update(run_item).where(run_item.c.id == item_id).values(output_mtime_ns=version))
+
     def finish(self, run_id: int, status: str) -> None:
         """Set a run's final status and time. Raises NotFound."""
         change = update(run).where(run.c.id == run_id).values(status=status, finished=now())
@@ -97,7 +102,7 @@ class RunLog:
         """
         wanted = versions.plain(options)
         last: dict[str, Any] = {}
-        names = ("input_hash", "prompt", "seed", "output_hash", "output_bytes", "output_mtime_ns")
+        names = ("input_hash", "prompt", "seed", "output_hash", "output_bytes", "output_mtime_ns", "input_stamp")
         columns = (run_item.c.run_id, run_item.c.output, *(run_item.c[name] for name in names))
         written = select(*columns).where(run_item.c.status == "ok").order_by(run_item.c.id)
         with self._database.read() as connection:

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,9 @@ from codi_hub.events import Message, OnEvent
 from codi_hub.folders.devices import Setup, WorkerSide, logger_levels, set_levels
 from codi_hub.folders.interrupts import WorkersLost
 from codi_hub.folders.plan import Item
-from codi_hub.folders.rows import RegistryLog, Rows, absolute_path
+from codi_hub.folders.rows import RegistryLog, Rows
+from codi_hub.objects import as_path
+from codi_hub.paths import absolute_path
 
 CHUNK = 16  # items per task, at least; a multiple of the batch
 RETRIES = 2  # of a chunk whose actor died
@@ -165,8 +166,8 @@ def _cluster(address: str, cpus: int) -> Iterator[Any]:
 
 def _absolute(item: Item) -> Item:
     """Return an item for a process with another working directory."""
-    also = tuple(Path(absolute_path(path)) for path in item.also)
-    source, output = os.path.abspath(item.input_file), os.path.abspath(item.output_file)
+    also = tuple(as_path(absolute_path(path)) for path in item.also)
+    source, output = absolute_path(item.input_file), absolute_path(item.output_file)
     return replace(item, input_file=source, output_file=output, also=also)
 
 

@@ -27,8 +27,8 @@ from codi_hub.config.values import (
 class RunOptions(Options):
     """How a task is run over images and folders."""
 
-    out: Path | None = option(None, "-o", "--out")
-    """Folder for the outputs (default: INPUT_TASK/ beside the input)."""
+    out: Path | None = option(None, "-o", "--out", "--output")
+    """Folder for the outputs, or s3://BUCKET/FOLDER (default: INPUT_TASK/ beside the input)."""
     steps: int | None = option(None, "--steps", ge=1, le=1000)
     """Number of sampling steps (default: the adapter's)."""
     strength: float = option(1.0, "--strength", ge=0.0, le=1.0)

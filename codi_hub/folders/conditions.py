@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_hub.errors import NotFound, UsageError
+from codi_hub.errors import InvalidInput, NotFound, UsageError, describe
 from codi_hub.folders.jobs import Also
 from codi_hub.folders.plan import Item
+from codi_hub.objects import UrlPath, is_file, is_folder, is_url, stamp
 from codi_hub.paths import display_path
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def with_conditions(items: Sequence[Item], also: Sequence[Also], tasks: Sequence
         return list(items)
     found = []
     for one, task in zip(also, tasks, strict=True):
-        if not os.path.exists(one.input):
+        if not (is_folder(one.input) or is_file(one.input)):
             raise NotFound(f"also {one.ref}: no such file or folder: {display_path(one.input)}")
-        if not os.path.isdir(one.input) and len(items) > 1:
+        if not is_folder(one.input) and len(items) > 1:
             raise UsageError(
                 f"also {one.ref}: {display_path(one.input)} is one file, and there are {len(items)} images: name a "
                 "folder with a file for each"
@@ -64,11 +64,32 @@ def with_conditions(items: Sequence[Item], also: Sequence[Also], tasks: Sequence
 
 
 def _file(one: Also, item: Item, task: Task) -> Path:
-    if not os.path.isdir(one.input):
+    if not is_folder(one.input):
         return one.input
     path = one.input / item.name
     endings = dict.fromkeys([path.suffix, *sorted(task.input_extensions)])
-    files = [file for file in map(path.with_suffix, endings) if os.path.isfile(file) and not task.is_sidecar(file)]
+    files = [file for file in map(path.with_suffix, endings) if is_file(file) and not task.is_sidecar(file)]
     if not files:
         raise NotFound(f"also {one.ref}: {display_path(one.input)} has no file for {display_path(Path(item.name))}")
     return files[0]
+
+
+def with_objects(items: Sequence[Item], tasks: Sequence[Task]) -> list[Item]:
+    """Return the items; those with a file in a store with the objects that belong to it, and their stamp.
+
+    Args:
+        tasks: of the image and of its further conditions.
+    """
+    return [_with_objects(item, tasks) if is_url(item.input_file) or item.also else item for item in items]
+
+
+def _with_objects(item: Item, tasks: Sequence[Task]) -> Item:
+    files = [item.input, *item.also]
+    if item.error is not None or not any(isinstance(path, UrlPath) for path in files):
+        return item
+    try:
+        beside = [path for task, file in zip(tasks, files, strict=False) for path in task.companions(file)]
+        objects = tuple(str(path) for path in beside if isinstance(path, UrlPath))
+        return replace(item, companions=objects, stamp=stamp([*files, *beside]))
+    except (InvalidInput, OSError) as error:  # such as no mask
+        return replace(item, error=describe(error))

@@ -27,6 +27,7 @@ from codi_hub.folders.making import Done, Maker
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows, row_of
 from codi_hub.interrupts import ignored
+from codi_hub.objects import UrlPath
 from codi_hub.partial import clean
 
 PULLED = 4  # items at a time, unless the batch is given
@@ -189,7 +190,8 @@ class _Round:
         worker.connection.close()
         worker.process.join()
         for folder in {item.output.parent for item in worker.held.values()}:
-            clean(folder)
+            if not isinstance(folder, UrlPath):
+                clean(folder)
         made = self._log.made(worker.held)
         again = []
         for index in worker.held:

@@ -19,6 +19,7 @@ OnLeftOut = Callable[[Path, str], object]
 """Takes a path and a reason."""
 
 NO_IMAGE = "it belongs to no image that is read"
+NO_NAME = "its name in the store is absolute or has an empty part, . or ..: rename the object"
 
 
 def report_left_out(

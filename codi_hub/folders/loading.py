@@ -6,21 +6,23 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from codi_hub.errors import InvalidInput
+from codi_hub.errors import CodiError, InvalidInput
 from codi_hub.folders.memory import MemoryBudget
 from codi_hub.folders.plan import Item, Items
 from codi_hub.images.formats import ARRAYS
-from codi_hub.images.io import LoadedImage, decode_image, input_hash, open_image
+from codi_hub.images.io import MAX_BYTES, LoadedImage, decode_image, input_hash, open_image
 from codi_hub.images.metadata import Metadata
+from codi_hub.objects import as_path, local_copies
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Prepared, Task
@@ -82,9 +84,17 @@ class Loader:
         self._budget = MemoryBudget(memory)
         self._pool = ThreadPoolExecutor(LOADERS, "codi-load")
 
-    def hashes(self, indices: Iterable[int]) -> Iterator[tuple[int, str | None]]:
-        """Yield (index, sha256 of the input) in order; None if the input cannot be read."""
-        for index, future in self._ahead(self._hash, indices, lambda: 4 * LOADERS):
+    def hashes(self, indices: Iterable[int], known: Mapping[int, str]) -> Iterator[tuple[int, str | None]]:
+        """Yield (index, sha256 of the input) in order; None if the input cannot be read.
+
+        Args:
+            known: those that need not be computed, by index.
+        """
+
+        def digest(index: int) -> str:
+            return known.get(index) or self._hash(index)
+
+        for index, future in self._ahead(digest, indices, lambda: 4 * LOADERS):
             yield index, None if future.exception() else future.result()
 
     def loaded(
@@ -108,8 +118,9 @@ class Loader:
         item = self._items[index]
         try:
             if item.error is None and item.input.suffix.lower() not in ARRAYS:
-                open_image(item.input).close()
-        except InvalidInput:
+                with local_copies([item.input], MAX_BYTES) as local:
+                    open_image(local(item.input)).close()
+        except CodiError:
             return False
         return item.error is None
 
@@ -134,7 +145,10 @@ class Loader:
             yield pending.popleft()
 
     def _hash(self, index: int) -> str:
-        item = self._items[index]
+        with _local(self._items[index]) as item:
+            return self._hash_local(item)
+
+    def _hash_local(self, item: Item) -> str:
         also = zip(self._further, item.also, strict=True)
         files = [file for task, path in also for file in (path, *task.companions(path))]
         return input_hash(item.input, [*self._task.companions(item.input), *files])
@@ -144,16 +158,27 @@ class Loader:
         if item.error is not None:
             raise InvalidInput(item.error)
         self._budget.wait(index)
-        digest = self._hash(index)
-        image, prepared = _prepared(self._task, item.input, item.seed, self._size)
-        if item.also:
-            also = zip(self._further, item.also, strict=True)
-            others = [_prepared(task, path, item.seed, self._size)[1] for task, path in also]
-            prepared = prepared.with_further(others)
+        with _local(item) as here:
+            digest = self._hash_local(here)
+            image, prepared = _prepared(self._task, here.input, item.seed, self._size)
+            if item.also:
+                also = zip(self._further, here.also, strict=True)
+                others = [_prepared(task, path, item.seed, self._size)[1] for task, path in also]
+                prepared = prepared.with_further(others)
         seconds = time.perf_counter() - start
         loaded = LoadedItem(index, item, digest, image.alpha, image.icc, image.grey, image.metadata, prepared, seconds)
         self._budget.add(loaded.bytes)
         return loaded
+
+
+@contextmanager
+def _local(item: Item) -> Iterator[Item]:
+    """Yield the item with its files here; those in a store are copied into a temporary folder."""
+    if item.stamp is None:
+        yield item
+        return
+    with local_copies([item.input, *item.also, *map(as_path, item.companions)], MAX_BYTES) as local:
+        yield replace(item, input_file=str(local(item.input)), also=tuple(map(local, item.also)))
 
 
 def _prepared(task: Task, path: Path, seed: int, size: tuple[int, int] | None) -> tuple[LoadedImage, Prepared]:

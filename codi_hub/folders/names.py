@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from codi_hub.paths import display_path
+from codi_hub.objects import as_path, is_url
+from codi_hub.paths import absolute_path, display_path
 
 if TYPE_CHECKING:
     from codi_hub.folders.plan import Item
@@ -26,6 +27,8 @@ def places() -> Callable[[str], str]:
         return os.path.realpath(folder)
 
     def place(path: str) -> str:
+        if is_url(path):
+            return path
         folder, name = os.path.split(path)
         found = os.path.join(real_folder(folder), name)
         return found.casefold() if ONE_CASE else found
@@ -99,7 +102,7 @@ def _repeated(items: Sequence[Item], place: Callable[[str], str]) -> list[int]:
 
 def _root(item: Item) -> Path:
     """Return the folder that an item's name is relative to."""
-    return Path(os.path.abspath(item.input_file)).parents[len(PurePosixPath(item.name).parts) - 1]
+    return as_path(absolute_path(item.input_file)).parents[len(PurePosixPath(item.name).parts) - 1]
 
 
 def _below(item: Item, root: Path, depth: int) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from codi_hub.errors import InvalidInput
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog
-from codi_hub.images.io import decode_image, open_image
+from codi_hub.images.io import MAX_BYTES, decode_image, open_image
 from codi_hub.images.metadata import read_origin
+from codi_hub.objects import UrlPath, local_copies, version
 from codi_hub.registry.rows import OutputRow
 from codi_hub.registry.store import sha256
 
@@ -91,6 +92,11 @@ def content_of(
         input_hash: sha256 of the input as it is now; None if it cannot be read.
         verify: read the file even if its size and time are as they were written.
     """
+    if isinstance(path, UrlPath):
+        if last and not verify and last.mtime_ns is not None and version(path) == last.mtime_ns:
+            return Content.LAST
+        with local_copies([path], MAX_BYTES) as local:
+            return content_of(local(path), last, log, input_hash)
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):

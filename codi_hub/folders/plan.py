@@ -12,16 +12,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from codi_hub.config.options import RunOptions
-from codi_hub.errors import InvalidInput, NotFound, UsageError
+from codi_hub.errors import CodiError, InvalidInput, NotFound, UsageError
 from codi_hub.events import Message, OnEvent, ignore
-from codi_hub.folders.left_out import OnLeftOut, report_left_out
+from codi_hub.folders.left_out import NO_NAME, OnLeftOut, report_left_out
 from codi_hub.folders.names import places, renamed, separate
 from codi_hub.folders.prompts import Prompts
 from codi_hub.folders.walk import walk
 from codi_hub.images.formats import JPEG_EXTENSIONS
-from codi_hub.images.io import DEEP, WRITABLE, has_alpha, names_image
+from codi_hub.images.io import DEEP, MAX_BYTES, WRITABLE, has_alpha, names_image
 from codi_hub.images.sidecars import METADATA, clean_prompt
-from codi_hub.paths import display_path, path_text
+from codi_hub.objects import UrlPath, as_path, listing, local_copies
+from codi_hub.paths import absolute_path, display_path, path_text
 from codi_hub.seeds import image_seed, variant_seed
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Item:
         out: the output folder that `name` is mirrored under; None where the user named the output's file.
         suffix: of the stem of the output's name.
         also: files of further conditions.
+        companions: paths of the objects that lie beside the input, or beside another condition, and belong to it.
+        stamp: see `objects.stamp`, of an item with a file in a store.
     """
 
     input_file: str
@@ -58,16 +61,18 @@ class Item:
     out: Path | None = None
     suffix: str = ""
     also: tuple[Path, ...] = ()
+    companions: tuple[str, ...] = ()
+    stamp: int | None = None
 
     @property
     def input(self) -> Path:
         """Return the path of the input."""
-        return Path(self.input_file)
+        return as_path(self.input_file)
 
     @property
     def output(self) -> Path:
         """Return the path of the output."""
-        return Path(self.output_file)
+        return as_path(self.output_file)
 
     @property
     def mark(self) -> str:
@@ -131,10 +136,11 @@ def plan(
     """
     if any(char in options.suffix for char in ("/", "\\", "\0")):
         raise UsageError(f"suffix {options.suffix!r} contains a path separator: use plain characters, such as _x4")
-    roots = [_root(Path(path), options.out, task_name or task.name, alone=len(inputs) == 1) for path in inputs]
+    label, alone = task_name or task.name, len(inputs) == 1
+    roots = [_root(path, options.out, label, alone=alone, recursive=options.recursive) for path in inputs]
     _check_roots(roots)
     ext = _extension(task, options, roots)
-    outs = frozenset(os.path.realpath(root.out) for root in roots if not root.exact)
+    outs = frozenset(_real(root.out) for root in roots if not root.exact)
     common = None if options.prompt is None else clean_prompt(options.prompt, "prompt")
     own = options.prompt is None and task.uses_prompt
     prompts = Prompts() if own else None
@@ -156,6 +162,9 @@ def plan(
     items = _with_variants(_with_image_seed(items, options.image_seed), options.variants)
     items = with_own_outputs(items, on_event)
     folders = [root.path for root in roots if root.is_folder]
+    for folder in folders:
+        for name in listing(folder, options.recursive).refused if isinstance(folder, UrlPath) else ():
+            on_left_out(folder / name.lstrip("/"), NO_NAME)
     report_left_out(others, (item.input for item in items), task, on_left_out, prompts, folders)
     if task.needs_prompt:
         _check_prompts(items, task.name)
@@ -203,24 +212,37 @@ def _variant(item: Item, number: int) -> Item:
     return replace(other, output_file=str(item.output.with_name(f"{item.output.stem}{other.mark}{item.output.suffix}")))
 
 
-def _root(path: Path, out: Path | None, label: str, *, alone: bool) -> _Root:
-    if not os.path.exists(path):  # unlike Path.exists, never raises
-        raise NotFound(f"no such file or folder: {display_path(path)}")
-    is_folder = os.path.isdir(path)
+def _root(path: Path, out: Path | None, label: str, *, alone: bool, recursive: bool) -> _Root:
+    is_folder = _is_folder(path, recursive)
     if out is None:
         named = path if path.name not in ("", "..") else path.resolve()
         stem = named.name if is_folder else named.stem
-        if not stem:
+        if not stem or (isinstance(path, UrlPath) and len(path.parts) < 3):
             raise UsageError(f"{display_path(path)} has no folder beside it: choose an output folder")
         return _Root(path, named.with_name(f"{stem}_{label}"), is_folder)
-    exact = names_image(out) and not os.path.isdir(out)
+    exact = names_image(out) and (isinstance(out, UrlPath) or not os.path.isdir(out))
     if exact and not (alone and not is_folder):
         raise UsageError(f"out {display_path(out)}: the name of one image, and not one image is given: name a folder")
     if exact and out.suffix.lower().lstrip(".") not in WRITABLE:
         raise UsageError(f"out {display_path(out)}: an image is written as {', '.join(WRITABLE)}: choose one of these")
-    if not exact and os.path.exists(out) and not os.path.isdir(out):
+    if not exact and not isinstance(out, UrlPath) and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"the output {display_path(out)} is a file: name a folder")
     return _Root(path, out, is_folder, exact)
+
+
+def _is_folder(path: Path, recursive: bool) -> bool:
+    """Return whether an input is a folder, and no file. Raises NotFound."""
+    if isinstance(path, UrlPath):
+        found = listing(path, recursive)
+        if found.folders or found.is_file:
+            return not found.is_file
+    elif os.path.exists(path):  # unlike Path.exists, never raises
+        return os.path.isdir(path)
+    raise NotFound(f"no such file or folder: {display_path(path)}")
+
+
+def _real(path: Path) -> str:
+    return str(path) if isinstance(path, UrlPath) else os.path.realpath(path)
 
 
 def _extension(task: Task, options: RunOptions, roots: Sequence[_Root]) -> str:
@@ -244,17 +266,17 @@ def _made(root: _Root, names: Sequence[str], origins: Origins) -> set[str]:
     """Return the names of the files in a folder that codi made from other files of the folder."""
     if not root.is_folder:
         return set()
-    folder = os.path.abspath(root.path)
+    folder = absolute_path(root.path)
     paths = {path_text(os.path.join(folder, name)): name for name in names}
     found = origins(list(paths))
-    inside = os.path.join(path_text(folder), "")
+    inside = os.path.join(folder, "")
     return {paths[output] for output, source in found.items() if source.startswith(inside)}
 
 
 def _check_roots(roots: Sequence[_Root]) -> None:
-    folders = {os.path.realpath(root.path): root.path for root in roots if root.is_folder}
+    folders = {_real(root.path): root.path for root in roots if root.is_folder}
     for root in roots:
-        if (taken := folders.get(os.path.realpath(root.out))) is not None:
+        if (taken := folders.get(_real(root.out))) is not None:
             raise UsageError(
                 f"the output folder {display_path(root.out)} is the input {display_path(taken)}: choose another"
             )
@@ -270,12 +292,20 @@ def _files(
         else:
             yield root.path.name, None
         return
-    for relative, error in walk(root.path, outs, recursive):
+    for relative, error in _walked(root.path, outs, recursive):
         wanted = PurePosixPath(relative).suffix.lower() in task.input_extensions
         if error is not None or (wanted and not task.is_sidecar(root.path / relative)):
             yield relative, error
         else:
             others.append(root.path / relative)
+
+
+def _walked(folder: Path, outs: frozenset[str], recursive: bool) -> Iterator[tuple[str, str | None]]:
+    if isinstance(folder, UrlPath):
+        inside = f"{folder}/"
+        skip = frozenset(out.removeprefix(inside) for out in outs if out.startswith(inside))
+        return ((name, None) for name in listing(folder, recursive).walk(skip))
+    return walk(folder, outs, recursive)
 
 
 def _with_own_prompt(item: Item, folder: Path, prompts: Prompts) -> Item:
@@ -302,9 +332,17 @@ def _output_name(relative: str, source: str, suffix: str, ext: str) -> str:
     stem, kind = (stem, kind.lower()) if kind != "." else (relative, "")  # as `Path.suffix`
     if ext == "auto":
         ext = "jpg" if kind in JPEG_EXTENSIONS else "png"
-    elif ext in ("jpg", "jpeg") and kind not in JPEG_EXTENSIONS and has_alpha(Path(source)):
+    elif ext in ("jpg", "jpeg") and kind not in JPEG_EXTENSIONS and _has_alpha(as_path(source)):
         ext = "png"
     return f"{stem}{suffix}.{ext}"
+
+
+def _has_alpha(path: Path) -> bool:
+    try:
+        with local_copies([path], MAX_BYTES) as local:
+            return has_alpha(local(path))
+    except CodiError:  # of the store; loading says it
+        return False
 
 
 def _joined(folder: Path, name: str) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from codi_hub import jsonl
 from codi_hub.errors import InvalidInput
+from codi_hub.images.io import MAX_BYTES
 from codi_hub.images.sidecars import METADATA, clean_prompt, name_key, named, read_caption
+from codi_hub.objects import UrlPath, exists, local_copies
 from codi_hub.paths import display_path
 
 KEYS = ("prompt", "edit_prompt", "instruction", "text", "caption")  # in this order of precedence
@@ -24,10 +26,15 @@ def read_metadata(folder: Path) -> dict[str, str]:
         InvalidInput: a wrong line, by its number.
     """
     file = folder / METADATA
+    if not (exists(file) if isinstance(file, UrlPath) else file.is_file()):
+        return {}
+    with local_copies([file], MAX_BYTES) as local:
+        return _read(local(file), file)
+
+
+def _read(copy: Path, file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    if not file.is_file():
-        return found
-    for number, row in jsonl.objects(file):
+    for number, row in jsonl.objects(copy):
         where = f"{display_path(file)} line {number}"
         name = row.get("file_name")
         if not isinstance(name, str):

@@ -24,7 +24,8 @@ from PIL import Image
 
 from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.folders.plan import Item
-from codi_hub.images.io import atomic_file, decode_image, open_image, to_srgb
+from codi_hub.images.io import MAX_BYTES, atomic_file, decode_image, open_image, to_srgb
+from codi_hub.objects import UrlPath, local_copies
 from codi_hub.paths import display_path, path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -81,8 +82,8 @@ class ReportPage:
         """Return whether the path is an input, or will be an output folder."""
         here, name = _place(self.path), self.path.name
         return any(
-            (name == item.input.name and here == _place(item.input))
-            or (name in item.output.parts and here in map(_place, item.output.parents))
+            (name == item.input.name and not isinstance(item.input, UrlPath) and here == _place(item.input))
+            or (name in item.output.parts and here in map(_place, _local_parents(item.output)))
             for item in self.items
         )
 
@@ -124,6 +125,14 @@ class ReportPage:
 
 def thumbnail(path: Path) -> Thumbnail | None:
     """Return the image at `path` in sRGB, orientation applied, at most `SIDE` pixels a side; None if it has none."""
+    try:
+        with local_copies([path], MAX_BYTES) as local:
+            return _thumbnail(local(path))
+    except CodiError:
+        return None
+
+
+def _thumbnail(path: Path) -> Thumbnail | None:
     if not path.is_file():  # opening a named pipe would block
         return None
     try:
@@ -145,6 +154,10 @@ def thumbnail(path: Path) -> Thumbnail | None:
         return None
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
     return Thumbnail(uri, *whole.size, transparent=whole.mode == "RGBA")
+
+
+def _local_parents(path: Path) -> Sequence[Path]:
+    return () if isinstance(path, UrlPath) else path.parents
 
 
 def _place(path: Path) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from codi_hub.errors import CodiError
 from codi_hub.events import ItemDone, Message, OnEvent
 from codi_hub.folders.plan import Item
-from codi_hub.paths import path_text
+from codi_hub.images.io import MAX_BYTES
+from codi_hub.objects import UrlPath, as_path, is_url, local_copies, version
+from codi_hub.paths import absolute_path, path_text
 from codi_hub.registry.rows import OutputRow, RunItemRow
 from codi_hub.registry.store import Stamp, sha256
 
@@ -103,8 +105,16 @@ class RegistryLog:
         Unlike the other methods, it is called from the threads that save.
         """
         stamp, digest = Stamp.of(file), sha256(file)
-        written = {"output_hash": digest, "output_bytes": stamp.bytes, "output_mtime_ns": stamp.mtime_ns}
+        time = None if is_url(row["output"]) else stamp.mtime_ns
+        written = {"output_hash": digest, "output_bytes": stamp.bytes, "output_mtime_ns": time}
         self._add(row | written, input_hash)
+
+    def uploaded(self, output: UrlPath) -> None:
+        """Record the version that an output has in its store, which it has only now. Called as `claim` is."""
+        claimed = self._claimed.get(path_text(output))
+        if claimed is not None:
+            with self._logging():
+                self._runs.set_version(claimed, version(output))
 
     def record_failure(self, row: Row, input_hash: str | None) -> None:
         """Record a failed item, whether or not its output was claimed."""
@@ -146,17 +156,24 @@ class RegistryLog:
             self._unlogged = self._unlogged or str(error)
 
 
-def absolute_path(path: Path | str) -> str:
-    """Return a path as the run log stores it, whatever the working directory is."""
-    return os.path.abspath(path_text(path))
-
-
 def _is_unchanged(path: str, row: RunItemRow) -> bool:
+    if is_url(path):
+        return _is_unchanged_object(as_path(path), row)
     try:
         info = os.stat(path)
     except OSError:
         return False
     return (info.st_size, info.st_mtime_ns) == (row.output_bytes, row.output_mtime_ns)
+
+
+def _is_unchanged_object(path: Path, row: RunItemRow) -> bool:
+    try:
+        if row.output_mtime_ns is not None:
+            return isinstance(path, UrlPath) and version(path) == row.output_mtime_ns
+        with local_copies([path], MAX_BYTES) as local:  # a kill came between the upload and its record
+            return sha256(local(path)) == row.output_hash
+    except CodiError:
+        return False
 
 
 class Rows:

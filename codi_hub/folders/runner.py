@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from codi_hub.errors import UsageError
@@ -17,6 +17,8 @@ from codi_hub.folders.outputs import examine, replacing
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.interrupts import first_interrupt
+from codi_hub.objects import UrlPath, exists, listed_once, listing
+from codi_hub.objects import unwritable as unwritable_in_store
 from codi_hub.partial import clean
 from codi_hub.paths import display_path, unwritable
 from codi_hub.reports import RunReport
@@ -135,18 +137,24 @@ class FolderRun:
         )
 
     def _unfinished(self) -> list[int]:
-        """Return the indices of items to process; the others get their rows."""
+        """Return the indices of items to process; the others get their rows. Output folders in stores are listed."""
+        with listed_once():
+            for out in {item.out for item in self._items if isinstance(item.out, UrlPath)}:
+                listing(out)
+            return self._undone()
+
+    def _undone(self) -> list[int]:
         indices = range(len(self._items))
         if self._options.overwrite:
             return self._writable(indices)
         done = set()
-        existing = [index for index in indices if os.path.lexists(self._items[index].output)]
+        existing = [index for index in indices if exists(self._items[index].output)]
         if not self._options.resume:
             for index in existing:
                 self._rows.add(index, "failed", error="the output exists already: allow overwrite or resume")
             done.update(existing)
         else:
-            for index, digest in self._maker.loader.hashes(existing):
+            for index, digest in self._maker.loader.hashes(existing, self._known(existing)):
                 found = examine(self._items[index], digest, self._log, verify=self._options.verify_outputs)
                 if found.finished and self._items[index].error is None:
                     self._rows.add(index, "skipped")
@@ -160,20 +168,36 @@ class FolderRun:
             self._on_event(Message(text))
         return self._writable([index for index in indices if index not in done])
 
+    def _known(self, indices: Sequence[int]) -> dict[int, str]:
+        """Return the sha256 of inputs in a store by the log, where the store says that they have not changed since."""
+        known = {}
+        for index in () if self._options.verify_outputs else indices:
+            stamp = self._items[index].stamp
+            last = None if stamp is None else self._log.last(self._items[index])
+            if last and last.input_hash and last.input_stamp == stamp:
+                known[index] = last.input_hash
+        return known
+
     def _writable(self, indices: Sequence[int]) -> list[int]:
         """Return the indices whose output folder can be written; the others get their rows.
 
         Raises:
             UsageError: none of them can.
         """
-        reasons = {folder: unwritable(folder) for folder in {self._items[index].output.parent for index in indices}}
+        folders = {index: _written_folder(self._items[index]) for index in indices}
+        reasons = {folder: self._unwritable(folder) for folder in set(folders.values())}
         if reasons and all(reasons.values()):
             folder, reason = next(iter(reasons.items()))
             raise UsageError(f"out {display_path(folder)}: cannot be written ({reason}): choose another folder")
         for index in indices:
-            if reason := reasons[self._items[index].output.parent]:
+            if reason := reasons[folders[index]]:
                 self._rows.add(index, "failed", error=f"the output folder cannot be written: {reason}")
-        return [index for index in indices if not reasons[self._items[index].output.parent]]
+        return [index for index in indices if not reasons[folders[index]]]
+
+    def _unwritable(self, folder: Path) -> str | None:
+        if isinstance(folder, UrlPath):
+            return None if self._options.dry_run else unwritable_in_store(folder)
+        return unwritable(folder)
 
     def _report_planned(self, indices: Sequence[int]) -> None:
         for index in indices:
@@ -182,7 +206,8 @@ class FolderRun:
 
     def _process(self, indices: Sequence[int]) -> None:
         for folder in {self._items[index].output.parent for index in indices}:
-            clean(folder)
+            if not isinstance(folder, UrlPath):
+                clean(folder)
         if self._workers is not None:
             if indices:
                 self._maker.batches += self._workers.make(indices, self._items, self._rows, self._log, self._stop)
@@ -190,3 +215,9 @@ class FolderRun:
         if any(self._maker.loader.is_candidate(index) for index in indices):
             self._maker.generator()
         self._maker.make(indices)
+
+
+def _written_folder(item: Item) -> Path:
+    """Return the folder whose writing is tried; a store has no folders of its own, so that one stands for all."""
+    folder = item.output.parent
+    return item.out if isinstance(folder, UrlPath) and item.out else folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from codi_hub.folders.rows import RegistryLog, row_of
 from codi_hub.images.io import save_image, with_alpha
 from codi_hub.images.values import grey
 from codi_hub.inference.tiling import finish_output
+from codi_hub.objects import UrlPath, exists
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task
@@ -83,16 +83,20 @@ class Saver:
         item = loaded.item
 
         def commit(file: Path) -> None:
-            exists = not self._overwrite and os.path.lexists(item.output)  # it may have come since the run began
-            if exists:
+            is_there = not self._overwrite and exists(item.output)  # it may have come since the run began
+            if is_there:
                 last = self._log.last(item)
                 if content_of(item.output, last, self._log, loaded.digest) is Content.FOREIGN:
                     raise CodiError(FOREIGN)
             row = row_of(item, "ok", seconds=loaded.seconds + time.perf_counter() - start)
+            if item.stamp is not None:
+                row["input_stamp"] = item.stamp
             self._log.claim(row, loaded.digest, file)
 
         try:
             save_image(with_alpha(pixels, alpha), item.output, loaded.icc, metadata=metadata, commit=commit)
         except OSError as exc:
             raise CodiError(f"the output cannot be written: {describe(exc)}") from exc
+        if isinstance(item.output, UrlPath):
+            self._log.uploaded(item.output)
         return time.perf_counter() - start

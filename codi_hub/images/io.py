@@ -24,6 +24,7 @@ from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.images.metadata import ORIENTATION, Metadata
 from codi_hub.images.sixteen_bits import write_png, write_tiff
 from codi_hub.images.values import bled, eight_bits, fit_map, without_gamma
+from codi_hub.objects import UrlPath, uploaded
 from codi_hub.partial import temporary
 from codi_hub.paths import display_path
 
@@ -327,9 +328,18 @@ def save_image(
 def atomic_file(path: Path, commit: Callable[[Path], object] | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` when the block ends, and is deleted if the block fails.
 
+    An object in a store is written from a file that is complete.
+
     Args:
         commit: called with the complete temporary file before it replaces `path`; an exception keeps `path` as it is.
     """
+    if isinstance(path, UrlPath):
+        with uploaded(path) as part:
+            with open(part, "wb") as file:
+                yield file
+            if commit is not None:
+                commit(part)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary(path.parent) as part:
         with open(part, "wb") as file:

@@ -12,15 +12,18 @@ import posixpath
 import stat
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from codi_hub.errors import InvalidInput
+from codi_hub.objects import UrlPath, exists, local_copies
+from codi_hub.objects import names as names_in
 from codi_hub.paths import display_path
 
 METADATA = "metadata.jsonl"
 TEXT = ".txt"
 MAX_BYTES = 1 << 14  # of one prompt; text encoders read about seventy words
+MAX_TEXT = 1 << 20  # bytes that are copied from a store to be told that they are too many
 SETTLED_NS = 2 * 10**9  # a folder that changed less than this ago may change again within the resolution of its time
 
 
@@ -42,7 +45,7 @@ def beside(image: Path, endings: Sequence[str]) -> Path | None:
 def named(folder: Path, name: str) -> Path | None:
     """Return the existing file of a relative name in a folder, by any spelling of the name."""
     exact = folder / name
-    if os.path.lexists(exact):
+    if exists(exact):
         return exact
     place = folder
     for part in posixpath.normpath(name.replace("\\", "/")).split("/"):
@@ -63,6 +66,11 @@ def read_caption(image: Path) -> str | None:
     path = beside(image, (TEXT,))
     if path is None:
         return None
+    with local_copies([path], MAX_TEXT) as local:
+        return _read_caption(local(path))
+
+
+def _read_caption(path: Path) -> str | None:
     where = f"the prompt beside it, {display_path(path.name)},"
     try:
         info = path.stat()
@@ -110,6 +118,8 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path | None:
 
 
 def _names(folder: Path) -> Mapping[str, Sequence[str]]:
+    if isinstance(folder, UrlPath):
+        return names_in(folder, _by_form)
     try:
         changed = os.stat(folder).st_mtime_ns
         if time.time_ns() - changed < SETTLED_NS:
@@ -121,8 +131,12 @@ def _names(folder: Path) -> Mapping[str, Sequence[str]]:
 
 def _listed(folder: str) -> Mapping[str, Sequence[str]]:
     """Return the names in a folder by their form in NFC and one case, sorted."""
+    return _by_form(os.listdir(folder))
+
+
+def _by_form(names: Iterable[str]) -> Mapping[str, Sequence[str]]:
     found: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(names):
         found.setdefault(_nfc(name).casefold(), []).append(name)
     return found
 

@@ -16,16 +16,17 @@ from codi_hub.config.options import RunOptions
 from codi_hub.diffusion import SAMPLERS
 from codi_hub.errors import CodiError, UsageError, prefixed
 from codi_hub.events import Event, ItemDone, Message, OnEvent
-from codi_hub.folders.conditions import FurtherCondition, with_conditions
+from codi_hub.folders.conditions import FurtherCondition, with_conditions, with_objects
 from codi_hub.folders.interrupts import Interrupted, Stopped
 from codi_hub.folders.jobs import Job, read_jobs
 from codi_hub.folders.making import RunSettings
 from codi_hub.folders.plan import Item, plan, with_own_outputs
-from codi_hub.folders.rows import RegistryLog, absolute_path
+from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun, Workers
 from codi_hub.folders.shards import of_shard
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
+from codi_hub.objects import listed_once, place
 from codi_hub.operations.context import (
     Context,
     check_guidance,
@@ -36,7 +37,7 @@ from codi_hub.operations.context import (
     check_variants,
 )
 from codi_hub.operations.workers import WorkerSetup
-from codi_hub.paths import path_text
+from codi_hub.paths import absolute_path, path_text
 from codi_hub.reports import JobsReport, RunReport
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class PlannedRun:
 
 def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
     """Run an adapter over files and folders; see `Hub.run`."""
-    planned = _plan(context, ref, inputs, options, on_event)
+    with listed_once():
+        planned = _plan(context, ref, inputs, options, on_event)
     if options.shard is not None:
         planned = replace(planned, items=of_shard(planned.items, options.shard))
     with _report_page(options, planned.items, planned.recipe, on_event) as write:
@@ -112,7 +114,7 @@ def run_jobs(context: Context, file: Path, options: RunOptions, on_event: OnEven
     """Run a file of jobs, those of one adapter together; see `Hub.run_jobs`."""
     merged: dict[tuple[str, int, str, str], PlannedRun] = {}
     for job in read_jobs(file, options):
-        with prefixed(job.where):
+        with prefixed(job.where), listed_once():
             planned = _with_also(context, _plan(context, job.ref, job.inputs, job.options, on_event), job)
             if (known := merged.setdefault(planned.key, planned)) is not planned:
                 known.items.extend(planned.items)
@@ -153,21 +155,28 @@ def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOption
     task = context.catalog.load_task(row.task, options.set)
     check_size(options.size, task)
     origins = context.catalog.registry.runs.origins
+    inputs, options = [place(path) for path in inputs], _with_place(options)
     left_out: list[tuple[Path, str]] = []
 
     def on_left_out(path: Path, why: str) -> None:
         left_out.append((path, why))
 
-    items = plan(
-        list(inputs), task, options, task_name=row.task, origins=origins, on_event=on_event, on_left_out=on_left_out
-    )
+    items = plan(inputs, task, options, task_name=row.task, origins=origins, on_event=on_event, on_left_out=on_left_out)
     steps = options.steps or row.steps
     check_steps(steps, row)
     check_strength(options.strength, row)
     negative = clean_prompt(options.negative_prompt or "", "negative_prompt")
     check_guidance(options.guidance_scale, negative, row)
     check_variants(options.variants, options.sampler, options.temperature, row)
+    items = with_objects(items, [task])
     return PlannedRun(row, task, items, steps, options.replace(negative_prompt=negative), left_out)
+
+
+def _with_place(options: RunOptions) -> RunOptions:
+    if options.out is None:
+        return options
+    with prefixed("out"):
+        return options.replace(out=place(options.out))
 
 
 def _with_also(context: Context, planned: PlannedRun, job: Job) -> PlannedRun:
@@ -183,7 +192,8 @@ def _with_also(context: Context, planned: PlannedRun, job: Job) -> PlannedRun:
         check_size(options.size, task)
         further.append(FurtherCondition(row, task, one.strength))
     check_together(context, [planned.row, *(one.row for one in further)])
-    items = with_conditions(planned.items, job.also, [one.task for one in further])
+    tasks = [one.task for one in further]
+    items = with_objects(with_conditions(planned.items, job.also, tasks), [planned.task, *tasks])
     return replace(planned, items=items, also=further)
 
 
@@ -212,6 +222,9 @@ def _workers(
     from codi_hub.inference.devices import choose_device
 
     options = planned.options
+    for item in planned.items[:1]:
+        if any(name.startswith("memory://") for name in (item.input_file, item.output_file)):
+            raise UsageError("memory:// is the memory of one process: leave out devices and ray, or name another store")
     for device in () if options.ray else dict.fromkeys(options.devices):
         choose_device(device)
     if not options.dry_run:

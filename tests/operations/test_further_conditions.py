@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -130,6 +131,28 @@ def test_a_job_gives_each_image_its_further_condition(hub: Hub, files: Path, cod
     assert codi(*[part for part in jobs(files) if part != "--json"]).out.endswith(
         "(depth:2 + canny:2 at 0.5, 1 step) -> out and 1 more folders\n"
     )
+
+
+@pytest.mark.slow
+def test_further_conditions_come_from_a_store(hub: Hub, files: Path, codi: Callable[..., Any]) -> None:
+    store, url = fsspec.filesystem("memory"), f"memory://{files.name}"
+    store.put(str(files / "maps"), f"/{files.name}/maps", recursive=True)
+    store.put(str(files / "edges"), f"/{files.name}/edges", recursive=True)
+    assert json.loads(codi(*jobs(files)).out)["ok"] == 2
+
+    def statuses() -> list[str]:
+        line = json.loads((files / "jobs.jsonl").read_text()) | {"input": f"{url}/maps", "output": f"{url}/out"}
+        line["also"][0]["input"] = f"{url}/edges"
+        (files / "store.jsonl").write_text(json.dumps(line))
+        report = json.loads(codi("run", "--jobs", "store.jsonl", "--json", *FLAGS).out)
+        return [item["status"] for run in report["runs"] for item in run["items"]]
+
+    assert statuses() == ["ok", "ok"]
+    for name in ("a.png", "sub/b.png"):
+        assert store.cat_file(f"/{files.name}/out/{name}") == (files / "out" / name).read_bytes()
+    assert statuses() == ["skipped", "skipped"]
+    store.put_file(str(files / "edges/sub/b.jpg"), f"/{files.name}/edges/a.png")
+    assert statuses() == ["ok", "skipped"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,343 @@
+"""Objects in stores as paths: `UrlPath` and what a run does with them - list, copy here, write whole.
+
+A path of a local file takes none of these ways. Only stores that write an object whole or not at all are here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path, PosixPath
+from typing import Any, TypeVar
+
+from codi_hub.errors import CodiError, InvalidInput, NotFound, UsageError, one_line
+from codi_hub.filesystems import opened, reason, shown
+
+Answer = TypeVar("Answer")
+
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
+TAGS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # of an object's content, by the names that stores have
+TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+CHUNK = 1 << 20
+AT_ONCE = 64 << 20  # bytes that are written by one call; more is read from the file part by part
+PROBE = ".codi-write-test"
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/+(.*)", re.DOTALL)
+
+
+class UrlPath(PosixPath):
+    """The path of an object or a folder in a store: `s3://bucket/sub/a.png`, with the parts of a path.
+
+    What would open it as a local file raises TypeError.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+    def __fspath__(self) -> str:
+        raise TypeError(f"{self} is not a local file")
+
+    def absolute(self) -> UrlPath:
+        """Return the path itself."""
+        return self
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is an URL, and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", text) is not None
+
+
+def as_path(text: str) -> Path:
+    """Return the path that a text names, in a store if it is an URL."""
+    return UrlPath(text) if is_url(text) else Path(text)
+
+
+def place(path: Path | str) -> Path:
+    """Return an input or output that a user named as a path; `Path("s3://bucket")` is read as it was meant.
+
+    Raises:
+        UsageError: an URL that is not of a store, or that has a password or no bucket.
+    """
+    match = None if isinstance(path, UrlPath) or os.path.lexists(path) else _URL.fullmatch(str(path))
+    if match is None:
+        return Path(path) if isinstance(path, str) else path
+    url = f"{match[1].lower()}://{match[2]}"
+    if match[1].lower() not in STORES:
+        raise UsageError(
+            f"{shown(url)}: not read or written by URL: give a local file or folder, or a store as s3://, gs://, hf://"
+        )
+    if shown(url) != one_line(url, 200):
+        raise UsageError(
+            f"{shown(url)}: give the credentials of a store in the environment, such as AWS_ACCESS_KEY_ID, not in its "
+            "URL, which others can see"
+        )
+    if not match[2].strip("/") or ".." in match[2].split("/"):
+        raise UsageError(f"{shown(url)}: name a bucket, and a folder in it without ..: s3://bucket/folder")
+    opened(url)
+    return UrlPath(url)
+
+
+class Listing:
+    """The objects below a folder of a store, by folder and name; of each its version, see `version`.
+
+    Args:
+        recursive: whether those in subfolders are listed too.
+
+    Attributes:
+        is_file: whether the "folder" is an object.
+        refused: relative names that no file can have: absolute ones, and those with an empty part, `.` or `..`.
+
+    Raises:
+        CodiError: it cannot be listed.
+    """
+
+    def __init__(self, root: UrlPath, recursive: bool = True) -> None:
+        self.folders: dict[str, dict[str, int]] = {}
+        self.formed: dict[str, Any] = {}  # of `names`
+        self.recursive = recursive
+        system, path = opened(str(root))
+        with _store_errors(root):
+            found = _found(system, path, recursive)
+        self.is_file = path in found
+        self.refused: list[str] = []
+        for full, info in found.items():
+            relative = full[len(path) + 1 :]
+            folder, _, name = relative.rpartition("/")
+            if full == path or not name:  # "sub/" marks a folder
+                continue
+            if not _is_file_name(relative):
+                self.refused.append(relative)
+            else:
+                self.folders.setdefault(folder, {})[name] = _version(info)
+        found.clear()
+
+    def walk(self, skip: frozenset[str] = frozenset()) -> Iterator[str]:
+        """Yield the names relative to the folder, in the order of `folders.walk`, without hidden ones.
+
+        Args:
+            skip: relative names of folders that are left out.
+        """
+        for folder in sorted(self.folders, key=lambda folder: folder.split("/") if folder else []):
+            if not (f"/{folder}".count("/.") or _is_in(folder, skip)):
+                for name in sorted(self.folders[folder]):
+                    if not name.startswith("."):
+                        yield f"{folder}/{name}" if folder else name
+
+
+_listings: ContextVar[dict[UrlPath, Listing] | None] = ContextVar("listings", default=None)  # of this thread
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """List every folder once while the block runs in this thread; without, whenever it is asked for."""
+    token = _listings.set({})
+    try:
+        yield
+    finally:
+        _listings.reset(token)
+
+
+def listing(root: UrlPath, recursive: bool = True) -> Listing:
+    """Return what is below a folder. Raises CodiError."""
+    known = _listings.get()
+    if known is None:
+        return Listing(root, recursive)
+    if root not in known or (recursive and not known[root].recursive):
+        known[root] = Listing(root, recursive)
+    return known[root]
+
+
+def names(folder: UrlPath, form: Callable[[Iterable[str]], Answer]) -> Answer:
+    """Return the names of the objects in a folder in a form, which is computed once per listing. Raises CodiError.
+
+    Args:
+        form: always the same function.
+    """
+    found, inside = _known(folder) or (listing(folder, recursive=False), "")
+    if inside not in found.formed:
+        found.formed[inside] = form(found.folders.get(inside, ()))
+    answer: Answer = found.formed[inside]
+    return answer
+
+
+def _known(folder: UrlPath) -> tuple[Listing, str] | None:
+    """Return the listing that a folder is in, and its name there."""
+    known = _listings.get() or {}
+    for root in (folder, *folder.parents):
+        if root in known and (root == folder or known[root].recursive):
+            return known[root], "" if root == folder else str(folder)[len(str(root)) + 1 :]
+    return None
+
+
+def version(path: UrlPath) -> int | None:
+    """Return a number of an object that changes with its content, or else its time, and its size.
+
+    It is made of the object's ETag where the store has such. None: there is no such object.
+
+    Raises:
+        CodiError: the store does not answer.
+    """
+    if (known := _known(path.parent)) is not None:
+        found, inside = known
+        return found.folders.get(inside, {}).get(path.name)
+    system, inside = opened(str(path))
+    with _store_errors(path):
+        try:
+            return _version(system.info(inside))
+        except FileNotFoundError:
+            return None
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file, link, folder or object is there."""
+    return version(path) is not None if isinstance(path, UrlPath) else os.path.lexists(path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file or an object."""
+    return version(path) is not None if isinstance(path, UrlPath) else os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; in a store, whether objects are below it."""
+    return bool(listing(path).folders) if isinstance(path, UrlPath) else os.path.isdir(path)
+
+
+def stamp(paths: Iterable[Path]) -> int:
+    """Return a number that changes if one of the files or objects does. Raises OSError, or CodiError."""
+    found = []
+    for path in paths:
+        if isinstance(path, UrlPath):
+            found.append(str(version(path)))
+        else:
+            info = os.stat(path)
+            found.append(f"{info.st_size} {info.st_mtime_ns}")
+    return _number_of("\n".join(found))
+
+
+@contextmanager
+def local_copies(paths: Iterable[Path], limit: int) -> Iterator[Callable[[Path], Path]]:
+    """Copy objects into a temporary folder; yield a function from a path to its local file.
+
+    Local files are not copied. The folder has the folders of the store, so that what lies beside a file lies there too.
+
+    Args:
+        limit: bytes of each object.
+
+    Raises:
+        InvalidInput: an object with more. NotFound: it is not there. CodiError: it cannot be read.
+    """
+    remote = [path for path in paths if isinstance(path, UrlPath)]
+    if not remote:
+        yield lambda path: path
+        return
+    with tempfile.TemporaryDirectory(prefix="codi-") as scratch:
+
+        def local(path: Path) -> Path:
+            return Path(scratch, *path.parts) if isinstance(path, UrlPath) else path
+
+        for path in remote:
+            local(path).parent.mkdir(parents=True, exist_ok=True)
+            _copy(path, local(path), limit)
+        try:
+            yield local
+        except CodiError as error:  # which names the copy
+            text = re.sub(re.escape(f"{scratch}/") + r"([a-z0-9]+):/", r"\1://", str(error))
+            raise type(error)(text) from error
+
+
+@contextmanager
+def uploaded(path: UrlPath) -> Iterator[Path]:
+    """Yield a temporary file, and write it to the store, whole or not at all, unless the block fails.
+
+    Raises:
+        CodiError: it cannot be written; then what was there before still is.
+    """
+    with tempfile.TemporaryDirectory(prefix="codi-") as scratch:
+        file = Path(scratch, "object" + path.suffix)  # the store may tell its type by the name
+        yield file
+        system, target = opened(str(path))
+        with _store_errors(path):
+            if file.stat().st_size <= AT_ONCE:
+                system.pipe_file(target, file.read_bytes())
+            else:
+                system.put_file(str(file), target)
+
+
+def unwritable(folder: UrlPath) -> str | None:
+    """Return why nothing can be written into a folder; None if it can: an empty object was, and was removed."""
+    system, target = opened(f"{folder}/{PROBE}")
+    try:
+        with _store_errors(folder):
+            system.pipe_file(target, b"")
+    except CodiError as error:
+        return str(error).removeprefix(f"{folder}: ")
+    with suppress(Exception):  # who may write need not be allowed to remove
+        system.rm_file(target)
+    return None
+
+
+def _found(system: Any, path: str, recursive: bool) -> dict[str, dict[str, Any]]:
+    try:
+        found: dict[str, dict[str, Any]] = system.find(path, maxdepth=None if recursive else 1, detail=True)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _copy(path: UrlPath, target: Path, limit: int) -> None:
+    system, source = opened(str(path))
+    size = 0
+    with _store_errors(path), system.open(source, "rb") as reading, target.open("wb") as writing:
+        while chunk := reading.read(CHUNK):
+            size += writing.write(chunk)
+            if size > limit:
+                raise InvalidInput(f"the file has over {limit} bytes, the limit: make it smaller")
+
+
+@contextmanager
+def _store_errors(path: UrlPath) -> Iterator[None]:
+    """Turn whatever a store raises into a CodiError of one line."""
+    try:
+        yield
+    except CodiError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: there is no such object or bucket") from error
+    except PermissionError as error:
+        raise CodiError(
+            f"{path}: access denied ({reason(error)}): check the store's credentials, such as AWS_ACCESS_KEY_ID"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ == "NoCredentialsError":  # botocore's
+            raise CodiError(f"{path}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        raise CodiError(
+            f"{path}: {reason(error)}: check the name, the network, and the store's settings, such as AWS_ENDPOINT_URL"
+        ) from error
+
+
+def _version(info: Mapping[str, Any]) -> int:
+    tag = next((info[key] for key in (*TAGS, *TIMES) if info.get(key)), None)
+    tag = tag.timestamp() if isinstance(tag, datetime) else tag
+    return _number_of(f"{tag} {info.get('size')}")
+
+
+def _number_of(text: str) -> int:
+    """Return a number of 63 bits, which every database holds."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
+
+
+def _is_in(folder: str, skip: frozenset[str]) -> bool:
+    return any(folder == one or folder.startswith(f"{one}/") for one in skip)
+
+
+def _is_file_name(relative: str) -> bool:
+    return not {"", ".", ".."} & set(relative.split("/")) and "\0" not in relative
