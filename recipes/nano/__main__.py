@@ -92,13 +92,13 @@ def codi(workspace: Path, *arguments: str, threads: int) -> dict[str, Any]:
 
 
 def register_base(workspace: Path) -> None:
-    """Register the workspace's base as `nano`: the home is first opened without the bundle, which has that name too."""
+    """Register the workspace's base: the home is first opened without the bundle, which may have its name too."""
     if (workspace / "home" / "registry.db").exists():
         return
     source = workspace / "base"
     mark = load(str(source)).fingerprint
     with Registry.open(workspace / "home", bundled=workspace / "nothing-bundled") as registry:
-        registry.bases.add(bundle.BASE, source.absolute(), family=mark.family, sketch=mark.sketch)
+        registry.bases.add(bundle.base_name(workspace), source.absolute(), family=mark.family, sketch=mark.sketch)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,16 @@ def distil(data: Data, task: str, minutes: float, device: str, threads: int) -> 
         run = bundle.run_folder(workspace, task, number)
         done = run / bundle.DONE
         if not done.exists():
-            arguments = ["--preset", task, "--base", bundle.BASE, "--run-dir", str(run), "--device", device]
+            arguments = [
+                "--preset",
+                task,
+                "--base",
+                bundle.base_name(workspace),
+                "--run-dir",
+                str(run),
+                "--device",
+                device,
+            ]
             arguments += ["--cache-dir", str(workspace / "pairs"), "--time-budget", f"{one.minutes * scale:g}m"]
             arguments += [part for override in data.overrides(task, one) for part in ("-O", override)]
             arguments += ["--from", parent] if parent else []
@@ -241,6 +250,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--workspace", type=Path, default=Path("build/nano"))
+    parser.add_argument("--name", help="of the base (default: the workspace's, else nano)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--times", type=float, default=1.0, help="scale of all minutes below (default: 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="scale of all numbers of images (default: 1)")
@@ -283,6 +293,8 @@ def main() -> int:
         pieces.stop_after(arguments.piece)
     if state:
         pieces.restore_state(state, workspace)
+    if arguments.name:
+        bundle.set_base_name(workspace, arguments.name)
     try:
         run(arguments)
     except pieces.PieceEnd:

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from codi_hub.data.synthetic.scenes_words import EDITS, TIME_EDITS
 from codi_hub.diffusion.schedule import Schedule, VariancePreserving
+from recipes.nano import bundle
 from recipes.nano.images import Images
 from recipes.nano.kernels import attention, replace_group_norms, training_precision
 from recipes.nano.stage import train
@@ -239,6 +240,9 @@ def run(workspace: Path, images: Images, minutes: float, device: str = "cpu", st
     distance = colour_distance(model.text, words)
     print(f"relative distance of captions that differ in a colour: {distance:.3f}", flush=True)
     write(folder, model, vae, noise)
+    weights = f"the weights of {'/'.join(start.resolve().parts[-2:])}" if start else "random weights"
+    counts = {kind: len(rows) for kind, rows in latents.items()}
+    (workspace / bundle.ORIGIN).write_text(json.dumps({"start": weights, "images": counts}) + "\n")
     return folder
 
 

@@ -17,22 +17,23 @@ from codi_hub.registry import Registry
 from recipes.nano.kernels import precision
 
 BASE = "nano"
+ORIGIN = "unet/origin.json"  # in a workspace: what the base's training started from, and the images it used
+NAME = "name"  # file in a workspace: the name of its base, where that is not `BASE`
 ROOT = Path(codi_hub.__file__).parent / "nano"
 DONE = "done"  # file in a run folder: the reference of the version that the run registered
 FEATURES = "features"
 MANIFEST = "manifest.json"
 LIMIT = 60_000_000  # bytes, all bundled files together
-CARD = """# nano: a small text-to-image latent diffusion model
+CARD = """# {name}: a small text-to-image latent diffusion model
 
 The frozen base that CoDi Hub bundles. A diffusers folder, loadable with `StableDiffusionPipeline.from_pretrained`.
-`python -m recipes.nano` trained all of it from random weights; no photograph was among the training data.
+`python -m recipes.nano` trained it from {start}. {photographs_used}
 
 | part | network | parameters | training data | training |
 |-|-|-|-|-|
-| `vae` | AutoencoderTiny, f4, 12 channels: principal components | {vae:,} | {leaves} dead-leaves images \
-and {scenes} scenes, 64 px crops | {vae_steps:,} steps, {vae_minutes:.0f} minutes |
-| `unet` | UNet2DConditionModel, v-prediction, zero terminal SNR, no self-attention | {unet:,} | latents of the same \
-images, 96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
+| `vae` | AutoencoderTiny, f4, 12 channels: principal components | {vae:,} | {vae_training} |
+| `unet` | UNet2DConditionModel, v-prediction, zero terminal SNR, no self-attention | {unet:,} | latents of {images}, \
+96-128 px | {unet_steps:,} steps, {unet_minutes:.0f} minutes |
 | `text_encoder` | CLIPTextModel, 2 layers, vocabulary {words} | {text:,} | the scenes' captions, with the U-Net | |
 
 Hardware: {hardware}. Final losses: {losses}.
@@ -44,6 +45,12 @@ shapes: no animals, no people, and no words but those of the captions. The model
 on two CPU cores.
 {note}
 """
+
+
+PHOTOGRAPHS = (
+    "Crops of photographs were among the training data; the page on training data names the photographs, their authors "
+    "and licences."
+)
 
 
 def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
@@ -65,7 +72,7 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     (ROOT / "base" / "README.md").write_text(_card(workspace, base, note))
     mark = base.fingerprint
     entry = {
-        "name": BASE,
+        "name": base_name(workspace),
         "path": "base",
         "family": mark.family,
         "sketch": mark.sketch,
@@ -74,7 +81,8 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     adapters = []
     with Registry.open(workspace / "home") as registry:
         for task, count in rounds.items():
-            row = registry.adapters.resolve((run_folder(workspace, task, count) / DONE).read_text(), base=BASE)
+            ref = (run_folder(workspace, task, count) / DONE).read_text()
+            row = registry.adapters.resolve(ref, base=base_name(workspace))
             folder = ROOT / task
             folder.mkdir()
             for name in registry.adapters.files(row):
@@ -101,6 +109,20 @@ def run(workspace: Path, rounds: Mapping[str, int], note: str = "") -> None:
     if size > LIMIT:
         raise ValueError(f"the bundle has {size} bytes, the limit is {LIMIT}")
     print(f"{ROOT}: {size / 1e6:.1f} MB")
+
+
+def base_name(workspace: Path) -> str:
+    """Return the name under which the workspace's base is registered."""
+    file = workspace / NAME
+    return file.read_text() if file.exists() else BASE
+
+
+def set_base_name(workspace: Path, name: str) -> None:
+    """Name the workspace's base. Raises SystemExit where it is registered under another name already."""
+    if (workspace / "home").exists() and base_name(workspace) != name:
+        raise SystemExit(f"error: --name {name}: the base in {workspace} is registered as {base_name(workspace)}")
+    workspace.mkdir(parents=True, exist_ok=True)
+    (workspace / NAME).write_text(name)
 
 
 def run_folder(workspace: Path, task: str, number: int) -> Path:
@@ -151,18 +173,24 @@ def _sizes(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _card(workspace: Path, base: Backbone, note: str) -> str:
-    logs = {
-        stage: [json.loads(line) for line in (workspace / stage / "log.jsonl").read_text().splitlines()]
-        for stage in ("autoencoder", "unet")
+    logs = {stage: workspace / stage / "log.jsonl" for stage in ("autoencoder", "unet")}
+    last: dict[str, dict[str, Any]] = {
+        stage: json.loads(log.read_text().splitlines()[-1]) for stage, log in logs.items() if log.exists()
     }
-    last: dict[str, dict[str, Any]] = {stage: rows[-1] for stage, rows in logs.items()}
     losses = {k: v for row in last.values() for k, v in row.items() if k not in ("step", "minutes")}
+    origin = json.loads((workspace / ORIGIN).read_text())
+    counts = origin["images"]
+    vae_training = "that of the base it started from |"
+    if row := last.get("autoencoder"):
+        made = f"{counts['leaves']} dead-leaves images and {counts['scenes']} scenes, 64 px crops"
+        vae_training = f"{made} | {row['step']:,} steps, {row['minutes']:.0f} minutes"
     return CARD.format(
+        name=base_name(workspace),
         **{name: sum(p.numel() for p in getattr(base, part).parameters()) for name, part in PARTS.items()},
-        leaves=_count(workspace, "leaves"),
-        scenes=_count(workspace, "scenes"),
-        vae_steps=last["autoencoder"]["step"],
-        vae_minutes=last["autoencoder"]["minutes"],
+        start=origin["start"],
+        photographs_used=PHOTOGRAPHS if counts.get("photographs") else "No photograph was among the training data.",
+        vae_training=vae_training,
+        images=", ".join(f"{count} {kind}" for kind, count in counts.items()),
         unet_steps=last["unet"]["step"],
         unet_minutes=last["unet"]["minutes"],
         words=len(base.tokenizers[0]),
@@ -174,10 +202,6 @@ def _card(workspace: Path, base: Backbone, note: str) -> str:
 
 
 PARTS = {"vae": "vae", "unet": "unet", "text": "text_encoders"}
-
-
-def _count(workspace: Path, kind: str) -> int:
-    return sum(int(path.stem.split("-")[2]) for path in (workspace / "images").glob(f"{kind}-*.npy"))
 
 
 def _reconstruction(base: Backbone) -> str:

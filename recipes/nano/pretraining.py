@@ -362,7 +362,7 @@ def _register(
     record = format.AdapterRecord(
         task=name,
         kind="residual",
-        base=format.BaseRecord(name=bundle.BASE, family=mark.family, sketch=mark.sketch),
+        base=format.BaseRecord(name=bundle.base_name(workspace), family=mark.family, sketch=mark.sketch),
         prediction_type=base.schedule.prediction_type,
         steps=1,
         config=adapter.config,  # type: ignore[arg-type]
@@ -375,6 +375,12 @@ def _register(
     count = sum(value.numel() for value in adapter.parameters())
     with Registry.open(workspace / "home") as registry:
         row, _ = registry.adapters.add(
-            folder, task=name, base=bundle.BASE, kind="residual", steps=1, parameters=count, metrics=metrics
+            folder,
+            task=name,
+            base=bundle.base_name(workspace),
+            kind="residual",
+            steps=1,
+            parameters=count,
+            metrics=metrics,
         )
     (run_folder / bundle.DONE).write_text(row.ref)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import codi_hub
+from codi_hub.backbones import load
 from codi_hub.config.distill import DistillConfig
 from codi_hub.config.layers import merge, parse_override, read_preset
 from codi_hub.registry import Registry
@@ -108,6 +109,37 @@ def test_the_workspace_base_has_the_bundled_name_beside_the_bundle(tmp_path: Pat
         assert registry.bases.get(None).name == bundle.BASE
         assert registry.bases.get(None).source == str(tmp_path / "base")
         assert not registry.adapters.list("superres", base=bundle.BASE)
+
+
+def test_another_base_has_a_name_of_its_own(tmp_path: Path) -> None:
+    bundle.set_base_name(tmp_path, "nano2")
+    (tmp_path / "base").symlink_to(NANO / "base")
+    register_base(tmp_path)
+    with Registry.open(tmp_path / "home") as registry:
+        assert registry.bases.get("nano2").source == str(tmp_path / "base")
+    bundle.set_base_name(tmp_path, "nano2")
+    with pytest.raises(SystemExit, match=f"--name other: the base in {tmp_path} is registered as nano2"):
+        bundle.set_base_name(tmp_path, "other")
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_the_card_says_what_a_base_was_trained_on(
+    continued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_reconstruction", lambda base: "")
+    counts = {"scenes": 5, "leaves": 7} | ({"photographs": 9} if continued else {})
+    for stage_name in ["unet"] if continued else ["autoencoder", "unet"]:
+        (tmp_path / stage_name).mkdir()
+        row = {"step": 11, "minutes": 13.0, "scenes": 0.5}
+        (tmp_path / stage_name / "log.jsonl").write_text(json.dumps(row) + "\n")
+    start = "the weights of nano/base" if continued else "random weights"
+    (tmp_path / bundle.ORIGIN).write_text(json.dumps({"start": start, "images": counts}))
+    bundle.set_base_name(tmp_path, "nano2")
+    card = bundle._card(tmp_path, load(str(NANO / "base")), "")
+    assert card.startswith("# nano2: ")
+    assert f"trained it from {start}. " in card
+    assert ("Crops of photographs were" in card) == ("9 photographs" in card) == continued
+    assert ("No photograph was" in card) == ("11 steps, 13 minutes |\n| `unet`" in card) == (not continued)
 
 
 @pytest.mark.parametrize("task", nano.ROUNDS)
