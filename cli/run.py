@@ -31,7 +31,10 @@ def run(
         str | None, typer.Argument(metavar="TASK", help="TASK, TASK:VERSION or TASK:TAG", autocompletion=references)
     ] = None,
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT", help="Images and folders of images; - is one image on stdin")
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUT", help="Images and folders of images, or s3://BUCKET/FOLDER; - is one image on stdin"
+        ),
     ] = None,
     jobs: Annotated[
         Path | None,

@@ -155,7 +155,7 @@ class Hub:
     def run(
         self,
         ref: str,
-        inputs: Sequence[Path],
+        inputs: Sequence[Path | str],
         options: RunOptions | None = None,
         on_event: OnEvent = ignore,
         *,
@@ -164,6 +164,7 @@ class Hub:
         """Run an adapter over files and folders, and write the outputs.
 
         Args:
+            inputs: files and folders; also URLs in object stores, such as `s3://bucket/in`, as may be `options.out`.
             engine: "ray" makes the images by Ray, on the cluster of `options.ray`, or else on one of this process.
 
         Raises:

@@ -24,10 +24,10 @@ Answer = TypeVar("Answer")
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # of an object's content, by the names that stores have
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
-CHUNK = 1 << 20
 AT_ONCE = 64 << 20  # bytes that are written by one call; more is read from the file part by part
 PROBE = ".codi-write-test"
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/+(.*)", re.DOTALL)
 
 
@@ -52,7 +52,7 @@ class UrlPath(PosixPath):
 
 def is_url(text: str) -> bool:
     """Return whether a text is an URL, and no path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", text) is not None
+    return _SCHEME.match(text) is not None
 
 
 def as_path(text: str) -> Path:
@@ -104,20 +104,20 @@ class Listing:
         self.formed: dict[str, Any] = {}  # of `names`
         self.recursive = recursive
         system, path = opened(str(root))
-        with _store_errors(root):
-            found = _found(system, path, recursive)
-        self.is_file = path in found
+        self.is_file = False
         self.refused: list[str] = []
-        for full, info in found.items():
-            relative = full[len(path) + 1 :]
-            folder, _, name = relative.rpartition("/")
-            if full == path or not name:  # "sub/" marks a folder
-                continue
-            if not _is_file_name(relative):
-                self.refused.append(relative)
-            else:
-                self.folders.setdefault(folder, {})[name] = _version(info)
-        found.clear()
+        with _store_errors(root), suppress(FileNotFoundError):
+            for full, info in _found(system, path, recursive):
+                self._add(full[len(path) + 1 :], _version(info))
+
+    def _add(self, relative: str, version: int) -> None:
+        folder, _, name = relative.rpartition("/")
+        if not relative:
+            self.is_file = True
+        elif not _is_file_name(relative):
+            self.refused += [relative] if name else []  # "sub/" marks a folder
+        else:
+            self.folders.setdefault(folder, {})[name] = version
 
     def walk(self, skip: frozenset[str] = frozenset()) -> Iterator[str]:
         """Yield the names relative to the folder, in the order of `folders.walk`, without hidden ones.
@@ -132,7 +132,7 @@ class Listing:
                         yield f"{folder}/{name}" if folder else name
 
 
-_listings: ContextVar[dict[UrlPath, Listing] | None] = ContextVar("listings", default=None)  # of this thread
+_listings: ContextVar[dict[str, Listing] | None] = ContextVar("listings", default=None)  # of this thread
 
 
 @contextmanager
@@ -150,9 +150,9 @@ def listing(root: UrlPath, recursive: bool = True) -> Listing:
     known = _listings.get()
     if known is None:
         return Listing(root, recursive)
-    if root not in known or (recursive and not known[root].recursive):
-        known[root] = Listing(root, recursive)
-    return known[root]
+    if (text := str(root)) not in known or (recursive and not known[text].recursive):
+        known[text] = Listing(root, recursive)
+    return known[text]
 
 
 def names(folder: UrlPath, form: Callable[[Iterable[str]], Answer]) -> Answer:
@@ -161,19 +161,18 @@ def names(folder: UrlPath, form: Callable[[Iterable[str]], Answer]) -> Answer:
     Args:
         form: always the same function.
     """
-    found, inside = _known(folder) or (listing(folder, recursive=False), "")
+    found, inside = _known(str(folder)) or (listing(folder, recursive=False), "")
     if inside not in found.formed:
         found.formed[inside] = form(found.folders.get(inside, ()))
     answer: Answer = found.formed[inside]
     return answer
 
 
-def _known(folder: UrlPath) -> tuple[Listing, str] | None:
+def _known(folder: str) -> tuple[Listing, str] | None:
     """Return the listing that a folder is in, and its name there."""
-    known = _listings.get() or {}
-    for root in (folder, *folder.parents):
-        if root in known and (root == folder or known[root].recursive):
-            return known[root], "" if root == folder else str(folder)[len(str(root)) + 1 :]
+    for root, found in (_listings.get() or {}).items():
+        if folder == root or (found.recursive and folder.startswith(f"{root}/")):
+            return found, folder[len(root) + 1 :]
     return None
 
 
@@ -185,9 +184,10 @@ def version(path: UrlPath) -> int | None:
     Raises:
         CodiError: the store does not answer.
     """
-    if (known := _known(path.parent)) is not None:
+    folder, _, name = str(path).rpartition("/")
+    if (known := _known(folder)) is not None:
         found, inside = known
-        return found.folders.get(inside, {}).get(path.name)
+        return found.folders.get(inside, {}).get(name)
     system, inside = opened(str(path))
     with _store_errors(path):
         try:
@@ -285,22 +285,53 @@ def unwritable(folder: UrlPath) -> str | None:
     return None
 
 
-def _found(system: Any, path: str, recursive: bool) -> dict[str, dict[str, Any]]:
-    try:
-        found: dict[str, dict[str, Any]] = system.find(path, maxdepth=None if recursive else 1, detail=True)
-    except FileNotFoundError:
-        return {}
-    return found
+def _found(system: Any, path: str, recursive: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (path, what the store says of it) of the object itself, or of those below. Raises FileNotFoundError."""
+    if "s3" not in system.protocol:
+        yield from system.find(path, maxdepth=None if recursive else 1, detail=True).items()
+        return
+    system = _s3_lister(system)
+    bucket, _, key = path.partition("/")  # page by page: `find` holds all that S3 says of every object
+    request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "" if recursive else "/"}
+    page: Mapping[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        page = system.call_s3("list_objects_v2", **request, **({"ContinuationToken": token} if token else {}))
+        yield from ((f"{bucket}/{one['Key']}", one) for one in page.get("Contents", ()))
+    if key and not page.get("KeyCount"):
+        yield path, system.info(path)
+
+
+def _s3_lister(system: Any) -> Any:
+    """Return an S3 file system that reads the times in a listing faster: botocore's way takes most of its CPU."""
+    from aiobotocore.session import AioSession
+    from botocore.utils import parse_timestamp
+
+    def time(text: Any) -> datetime:
+        try:
+            return datetime.fromisoformat(text)
+        except (TypeError, ValueError):
+            parsed: datetime = parse_timestamp(text)
+            return parsed
+
+    session = AioSession()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=time)
+    return type(system)(session=session, skip_instance_cache=True, **system.storage_options)
 
 
 def _copy(path: UrlPath, target: Path, limit: int) -> None:
-    system, source = opened(str(path))
-    size = 0
-    with _store_errors(path), system.open(source, "rb") as reading, target.open("wb") as writing:
-        while chunk := reading.read(CHUNK):
-            size += writing.write(chunk)
-            if size > limit:
+    from fsspec.callbacks import Callback
+
+    class Limit(Callback):
+        """Ends a copy that is larger than it may be, be it announced or not."""
+
+        def call(self, *args: Any, **more: Any) -> None:
+            if max(self.size or 0, self.value) > limit:
                 raise InvalidInput(f"the file has over {limit} bytes, the limit: make it smaller")
+
+    system, source = opened(str(path))
+    with _store_errors(path):
+        system.get_file(source, str(target), callback=Limit())
 
 
 @contextmanager
@@ -327,7 +358,7 @@ def _store_errors(path: UrlPath) -> Iterator[None]:
 def _version(info: Mapping[str, Any]) -> int:
     tag = next((info[key] for key in (*TAGS, *TIMES) if info.get(key)), None)
     tag = tag.timestamp() if isinstance(tag, datetime) else tag
-    return _number_of(f"{tag} {info.get('size')}")
+    return _number_of(f"{tag} {info.get('size', info.get('Size'))}")
 
 
 def _number_of(text: str) -> int:

@@ -25,7 +25,7 @@ from PIL import Image
 from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.folders.plan import Item
 from codi_hub.images.io import MAX_BYTES, atomic_file, decode_image, open_image, to_srgb
-from codi_hub.objects import UrlPath, local_copies
+from codi_hub.objects import UrlPath, local_copies, place
 from codi_hub.paths import display_path, path_text
 from codi_hub.reports import JobsReport, RunReport
 
@@ -62,6 +62,8 @@ class ReportPage:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        if isinstance(place(self.path), UrlPath):
+            raise UsageError(f"report {place(self.path)}: the page is written to a local file: name one")
         if self.path.suffix.lower() not in SUFFIXES:  # no image, mask or prompt has this extension
             raise UsageError(f"report {self}: the name must end in .html")
         folder = False

@@ -100,7 +100,7 @@ class PlannedRun:
         return self.row.base, self.row.id, self.options.tile, json.dumps(self.recipe, sort_keys=True)
 
 
-def run(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> RunReport:
+def run(context: Context, ref: str, inputs: Sequence[Path | str], options: RunOptions, on_event: OnEvent) -> RunReport:
     """Run an adapter over files and folders; see `Hub.run`."""
     with listed_once():
         planned = _plan(context, ref, inputs, options, on_event)
@@ -148,20 +148,22 @@ def _run_all(context: Context, file: Path, runs: Sequence[PlannedRun], on_event:
     return JobsReport.of(file, reports)
 
 
-def _plan(context: Context, ref: str, inputs: Sequence[Path], options: RunOptions, on_event: OnEvent) -> PlannedRun:
+def _plan(
+    context: Context, ref: str, inputs: Sequence[Path | str], options: RunOptions, on_event: OnEvent
+) -> PlannedRun:
     Tiling.parse(options.tile)  # refused before any input is looked at
     SAMPLERS.check(options.sampler, "sampler")
     row = context.resolve(ref, options.base, allow_base_mismatch=options.allow_base_mismatch, on_event=on_event)
     task = context.catalog.load_task(row.task, options.set)
     check_size(options.size, task)
     origins = context.catalog.registry.runs.origins
-    inputs, options = [place(path) for path in inputs], _with_place(options)
+    places, options = [place(path) for path in inputs], _with_place(options)
     left_out: list[tuple[Path, str]] = []
 
     def on_left_out(path: Path, why: str) -> None:
         left_out.append((path, why))
 
-    items = plan(inputs, task, options, task_name=row.task, origins=origins, on_event=on_event, on_left_out=on_left_out)
+    items = plan(places, task, options, task_name=row.task, origins=origins, on_event=on_event, on_left_out=on_left_out)
     steps = options.steps or row.steps
     check_steps(steps, row)
     check_strength(options.strength, row)

@@ -18,7 +18,8 @@ from s3_server import BUSY, CUT, DENIED, S3Server
 
 from codi_hub import Catalog, Hub, RunOptions, objects, tasks
 from codi_hub.errors import CodiError
-from codi_hub.folders.plan import plan
+from codi_hub.folders.plan import Item, plan
+from codi_hub.folders.rows import RegistryLog
 from codi_hub.objects import UrlPath
 
 KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "topsecret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -312,7 +313,7 @@ def test_a_store_that_refuses_some_requests_loses_nothing(
     s3.requests.clear()
 
     def fault(request: str) -> Any:
-        if len(s3.requests) % 20:  # one of twenty is refused
+        if len(s3.requests) % 8:  # one of eight is refused
             return None
         refused.append(request)
         return BUSY if len(refused) % 2 else CUT
@@ -338,6 +339,23 @@ def test_a_killed_run_makes_nothing_twice(s3_bucket: Bucket, noise: Path, monkey
         assert hub.run("superres", [f"{s3_bucket.url}/in"], options(f"{s3_bucket.url}/out")).ok == 6
         report = hub.run("superres", [f"{s3_bucket.url}/in"], options(f"{s3_bucket.url}/out"))
     assert (report.ok, report.skipped) == (0, 6)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_dead_worker_s_upload_counts(bucket: Bucket, recorded: bool) -> None:
+    """It is as it was written: by its version, or by its content if a kill came before the version was recorded."""
+    bucket.put("in/a.png", png(0))
+    with Hub.open() as hub:
+        hub.run("superres", [f"{bucket.url}/in"], options(f"{bucket.url}/out"))
+        runs = hub.catalog.registry.runs
+        item = Item(f"{bucket.url}/in/a.png", f"{bucket.url}/out/a.png", "a.png", 0)
+        if not recorded:
+            runs.set_version(1, None)
+        log = RegistryLog(runs, hub.catalog.registry.adapters.resolve("superres"), {}, [item])
+        log.join(1)
+        assert set(log.made({7: item})) == {7}
+        bucket.put("out/a.png", png(1))
+        assert log.made({7: item}) == {}
 
 
 # ---- hostile stores
@@ -401,6 +419,11 @@ def test_hostile_content_is_refused_before_it_is_decoded(
             "s3://BUCKET/in -o s3://no-such-bucket/out",
             2,
             "--out s3://no-such-bucket/out: cannot be written (there is no",
+        ),
+        (
+            "s3://BUCKET/in --report s3://BUCKET/page.html",
+            2,
+            "--report s3://BUCKET/page.html: the page is written to a",
         ),
         ("s3://BUCKET/in -o s3://BUCKET/a.gif", 2, "--out s3://BUCKET/a.gif: the name of one image"),
     ],

@@ -41,12 +41,13 @@ class S3Server:
         if fault is None:
             answer: Iterable[bytes] = self._app(environ, start_response)
             return answer
+        size = int(environ.get("CONTENT_LENGTH") or 0)
         if fault == CUT:
-            environ["wsgi.input"].read(10)
+            environ["wsgi.input"].read(size // 2)
             environ["werkzeug.socket"].shutdown(2)
             raise ConnectionError
         status, body = fault
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"].read(size)
         start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body.encode()]
 
