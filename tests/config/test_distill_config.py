@@ -50,7 +50,7 @@ def test_a_later_layer_replaces_values_and_keeps_their_neighbours() -> None:
 
 
 def test_presets_are_valid_and_say_when_they_are_regression() -> None:
-    assert set(preset_names()) == {*BUNDLED, "paper", "quick", "quality"}
+    assert set(preset_names()) == {*BUNDLED, "superres-pe-codi", "paper", "quick", "quality"}
     for name in preset_names():
         config = DistillConfig(**read_preset(name))
         text = (Path(first_edition.__file__).parent / "presets" / f"{name}.yaml").read_text()

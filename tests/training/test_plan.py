@@ -13,8 +13,9 @@ from codi_hub.record import label
 from codi_hub.training.job import Job, Plan, plan
 
 NOWHERE = BaseOptions(source="nowhere")
-METHODS = {"inpaint": "pe-codi"}  # of the bundled adapters; the others are regression
+METHODS = {"inpaint": "pe-codi", "superres-pe-codi": "pe-codi"}  # of presets for a task; the others are regression
 BUNDLED = ("superres", "inpaint", "depth", "edit", "canny", "deblur")
+OF_A_TASK = {name: name for name in BUNDLED} | {"superres-pe-codi": "superres"}
 
 
 def planned(task: str, *layers: dict[str, Any], base_kind: str | None = None) -> Plan:
@@ -23,9 +24,9 @@ def planned(task: str, *layers: dict[str, Any], base_kind: str | None = None) ->
     return plan(Job(task, task, config.task, "nano", NOWHERE, config, Path("unused"), base_kind=base_kind))
 
 
-@pytest.mark.parametrize("task", BUNDLED)
-def test_a_bundled_preset_trains_what_the_bundled_adapter_is(task: str) -> None:
-    work = planned(task, read_preset(task))
+@pytest.mark.parametrize("name", OF_A_TASK)
+def test_a_preset_for_a_task_trains_what_it_says(name: str) -> None:
+    work = planned(OF_A_TASK[name], read_preset(name))
     terms = work.method(work.loss, "cpu").weights()
     method = label(
         work.config.loss.method,
@@ -34,10 +35,10 @@ def test_a_bundled_preset_trains_what_the_bundled_adapter_is(task: str) -> None:
         start=work.adapter.start,
         start_noise=work.adapter.start_noise,
     )
-    assert method == METHODS.get(task, "regression")
+    assert method == METHODS.get(name, "regression")
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name not in BUNDLED])
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in OF_A_TASK])
 def test_the_other_presets_suit_every_task(name: str) -> None:
     for task in BUNDLED:
         assert planned(task, read_preset(name)).loss.consistency == 1.0
