@@ -23,7 +23,8 @@ from codi_hub.folders.making import RunSettings
 from codi_hub.folders.plan import Item, plan
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.folders.runner import FolderRun
-from codi_hub.objects import UrlPath, listed_once, listing, version
+from codi_hub.objects import listed_once, listing, version
+from codi_hub.urls import UrlPath
 
 PAGE = 1000  # names, as S3
 

@@ -16,8 +16,8 @@ from codi_hub.cli.progress import Display
 from codi_hub.cli.stdin import STDIN, stored_stdin
 from codi_hub.config.options import RunOptions
 from codi_hub.errors import UsageError, printable
-from codi_hub.objects import as_path
 from codi_hub.reports import JobsReport, RunReport
+from codi_hub.urls import as_path
 
 NAMED = 3  # files that are left out for one reason, by name
 

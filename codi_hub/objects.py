@@ -1,6 +1,6 @@
-"""Objects in stores as paths: `UrlPath` and what a run does with them - list, copy here, write whole.
+"""Objects in stores: listed, copied here to be read, and written whole.
 
-A path of a local file takes none of these ways. Only stores that write an object whole or not at all are here.
+A local file takes none of these ways.
 """
 
 from __future__ import annotations
@@ -13,76 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
-from codi_hub.errors import CodiError, InvalidInput, NotFound, UsageError, one_line
-from codi_hub.filesystems import opened, reason, shown
+from codi_hub.errors import CodiError, InvalidInput
+from codi_hub.filesystems import opened
+from codi_hub.urls import UrlPath, store_errors
 
 Answer = TypeVar("Answer")
 
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # of an object's content, by the names that stores have
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 AT_ONCE = 64 << 20  # bytes that are written by one call; more is read from the file part by part
 PROBE = ".codi-write-test"
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/+(.*)", re.DOTALL)
-
-
-class UrlPath(PosixPath):
-    """The path of an object or a folder in a store: `s3://bucket/sub/a.png`, with the parts of a path.
-
-    What would open it as a local file raises TypeError.
-    """
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return super().__str__().replace(":/", "://", 1)
-
-    def __fspath__(self) -> str:
-        raise TypeError(f"{self} is not a local file")
-
-    def absolute(self) -> UrlPath:
-        """Return the path itself."""
-        return self
-
-
-def is_url(text: str) -> bool:
-    """Return whether a text is an URL, and no path."""
-    return _SCHEME.match(text) is not None
-
-
-def as_path(text: str) -> Path:
-    """Return the path that a text names, in a store if it is an URL."""
-    return UrlPath(text) if is_url(text) else Path(text)
-
-
-def place(path: Path | str) -> Path:
-    """Return an input or output that a user named as a path; `Path("s3://bucket")` is read as it was meant.
-
-    Raises:
-        UsageError: an URL that is not of a store, or that has a password or no bucket.
-    """
-    match = None if isinstance(path, UrlPath) or os.path.lexists(path) else _URL.fullmatch(str(path))
-    if match is None:
-        return Path(path) if isinstance(path, str) else path
-    url = f"{match[1].lower()}://{match[2]}"
-    if match[1].lower() not in STORES:
-        raise UsageError(
-            f"{shown(url)}: not read or written by URL: give a local file or folder, or a store as s3://, gs://, hf://"
-        )
-    if shown(url) != one_line(url, 200):
-        raise UsageError(
-            f"{shown(url)}: give the credentials of a store in the environment, such as AWS_ACCESS_KEY_ID, not in its "
-            "URL, which others can see"
-        )
-    if not match[2].strip("/") or ".." in match[2].split("/"):
-        raise UsageError(f"{shown(url)}: name a bucket, and a folder in it without ..: s3://bucket/folder")
-    opened(url)
-    return UrlPath(url)
 
 
 class Listing:
@@ -106,7 +49,7 @@ class Listing:
         system, path = opened(str(root))
         self.is_file = False
         self.refused: list[str] = []
-        with _store_errors(root), suppress(FileNotFoundError):
+        with store_errors(root), suppress(FileNotFoundError):
             for full, info in _found(system, path, recursive):
                 self._add(full[len(path) + 1 :], _version(info))
 
@@ -189,7 +132,7 @@ def version(path: UrlPath) -> int | None:
         found, inside = known
         return found.folders.get(inside, {}).get(name)
     system, inside = opened(str(path))
-    with _store_errors(path):
+    with store_errors(path):
         try:
             return _version(system.info(inside))
         except FileNotFoundError:
@@ -265,7 +208,7 @@ def uploaded(path: UrlPath) -> Iterator[Path]:
         file = Path(scratch, "object" + path.suffix)  # the store may tell its type by the name
         yield file
         system, target = opened(str(path))
-        with _store_errors(path):
+        with store_errors(path):
             if file.stat().st_size <= AT_ONCE:
                 system.pipe_file(target, file.read_bytes())
             else:
@@ -276,7 +219,7 @@ def unwritable(folder: UrlPath) -> str | None:
     """Return why nothing can be written into a folder; None if it can: an empty object was, and was removed."""
     system, target = opened(f"{folder}/{PROBE}")
     try:
-        with _store_errors(folder):
+        with store_errors(folder):
             system.pipe_file(target, b"")
     except CodiError as error:
         return str(error).removeprefix(f"{folder}: ")
@@ -330,29 +273,8 @@ def _copy(path: UrlPath, target: Path, limit: int) -> None:
                 raise InvalidInput(f"the file has over {limit} bytes, the limit: make it smaller")
 
     system, source = opened(str(path))
-    with _store_errors(path):
+    with store_errors(path):
         system.get_file(source, str(target), callback=Limit())
-
-
-@contextmanager
-def _store_errors(path: UrlPath) -> Iterator[None]:
-    """Turn whatever a store raises into a CodiError of one line."""
-    try:
-        yield
-    except CodiError:
-        raise
-    except FileNotFoundError as error:
-        raise NotFound(f"{path}: there is no such object or bucket") from error
-    except PermissionError as error:
-        raise CodiError(
-            f"{path}: access denied ({reason(error)}): check the store's credentials, such as AWS_ACCESS_KEY_ID"
-        ) from error
-    except Exception as error:
-        if type(error).__name__ == "NoCredentialsError":  # botocore's
-            raise CodiError(f"{path}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-        raise CodiError(
-            f"{path}: {reason(error)}: check the name, the network, and the store's settings, such as AWS_ENDPOINT_URL"
-        ) from error
 
 
 def _version(info: Mapping[str, Any]) -> int:

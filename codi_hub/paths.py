@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from codi_hub.errors import printable
-from codi_hub.objects import UrlPath, is_url
+from codi_hub.urls import UrlPath, is_url
 
 
 def path_text(path: Path | str) -> str:

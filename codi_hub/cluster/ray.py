@@ -25,8 +25,8 @@ from codi_hub.folders.devices import Setup, WorkerSide, logger_levels, set_level
 from codi_hub.folders.interrupts import WorkersLost
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
-from codi_hub.objects import as_path
 from codi_hub.paths import absolute_path
+from codi_hub.urls import as_path
 
 CHUNK = 16  # items per task, at least; a multiple of the batch
 RETRIES = 2  # of a chunk whose actor died

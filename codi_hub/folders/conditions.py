@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from codi_hub.errors import InvalidInput, NotFound, UsageError, describe
 from codi_hub.folders.jobs import Also
 from codi_hub.folders.plan import Item
-from codi_hub.objects import UrlPath, is_file, is_folder, is_url, stamp
+from codi_hub.objects import is_file, is_folder, stamp
 from codi_hub.paths import display_path
+from codi_hub.urls import UrlPath, is_url
 
 if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow

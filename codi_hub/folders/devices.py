@@ -27,8 +27,8 @@ from codi_hub.folders.making import Done, Maker
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows, row_of
 from codi_hub.interrupts import ignored
-from codi_hub.objects import UrlPath
 from codi_hub.partial import clean
+from codi_hub.urls import UrlPath
 
 PULLED = 4  # items at a time, unless the batch is given
 LIVES = 2  # workers that may die with an item before it fails

@@ -16,9 +16,9 @@ from typing import Any
 
 from codi_hub import jsonl
 from codi_hub.config.options import RunOptions
-from codi_hub.errors import InvalidInput, UsageError
-from codi_hub.objects import place
+from codi_hub.errors import InvalidInput, UsageError, prefixed
 from codi_hub.paths import display_path
+from codi_hub.urls import place
 
 SHARED = (  # options of the whole run, which a line cannot set
     "device",
@@ -107,7 +107,9 @@ def _read(row: dict[str, Any], common: RunOptions, where: str) -> tuple[str, lis
     except UsageError as error:
         text = str(error)
         raise InvalidInput(f"{where}: {'output' + text[3:] if text.startswith('out ') else text}") from error
-    return task, [place(path) for path in inputs], options, _read_also(row.get("also"), where)
+    with prefixed(where):
+        places = [place(path) for path in inputs]
+    return task, places, options, _read_also(row.get("also"), where)
 
 
 def _check_keys(row: dict[str, Any], known: tuple[str, ...], where: str, what: str) -> None:
@@ -130,7 +132,8 @@ def _read_also(value: Any, where: str) -> tuple[Also, ...]:
             options = RunOptions(**{key: row[key] for key in ALSO_KEYS[2:] if row.get(key) is not None})
         except UsageError as error:
             raise InvalidInput(f"{where}: also: {error}") from error
-        found.append(Also(row["task"], place(row["input"]), options.strength, options.set))
+        with prefixed(f"{where}: also"):
+            found.append(Also(row["task"], place(row["input"]), options.strength, options.set))
     return tuple(found)
 
 

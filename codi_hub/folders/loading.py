@@ -22,7 +22,8 @@ from codi_hub.folders.plan import Item, Items
 from codi_hub.images.formats import ARRAYS
 from codi_hub.images.io import MAX_BYTES, LoadedImage, decode_image, input_hash, open_image
 from codi_hub.images.metadata import Metadata
-from codi_hub.objects import as_path, local_copies
+from codi_hub.objects import local_copies
+from codi_hub.urls import as_path
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Prepared, Task

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from codi_hub.objects import as_path, is_url
 from codi_hub.paths import absolute_path, display_path
+from codi_hub.urls import as_path, is_url
 
 if TYPE_CHECKING:
     from codi_hub.folders.plan import Item

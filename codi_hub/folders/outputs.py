@@ -15,9 +15,10 @@ from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.images.io import MAX_BYTES, decode_image, open_image
 from codi_hub.images.metadata import read_origin
-from codi_hub.objects import UrlPath, local_copies, version
+from codi_hub.objects import local_copies, version
 from codi_hub.registry.rows import OutputRow
 from codi_hub.registry.store import sha256
+from codi_hub.urls import UrlPath
 
 FOREIGN = (
     "the output exists, and codi did not write it or it was changed since: move it, choose another output folder or a "

@@ -21,9 +21,10 @@ from codi_hub.folders.walk import walk
 from codi_hub.images.formats import JPEG_EXTENSIONS
 from codi_hub.images.io import DEEP, MAX_BYTES, WRITABLE, has_alpha, names_image
 from codi_hub.images.sidecars import METADATA, clean_prompt
-from codi_hub.objects import UrlPath, as_path, listing, local_copies
+from codi_hub.objects import listing, local_copies
 from codi_hub.paths import absolute_path, display_path, path_text
 from codi_hub.seeds import image_seed, variant_seed
+from codi_hub.urls import UrlPath, as_path
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task

@@ -11,8 +11,9 @@ from codi_hub import jsonl
 from codi_hub.errors import InvalidInput
 from codi_hub.images.io import MAX_BYTES
 from codi_hub.images.sidecars import METADATA, clean_prompt, name_key, named, read_caption
-from codi_hub.objects import UrlPath, exists, local_copies
+from codi_hub.objects import exists, local_copies
 from codi_hub.paths import display_path
+from codi_hub.urls import UrlPath
 
 KEYS = ("prompt", "edit_prompt", "instruction", "text", "caption")  # in this order of precedence
 

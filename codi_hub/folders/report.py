@@ -25,9 +25,10 @@ from PIL import Image
 from codi_hub.errors import CodiError, UsageError, describe
 from codi_hub.folders.plan import Item
 from codi_hub.images.io import MAX_BYTES, atomic_file, decode_image, open_image, to_srgb
-from codi_hub.objects import UrlPath, local_copies, place
+from codi_hub.objects import local_copies
 from codi_hub.paths import display_path, path_text
 from codi_hub.reports import JobsReport, RunReport
+from codi_hub.urls import UrlPath, place
 
 SIDE = 512  # px, the longest side of a thumbnail
 MAX_ITEMS = 200  # with thumbnails: a browser has to hold them in memory

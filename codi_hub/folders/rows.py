@@ -14,10 +14,11 @@ from codi_hub.errors import CodiError
 from codi_hub.events import ItemDone, Message, OnEvent
 from codi_hub.folders.plan import Item
 from codi_hub.images.io import MAX_BYTES
-from codi_hub.objects import UrlPath, as_path, is_url, local_copies, version
+from codi_hub.objects import local_copies, version
 from codi_hub.paths import absolute_path, path_text
 from codi_hub.registry.rows import OutputRow, RunItemRow
 from codi_hub.registry.store import Stamp, sha256
+from codi_hub.urls import UrlPath, as_path, is_url
 
 if TYPE_CHECKING:
     from codi_hub.registry import AdapterRow

@@ -17,11 +17,12 @@ from codi_hub.folders.outputs import examine, replacing
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.interrupts import first_interrupt
-from codi_hub.objects import UrlPath, exists, listed_once, listing
+from codi_hub.objects import exists, listed_once, listing
 from codi_hub.objects import unwritable as unwritable_in_store
 from codi_hub.partial import clean
 from codi_hub.paths import display_path, unwritable
 from codi_hub.reports import RunReport
+from codi_hub.urls import UrlPath
 
 if TYPE_CHECKING:
     from codi_hub.inference.engine import AdapterGenerator

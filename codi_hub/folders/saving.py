@@ -19,7 +19,8 @@ from codi_hub.folders.rows import RegistryLog, row_of
 from codi_hub.images.io import save_image, with_alpha
 from codi_hub.images.values import grey
 from codi_hub.inference.tiling import finish_output
-from codi_hub.objects import UrlPath, exists
+from codi_hub.objects import exists
+from codi_hub.urls import UrlPath
 
 if TYPE_CHECKING:
     from codi_hub.tasks import Task

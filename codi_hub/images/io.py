@@ -24,9 +24,10 @@ from codi_hub.images.formats import EXTENSIONS, HEIF, readable_formats
 from codi_hub.images.metadata import ORIENTATION, Metadata
 from codi_hub.images.sixteen_bits import write_png, write_tiff
 from codi_hub.images.values import bled, eight_bits, fit_map, without_gamma
-from codi_hub.objects import UrlPath, uploaded
+from codi_hub.objects import uploaded
 from codi_hub.partial import temporary
 from codi_hub.paths import display_path
+from codi_hub.urls import UrlPath
 
 WRITABLE = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 DEEP = ("png", "tif", "tiff")  # types that are written with 16 bits per channel too

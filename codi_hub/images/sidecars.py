@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from codi_hub.errors import InvalidInput
-from codi_hub.objects import UrlPath, exists, local_copies
+from codi_hub.objects import exists, local_copies
 from codi_hub.objects import names as names_in
 from codi_hub.paths import display_path
+from codi_hub.urls import UrlPath
 
 METADATA = "metadata.jsonl"
 TEXT = ".txt"

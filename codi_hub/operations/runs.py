@@ -26,7 +26,7 @@ from codi_hub.folders.runner import FolderRun, Workers
 from codi_hub.folders.shards import of_shard
 from codi_hub.images.sidecars import clean_prompt
 from codi_hub.inference.tiling import Tiling
-from codi_hub.objects import listed_once, place
+from codi_hub.objects import listed_once
 from codi_hub.operations.context import (
     Context,
     check_guidance,
@@ -39,6 +39,7 @@ from codi_hub.operations.context import (
 from codi_hub.operations.workers import WorkerSetup
 from codi_hub.paths import absolute_path, path_text
 from codi_hub.reports import JobsReport, RunReport
+from codi_hub.urls import place
 
 if TYPE_CHECKING:
     from codi_hub.inference.engine import AdapterGenerator

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from codi_hub import Catalog, Hub, RunOptions, objects, tasks
 from codi_hub.errors import CodiError
 from codi_hub.folders.plan import Item, plan
 from codi_hub.folders.rows import RegistryLog
-from codi_hub.objects import UrlPath
+from codi_hub.urls import UrlPath
 
 KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "topsecret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -341,6 +344,37 @@ def test_a_killed_run_makes_nothing_twice(s3_bucket: Bucket, noise: Path, monkey
     assert (report.ok, report.skipped) == (0, 6)
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_an_upload_goes_on_there(
+    s3: S3Server, s3_bucket: Bucket, noise: Path, tmp_path: Path
+) -> None:
+    s3_bucket.fill(noise)
+    command = [sys.executable, "-m", "codi_hub.cli", "run", "superres", f"{s3_bucket.url}/in", "-q", "--steps", "1"]
+    command += ["--batch", "1", "--device", "cpu", "--out", f"{s3_bucket.url}/out"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    uploads: list[str] = []
+
+    def fault(request: str) -> Any:
+        if request.startswith("PUT") and request.endswith(".png"):
+            uploads.append(request)
+            if len(uploads) == 3:
+                running.kill()
+                running.wait()
+                return CUT
+        return None
+
+    s3.fault = fault
+    assert running.wait(timeout=300) == -signal.SIGKILL
+    s3.fault = lambda request: None
+    finished = s3_bucket.contents("out")
+    assert 0 < len(finished) < 6
+    with Hub.open() as hub:
+        hub.run("superres", [noise], options(tmp_path / "out"))
+        report = hub.run("superres", [f"{s3_bucket.url}/in"], options(f"{s3_bucket.url}/out"))
+    assert (report.ok, report.skipped, report.failed) == (6 - len(finished), len(finished), 1)
+    assert s3_bucket.contents("out") == contents(tmp_path / "out")
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_dead_worker_s_upload_counts(bucket: Bucket, recorded: bool) -> None:
     """It is as it was written: by its version, or by its content if a kill came before the version was recorded."""
@@ -405,7 +439,7 @@ def test_hostile_content_is_refused_before_it_is_decoded(
 @pytest.mark.parametrize(
     ("call", "code", "line"),
     [
-        ("file:///etc", 2, "file://etc: not read or written by URL: give a local file or folder, or a store as s3://"),
+        ("file:///etc", 2, "file:///etc: not read or written by URL: give a local file or folder, or a store as s3://"),
         ("https://me:topsecret@host/a.png", 2, "https://host/a.png: not read or written by URL: "),
         ("http://host/a.png?key=1", 2, "http://host/a.png?key=1: not read or written by URL: "),
         ("nosuch://there", 2, "nosuch://there: not read or written by URL: "),
@@ -437,6 +471,19 @@ def test_what_cannot_be_a_place_is_one_line(
     assert answer.err.startswith(f"Error: {line.replace('BUCKET', s3_bucket.name)}")
     assert answer.err.count("\n") == 1
     assert "sec" not in answer.err
+
+
+def test_a_job_without_a_place_is_named_by_its_line(tmp_path: Path, codi: Callable[..., Any]) -> None:
+    file = tmp_path / "jobs.jsonl"
+    for line, where in (
+        ({"task": "superres", "input": "https://me:pass@host/a.png"}, "https://host/a.png"),
+        ({"task": "superres", "input": str(tmp_path), "output": "ftp://host/out"}, "out: ftp://host/out"),
+        ({"task": "depth", "input": str(tmp_path), "also": {"task": "canny", "input": "file:///x"}}, "also: file:///x"),
+    ):
+        file.write_text(json.dumps(line))
+        answer = codi("run", "--jobs", file)
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert answer.err.startswith(f"Error: {file} line 1: {where}: not read or written by URL")
 
 
 def test_a_store_that_does_not_let_in_is_one_line(
