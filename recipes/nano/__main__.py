@@ -38,6 +38,8 @@ from recipes.nano.pretraining import Phase, Pretraining
 LEAVES, SCENES, PHOTOGRAPHS = 6144, 6144, 8192
 FEWEST = 3 * CHUNK  # images of a pool, of which `features` holds 128 out
 FEWEST_PAIRS = 64
+STAGE = "stages"  # folder in a workspace: a file for each stage that is complete, with its minutes
+CHECKPOINTS = {"autoencoder": "autoencoder", "base": "unet", "features": "feature-training"}  # folders by stage
 CONTINUE = 75  # exit status: EX_TEMPFAIL, run it again
 RESTORATION = ("superres", "inpaint", "deblur")  # tasks whose pairs are photographs too, where there are some
 MIXED = 2048  # leaves, and scenes, beside the photographs of their pairs
@@ -196,9 +198,19 @@ def pretrain(data: Data, minutes: float, device: str) -> None:
             pretraining.run(data.workspace, task, one, minutes / MINUTES["pretraining"], device, counts)
 
 
+def finished_checkpoints(workspace: Path) -> list[Path]:
+    """Return the checkpoints of trainings that are complete: nothing reads them but a longer training."""
+    patterns = [
+        f"{folder}/checkpoint.pt" for stage, folder in CHECKPOINTS.items() if (workspace / STAGE / stage).exists()
+    ]
+    for done in (workspace / "runs").glob(f"*/{bundle.DONE}"):
+        patterns += [f"{done.parent.relative_to(workspace)}/checkpoint.*", f"{done.parent.name}/*/checkpoint.pt"]
+    return [path for pattern in patterns for path in workspace.glob(pattern)]
+
+
 def once(data: Data, stage: str, minutes: float, run: Callable[[], object]) -> None:
     """Run a stage, unless it was completed in the same time before."""
-    done = data.workspace / "stages" / stage
+    done = data.workspace / STAGE / stage
     if done.exists() and done.read_text() == f"{minutes:g}":
         return
     print(f"== {stage}", flush=True)
@@ -302,7 +314,7 @@ def main() -> int:
         return CONTINUE
     finally:
         if state and workspace.exists():
-            files = pieces.save_state(workspace, state)
+            files = pieces.save_state(workspace, state, finished_checkpoints(workspace))
             print(f"{state}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.0f} MB", flush=True)
     return 0
 

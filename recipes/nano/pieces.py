@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PART = 16 << 20  # bytes of a file of the state, at most
@@ -68,11 +68,12 @@ def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
     return text
 
 
-def save_state(workspace: Path, state: Path) -> list[Path]:
-    """Write the workspace's trainings to files of at most `PART` bytes, and return them.
+def save_state(workspace: Path, state: Path, without: Collection[Path] = ()) -> list[Path]:
+    """Write the workspace's trainings, but some files of them, to files of at most `PART` bytes, and return them.
 
     An interrupted call leaves the state that was there before.
     """
+    left_out = {path.relative_to(workspace).as_posix() for path in without}
     fresh = state.with_name(state.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -80,7 +81,7 @@ def save_state(workspace: Path, state: Path) -> list[Path]:
     with writer, tarfile.open(fileobj=writer, mode="w|") as archive:
         for path in _content(workspace):
             if path.name not in REMADE:
-                archive.add(path, path.name)
+                archive.add(path, path.name, filter=lambda member: None if member.name in left_out else member)
     (fresh / INDEX).write_text(json.dumps(writer.index, indent=1) + "\n")
     state.mkdir(parents=True, exist_ok=True)  # a folder that is a mount, or another's, is filled and not replaced
     (state / INDEX).unlink(missing_ok=True)

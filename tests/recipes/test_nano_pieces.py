@@ -46,6 +46,22 @@ def test_a_state_is_the_trainings_in_small_files(tmp_path: Path, monkeypatch: py
     assert files(tmp_path / "third")["unet/checkpoint.pt"] == b"less"
 
 
+def test_checkpoints_of_complete_trainings_do_not_travel(tmp_path: Path) -> None:
+    complete = ["unet/checkpoint.pt", "runs/superres/checkpoint.safetensors", "pretraining-depth/1/checkpoint.pt"]
+    going_on = [
+        "feature-training/checkpoint.pt",
+        "runs/inpaint/checkpoint.safetensors",
+        "pretraining-edit/1/checkpoint.pt",
+    ]
+    others = ["stages/base", "runs/superres/done", "runs/pretraining-depth/done", "unet/log.jsonl"]
+    for name in complete + going_on + others:
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_text(name)
+    pieces.save_state(tmp_path / "one", tmp_path / "state", nano.finished_checkpoints(tmp_path / "one"))
+    pieces.restore_state(tmp_path / "state", tmp_path / "two")
+    assert set(files(tmp_path / "two")) == {*going_on, *others}
+
+
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace" / "a").write_bytes(b"weights")
