@@ -56,13 +56,15 @@ def recover(json: Json = False, quiet: Quiet = False) -> None:
     refs = [row.ref for row in recovery.rows]
     lines = [f"Registered again: {', '.join(refs)}." if refs else "No adapter was missing."]
     lines += [f"Not registered, its base has to be added first with `codi base add`: {text}" for text in recovery.left]
-    Output(json, quiet).result({"registered": refs, "left": list(recovery.left)}, "\n".join(lines))
+    lines += [f"Copied to the team's store: {recovery.copied} files that it lacked."] if recovery.copied else []
+    document = {"registered": refs, "left": list(recovery.left), "copied": recovery.copied}
+    Output(json, quiet).result(document, "\n".join(lines))
     if recovery.left:
         raise typer.Exit(1)
 
 
 def doctor(json: Json = False, quiet: Quiet = False) -> None:
-    """Check Python, torch, the device, the home folder, the registry and the bundled models."""
+    """Check Python, torch, the device, the home folder, the registry, a team's store and the bundled models."""
     with Catalog.open() as catalog:
         checks = catalog.doctor()
     rows = [(c["check"], "ok" if c["ok"] else "FAILED", c["detail"]) for c in checks]

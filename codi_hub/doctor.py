@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,8 @@ def diagnose(registry: Callable[[], Registry]) -> Iterator[dict[str, Any]]:
         "torch": _torch_version,
         "device": _device,
         "home": lambda: _writable(registry().home),
-        "registry": lambda: f"{registry().adapters.count()} adapters, {len(registry().bases.list())} bases",
+        "registry": lambda: _counts(registry()),
+        "store": lambda: _store(registry()),
         "bundled": lambda: _bundled(registry()),
     }
     for name, check in checks.items():
@@ -55,6 +57,21 @@ def _device() -> str:
 def _writable(home: Path) -> str:
     with tempfile.TemporaryFile(dir=home):
         return str(home)
+
+
+def _counts(registry: Registry) -> str:
+    bases = len(registry.bases.list())
+    begun = time.perf_counter()
+    adapters = registry.adapters.count()
+    asked = 1000 * (time.perf_counter() - begun)
+    return f"{adapters} adapters, {bases} bases in {registry.database.name}, {asked:.1f} ms per query"
+
+
+def _store(registry: Registry) -> str:
+    if registry.shared is None:
+        return "the home alone"
+    times = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in registry.shared.seconds().items())
+    return f"{registry.shared.name}, ms: {times}"
 
 
 def _bundled(registry: Registry) -> str:

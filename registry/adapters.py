@@ -18,7 +18,7 @@ from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
 from codi_hub.registry.rows import AdapterRow, Recovery, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
-from codi_hub.registry.verify import check_file, record_hash
+from codi_hub.registry.verify import check_file, needed_digests, record_hash
 
 if TYPE_CHECKING:
     from codi_hub.record import AdapterRecord
@@ -93,13 +93,29 @@ class Adapters:
             record = lookup.file_record(connection, row, name)
         if record.status == REMOVED:  # after `row` was read
             raise NotFound(f"{row.ref} for base {row.base} has been removed; see `codi list {row.task}`")
+        what = f"{name} of {row.ref}"
         if record.folder is None:
-            path = self._store.path(record.sha256)
-        elif self._manifest and row.status == READY:
+            return self._stored(record.sha256, what)
+        if self._manifest and row.status == READY:
             path = self._manifest.root / record.folder / name
         else:
             raise NotFound(f"{row.ref} came with another CoDi Hub, and this one lacks its files; use {row.task}:latest")
-        return check_file(self._database, path, record.sha256, f"{name} of {row.ref}")
+        return check_file(self._database, path, record.sha256, what)
+
+    def _stored(self, digest: str, what: str) -> Path:
+        """Return the path of a blob with the right content: a team's is copied here, again if the copy is damaged."""
+        try:
+            try:
+                return check_file(self._database, self._store.fetched(digest), digest, what)
+            except (NotFound, InvalidInput) as error:
+                if not self._store.shared and isinstance(error, NotFound) and self._database.is_server:
+                    raise NotFound(f"{error}; or share the files of all machines with CODI_STORE_URL") from error
+                if not self._store.shared:
+                    raise
+            self._store.path(digest).unlink(missing_ok=True)
+            return check_file(self._database, self._store.fetched(digest), digest, what)
+        except OSError as error:
+            raise CodiError(f"{what} cannot be copied to {self._store.root}: {error.strerror or error}") from error
 
     def holding(self, sha256: str, task: str, base: str) -> AdapterRow | None:
         """Return the newest version of a task on a base with these weights, None if it has none. Raises NotFound."""
@@ -151,13 +167,14 @@ class Adapters:
         from codi_hub.record import RECORD, recorded_method  # pydantic, which looking things up does not need
 
         values["method"] = recorded_method(folder / RECORD)
-        with self._storing(f"the adapter in {folder}"):
-            return self._record(values, {name: self._store.put(path) for name, path in files.items()})
+        with self._storing(f"the adapter in {folder}") as check:
+            return self._record(values, {name: self._store.put(path) for name, path in files.items()}, check)
 
     def recover(self, runs: Path, score: Callable[[AdapterRecord], float | None]) -> Recovery:
         """Record the adapters that lie in the store and in run folders, and that the database does not know.
 
-        Versions are numbered in the order in which their weights were written. Removed versions stay removed.
+        Versions are numbered in the order in which their weights were written. Removed versions stay removed. A team's
+        store is given the blobs that it lacks and this home has.
 
         Args:
             runs: the folder of the run folders.
@@ -168,7 +185,8 @@ class Adapters:
         """
         rows: list[AdapterRow] = []
         left: list[str] = []
-        with self._storing("the adapters found"):
+        with self._storing("the adapters found") as check:
+            copied = self._mend_shared()
             with self._database.read() as connection:
                 found = recovery.find(connection, self._store, runs)
                 bases = {row.name: row for row in self._bases.list()}
@@ -181,11 +199,26 @@ class Adapters:
                     continue
                 values = _values(record, record.task, ids[base.name], one.parameters, score(record))
                 stored = {name: self._store.put(path) for name, path in one.files.items()}
-                rows.append(self._record(values, stored)[0])
+                rows.append(self._record(values, stored, check)[0])
         if not left:
             with self._store.locked(), self._database.write() as connection:
                 recovery.set_additions(connection, self._store.additions().get(self._database.store_key, 0))
-        return Recovery(tuple(rows), tuple(left))
+        return Recovery(tuple(rows), tuple(left), copied)
+
+    def _mend_shared(self) -> int:
+        """Copy to a team's store the blobs that it lacks and this home has; return how many."""
+        if self._store.shared is None:
+            return 0
+        with self._database.read() as connection:
+            needed = needed_digests(connection)
+        there, shared, copied = self._store.shared.blobs(), self._store.shared, 0
+        for digest in sorted(needed):
+            path = self._store.path(digest)
+            if shared.path(digest) not in there and path.exists():
+                check_file(self._database, path, digest, f"the copy of {shared.where(digest)}")
+                shared.upload(path, digest)
+                copied += 1
+        return copied
 
     def install(
         self, files: Mapping[str, Path], record: AdapterRecord, *, task: str, base: str, score: float | None
@@ -207,7 +240,7 @@ class Adapters:
         parameters = recovery.parameters_of(files[WEIGHTS])
         if parameters is None or record.weights is None:
             raise InvalidInput(f"{WEIGHTS}: not readable as adapter weights")
-        with self._storing(f"the adapter for {task}"):
+        with self._storing(f"the adapter for {task}") as check:
             if existing := self.holding(record.weights, task, base):
                 return existing, False
             with self._database.read() as connection:
@@ -215,7 +248,7 @@ class Adapters:
             stored = {name: self._store.put(path) for name, path in files.items()}
             if stored[WEIGHTS][0] != record.weights:  # changed since its hash was checked
                 raise InvalidInput(f"{WEIGHTS}: changed while it was read; try again")
-            return self._record(_values(record, task, base_id, parameters, score), stored)[0], True
+            return self._record(_values(record, task, base_id, parameters, score), stored, check)[0], True
 
     def copy(self, ref: str, task: str, base: str | None = None) -> tuple[AdapterRow, bool]:
         """Record an adapter's files as the next version of another task on the same base, with it as the parent.
@@ -227,7 +260,7 @@ class Adapters:
             NotFound, UsageError: see `resolve`. NotFound, InvalidInput: see `file`. CodiError: not stored.
         """
         check_task(task)
-        with self._storing(ref):  # the store stays locked, so that no file is collected before it is recorded again
+        with self._storing(ref) as check:  # no file is collected before it is recorded again
             source = self.resolve(ref, base)
             if existing := self.holding(source.sha256, task, source.base):
                 return existing, False
@@ -236,13 +269,16 @@ class Adapters:
             kept = ("kind", "steps", "parameters", "metrics", "score", "method")
             values = {"task": task, "base_id": base_id, "parent": source.ref}
             values |= {name: getattr(source, name) for name in kept}
-            return self._record(values, {name: self._blob(source, name) for name in self.files(source)})[0], True
+            stored = {name: self._blob(source, name) for name in self.files(source)}
+            return self._record(values, stored, check)[0], True
 
     def _blob(self, row: AdapterRow, name: str) -> tuple[str, int]:
         """Return (sha256, bytes) of an adapter's file in the store; a bundled file is copied there. See `file`."""
         with self._database.read() as connection:
             record = lookup.file_record(connection, row, name)
         path = self._store.path(record.sha256)
+        if self._store.shared:  # what is here may not be there any more
+            return self._store.put(self.file(row, name))
         try:
             check_file(self._database, path, record.sha256, f"{name} of {row.ref}")
         except (NotFound, InvalidInput):
@@ -252,16 +288,20 @@ class Adapters:
         return record.sha256, path.stat().st_size
 
     @contextlib.contextmanager
-    def _storing(self, what: str) -> Iterator[None]:
-        """Hold the store's lock for a whole addition, until it is recorded. Raises CodiError for a failed write."""
+    def _storing(self, what: str) -> Iterator[Callable[[], None]]:
+        """Hold the store's locks for a whole addition, until it is recorded. Raises CodiError for a failed write.
+
+        Yields:
+            What is called before it is recorded; see `Database.storing`.
+        """
         try:
-            with self._store.locked():
+            with self._store.locked(), self._database.storing() as check:
                 key = self._database.store_key
                 with self._database.read() as connection:
                     lost, count = recovery.is_lost(connection, self._store, key), recovery.additions(connection)
                 self._store.add_database(key)
                 self._store.set_additions(key, count + lost)
-                yield
+                yield check
                 with self._database.read() as connection:
                     count = recovery.additions(connection)
                 self._store.set_additions(key, count + lost)  # by which a lost database is noticed, and stays so
@@ -269,7 +309,10 @@ class Adapters:
             where, why = self._store.root, error.strerror or error
             raise CodiError(f"{what} could not be stored under {where}: {why}") from error
 
-    def _record(self, values: dict[str, Any], stored: dict[str, tuple[str, int]]) -> tuple[AdapterRow, bool]:
+    def _record(
+        self, values: dict[str, Any], stored: dict[str, tuple[str, int]], check: Callable[[], None]
+    ) -> tuple[AdapterRow, bool]:
+        check()
         digest, size = stored[WEIGHTS]
         values |= {"sha256": digest, "bytes": size, "status": READY, "created": now()}
         with self._database.write() as connection:

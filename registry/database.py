@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from codi_hub.errors import CodiError, InvalidInput, UsageError
@@ -23,7 +23,8 @@ from codi_hub.registry.store import hold, sync_folder
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30
 LOCK = ".registry.lock"
-_ADVISORY_LOCK = 0xC0D1
+_ADVISORY_LOCK, _STORE_LOCK = 0xC0D1, 0xC0D2
+_IDENTITY = "identity"  # setting: the random name of a database on a server
 # Its pool logs what is raised while a connection closes, such as Ctrl-C, and raises it again: no second text on stderr.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
@@ -38,7 +39,8 @@ class Database:
 
     Attributes:
         name: its file, or its URL without the password.
-        store_key: its name in the store's list of databases; a file's path is relative to `home`, which may move.
+        store_key: its name in the store's list of databases: a file's path, relative to `home`, which may move; a
+            server's own random name, since its URL can be written in several ways.
         engine: SQLAlchemy's engine; use `read` and `write` for transactions.
         frozen: why the database cannot be written; it is then used as a copy in memory. None where it can be.
 
@@ -51,7 +53,7 @@ class Database:
         self._url = _parsed(url) if url else URL.create("sqlite", database=str(home / "registry.db"))
         self._file = Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
         self.name = str(self._file or self._url.render_as_string(hide_password=True))
-        self.store_key = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else self.name
+        self.store_key = os.path.relpath(self._file.resolve(), home.resolve()) if self._file else ""
         self.frozen: str | None = None
         self._copy: frozen.Copy | None = None
         cause = frozen.unwritable(self._file) if self._file else None
@@ -71,13 +73,58 @@ class Database:
         try:
             if self._is_old():
                 self._migrate()
+            if not self._file:
+                self.store_key = f"postgresql:{self._identity()}"
         except BaseException:
             self.close()
             raise
 
+    def _identity(self) -> str:
+        """Return the random name of this database, which the first caller gives it."""
+        query = select(models.setting.c.value).where(models.setting.c.name == _IDENTITY)
+        with self.read() as connection:
+            if found := connection.scalar(query):
+                return str(found)
+        with self.write() as connection:
+            if not (found := connection.scalar(query)):
+                found = uuid.uuid4().hex
+                connection.execute(models.setting.insert().values(name=_IDENTITY, value=found))
+            return str(found)
+
+    @contextlib.contextmanager
+    def storing(self, *, alone: bool = False, needed: bool = True) -> Iterator[Callable[[], None]]:
+        """Hold what keeps additions to the store and garbage collection apart on all machines that use the database.
+
+        Args:
+            alone: for garbage collection; additions hold it together.
+            needed: False for what only reads, which goes on where a file cannot be locked.
+
+        Yields:
+            A function that raises CodiError if it is no longer held, since the server was restarted.
+        """
+        if self._file:
+            with hold(self._file.with_name(f".{self._file.name}.store.lock"), needed=needed):
+                yield lambda: None
+            return
+        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with self._database_errors(), engine.connect() as connection:
+            connection.detach()  # the lock is the session's: it ends with it, however this process ends
+            shared = "" if alone else "_shared"
+            connection.exec_driver_sql(f"SELECT pg_advisory_lock{shared}({_STORE_LOCK})")
+            yield lambda: self._check(connection)
+
+    def _check(self, connection: Connection) -> None:
+        with self._database_errors():
+            connection.exec_driver_sql("SELECT 1")
+
     def _connect(self, url: URL) -> None:
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(write=True)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the database is a server's, which other machines may use too."""
+        return self._file is None
 
     def close(self) -> None:
         """Close the connections."""

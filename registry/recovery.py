@@ -81,6 +81,11 @@ def _in_runs(runs: Path) -> Iterator[tuple[str, Found]]:
 def _in_store(connection: Connection, store: Store) -> Iterator[tuple[str, Found]]:
     """Yield the blobs of weights with the record that names them, or that was written next before them."""
     recorded = set(connection.scalars(select(adapter_file.c.sha256)))
+    if store.shared:
+        for place in store.shared.blobs():
+            digest = place.rpartition("/")[2]
+            if digest not in recorded and place == store.shared.path(digest):
+                store.fetched(digest)
     blobs = [path for path in store.blobs() if path.name not in recorded]
     weights = {path.name: path for path in blobs if parameters_of(path) is not None}
     records = [path for path in blobs if path.name not in weights and _record(path) is not None]

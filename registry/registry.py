@@ -17,6 +17,7 @@ from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
 from codi_hub.registry.rows import Garbage, Problem
 from codi_hub.registry.runs import RunLog
+from codi_hub.registry.shared import Shared
 from codi_hub.registry.store import Store
 from codi_hub.registry.tasks import Tasks
 from codi_hub.registry.verify import collect, verify
@@ -35,25 +36,30 @@ class Registry:
         tasks: registered tasks; the built-in ones have no row.
         adapters: adapter versions, their files and tags.
         runs: the run log.
+        shared: the store of a team, None where all is in `home`.
     """
 
-    def __init__(self, home: Path, database: Database, manifest: Manifest | None) -> None:
+    def __init__(self, home: Path, database: Database, manifest: Manifest | None, shared: Shared | None) -> None:
         self.home = home
         self.database = database
         self._manifest = manifest
-        self._store = Store(home / "blobs")
+        self.shared = shared
+        self._store = Store(home / "blobs", shared)
         self.bases = Bases(database, manifest)
         self.tasks = Tasks(database)
         self.adapters = Adapters(database, self._store, self.bases, manifest)
         self.runs = RunLog(database)
 
     @classmethod
-    def open(cls, home: Path | None = None, *, url: str | None = None, bundled: Path | None = None) -> Self:
+    def open(
+        cls, home: Path | None = None, *, url: str | None = None, store: str | None = None, bundled: Path | None = None
+    ) -> Self:
         """Open a registry; create or migrate it where necessary.
 
         Args:
             home: default CODI_HOME, else the user's data folder.
             url: a PostgreSQL URL; default CODI_REGISTRY_URL, else SQLite in `home`.
+            store: URL of the store of a team's machines; default CODI_STORE_URL, else all is in `home`.
             bundled: folder with the bundled models' `manifest.json`; default: the package's own, if any.
 
         Raises:
@@ -79,7 +85,8 @@ class Registry:
         except BaseException:
             database.close()
             raise
-        return cls(home, database, manifest)
+        place = store or os.environ.get("CODI_STORE_URL")
+        return cls(home, database, manifest, Shared(place) if place else None)
 
     def close(self) -> None:
         """Close the database connections."""

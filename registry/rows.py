@@ -96,10 +96,14 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """The adapters that were recorded again, and those whose base is not registered, as text."""
+    """The adapters that were recorded again, and those whose base is not registered, as text.
+
+    `copied` counts the blobs that a team's store was given.
+    """
 
     rows: tuple[AdapterRow, ...]
     left: tuple[str, ...]
+    copied: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,9 @@ Hardware: {hardware}. Final losses: {losses}.
 
 PSNR of photographs, none of them training data, through the autoencoder: {photographs}.
 
-Scenes show spheres, boxes, cones and cylinders on a ground, under a sky or before a wall, and leaves abstract shapes.
-The captions of scenes are the only words. The model is small so that the method can be run on two CPU cores.
+The training images show spheres, boxes, cones and cylinders on a ground, under a sky or before a wall, and abstract
+shapes: no animals, no people, and no words but those of the captions. The model is small so that the method can be run
+on two CPU cores.
 {note}
 """
 

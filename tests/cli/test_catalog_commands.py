@@ -303,10 +303,13 @@ def test_verify_is_silent_until_a_file_differs(codi, adapter):
     assert codi("verify").code == 1
 
 
-def test_doctor_checks_each_part_and_fails_as_a_whole(codi, monkeypatch):
+def test_doctor_checks_each_part_and_fails_as_a_whole(codi, monkeypatch, tmp_path):
+    monkeypatch.setenv("CODI_STORE_URL", str(tmp_path / "team"))
     checks = {check["check"]: check for check in json.loads(codi("doctor", "--json").out)}
-    assert list(checks) == ["python", "codi-hub", "torch", "device", "home", "registry", "bundled"]
-    assert all(checks[name]["ok"] for name in list(checks)[:6]), checks
+    assert list(checks) == ["python", "codi-hub", "torch", "device", "home", "registry", "store", "bundled"]
+    assert all(checks[name]["ok"] for name in list(checks)[:7]), checks
+    times = r"ms: write [\d.]+, list [\d.]+, read [\d.]+, delete [\d.]+"
+    assert re.fullmatch(f"{tmp_path / 'team'}, {times}", checks["store"]["detail"])
     monkeypatch.setenv("CODI_HOME", "/proc/nowhere")
     answer = codi("doctor")
     assert answer.code == 1

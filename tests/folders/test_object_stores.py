@@ -17,15 +17,13 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from s3_server import BUSY, CUT, DENIED, S3Server
+from s3_server import BUSY, CUT, DENIED, KEYS, S3Server
 
 from codi_hub import Catalog, Hub, RunOptions, objects, tasks
 from codi_hub.errors import CodiError
 from codi_hub.folders.plan import Item, plan
 from codi_hub.folders.rows import RegistryLog
 from codi_hub.urls import UrlPath
-
-KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "topsecret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,6 @@ def test_what_a_file_system_says_is_shown_without_user_and_password():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})  # of what was imported
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "registry", {})  # of what was imported
     with pytest.raises(UsageError, match=r"^s3://bucket/in: s3:// needs .* not installed: pip install codi-hub\[s3\]$"):
         opened("s3://bucket/in")
