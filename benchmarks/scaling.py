@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ def main() -> None:
     names.add_argument("--names", type=int, default=1_000_000)
     registry = parts.add_parser("registry", help="rows per second and bytes per row of the run log")
     registry.add_argument("--rows", type=int, default=2000)
+    registry.add_argument("--workers", type=int, default=8, help="processes that write at once")
     cost = parts.add_parser("cost", help="1 M and 1 B images on 1, 8 and 1,000 devices")
     for name, default in vars(Figures()).items():
         cost.add_argument(f"--{name.replace('_', '-')}", type=float, default=default)
@@ -151,23 +154,29 @@ def _record(catalog: Catalog, items: list[Item], task: str, ref: str) -> None:
 # ---- registry
 
 
-def measure_registry(count: int) -> None:
-    """Record outputs one by one, as a run does, and weigh the database where it is SQLite."""
-    with _home() as folder:
-        with Catalog.open() as catalog:
-            run_id = catalog.registry.runs.start("superres", "superres:1", {})
+def measure_registry(count: int, workers: int) -> None:
+    """Record outputs one by one, as runs do, and weigh the database where it is SQLite."""
+    with _home() as folder, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        list(pool.map(_write, [1] * workers, range(workers)))  # all have started
         before = _size(folder / "home")
-        with Catalog.open() as catalog:
-            runs = catalog.registry.runs
-            start = time.perf_counter()
-            for k in range(count):
-                names = {"input": f"/data/images/{k // PER_FOLDER:04}/{k:07}.png", "output": f"/data/out/{k:07}.png"}
-                hashes = {"input_hash": f"{k:064x}", "output_hash": f"{k:064x}"}
-                values = {"status": "ok", "seed": k, "error": None, "seconds": 1.0}
-                runs.add_item(run_id, **names, **hashes, **values, output_bytes=1, output_mtime_ns=k)
-            seconds = time.perf_counter() - start
-        bytes_each = (_size(folder / "home") - before) / count
-        print(f"registry: {count / seconds:,.0f} rows/s by one writer, {bytes_each:,.0f} bytes per row")
+        each = count // workers
+        start = time.perf_counter()
+        list(pool.map(_write, [each] * workers, range(workers)))
+        seconds = time.perf_counter() - start
+        bytes_each = (_size(folder / "home") - before) / (each * workers)
+        print(f"registry: {each * workers / seconds:,.0f} rows/s by {workers} writers, {bytes_each:,.0f} bytes per row")
+
+
+def _write(count: int, worker: int) -> None:
+    """Record outputs of a run of its own."""
+    with Catalog.open() as catalog:
+        runs = catalog.registry.runs
+        run_id = runs.start("superres", "superres:1", {})
+        for k in range(count):
+            names = {"input": f"/data/images/{worker}/{k:07}.png", "output": f"/out/{worker}/{k:07}.png"}
+            hashes = {"input_hash": f"{k:064x}", "output_hash": f"{k:064x}"}
+            values = {"status": "ok", "seed": k, "error": None, "seconds": 1.0}
+            runs.add_item(run_id, **names, **hashes, **values, output_bytes=1, output_mtime_ns=k)
 
 
 def _size(home: Path) -> int:
