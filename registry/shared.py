@@ -129,6 +129,7 @@ class Shared:
             "delete": lambda system, root: system.rm_file(f"{root}/{path}"),
         }
         found = {}
+        self.leftovers()  # the first call opens the connection
         for what, call in calls.items():
             begun = time.perf_counter()
             self._call(call, path)
