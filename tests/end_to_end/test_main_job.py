@@ -20,6 +20,7 @@ from codi_hub.data.photographs import photographs
 from codi_hub.data.synthetic.scenes import scene
 from codi_hub.images.metrics import gmsd, psnr
 from codi_hub.tasks.degradation import degrade_once
+from codi_hub.training.records import Records
 
 SMALL = [
     "--train-steps",
@@ -191,6 +192,39 @@ def test_killed_and_resumed_training_gives_the_weights_of_an_uninterrupted_one(t
     assert [(process.communicate()[1], process.returncode)[1] for process in runs] == [0, 0]
     resumed, whole = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("killed", "whole"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def encoded_in(folder: Path) -> list[tuple[Path, str]]:
+    """The records of a cache, pairs and prompts: their file and key, in the order in which they were written."""
+    logs = sorted(folder.glob("*.jsonl"))
+    return [(log, json.loads(line)[0]) for log in logs for line in log.read_bytes().split(b"\n")[:-1]]
+
+
+@pytest.mark.slow
+def test_training_killed_while_it_encodes_loses_and_repeats_nothing(tmp_path: Path, home: Path) -> None:
+    steps = ("--train-steps", "12")
+    for encoded in (1, 20):  # of 36 pairs; the first kill comes before there is a checkpoint
+        more = ["--resume"] if (tmp_path / "killed" / "config.yaml").exists() else []
+        process = distil(tmp_path / "killed", *steps, "--cache-dir", str(tmp_path / "pairs"), *more)
+        while len(encoded_in(tmp_path / "pairs")) < encoded and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(encoded_in(tmp_path / "pairs")) < 36
+    whole = distil(tmp_path / "whole", *steps, "--cache-dir", str(tmp_path / "others"))
+    resumed = distil(tmp_path / "killed", *steps, "--cache-dir", str(tmp_path / "pairs"), "--resume")
+    assert [(process.communicate()[1], process.returncode)[1] for process in (whole, resumed)] == [0, 0]
+    ours, theirs = encoded_in(tmp_path / "pairs"), encoded_in(tmp_path / "others")
+    assert len(ours) == len(set(ours)) >= 36
+    assert {(log.name, key) for log, key in ours} == {(log.name, key) for log, key in theirs}
+    for log, key in theirs:
+        expected, found = (Records(tmp_path / name / log.stem).read(key) for name in ("others", "pairs"))
+        assert expected
+        assert found
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    weights = [load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("killed", "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 @pytest.mark.slow
