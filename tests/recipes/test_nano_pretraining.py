@@ -83,11 +83,11 @@ def test_a_short_pretraining_registers_an_adapter_to_start_from(
 ) -> None:
     shutil.copytree(NANO / "base", tmp_path / "base")
     (tmp_path / "images").mkdir()
-    for name, value in {"COUNTS": {32: 24, 64: 24}, "CHUNK": 12, "HELD_OUT": 8, "CELLS": 512}.items():
+    for name, value in {"CHUNK": 12, "HELD_OUT": 8, "CELLS": 512}.items():
         monkeypatch.setattr(pretraining, name, value)
     register_base(tmp_path)
     phases = [pretraining.Phase(0.01, (32,)), pretraining.Phase(0.01, (32, 64))]
-    pretraining.run(tmp_path, task, pretraining.Pretraining(0.05, phases), times=1)
+    pretraining.run(tmp_path, task, pretraining.Pretraining(0.05, phases), times=1, counts={32: 24, 64: 24})
     assert (tmp_path / f"pretraining-{task}" / "2" / "checkpoint.pt").exists()
     ref = (bundle.run_folder(tmp_path, f"pretraining-{task}", 1) / bundle.DONE).read_text()
     base = load(str(NANO / "base"))

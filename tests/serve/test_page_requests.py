@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,17 +110,20 @@ def test_limits_and_origins_are_those_of_the_api(shown: Running) -> None:
 
 
 def test_a_stop_ends_what_browsers_keep_open(tmp_path: Path) -> None:
-    ended = []
+    ended, begun = [], threading.Event()
     with serving(tmp_path, page=True) as started:
         assert started.get("/").status_code == 200
 
         def listen() -> None:
             with requests.get(f"{started.url}/gradio_api/heartbeat/abc", stream=True, timeout=60) as answer:
-                ended.append(b"".join(answer.iter_content()))
+                parts = answer.iter_content()
+                first = next(parts)
+                begun.set()
+                ended.append(first + b"".join(parts))
 
         thread = threading.Thread(target=listen)
         thread.start()
-        time.sleep(0.5)
+        assert begun.wait(60)
         started.server.stop()
         thread.join(20)
         assert not thread.is_alive()

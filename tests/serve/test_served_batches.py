@@ -21,7 +21,7 @@ from PIL import Image
 
 from codi_hub import Hub
 from codi_hub.registry import Registry
-from codi_hub.serve import batches as module
+from codi_hub.serve import batch_store as module
 
 PNG = encoded(photograph(16, 16), "PNG")
 URI = "data:image/png;base64," + base64.b64encode(PNG).decode()

@@ -65,6 +65,7 @@ def test_its_config_has_every_field_and_starts_the_same_run(tiny: Callable[..., 
         "consistency": 1.0,
         "consistency_cap": True,
         "teacher_guidance": None,
+        "adversarial": 0.0,
         "rollout": 0.0,
     }
     assert (layer["adapter"]["fusion"], layer["adapter"]["start"], layer["base"]) == ("gate", 1.0, "tiny")
