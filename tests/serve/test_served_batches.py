@@ -21,7 +21,7 @@ from PIL import Image
 
 from codi_hub import Hub
 from codi_hub.registry import Registry
-from codi_hub.serve import batch_store as module
+from codi_hub.serve import batch_store, batches
 
 PNG = encoded(photograph(16, 16), "PNG")
 URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -139,7 +139,7 @@ def test_a_missing_model_is_not_found(running: Running) -> None:
 
 
 def test_the_oldest_that_is_finished_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BATCHES", 2)
+    monkeypatch.setattr(batch_store, "MAX_BATCHES", 2)
     with serving(tmp_path) as started:
         names = []
         for number in range(3):
@@ -150,15 +150,15 @@ def test_the_oldest_that_is_finished_makes_room(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY", 0.2)
-    plain, faults = module.atomic_file, iter([True, False, True])
+    monkeypatch.setattr(batches, "RETRY", 0.2)
+    plain, faults = batch_store.atomic_file, iter([True, False, True])
 
     def failing(path: Path) -> Any:
         if path.suffix == ".json" and next(faults, False):
             raise OSError(28, "No space left on device")
         return plain(path)
 
-    monkeypatch.setattr(module, "atomic_file", failing)
+    monkeypatch.setattr(batch_store, "atomic_file", failing)
     with serving(tmp_path) as started:
         name = started.post("/v1/batches", json={"requests": [entry(k) for k in range(5)]}).json()["id"]
         assert ended(started, name)["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
