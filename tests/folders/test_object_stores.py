@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from s3_server import BUSY, CUT, DENIED, KEYS, S3Server
+from s3_server import BUSY, CUT, DENIED, S3Server, named_by_environment
 
 from codi_hub import Catalog, Hub, RunOptions, objects, tasks
 from codi_hub.errors import CodiError
@@ -34,13 +34,10 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def s3(server: S3Server) -> Iterator[S3Server]:
     """The server, as the environment names it."""
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url, "AWS_MAX_ATTEMPTS": "2"}.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield server
-    server.fault = lambda request: None
+    with named_by_environment(server, attempts=2):
+        yield server
 
 
 class Bucket:
@@ -420,6 +417,7 @@ def test_hostile_content_is_refused_before_it_is_decoded(
         bucket.put(f"in/{name}", content)
     bucket.put("in/large.png", png(0) + bytes(1 << 20))
     monkeypatch.setattr("codi_hub.folders.loading.MAX_BYTES", 1 << 20)
+    Image.init()  # one of Pillow's plug-ins makes an image when it is imported
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with Hub.open() as hub:
         report = hub.run("superres", [f"{bucket.url}/in"], options(f"{bucket.url}/out"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from s3_server import BUSY, CUT, DENIED, KEYS, S3Server
+from s3_server import BUSY, CUT, DENIED, KEYS, S3Server, named_by_environment
 from sqlalchemy import text
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound
@@ -344,15 +344,12 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(server: S3Server) -> Iterator[str]:
     """The URL of a folder in a new bucket of an S3 server."""
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url, "AWS_MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}/team"
-    server.fault = lambda request: None
+    with named_by_environment(server, attempts=1):
+        name = f"bucket-{uuid.uuid4().hex[:8]}"
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}/team"
 
 
 def open_machine(home: Path, url: str) -> Registry:

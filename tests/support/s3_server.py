@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import fsspec
+import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -51,6 +54,17 @@ class S3Server:
         environ["wsgi.input"].read(size)
         start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body.encode()]
+
+
+@contextmanager
+def named_by_environment(server: S3Server, attempts: int) -> Iterator[S3Server]:
+    """Let the environment name the server and the times that a call is tried; at the end it has no fault."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url, "AWS_MAX_ATTEMPTS": str(attempts)}.items():
+            patched.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        yield server
+    server.fault = lambda request: None
 
 
 class _Quiet(WSGIRequestHandler):
