@@ -153,6 +153,7 @@ def test_a_client_that_leaves_is_forgotten(running: Running) -> None:
     address = urlsplit(running.url)
     with socket.create_connection((address.hostname, address.port), 10) as connection:
         connection.sendall(head + body)
+    assert running.get("/health").json()["waiting"] == 0
 
 
 def test_names_of_elsewhere_and_pages_of_elsewhere(running: Running) -> None:

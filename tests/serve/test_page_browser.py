@@ -194,6 +194,8 @@ def test_refusals_are_shown(browser: Browser, tmp_path: Path) -> None:
     browser.one("#more button").click()
     browser.fill("#options textarea, #options input", '{"mask": "/etc/passwd"}')
     browser.generate("no option 'mask'")
+    assert "no option 'mask'" in browser.status
+    assert not browser.downloads.exists() or not [*browser.downloads.glob("*.png")]
 
 
 def test_a_token_opens_the_page(tmp_path: Path) -> None:
