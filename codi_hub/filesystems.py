@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from codi_hub.errors import CodiError, NotFound, UsageError, one_line, system_reason
 
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")  # which write an object whole or not at all
 PACKAGES = {"s3": "codi-hub[s3]", "s3a": "codi-hub[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -41,6 +44,31 @@ def opened(url: str) -> tuple[Any, str]:
     except Exception as error:
         raise CodiError(f"{shown(url)} cannot be opened: {reason(error)}") from error
     return system, str(root).rstrip("/")
+
+
+def write_whole(system: Any, target: str, content: Path | bytes, scratch: str) -> None:
+    """Write a file, whole or not at all: where a reader could see half of it, under another name that is renamed.
+
+    Args:
+        scratch: folder of the other name, in the same file system.
+    """
+    protocols = {system.protocol} if isinstance(system.protocol, str) else {*system.protocol}
+    is_store = not protocols.isdisjoint(STORES)
+    written = target if is_store else f"{scratch}/{uuid.uuid4().hex}.part"
+    for name in () if is_store else (written, target):
+        system.makedirs(name.rpartition("/")[0], exist_ok=True)
+    try:
+        if isinstance(content, bytes):
+            system.pipe_file(written, content)
+        else:
+            system.put_file(str(content), written)
+        if written != target:
+            system.mv(written, target)
+    except BaseException:
+        if written != target:
+            with suppress(Exception):  # it is not there, or as unreachable as the file system is
+                system.rm_file(written)
+        raise
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 
 from codi_hub.errors import CodiError, NotFound, UsageError, one_line
-from codi_hub.filesystems import opened, reason, shown
-
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")  # which write an object whole or not at all
+from codi_hub.filesystems import STORES, opened, reason, shown
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/+(.*)", re.DOTALL)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, func, select, update
 
 from codi_hub.errors import CodiError, Conflict, InvalidInput, NotFound, UsageError
 from codi_hub.registry import lookup, recovery, versions
+from codi_hub.registry.additions import fill_shared, storing
 from codi_hub.registry.bases import Bases
 from codi_hub.registry.bundled import Manifest
 from codi_hub.registry.database import Database
@@ -18,7 +18,7 @@ from codi_hub.registry.models import READY, REMOVED, adapter, adapter_file, tag
 from codi_hub.registry.references import LATEST, check_tag, check_task, parse
 from codi_hub.registry.rows import AdapterRow, Recovery, Removal, now, storable
 from codi_hub.registry.store import Stamp, Store
-from codi_hub.registry.verify import check_file, needed_digests, record_hash
+from codi_hub.registry.verify import check_file, record_hash
 
 if TYPE_CHECKING:
     from codi_hub.record import AdapterRecord
@@ -167,7 +167,7 @@ class Adapters:
         from codi_hub.record import RECORD, recorded_method  # pydantic, which looking things up does not need
 
         values["method"] = recorded_method(folder / RECORD)
-        with self._storing(f"the adapter in {folder}") as check:
+        with storing(self._database, self._store, f"the adapter in {folder}") as check:
             return self._record(values, {name: self._store.put(path) for name, path in files.items()}, check)
 
     def recover(self, runs: Path, score: Callable[[AdapterRecord], float | None]) -> Recovery:
@@ -185,8 +185,8 @@ class Adapters:
         """
         rows: list[AdapterRow] = []
         left: list[str] = []
-        with self._storing("the adapters found") as check:
-            copied = self._mend_shared()
+        with storing(self._database, self._store, "the adapters found") as check:
+            copied = fill_shared(self._database, self._store)
             with self._database.read() as connection:
                 found = recovery.find(connection, self._store, runs)
                 bases = {row.name: row for row in self._bases.list()}
@@ -204,21 +204,6 @@ class Adapters:
             with self._store.locked(), self._database.write() as connection:
                 recovery.set_additions(connection, self._store.additions().get(self._database.store_key, 0))
         return Recovery(tuple(rows), tuple(left), copied)
-
-    def _mend_shared(self) -> int:
-        """Copy to a team's store the blobs that it lacks and this home has; return how many."""
-        if self._store.shared is None:
-            return 0
-        with self._database.read() as connection:
-            needed = needed_digests(connection)
-        there, shared, copied = self._store.shared.blobs(), self._store.shared, 0
-        for digest in sorted(needed):
-            path = self._store.path(digest)
-            if shared.path(digest) not in there and path.exists():
-                check_file(self._database, path, digest, f"the copy of {shared.where(digest)}")
-                shared.upload(path, digest)
-                copied += 1
-        return copied
 
     def install(
         self, files: Mapping[str, Path], record: AdapterRecord, *, task: str, base: str, score: float | None
@@ -240,7 +225,7 @@ class Adapters:
         parameters = recovery.parameters_of(files[WEIGHTS])
         if parameters is None or record.weights is None:
             raise InvalidInput(f"{WEIGHTS}: not readable as adapter weights")
-        with self._storing(f"the adapter for {task}") as check:
+        with storing(self._database, self._store, f"the adapter for {task}") as check:
             if existing := self.holding(record.weights, task, base):
                 return existing, False
             with self._database.read() as connection:
@@ -260,7 +245,7 @@ class Adapters:
             NotFound, UsageError: see `resolve`. NotFound, InvalidInput: see `file`. CodiError: not stored.
         """
         check_task(task)
-        with self._storing(ref) as check:  # no file is collected before it is recorded again
+        with storing(self._database, self._store, ref) as check:  # no file is collected before it is recorded again
             source = self.resolve(ref, base)
             if existing := self.holding(source.sha256, task, source.base):
                 return existing, False
@@ -286,28 +271,6 @@ class Adapters:
                 raise
             return self._store.put(self.file(row, name))
         return record.sha256, path.stat().st_size
-
-    @contextlib.contextmanager
-    def _storing(self, what: str) -> Iterator[Callable[[], None]]:
-        """Hold the store's locks for a whole addition, until it is recorded. Raises CodiError for a failed write.
-
-        Yields:
-            What is called before it is recorded; see `Database.storing`.
-        """
-        try:
-            with self._store.locked(), self._database.storing() as check:
-                key = self._database.store_key
-                with self._database.read() as connection:
-                    lost, count = recovery.is_lost(connection, self._store, key), recovery.additions(connection)
-                self._store.add_database(key)
-                self._store.set_additions(key, count + lost)
-                yield check
-                with self._database.read() as connection:
-                    count = recovery.additions(connection)
-                self._store.set_additions(key, count + lost)  # by which a lost database is noticed, and stays so
-        except OSError as error:
-            where, why = self._store.root, error.strerror or error
-            raise CodiError(f"{what} could not be stored under {where}: {why}") from error
 
     def _record(
         self, values: dict[str, Any], stored: dict[str, tuple[str, int]], check: Callable[[], None]

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codi_hub.errors import CodiError, InvalidInput, NotFound
-from codi_hub.filesystems import file_system_errors, opened, shown
+from codi_hub.filesystems import file_system_errors, opened, shown, write_whole
 
 Answer = TypeVar("Answer")
 
 WAITS = (0.2, 1.0, 4.0)  # seconds before a refused call is made again
 CHUNK = 1 << 20
 FULL = {errno.ENOSPC, errno.EDQUOT}
-# Of other protocols a reader may see a file that is half written: it is written under another name and renamed.
-WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 
 
 class Shared:
@@ -61,7 +59,7 @@ class Shared:
         Raises:
             CodiError: it cannot be written.
         """
-        self._call(lambda system, root: _put(system, root, self.path(digest), source), self.path(digest))
+        self._write(self.path(digest), source)
 
     def download(self, digest: str, target: Path) -> None:
         """Copy a blob to a file that is not there yet, and check its content.
@@ -115,24 +113,24 @@ class Shared:
         """Set how many adapters a database has added. Raises CodiError."""
         content = json.dumps({"database": database, "additions": count}).encode()
         name = f"databases/{hashlib.sha256(database.encode()).hexdigest()[:16]}.json"
-        self._call(lambda system, root: _put(system, root, name, content), name)
+        self._write(name, content)
 
     # ---- calls
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds that it took to write, list, read and delete a small object. Raises CodiError."""
         path, content = f"tmp/{uuid.uuid4().hex}", b"0" * 1024
-        calls: dict[str, Callable[[Any, str], object]] = {
-            "write": lambda system, root: _put(system, root, path, content),
-            "list": lambda system, root: system.find(f"{root}/tmp"),
-            "read": lambda system, root: system.cat_file(f"{root}/{path}"),
-            "delete": lambda system, root: system.rm_file(f"{root}/{path}"),
+        calls: dict[str, Callable[[], object]] = {
+            "write": lambda: self._write(path, content),
+            "list": self.leftovers,
+            "read": lambda: self._call(lambda system, root: system.cat_file(f"{root}/{path}"), path),
+            "delete": lambda: self.delete(path),
         }
         found = {}
         self.leftovers()  # the first call opens the connection
         for what, call in calls.items():
             begun = time.perf_counter()
-            self._call(call, path)
+            call()
             found[what] = time.perf_counter() - begun
         return found
 
@@ -146,42 +144,24 @@ class Shared:
 
         return self._call(find, folder)
 
+    def _write(self, path: str, content: Path | bytes) -> None:
+        self._call(lambda system, root: write_whole(system, f"{root}/{path}", content, f"{root}/tmp"), path)
+
     def _call(self, call: Callable[[Any, str], Answer], what: str) -> Answer:
         """Return what a call of the file system and the root returns. Raises CodiError where it is refused."""
         system, root = self._place
-        for wait in (*WAITS, None):
-            try:
-                return call(system, root)
-            except Exception as error:
-                if wait is None or not _may_pass(error):
-                    with file_system_errors(f"{self.name}/{what}", missing="is not in the store"):
+        with file_system_errors(f"{self.name}/{what}", missing="is not in the store"):
+            for wait in WAITS:
+                try:
+                    return call(system, root)
+                except Exception as error:
+                    if not _may_pass(error):
                         raise
-            time.sleep(wait)
-        raise AssertionError("unreachable")
+                time.sleep(wait)
+            return call(system, root)
 
 
 def _may_pass(error: Exception) -> bool:
     """Return whether the same call may succeed later."""
     final = isinstance(error, (FileNotFoundError, PermissionError, CodiError))
     return not final and getattr(error, "errno", None) not in FULL
-
-
-def _put(system: Any, root: str, path: str, content: Path | bytes) -> None:
-    """Write a file, whole or not at all."""
-    protocols = {system.protocol} if isinstance(system.protocol, str) else {*system.protocol}
-    target, part = f"{root}/{path}", f"{root}/tmp/{uuid.uuid4().hex}.part"
-    written = target if protocols & WHOLE else part
-    if written == part:
-        for name in (part, target):
-            system.makedirs(name.rpartition("/")[0], exist_ok=True)
-    try:
-        if isinstance(content, bytes):
-            system.pipe_file(written, content)
-        else:
-            system.put_file(str(content), written)
-        if written == part:
-            system.mv(part, target)
-    except BaseException:
-        with contextlib.suppress(Exception):  # it is not there, or as unreachable as the store is
-            system.rm_file(part)
-        raise

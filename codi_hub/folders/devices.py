@@ -24,11 +24,10 @@ from codi_hub.errors import CodiError, describe
 from codi_hub.events import Message, OnEvent
 from codi_hub.folders.interrupts import WorkersLost
 from codi_hub.folders.making import Done, Maker
+from codi_hub.folders.outputs import clean_outputs
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows, row_of
 from codi_hub.interrupts import ignored
-from codi_hub.partial import clean
-from codi_hub.urls import UrlPath
 
 PULLED = 4  # items at a time, unless the batch is given
 LIVES = 2  # workers that may die with an item before it fails
@@ -189,9 +188,7 @@ class _Round:
         self._workers.remove(worker)
         worker.connection.close()
         worker.process.join()
-        for folder in {item.output.parent for item in worker.held.values()}:
-            if not isinstance(folder, UrlPath):
-                clean(folder)
+        clean_outputs(worker.held.values())
         made = self._log.made(worker.held)
         again = []
         for index in worker.held:

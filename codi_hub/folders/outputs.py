@@ -16,6 +16,7 @@ from codi_hub.folders.rows import RegistryLog
 from codi_hub.images.io import MAX_BYTES, decode_image, open_image
 from codi_hub.images.metadata import read_origin
 from codi_hub.objects import local_copies, version
+from codi_hub.partial import clean
 from codi_hub.registry.rows import OutputRow
 from codi_hub.registry.store import sha256
 from codi_hub.urls import UrlPath
@@ -49,6 +50,13 @@ class Existing:
     finished: bool = False
     error: str | None = None
     replaces: str | None = None
+
+
+def clean_outputs(items: Iterable[Item]) -> None:
+    """Remove what killed processes have left half written where outputs go; a store has no such files."""
+    for folder in {item.output.parent for item in items}:
+        if not isinstance(folder, UrlPath):
+            clean(folder)
 
 
 def examine(item: Item, input_hash: str | None, log: RegistryLog, *, verify: bool) -> Existing:

@@ -13,13 +13,12 @@ from codi_hub.errors import UsageError
 from codi_hub.events import Message, OnEvent, ignore
 from codi_hub.folders.interrupts import Interrupted, Stopped, WorkersLost
 from codi_hub.folders.making import Maker, RunSettings
-from codi_hub.folders.outputs import examine, replacing
+from codi_hub.folders.outputs import clean_outputs, examine, replacing
 from codi_hub.folders.plan import Item
 from codi_hub.folders.rows import RegistryLog, Rows
 from codi_hub.interrupts import first_interrupt
 from codi_hub.objects import exists, listed_once, listing
 from codi_hub.objects import unwritable as unwritable_in_store
-from codi_hub.partial import clean
 from codi_hub.paths import display_path, unwritable
 from codi_hub.reports import RunReport
 from codi_hub.urls import UrlPath
@@ -206,9 +205,7 @@ class FolderRun:
             self._rows.add(index, "planned" if error is None else "failed", error=error)
 
     def _process(self, indices: Sequence[int]) -> None:
-        for folder in {self._items[index].output.parent for index in indices}:
-            if not isinstance(folder, UrlPath):
-                clean(folder)
+        clean_outputs(self._items[index] for index in indices)
         if self._workers is not None:
             if indices:
                 self._maker.batches += self._workers.make(indices, self._items, self._rows, self._log, self._stop)
